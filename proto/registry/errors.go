@@ -1,0 +1,86 @@
+package registry
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+)
+
+// Error is a kind of failure that both ends know: a code of the specification ("Error Codes") with its status.
+// Wrap one with %w to say what was attempted; compare with errors.Is. The client turns a response back into the same value.
+type Error struct {
+	Code    string
+	Status  int
+	Message string // generic, used when nothing more specific is known
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// The one table from errors to statuses and codes.
+var (
+	ErrBlobUnknown         = &Error{"BLOB_UNKNOWN", http.StatusNotFound, "blob unknown to registry"}
+	ErrBlobUploadInvalid   = &Error{"BLOB_UPLOAD_INVALID", http.StatusBadRequest, "blob upload invalid"}
+	ErrBlobUploadUnknown   = &Error{"BLOB_UPLOAD_UNKNOWN", http.StatusNotFound, "blob upload unknown to registry"}
+	ErrRangeInvalid        = &Error{"BLOB_UPLOAD_INVALID", http.StatusRequestedRangeNotSatisfiable, "chunk is out of order"}
+	ErrDigestInvalid       = &Error{"DIGEST_INVALID", http.StatusBadRequest, "digest is malformed or does not match the content"}
+	ErrManifestBlobUnknown = &Error{"MANIFEST_BLOB_UNKNOWN", http.StatusNotFound, "manifest references content unknown to the repository"}
+	ErrManifestInvalid     = &Error{"MANIFEST_INVALID", http.StatusBadRequest, "manifest invalid"}
+	ErrManifestTooLarge    = &Error{"MANIFEST_INVALID", http.StatusRequestEntityTooLarge, "manifest is larger than 4 MiB"}
+	ErrManifestUnknown     = &Error{"MANIFEST_UNKNOWN", http.StatusNotFound, "manifest unknown to registry"}
+	ErrNameInvalid         = &Error{"NAME_INVALID", http.StatusBadRequest, "invalid repository name"}
+	ErrTagInvalid          = &Error{"MANIFEST_INVALID", http.StatusBadRequest, "invalid tag"}
+	ErrNameUnknown         = &Error{"NAME_UNKNOWN", http.StatusNotFound, "repository name not known to registry"}
+	ErrSizeInvalid         = &Error{"SIZE_INVALID", http.StatusBadRequest, "length does not match the content"}
+	ErrPaginationInvalid   = &Error{"PAGINATION_NUMBER_INVALID", http.StatusBadRequest, "invalid number of results requested"}
+	ErrUnauthorized        = &Error{"UNAUTHORIZED", http.StatusUnauthorized, "authentication required"}
+	ErrDenied              = &Error{"DENIED", http.StatusForbidden, "requested access to the resource is denied"}
+	ErrUnsupported         = &Error{"UNSUPPORTED", http.StatusMethodNotAllowed, "the operation is unsupported"}
+	ErrPrecondition        = &Error{"PRECONDITION_FAILED", http.StatusPreconditionFailed, "the tag has another digest"}
+	ErrTooManyRequests     = &Error{"TOOMANYREQUESTS", http.StatusTooManyRequests, "too many requests"}
+	ErrUnavailable         = &Error{"UNAVAILABLE", http.StatusServiceUnavailable, "not reachable now, try again"}
+	ErrStorageFull         = &Error{"INSUFFICIENT_STORAGE", http.StatusInsufficientStorage, "no space left for this content"}
+	ErrInternal            = &Error{"UNKNOWN", http.StatusInternalServerError, "internal error"}
+)
+
+// table holds every Error in the order in which the client matches a response: code and status first, then status alone.
+var table = []*Error{
+	ErrBlobUnknown, ErrBlobUploadInvalid, ErrBlobUploadUnknown, ErrRangeInvalid, ErrDigestInvalid, ErrManifestBlobUnknown,
+	ErrManifestInvalid, ErrManifestTooLarge, ErrManifestUnknown, ErrNameInvalid, ErrNameUnknown, ErrSizeInvalid,
+	ErrPaginationInvalid, ErrUnauthorized, ErrDenied, ErrUnsupported, ErrPrecondition, ErrTooManyRequests, ErrUnavailable,
+	ErrStorageFull, ErrInternal,
+}
+
+// RangeError is a chunk that does not start where the session stands. It is an ErrRangeInvalid; the answer is 416 with the
+// session's Location and Range.
+type RangeError struct {
+	Upload Upload
+	Got    int64 // where the chunk started
+}
+
+func (e *RangeError) Error() string {
+	return fmt.Sprintf("chunk starts at byte %d, the upload stands at byte %d", e.Got, e.Upload.Offset)
+}
+
+// Unwrap makes errors.Is(err, ErrRangeInvalid) true.
+func (e *RangeError) Unwrap() error { return ErrRangeInvalid }
+
+// RetryError is an error with the time after which another try is worth while, sent as Retry-After.
+type RetryError struct {
+	Err   error
+	After time.Duration
+}
+
+func (e *RetryError) Error() string { return e.Err.Error() }
+
+// Unwrap returns Err.
+func (e *RetryError) Unwrap() error { return e.Err }
+
+// kindOf finds the table entry of err; what is not in the table is the server's fault.
+func kindOf(err error) *Error {
+	var e *Error
+	if errors.As(err, &e) {
+		return e
+	}
+	return ErrInternal
+}

@@ -1,0 +1,96 @@
+package registry
+
+import (
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// What the specification lacks lives under /v2/<name>/_kraken/ (its "extensions" path form). The messages are here, the text is
+// in proto/README.md.
+
+// ExtensionVersion is the version of these messages, sent by every Client as header Kraken-Version. A server refuses a
+// greater major version with 400.
+const ExtensionVersion = 1
+
+// Limits of extension messages.
+const (
+	MaxDurableDigests = 10_000
+	MaxLeasePieces    = 256
+	MaxMetainfo       = 64 << 20 // bytes of an encoded metainfo
+	MaxNameRecord     = MaxManifest*2 + 64<<10
+)
+
+// LeaseRequest asks an origin for pieces to fetch from it (POST lease/<digest>).
+type LeaseRequest struct {
+	Peer string `json:"peer"`           // peer id, 40 hex digits; for logs only, origins keep nothing per agent
+	Have []byte `json:"have"`           // bitmap of the pieces that the agent has, BEP 3 bit order
+	Want []int  `json:"want,omitempty"` // pieces that a reader waits for, most urgent first
+	Max  int    `json:"max"`            // at most so many pieces, 1..MaxLeasePieces
+}
+
+// LeaseResponse names pieces that the agent should fetch now with ranged GETs of the blob.
+type LeaseResponse struct {
+	Pieces []int `json:"pieces"`
+	// Expires is how long the lease holds; a piece not fetched by then is given to another.
+	Expires time.Duration `json:"expires_ns"`
+	// RetryAfter is when to ask again when there were fewer pieces than asked for.
+	RetryAfter time.Duration `json:"retry_after_ns,omitempty"`
+}
+
+// DurableRequest asks an origin which blobs are in the bucket of the repository (POST durable).
+type DurableRequest struct {
+	Digests []digest.Digest `json:"digests"`
+}
+
+// DurableResponse divides the digests asked for. Pending ones are held here and on their way; Unknown ones may be at others.
+type DurableResponse struct {
+	Durable []digest.Digest `json:"durable"`
+	Pending []digest.Digest `json:"pending"`
+	Unknown []digest.Digest `json:"unknown"`
+}
+
+// Kinds of name records.
+const (
+	NameManifest = "manifest" // a manifest, with a tag or without
+	NameLayer    = "layer"    // a blob is a member of a repository
+	NameDeleted  = "deleted"  // the tag (or the manifest, or the layer) was deleted: a tombstone
+)
+
+// NameRecord is the durable copy of one change of names that is not in the bucket yet. Origins keep records and give them
+// back; build-index writes and removes them. Of two records for one (Repository, Tag or Digest) the one with the higher
+// Generation wins.
+type NameRecord struct {
+	Version    int           `json:"version"` // 1
+	Kind       string        `json:"kind"`
+	Repository string        `json:"repository"`
+	Tag        string        `json:"tag,omitempty"`
+	Digest     digest.Digest `json:"digest"`
+	MediaType  string        `json:"media_type,omitempty"`
+	Size       int64         `json:"size"`
+	Bytes      []byte        `json:"bytes,omitempty"`
+	Generation int64         `json:"generation"`
+	Time       time.Time     `json:"time"`
+}
+
+// PendingBlob is a blob that an origin holds and has not written back yet.
+type PendingBlob struct {
+	Digest       digest.Digest `json:"digest"`
+	Size         int64         `json:"size"`
+	Repositories []string      `json:"repositories"`
+	Since        time.Time     `json:"since"`
+}
+
+// WritebackStatus is GET /writeback of an origin's admin listener, and of a build-index's for its outbox.
+type WritebackStatus struct {
+	Pending int    `json:"pending"` // blobs, or outbox rows, that are not in the bucket yet
+	Names   int    `json:"names"`   // name records that are held
+	Oldest  string `json:"oldest,omitempty"`
+	Error   string `json:"error,omitempty"` // of the last try
+}
+
+// Layer is the membership of a blob in a repository (PUT, GET layers/<digest>).
+type Layer struct {
+	Digest digest.Digest `json:"digest"`
+	Size   int64         `json:"size"`
+}
