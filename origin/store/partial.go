@@ -1,0 +1,488 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"hash"
+	"io/fs"
+	"os"
+	"path"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/proto/blob"
+)
+
+// Partial is a blob of which only some pieces are there. It is one object for all its users; each calls Close once.
+//
+// Its file `pieces` holds two bitmaps: the pieces that were synced to the disk, and the ones that were verified, written for each
+// piece without a sync, together with the boot id of the machine. After a crash of the process alone the second one is true;
+// after a crash of the machine only the first.
+type Partial struct {
+	s *Store
+	m *blob.Metainfo
+	f *os.File // the data
+	b *os.File // the bitmaps
+
+	refs int // under the store's lock
+
+	mu      sync.Mutex
+	have    blob.Bitmap
+	synced  int // pieces that the synced bitmap has
+	changed chan struct{}
+	err     error
+	over    bool // committed or failed: the bitmaps are not written any more
+
+	kick   chan struct{}
+	stop   chan struct{}
+	done   chan struct{}
+	hash   hash.Hash // of the first hashed pieces; used by the worker, and by Commit after it
+	hashed int
+}
+
+const (
+	piecesMagic   = "kraken-pieces 1\n"
+	flushInterval = 5 * time.Second
+)
+
+// bootID tells one run of the machine from another (random(4)).
+var bootID = sync.OnceValue(func() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil || len(b) < 36 {
+		return ""
+	}
+	return string(b[:36])
+})
+
+func piecesHeader() string { return fmt.Sprintf("%s%-36s\n", piecesMagic, bootID()) }
+
+// encodePieces is the content of the pieces file.
+func encodePieces(synced, have blob.Bitmap) []byte {
+	return append(append([]byte(piecesHeader()), synced.Bytes()...), have.Bytes()...)
+}
+
+// decodePieces returns the pieces that can be trusted now. What can't be read means none.
+func decodePieces(n int, b []byte) (have blob.Bitmap) {
+	h := piecesHeader()
+	k := (n + 7) / 8
+	if len(b) != len(h)+2*k || !bytes.HasPrefix(b, []byte(piecesMagic)) {
+		return blob.NewBitmap(n)
+	}
+	part := b[len(h) : len(h)+k]
+	if bootID() != "" && string(b[:len(h)]) == h {
+		part = b[len(h)+k:]
+	}
+	have, err := blob.ParseBitmap(n, part)
+	if err != nil {
+		return blob.NewBitmap(n)
+	}
+	return have
+}
+
+// Partial opens a partial blob, resumed if some of it is there. ErrBusy when the whole blob is there already.
+func (s *Store) Partial(m *blob.Metainfo) (*Partial, error) {
+	d := m.Digest
+	s.mu.Lock()
+	if p := s.partials[d]; p != nil && p.m.InfoHash() == m.InfoHash() {
+		p.refs++
+		s.mu.Unlock()
+		return p, nil
+	}
+	taken := s.partials[d] != nil || s.entries[d] != nil
+	s.mu.Unlock()
+	if taken {
+		return nil, fmt.Errorf("open partial blob: %w: %s", ErrBusy, d)
+	}
+	var on int64
+	if fi, err := s.root.Stat(blobFile(d, fileData)); err == nil {
+		on = occupied(fi)
+	}
+	if err := s.reserve(m.Size - on); err != nil {
+		return nil, fmt.Errorf("open partial blob %s: %w", d, err)
+	}
+	p, err := s.openPartial(m)
+	if err != nil {
+		s.unreserve(m.Size - on)
+		return nil, fmt.Errorf("open partial blob %s: %w", d, err)
+	}
+	go p.work()
+	return p, nil
+}
+
+func (s *Store) openPartial(m *blob.Metainfo) (_ *Partial, err error) {
+	d := m.Digest
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.partials[d] != nil || s.entries[d] != nil {
+		return nil, ErrBusy
+	}
+	p := &Partial{
+		s: s, m: m, refs: 1, have: blob.NewBitmap(m.NumPieces()), changed: make(chan struct{}),
+		kick: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}), hash: d.Algorithm().Hash(),
+	}
+	old, merr := s.Metainfo(d)
+	if b, err := s.root.ReadFile(blobFile(d, filePieces)); err == nil && merr == nil && old.InfoHash() == m.InfoHash() {
+		p.have = decodePieces(m.NumPieces(), b)
+	}
+	if err := s.makeBlobDir(d); err != nil {
+		return nil, err
+	}
+	// The pieces file comes first: data without it would look like a whole blob.
+	if err := s.writeFile(blobFile(d, filePieces), encodePieces(p.have, p.have)); err != nil {
+		return nil, err
+	}
+	if err := s.writeFile(blobFile(d, fileMetainfo), m.Marshal()); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			p.closeFiles()
+		}
+	}()
+	if p.f, err = s.root.OpenFile(blobFile(d, fileData), os.O_CREATE|os.O_RDWR, 0o644); err != nil {
+		return nil, err
+	}
+	if err := p.f.Truncate(m.Size); err != nil {
+		return nil, err
+	}
+	if p.b, err = s.root.OpenFile(blobFile(d, filePieces), os.O_RDWR, 0o644); err != nil {
+		return nil, err
+	}
+	p.synced = p.have.Count()
+	s.partials[d] = p
+	return p, nil
+}
+
+func (p *Partial) closeFiles() {
+	for _, f := range []*os.File{p.f, p.b} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// Metainfo describes the blob.
+func (p *Partial) Metainfo() *blob.Metainfo { return p.m }
+
+// Bitmap is a copy of what is verified.
+func (p *Partial) Bitmap() blob.Bitmap {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.have.Clone()
+}
+
+// Has says whether piece i is verified.
+func (p *Partial) Has(i int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.have.Has(i)
+}
+
+// Complete says that all pieces are verified.
+func (p *Partial) Complete() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.have.Full()
+}
+
+// WriteAt writes bytes of pieces that are not verified yet.
+func (p *Partial) WriteAt(b []byte, off int64) (int, error) {
+	if off < 0 || off+int64(len(b)) > p.m.Size {
+		return 0, fmt.Errorf("write %d bytes at %d of %s: beyond its %d bytes", len(b), off, p.m.Digest, p.m.Size)
+	}
+	return p.f.WriteAt(b, off)
+}
+
+// ReadAt reads what is there; only verified pieces mean anything to others.
+func (p *Partial) ReadAt(b []byte, off int64) (int, error) { return p.f.ReadAt(b, off) }
+
+// MarkVerified says that piece i was written and passed its hash.
+func (p *Partial) MarkVerified(i int) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if i < 0 || i >= p.have.Len() {
+		return fmt.Errorf("%s has no piece %d", p.m.Digest, i)
+	}
+	if p.have.Has(i) || p.over {
+		return nil
+	}
+	p.have.Set(i)
+	if err := p.writeBit(i); err != nil {
+		p.s.log.Warn("a piece will be fetched again after a crash", "digest", p.m.Digest, "piece", i, "error", err)
+	}
+	p.broadcast()
+	select {
+	case p.kick <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// MarkUnverified takes a piece back that is not what it should be.
+func (p *Partial) MarkUnverified(i int) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.have.Has(i) || p.over {
+		return nil
+	}
+	p.have.Clear(i)
+	return p.writeBit(i)
+}
+
+// writeBit writes the byte of the live bitmap that has piece i.
+func (p *Partial) writeBit(i int) error {
+	b := p.have.Bytes()
+	_, err := p.b.WriteAt(b[i/8:i/8+1], int64(len(piecesHeader())+len(b)+i/8))
+	return err
+}
+
+func (p *Partial) broadcast() {
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+// Wait blocks until piece i is verified, or until the partial blob has failed or ctx is done.
+func (p *Partial) Wait(ctx context.Context, i int) error {
+	for {
+		p.mu.Lock()
+		has, err, changed := p.have.Has(i), p.err, p.changed
+		p.mu.Unlock()
+		if has {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// Fail ends the waiting of all readers with err. Pieces that are there stay.
+func (p *Partial) Fail(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.err == nil {
+		p.err = err
+		p.broadcast()
+	}
+}
+
+// work hashes the verified prefix as it grows, so that Commit has little left to read, and syncs now and then.
+func (p *Partial) work() {
+	defer close(p.done)
+	t := time.NewTicker(flushInterval)
+	defer t.Stop()
+	for {
+		select {
+		case <-p.stop:
+			return
+		case <-t.C:
+			if err := p.Flush(); err != nil {
+				p.s.log.Warn("partial blob was not synced", "digest", p.m.Digest, "error", err)
+			}
+		case <-p.kick:
+			for p.Has(p.hashed) {
+				select {
+				case <-p.stop:
+					return
+				default:
+				}
+				if err := p.hashPiece(); err != nil {
+					p.s.log.Warn("partial blob was not hashed ahead", "digest", p.m.Digest, "error", err)
+					break
+				}
+			}
+		}
+	}
+}
+
+func (p *Partial) hashPiece() error {
+	off := int64(p.hashed) * p.m.PieceLength()
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	// A half-hashed piece would spoil the rest: the bytes go to the hash only once they all were read.
+	n := p.m.PieceSize(p.hashed)
+	for at := int64(0); at < n; {
+		k := min(n-at, int64(len(*buf)))
+		if _, err := p.f.ReadAt((*buf)[:k], off+at); err != nil {
+			p.hash, p.hashed = p.m.Digest.Algorithm().Hash(), 0
+			return err
+		}
+		p.hash.Write((*buf)[:k])
+		at += k
+	}
+	p.hashed++
+	return nil
+}
+
+// Flush makes what is verified survive a crash of the machine.
+func (p *Partial) Flush() error {
+	p.mu.Lock()
+	have, stale := p.have.Clone(), !p.over && p.have.Count() != p.synced
+	p.mu.Unlock()
+	if !stale {
+		return nil
+	}
+	if err := p.f.Sync(); err != nil {
+		return fmt.Errorf("sync partial blob %s: %w", p.m.Digest, err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.over {
+		return nil
+	}
+	p.synced = have.Count()
+	if _, err := p.b.WriteAt(have.Bytes(), int64(len(piecesHeader()))); err != nil {
+		return fmt.Errorf("write bitmap of %s: %w", p.m.Digest, err)
+	}
+	return p.b.Sync()
+}
+
+// Commit makes a whole blob of a partial one: all pieces must be verified, the digest of the whole is checked. ErrDigestMismatch: the
+// pieces all passed and the whole is wrong, so the metainfo is; everything is removed. Readers of the partial blob read on
+// either way.
+func (p *Partial) Commit(ctx context.Context) (Info, error) {
+	d := p.m.Digest
+	if !p.Complete() {
+		return Info{}, fmt.Errorf("commit %s: %w: pieces are missing", d, ErrSizeMismatch)
+	}
+	p.stopWork()
+	for p.hashed < p.m.NumPieces() {
+		if ctx.Err() != nil {
+			return Info{}, context.Cause(ctx)
+		}
+		if err := p.hashPiece(); err != nil {
+			return Info{}, fmt.Errorf("commit %s: %w", d, err)
+		}
+	}
+	if got := digest.NewDigest(d.Algorithm(), p.hash); got != d {
+		err := fmt.Errorf("commit %s: %w: the content is %s", d, ErrDigestMismatch, got)
+		return Info{}, errors.Join(err, p.discard())
+	}
+	if err := p.f.Sync(); err != nil {
+		return Info{}, fmt.Errorf("commit %s: %w", d, err)
+	}
+	p.finish()
+	s := p.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.remove(blobFile(d, filePieces)); err != nil {
+		return Info{}, fmt.Errorf("commit %s: %w", d, err)
+	}
+	if err := s.syncDir(blobDir(d)); err != nil {
+		return Info{}, fmt.Errorf("commit %s: %w", d, err)
+	}
+	delete(s.partials, d)
+	s.entries[d] = &entry{size: p.m.Size, access: time.Now()}
+	return Info{d, p.m.Size}, nil
+}
+
+func (p *Partial) finish() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.over = true
+}
+
+func (p *Partial) stopWork() {
+	p.mu.Lock()
+	select {
+	case <-p.stop:
+	default:
+		close(p.stop)
+	}
+	p.mu.Unlock()
+	<-p.done
+}
+
+// discard removes everything of the partial blob.
+func (p *Partial) discard() error {
+	p.finish()
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	if p.s.partials[p.m.Digest] == p {
+		delete(p.s.partials, p.m.Digest)
+		p.s.used -= p.m.Size
+	}
+	return p.s.root.RemoveAll(blobDir(p.m.Digest))
+}
+
+// Close ends one user's use. After the last one the files are closed; what is there waits for the next Partial.
+func (p *Partial) Close() error {
+	p.s.mu.Lock()
+	p.refs--
+	last := p.refs == 0
+	p.s.mu.Unlock()
+	if !last {
+		return nil
+	}
+	p.stopWork()
+	err := p.Flush()
+	p.s.mu.Lock()
+	if p.refs > 0 { // somebody came back
+		p.s.mu.Unlock()
+		p.restart()
+		return err
+	}
+	if p.s.partials[p.m.Digest] == p {
+		delete(p.s.partials, p.m.Digest)
+		if fi, serr := p.f.Stat(); serr == nil {
+			p.s.used -= p.m.Size - occupied(fi)
+		}
+	}
+	p.s.mu.Unlock()
+	p.closeFiles()
+	return err
+}
+
+func (p *Partial) restart() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stop, p.done = make(chan struct{}), make(chan struct{})
+	go p.work()
+}
+
+// DropPartials removes partial blobs that nobody has open and nobody has written to for idle, and returns how many.
+func (s *Store) DropPartials(idle time.Duration) (int, error) {
+	limit := time.Now().Add(-idle)
+	n := 0
+	err := fs.WalkDir(s.root.FS(), "blobs", func(name string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() || e.Name() != filePieces {
+			return ignoreGone(err)
+		}
+		fi, err := e.Info()
+		if err != nil || fi.ModTime().After(limit) {
+			return ignoreGone(err)
+		}
+		dir := path.Dir(name)
+		d, err := blob.ParseDigest(path.Base(path.Dir(path.Dir(dir))) + ":" + path.Base(dir))
+		if err != nil {
+			return nil
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.partials[d] != nil || s.entries[d] != nil {
+			return nil
+		}
+		if fi, err := s.root.Stat(blobFile(d, fileData)); err == nil {
+			s.used -= occupied(fi)
+		}
+		n++
+		return s.root.RemoveAll(dir)
+	})
+	return n, err
+}
+
+func ignoreGone(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}

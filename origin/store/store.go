@@ -1,0 +1,302 @@
+// Package store keeps blobs on a local disk: whole ones by digest, partial ones by pieces, upload sessions, write-back markers
+// and name records. Origin and agent use it. What it has acknowledged survives kill -9 and power loss; everything else is found
+// and dropped, or resumed, at the next Open. It talks to no network and knows no swarm.
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/proto/blob"
+)
+
+// Errors of this package.
+var (
+	ErrNotFound       = errors.New("not in the store")
+	ErrDigestMismatch = errors.New("content does not match its digest")
+	ErrSizeMismatch   = errors.New("content does not have its size")
+	ErrUploadUnknown  = errors.New("no such upload session")
+	ErrFull           = errors.New("no space left in the store")
+	ErrNewerFormat    = errors.New("store was written by a newer version")
+	ErrBusy           = errors.New("in use by another writer")
+	ErrLocked         = errors.New("store is in use by another process")
+	ErrMarked         = errors.New("blob is not written back yet")
+)
+
+// Format is the version of the layout on disk.
+const Format = 1
+
+const formatPrefix = "kraken-store "
+
+// Config configures a Store.
+type Config struct {
+	Dir      string // only this process may use it
+	Capacity int64  // bytes that blobs and uploads may take, 0 is unbounded
+	// LowWater is the fraction of Capacity down to which an eviction goes, default 0.9.
+	LowWater float64
+	// OnEvict is told of each blob that made room for others, without the store's lock. May be nil.
+	OnEvict func(digest.Digest)
+	Logger  *slog.Logger
+}
+
+// Store is a directory of blobs. It is safe for concurrent use.
+type Store struct {
+	cfg  Config
+	log  *slog.Logger
+	root *os.Root
+	lock *os.File
+
+	mu       sync.Mutex
+	entries  map[digest.Digest]*entry
+	uploads  map[string]*Upload
+	partials map[digest.Digest]*Partial
+	used     int64 // bytes of blobs, partial blobs and uploads
+}
+
+// entry is a whole blob.
+type entry struct {
+	size   int64
+	access time.Time
+	open   int // readers and writers that keep it from being evicted
+	marked bool
+	pinned bool
+}
+
+// Info describes a whole blob.
+type Info struct {
+	Digest digest.Digest
+	Size   int64
+}
+
+// Open opens or creates the store in cfg.Dir and finds what is there; it reads no blob.
+func Open(cfg Config) (_ *Store, err error) {
+	if cfg.Dir == "" {
+		return nil, errors.New("open store: no directory is configured")
+	}
+	if cfg.LowWater == 0 {
+		cfg.LowWater = 0.9
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	s := &Store{cfg: cfg, log: cfg.Logger, entries: map[digest.Digest]*entry{}, uploads: map[string]*Upload{}, partials: map[digest.Digest]*Partial{}}
+	if s.lock, err = os.OpenFile(filepath.Join(cfg.Dir, "lock"), os.O_CREATE|os.O_RDWR, 0o644); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			s.lock.Close()
+			if s.root != nil {
+				s.root.Close()
+			}
+		}
+	}()
+	if err := syscall.Flock(int(s.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return nil, fmt.Errorf("open store %s: %w: end it, or configure another directory", cfg.Dir, ErrLocked)
+	}
+	if s.root, err = os.OpenRoot(cfg.Dir); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	if err := s.checkFormat(); err != nil {
+		return nil, err
+	}
+	for _, d := range []string{"blobs", "uploads", "names"} {
+		if err := s.root.MkdirAll(d, 0o755); err != nil {
+			return nil, fmt.Errorf("open store: %w", err)
+		}
+	}
+	if err := s.scan(); err != nil {
+		return nil, fmt.Errorf("open store %s: %w", cfg.Dir, err)
+	}
+	return s, nil
+}
+
+// checkFormat refuses a newer layout. There is no older one to migrate from yet.
+func (s *Store) checkFormat() error {
+	b, err := s.root.ReadFile("format")
+	if errors.Is(err, fs.ErrNotExist) {
+		return s.writeFile("format", fmt.Appendf(nil, "%s%d\n", formatPrefix, Format))
+	}
+	if err != nil {
+		return fmt.Errorf("open store: %w", err)
+	}
+	var v int
+	if _, err := fmt.Sscanf(string(b), formatPrefix+"%d\n", &v); err != nil || v < 1 {
+		return fmt.Errorf("open store %s: file format says %.40q, want %q: this is no store of Kraken", s.cfg.Dir, b, fmt.Sprint(formatPrefix, Format))
+	}
+	if v > Format {
+		return fmt.Errorf("open store %s: %w: format %d, this program knows up to %d: start a newer one, or give it an empty directory", s.cfg.Dir, ErrNewerFormat, v, Format)
+	}
+	return nil
+}
+
+// Close ends the use of the directory. Partial blobs are flushed; open readers stay valid.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	parts := make([]*Partial, 0, len(s.partials))
+	for _, p := range s.partials {
+		parts = append(parts, p)
+	}
+	ups := make([]*Upload, 0, len(s.uploads))
+	for _, u := range s.uploads {
+		ups = append(ups, u)
+	}
+	s.mu.Unlock()
+	var errs []error
+	for _, p := range parts {
+		errs = append(errs, p.Flush())
+	}
+	for _, u := range ups {
+		u.closeFile()
+	}
+	return errors.Join(append(errs, s.root.Close(), s.lock.Close())...)
+}
+
+// blobDir is where a digest's files are. Digests are validated, so the path can't leave the store.
+func blobDir(d digest.Digest) string {
+	h := d.Encoded()
+	return path.Join("blobs", d.Algorithm().String(), h[:2], h)
+}
+
+const (
+	fileData     = "data"
+	fileMetainfo = "metainfo"
+	filePieces   = "pieces"
+	fileMarker   = "writeback"
+	filePin      = "pin"
+)
+
+func blobFile(d digest.Digest, name string) string { return path.Join(blobDir(d), name) }
+
+// makeBlobDir makes the directory of d and what is above it, durably.
+func (s *Store) makeBlobDir(d digest.Digest) error {
+	dir := blobDir(d)
+	if _, err := s.root.Stat(dir); err == nil {
+		return nil
+	}
+	if err := s.root.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for p := path.Dir(dir); p != "."; p = path.Dir(p) {
+		if err := s.syncDir(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Store) syncDir(name string) error {
+	f, err := s.root.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}
+
+// writeFile replaces a small file durably: fsync, rename, fsync of the directory.
+func (s *Store) writeFile(name string, b []byte) error {
+	tmp := name + ".new"
+	f, err := s.root.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = s.root.Rename(tmp, name)
+	}
+	if err != nil {
+		return err
+	}
+	return s.syncDir(path.Dir(name))
+}
+
+// remove deletes a file; one that is not there is fine.
+func (s *Store) remove(name string) error {
+	if err := s.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// scan finds blobs and uploads. What a crash left half made is removed.
+func (s *Store) scan() error {
+	err := fs.WalkDir(s.root.FS(), "blobs", func(p string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		parts := strings.Split(p, "/")
+		if !e.IsDir() || len(parts) != 4 {
+			return nil
+		}
+		d, err := blob.ParseDigest(parts[1] + ":" + parts[3])
+		if err != nil {
+			s.log.Warn("a foreign folder in the store is left alone", "path", p)
+			return fs.SkipDir
+		}
+		if err := s.scanBlob(d); err != nil {
+			return err
+		}
+		return fs.SkipDir
+	})
+	if err != nil {
+		return err
+	}
+	return s.scanUploads()
+}
+
+func (s *Store) scanBlob(d digest.Digest) error {
+	fi, err := s.root.Stat(blobFile(d, fileData))
+	if errors.Is(err, fs.ErrNotExist) {
+		// A marker without data: the crash came between the two, the push was not acknowledged.
+		return s.root.RemoveAll(blobDir(d))
+	}
+	if err != nil {
+		return err
+	}
+	if s.has(d, filePieces) {
+		s.used += occupied(fi)
+		return nil // partial; opened when somebody wants it
+	}
+	s.used += fi.Size()
+	s.entries[d] = &entry{size: fi.Size(), access: fi.ModTime(), marked: s.has(d, fileMarker), pinned: s.has(d, filePin)}
+	return nil
+}
+
+func (s *Store) has(d digest.Digest, name string) bool {
+	_, err := s.root.Stat(blobFile(d, name))
+	return err == nil
+}
+
+// occupied is what a file takes on disk: sparse partial blobs take less than their size.
+func occupied(fi fs.FileInfo) int64 {
+	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+		return min(st.Blocks*512, fi.Size())
+	}
+	return fi.Size()
+}
+
+// Usage is the bytes in use and the capacity (0: unbounded).
+func (s *Store) Usage() (used, capacity int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.used, s.cfg.Capacity
+}

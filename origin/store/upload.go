@@ -1,0 +1,424 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"regexp"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/proto/blob"
+)
+
+// OffsetError is a chunk that does not start where the session stands.
+type OffsetError struct{ Want, Got int64 }
+
+func (e *OffsetError) Error() string {
+	return fmt.Sprintf("chunk starts at byte %d, the upload stands at byte %d", e.Got, e.Want)
+}
+
+// UploadOptions is what is known when a session starts. It is kept on disk beside the bytes.
+type UploadOptions struct {
+	ID     string        `json:"-"`                // [a-z0-9-]{1,64}; made up when empty
+	Size   int64         `json:"size"`             // of the whole blob in bytes, -1 when not known
+	Digest digest.Digest `json:"digest,omitempty"` // empty when not known
+	Note   string        `json:"note,omitempty"`   // the caller's, e.g. the repository
+}
+
+// Upload is a session: bytes on their way to a blob. It survives a restart. One writer at a time.
+type Upload struct {
+	s       *Store
+	id      string
+	o       UploadOptions
+	off     atomic.Int64
+	touched atomic.Int64 // Unix seconds
+
+	mu     sync.Mutex // held by the writer
+	f      *os.File   // nil before the first write and after the end
+	sha    hash.Hash  // SHA-256 of the first hashed bytes
+	hashed int64
+	pieces *blob.PieceHasher // nil when the size is not known, or the session was resumed
+	ended  bool
+
+	adopted bool // its bytes are a blob's now
+}
+
+var uploadID = regexp.MustCompile(`^[a-z0-9-]{1,64}$`)
+
+// writeBehind is after how many bytes the kernel is asked to start writing them to the disk, so that the fsync at the end
+// has little left to do.
+const writeBehind = 8 << 20
+
+func uploadFile(id, name string) string { return path.Join("uploads", id, name) }
+
+// NewUpload starts a session.
+func (s *Store) NewUpload(o UploadOptions) (*Upload, error) {
+	if o.ID == "" {
+		o.ID = rand.Text()
+		o.ID = string(toLower([]byte(o.ID)))
+	}
+	if !uploadID.MatchString(o.ID) {
+		return nil, fmt.Errorf("upload id %.80q: want %s", o.ID, uploadID)
+	}
+	b, err := json.Marshal(o)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.root.Mkdir(path.Join("uploads", o.ID), 0o755); err != nil {
+		return nil, fmt.Errorf("start upload: %w", err)
+	}
+	if err := s.root.WriteFile(uploadFile(o.ID, "session"), b, 0o644); err != nil {
+		return nil, fmt.Errorf("start upload: %w", err)
+	}
+	u := &Upload{s: s, id: o.ID, o: o, sha: digest.SHA256.Hash()}
+	if o.Size >= 0 && o.Size <= blob.MaxSize {
+		u.pieces = blob.NewPieceHasher(o.Size)
+	}
+	u.touch()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.uploads[o.ID] = u
+	return u, nil
+}
+
+func toLower(b []byte) []byte {
+	for i, c := range b {
+		if c >= 'A' && c <= 'Z' {
+			b[i] = c + 'a' - 'A'
+		}
+	}
+	return b
+}
+
+// scanUploads finds the sessions of the last run.
+func (s *Store) scanUploads() error {
+	dirs, err := fs.ReadDir(s.root.FS(), "uploads")
+	if err != nil {
+		return err
+	}
+	for _, e := range dirs {
+		var o UploadOptions
+		b, err := s.root.ReadFile(uploadFile(e.Name(), "session"))
+		if err != nil || json.Unmarshal(b, &o) != nil || !uploadID.MatchString(e.Name()) {
+			if err := s.root.RemoveAll(path.Join("uploads", e.Name())); err != nil {
+				return err
+			}
+			continue
+		}
+		o.ID = e.Name()
+		u := &Upload{s: s, id: o.ID, o: o, sha: digest.SHA256.Hash()}
+		u.touch()
+		if fi, err := s.root.Stat(uploadFile(o.ID, fileData)); err == nil {
+			u.off.Store(fi.Size())
+			u.touched.Store(fi.ModTime().Unix())
+			s.used += fi.Size()
+		} else if o.Size >= 0 && o.Size <= blob.MaxSize {
+			u.pieces = blob.NewPieceHasher(o.Size)
+		}
+		s.uploads[o.ID] = u
+	}
+	return nil
+}
+
+// Upload returns a session, ErrUploadUnknown when there is none.
+func (s *Store) Upload(id string) (*Upload, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if u := s.uploads[id]; u != nil {
+		return u, nil
+	}
+	return nil, fmt.Errorf("%w: %.64q", ErrUploadUnknown, id)
+}
+
+// ExpireUploads removes sessions that nobody has written to for idle, and returns how many.
+func (s *Store) ExpireUploads(idle time.Duration) int {
+	limit := time.Now().Add(-idle).Unix()
+	s.mu.Lock()
+	var old []*Upload
+	for _, u := range s.uploads {
+		if u.touched.Load() < limit {
+			old = append(old, u)
+		}
+	}
+	s.mu.Unlock()
+	n := 0
+	for _, u := range old {
+		if err := u.Abort(); err == nil {
+			n++
+		}
+	}
+	return n
+}
+
+func (u *Upload) touch() { u.touched.Store(time.Now().Unix()) }
+
+// ID names the session.
+func (u *Upload) ID() string { return u.id }
+
+// Note is the caller's note of the start.
+func (u *Upload) Note() string { return u.o.Note }
+
+// Size is the size that was announced, -1 for none.
+func (u *Upload) Size() int64 { return u.o.Size }
+
+// Offset is the number of bytes received.
+func (u *Upload) Offset() int64 { return u.off.Load() }
+
+// Reader opens what was received and what will be, for following a session while it is written. It stays valid when the session
+// becomes a blob. The caller closes it.
+func (u *Upload) Reader() (*os.File, error) {
+	f, err := u.s.root.OpenFile(uploadFile(u.id, fileData), os.O_CREATE|os.O_RDONLY, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("follow upload %s: %w", u.id, err)
+	}
+	return f, nil
+}
+
+var buffers = sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b }}
+
+// Write appends r at off, which must be the session's offset, or -1 for wherever it stands. What arrived before an error stays;
+// Offset is true in any case. ErrBusy when another writer is at it.
+func (u *Upload) Write(ctx context.Context, off int64, r io.Reader) (n int64, err error) {
+	if !u.mu.TryLock() {
+		return 0, fmt.Errorf("write upload %s: %w", u.id, ErrBusy)
+	}
+	defer u.mu.Unlock()
+	defer u.touch()
+	if u.ended {
+		return 0, fmt.Errorf("%w: %s", ErrUploadUnknown, u.id)
+	}
+	at := u.off.Load()
+	if off >= 0 && off != at {
+		return 0, &OffsetError{Want: at, Got: off}
+	}
+	if err := u.open(); err != nil {
+		return 0, err
+	}
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	flushed := at
+	for {
+		if ctx.Err() != nil {
+			return n, context.Cause(ctx)
+		}
+		k, rerr := r.Read(*buf)
+		if k > 0 {
+			if err := u.append((*buf)[:k], at); err != nil {
+				return n, err
+			}
+			at += int64(k)
+			n += int64(k)
+			if at-flushed >= writeBehind {
+				u.writeBehind(flushed, at-flushed)
+				flushed = at
+			}
+		}
+		if rerr == io.EOF {
+			return n, nil
+		}
+		if rerr != nil {
+			return n, fmt.Errorf("receive upload %s: %w", u.id, rerr)
+		}
+	}
+}
+
+// writeBehind only starts the kernel's writing; durability comes from the fsync at commit.
+func (u *Upload) writeBehind(off, n int64) {
+	const syncFileRangeWrite = 2 // SYNC_FILE_RANGE_WRITE, sync_file_range(2)
+	if err := syscall.SyncFileRange(int(u.f.Fd()), off, n, syncFileRangeWrite); err != nil {
+		u.s.log.Debug("early write-out is not available", "error", err)
+	}
+}
+
+func (u *Upload) open() error {
+	if u.f != nil {
+		return nil
+	}
+	f, err := u.s.root.OpenFile(uploadFile(u.id, fileData), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return fmt.Errorf("open upload %s: %w", u.id, err)
+	}
+	u.f = f
+	return nil
+}
+
+func (u *Upload) append(b []byte, at int64) error {
+	if u.o.Size >= 0 && at+int64(len(b)) > u.o.Size {
+		return fmt.Errorf("upload %s: %w: more than the %d bytes that were announced", u.id, ErrSizeMismatch, u.o.Size)
+	}
+	if err := u.s.reserve(int64(len(b))); err != nil {
+		return fmt.Errorf("upload %s: %w", u.id, err)
+	}
+	if _, err := u.f.WriteAt(b, at); err != nil {
+		u.s.unreserve(int64(len(b)))
+		if errors.Is(err, syscall.ENOSPC) {
+			return fmt.Errorf("upload %s: %w: %w", u.id, ErrFull, err)
+		}
+		return fmt.Errorf("upload %s: %w", u.id, err)
+	}
+	if u.hashed == at {
+		u.sha.Write(b)
+		u.hashed += int64(len(b))
+		if u.pieces != nil {
+			if _, err := u.pieces.Write(b); err != nil {
+				u.pieces = nil
+			}
+		}
+	}
+	u.off.Store(at + int64(len(b)))
+	return nil
+}
+
+// Commit verifies the bytes against d and makes them a blob, durably, by renaming: nothing is copied. The marker, if any, is
+// durable before the blob is visible. ErrDigestMismatch ends the session and nothing of it stays.
+func (u *Upload) Commit(ctx context.Context, d digest.Digest, m *Marker) (Info, error) {
+	if _, err := blob.ParseDigest(d.String()); err != nil {
+		return Info{}, err
+	}
+	if !u.mu.TryLock() {
+		return Info{}, fmt.Errorf("commit upload %s: %w", u.id, ErrBusy)
+	}
+	defer u.mu.Unlock()
+	if u.ended {
+		return Info{}, fmt.Errorf("%w: %s", ErrUploadUnknown, u.id)
+	}
+	size := u.off.Load()
+	if u.o.Size >= 0 && size != u.o.Size {
+		return Info{}, fmt.Errorf("commit %s: %w: %d bytes came, %d were announced", d, ErrSizeMismatch, size, u.o.Size)
+	}
+	if err := u.open(); err != nil { // a blob of 0 bytes may come without a write
+		return Info{}, err
+	}
+	if err := u.verify(ctx, d, size); err != nil {
+		if errors.Is(err, ErrDigestMismatch) {
+			err = errors.Join(err, u.end())
+		}
+		return Info{}, fmt.Errorf("commit upload %s: %w", u.id, err)
+	}
+	if err := u.f.Sync(); err != nil {
+		return Info{}, fmt.Errorf("commit %s: %w", d, err)
+	}
+	if err := u.s.adopt(u, d, size, m); err != nil {
+		return Info{}, fmt.Errorf("commit %s: %w", d, err)
+	}
+	return Info{d, size}, u.end()
+}
+
+func (u *Upload) verify(ctx context.Context, d digest.Digest, size int64) error {
+	if d.Algorithm() == digest.SHA256 && u.hashed == size {
+		if got := digest.NewDigest(digest.SHA256, u.sha); got != d {
+			return fmt.Errorf("%w: the content is %s, not %s", ErrDigestMismatch, got, d)
+		}
+		return nil
+	}
+	// Another algorithm than was guessed, or a resumed session: one more pass.
+	v := d.Verifier()
+	whole := io.NewSectionReader(u.f, 0, size)
+	_, err := io.Copy(v, readerFunc(func(b []byte) (int, error) {
+		if ctx.Err() != nil {
+			return 0, context.Cause(ctx)
+		}
+		return whole.Read(b)
+	}))
+	if err != nil {
+		return err
+	}
+	if !v.Verified() {
+		return fmt.Errorf("%w: not %s", ErrDigestMismatch, d)
+	}
+	return nil
+}
+
+// adopt moves the session's file to its digest.
+func (s *Store) adopt(u *Upload, d digest.Digest, size int64, m *Marker) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.entries[d] != nil {
+		if m == nil {
+			return nil
+		}
+		return s.mark(d, *m)
+	}
+	if s.partials[d] != nil {
+		return fmt.Errorf("%w: %s is being fetched", ErrBusy, d)
+	}
+	if err := s.makeBlobDir(d); err != nil {
+		return err
+	}
+	if m != nil {
+		if err := s.mark(d, *m); err != nil {
+			return err
+		}
+	}
+	if u.pieces != nil && u.hashed == size {
+		if mi, err := u.pieces.Sum(d); err == nil {
+			// Not synced: a torn one is computed again.
+			if err := s.root.WriteFile(blobFile(d, fileMetainfo), mi.Marshal(), 0o644); err != nil {
+				return err
+			}
+		}
+	}
+	if err := s.root.Rename(uploadFile(u.id, fileData), blobFile(d, fileData)); err != nil {
+		return err
+	}
+	// An idle partial download of the same blob is superseded; its bitmap goes after its data was replaced.
+	if err := s.remove(blobFile(d, filePieces)); err != nil {
+		return err
+	}
+	if err := s.syncDir(blobDir(d)); err != nil {
+		return err
+	}
+	s.entries[d] = &entry{size: size, access: time.Now(), marked: m != nil}
+	u.adopted = true
+	return nil
+}
+
+// Abort ends the session; nothing of it stays.
+func (u *Upload) Abort() error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.ended {
+		return fmt.Errorf("%w: %s", ErrUploadUnknown, u.id)
+	}
+	return u.end()
+}
+
+// end forgets the session; u.mu is held.
+func (u *Upload) end() error {
+	u.ended = true
+	if u.f != nil {
+		u.f.Close()
+		u.f = nil
+	}
+	u.s.mu.Lock()
+	delete(u.s.uploads, u.id)
+	if !u.adopted {
+		u.s.used -= u.off.Load()
+	}
+	u.s.mu.Unlock()
+	if err := u.s.root.RemoveAll(path.Join("uploads", u.id)); err != nil {
+		return fmt.Errorf("remove upload %s: %w", u.id, err)
+	}
+	return nil
+}
+
+func (u *Upload) closeFile() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.f != nil {
+		u.f.Close()
+		u.f = nil
+	}
+}
