@@ -1,0 +1,144 @@
+package transport
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"kraken/proto/config"
+)
+
+// ErrNoProgress is a request that was given up because no byte moved for the progress timeout.
+var ErrNoProgress = errors.New("no progress")
+
+// ClientConfig configures how a role speaks to the others.
+type ClientConfig struct {
+	CA   string `yaml:"ca"`   // PEM file of trusted roots, default the system's
+	Cert string `yaml:"cert"` // PEM file; with key: mutual TLS
+	Key  string `yaml:"key"`  // PEM file
+	// DialTimeout bounds the making of a connection, default 1s.
+	DialTimeout config.Duration `yaml:"dial_timeout"`
+	// ProgressTimeout is how long a request may go without a byte moving in either direction, default 30s. There is no limit on
+	// its whole length.
+	ProgressTimeout config.Duration `yaml:"progress_timeout"`
+}
+
+// NewClient returns a client that pools connections, never asks for compression, and gives up on lack of progress.
+func NewClient(cfg ClientConfig, _ *slog.Logger) (*http.Client, error) {
+	if cfg.DialTimeout == 0 {
+		cfg.DialTimeout = config.Duration(time.Second)
+	}
+	if cfg.ProgressTimeout == 0 {
+		cfg.ProgressTimeout = config.Duration(30 * time.Second)
+	}
+	tc := &tls.Config{MinVersion: tls.VersionTLS12}
+	if cfg.CA != "" {
+		p, err := pool(cfg.CA)
+		if err != nil {
+			return nil, err
+		}
+		tc.RootCAs = p
+	}
+	if cfg.Cert != "" || cfg.Key != "" {
+		p, err := newPair(cfg.Cert, cfg.Key)
+		if err != nil {
+			return nil, err
+		}
+		tc.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return p.get() }
+	}
+	t := &http.Transport{
+		DialContext:           (&net.Dialer{Timeout: time.Duration(cfg.DialTimeout), KeepAlive: 15 * time.Second}).DialContext,
+		TLSClientConfig:       tc,
+		TLSHandshakeTimeout:   5 * time.Second,
+		DisableCompression:    true,
+		MaxIdleConnsPerHost:   64,
+		IdleConnTimeout:       90 * time.Second,
+		ReadBufferSize:        64 << 10,
+		WriteBufferSize:       64 << 10,
+		ExpectContinueTimeout: time.Second,
+	}
+	return &http.Client{
+		Transport:     &progress{t, time.Duration(cfg.ProgressTimeout)},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}, nil
+}
+
+// progress cancels a request when nothing moves.
+type progress struct {
+	next    http.RoundTripper
+	timeout time.Duration
+}
+
+// RoundTrip implements http.RoundTripper.
+func (p *progress) RoundTrip(req *http.Request) (*http.Response, error) {
+	ctx, cancel := context.WithCancelCause(req.Context())
+	t := time.AfterFunc(p.timeout, func() { cancel(fmt.Errorf("%w for %s", ErrNoProgress, p.timeout)) })
+	req = req.WithContext(ctx)
+	if req.Body != nil && req.Body != http.NoBody {
+		req.Body = &sentBody{req.Body, t, p.timeout}
+	}
+	resp, err := p.next.RoundTrip(req)
+	if err != nil {
+		t.Stop()
+		err = because(ctx, err)
+		cancel(nil)
+		return nil, err
+	}
+	t.Stop()
+	resp.Body = &receivedBody{resp.Body, ctx, cancel, t, p.timeout}
+	return resp, nil
+}
+
+// because replaces a bare cancellation by its cause.
+func because(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil && errors.Is(cause, ErrNoProgress) {
+		return cause
+	}
+	return err
+}
+
+// sentBody stops the clock while the source is read: its slowness is not the other side's.
+type sentBody struct {
+	io.ReadCloser
+	t       *time.Timer
+	timeout time.Duration
+}
+
+func (b *sentBody) Read(p []byte) (int, error) {
+	b.t.Stop()
+	n, err := b.ReadCloser.Read(p)
+	b.t.Reset(b.timeout)
+	return n, err
+}
+
+// receivedBody runs the clock only while somebody waits for bytes: a slow reader is not the other side's fault.
+type receivedBody struct {
+	io.ReadCloser
+	ctx     context.Context
+	cancel  context.CancelCauseFunc
+	t       *time.Timer
+	timeout time.Duration
+}
+
+func (b *receivedBody) Read(p []byte) (int, error) {
+	b.t.Reset(b.timeout)
+	n, err := b.ReadCloser.Read(p)
+	b.t.Stop()
+	if err != nil && err != io.EOF {
+		err = because(b.ctx, err)
+	}
+	return n, err
+}
+
+func (b *receivedBody) Close() error {
+	b.t.Stop()
+	err := b.ReadCloser.Close()
+	b.cancel(nil)
+	return err
+}

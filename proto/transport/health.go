@@ -1,0 +1,151 @@
+package transport
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/http/pprof"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+const (
+	checkTimeout = 2 * time.Second
+	checkFresh   = time.Second
+)
+
+// Health answers GET /health (the process is alive) and GET /readiness (it can do its work). Readiness must not cascade: only what
+// the role can't do without is required, the rest is listed as degraded.
+type Health struct {
+	mu       sync.Mutex
+	checks   []check
+	draining bool
+	at       time.Time
+	last     readiness
+	ok       bool
+	running  chan struct{} // closed when the round under way is over
+}
+
+type check struct {
+	name     string
+	required bool
+	fn       func(context.Context) error
+}
+
+type readiness struct {
+	Status   string    `json:"status"`
+	Failed   []failure `json:"failed,omitempty"`
+	Degraded []failure `json:"degraded,omitempty"`
+}
+
+type failure struct {
+	Name  string `json:"name"`
+	Error string `json:"error"`
+}
+
+// NewHealth is ready as long as no check says otherwise.
+func NewHealth() *Health { return &Health{} }
+
+// AddCheck adds what readiness asks. Not after serving has begun.
+func (h *Health) AddCheck(name string, required bool, fn func(context.Context) error) {
+	h.checks = append(h.checks, check{name, required, fn})
+}
+
+// SetDraining turns readiness false for good.
+func (h *Health) SetDraining() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.draining = true
+}
+
+// Health handles GET /health.
+func (h *Health) Health(w http.ResponseWriter, _ *http.Request) {
+	answer(w, http.StatusOK, readiness{Status: "ok"})
+}
+
+// Readiness handles GET /readiness. Checks run together, at most once a second whoever asks.
+func (h *Health) Readiness(w http.ResponseWriter, r *http.Request) {
+	for {
+		h.mu.Lock()
+		if h.draining {
+			h.mu.Unlock()
+			answer(w, http.StatusServiceUnavailable, readiness{Status: "draining"})
+			return
+		}
+		if !h.at.IsZero() && time.Since(h.at) < checkFresh {
+			last, ok := h.last, h.ok
+			h.mu.Unlock()
+			status := http.StatusOK
+			if !ok {
+				status = http.StatusServiceUnavailable
+			}
+			answer(w, status, last)
+			return
+		}
+		wait := h.running
+		if wait == nil {
+			h.running = make(chan struct{})
+			h.mu.Unlock()
+			h.round(context.WithoutCancel(r.Context()))
+			continue
+		}
+		h.mu.Unlock()
+		select {
+		case <-wait:
+		case <-r.Context().Done():
+			return
+		}
+	}
+}
+
+func (h *Health) round(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	errs := make([]error, len(h.checks))
+	var wg sync.WaitGroup
+	for i, c := range h.checks {
+		wg.Go(func() { errs[i] = c.fn(ctx) })
+	}
+	wg.Wait()
+	out := readiness{Status: "ready"}
+	for i, c := range h.checks {
+		switch {
+		case errs[i] == nil:
+		case c.required:
+			out.Status = "not ready"
+			out.Failed = append(out.Failed, failure{c.name, errs[i].Error()})
+		default:
+			out.Degraded = append(out.Degraded, failure{c.name, errs[i].Error()})
+		}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.last, h.ok, h.at = out, len(out.Failed) == 0, time.Now()
+	close(h.running)
+	h.running = nil
+}
+
+func answer(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	// The client went away: nobody is left to tell.
+	_ = json.NewEncoder(w).Encode(v)
+}
+
+// AdminHandler serves health, readiness, metrics and profiles. A role may add routes of its own.
+func AdminHandler(h *Health, g prometheus.Gatherer) *http.ServeMux {
+	m := http.NewServeMux()
+	m.HandleFunc("GET /health", h.Health)
+	m.HandleFunc("GET /readiness", h.Readiness)
+	m.Handle("GET /metrics", promhttp.HandlerFor(g, promhttp.HandlerOpts{}))
+	m.HandleFunc("GET /debug/pprof/", pprof.Index)
+	m.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+	m.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	m.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	m.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	return m
+}

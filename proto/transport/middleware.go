@@ -1,0 +1,144 @@
+package transport
+
+import (
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// stallTimeout is how long a client may take no byte, or send none, before its connection is cut.
+const stallTimeout = time.Minute
+
+// chunk is how much goes to sendfile before the deadline is moved on.
+const chunk = 4 << 20
+
+// Middleware counts requests, moves deadlines while bytes move, and keeps a panic from ending the process. It keeps sendfile.
+func Middleware(role string, log *slog.Logger, reg prometheus.Registerer) func(http.Handler) http.Handler {
+	labels := prometheus.Labels{"role": role}
+	requests := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "kraken_http_requests_total", Help: "Requests by method and status.", ConstLabels: labels,
+	}, []string{"method", "status"})
+	seconds := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "kraken_http_request_seconds", Help: "Time until a request was done, its body included.", ConstLabels: labels,
+		Buckets: prometheus.ExponentialBuckets(0.0005, 4, 10),
+	}, []string{"method"})
+	sent := prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "kraken_http_sent_bytes_total", Help: "Bytes of response bodies.", ConstLabels: labels,
+	})
+	reg.MustRegister(requests, seconds, sent)
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+			began := time.Now()
+			w := &writer{ResponseWriter: rw, rc: http.NewResponseController(rw)}
+			if r.Body != nil && r.Body != http.NoBody {
+				r.Body = &requestBody{r.Body, w.rc}
+			}
+			defer func() {
+				method := r.Method
+				if !knownMethods[method] {
+					method = "other"
+				}
+				seconds.WithLabelValues(method).Observe(time.Since(began).Seconds())
+				sent.Add(float64(w.n))
+				v := recover()
+				if v != nil && v != http.ErrAbortHandler {
+					log.Error("a request made the handler panic", "method", r.Method, "path", r.URL.Path, "panic", v, "stack", string(debug.Stack()))
+					if w.status == 0 {
+						http.Error(w, `{"errors":[{"code":"UNKNOWN","message":"internal error"}]}`, http.StatusInternalServerError)
+					}
+					v = http.ErrAbortHandler
+				}
+				requests.WithLabelValues(method, strconv.Itoa(max(w.status, 0))).Inc()
+				log.Debug("request", "method", r.Method, "path", r.URL.Path, "status", w.status, "bytes", w.n, "seconds", time.Since(began).Seconds(), "remote", r.RemoteAddr)
+				if v != nil {
+					panic(v) // net/http resets the connection, so that the client can't take what it has for the whole
+				}
+			}()
+			next.ServeHTTP(w, r)
+		})
+	}
+}
+
+var knownMethods = map[string]bool{"GET": true, "HEAD": true, "POST": true, "PUT": true, "PATCH": true, "DELETE": true, "OPTIONS": true}
+
+// requestBody allows each read a time, not the whole.
+type requestBody struct {
+	io.ReadCloser
+	rc *http.ResponseController
+}
+
+func (b *requestBody) Read(p []byte) (int, error) {
+	// Connections without deadlines (tests with recorders) go without.
+	_ = b.rc.SetReadDeadline(time.Now().Add(stallTimeout))
+	n, err := b.ReadCloser.Read(p)
+	if err != nil {
+		_ = b.rc.SetReadDeadline(time.Time{}) // the handler may take its time with what it has
+	}
+	return n, err
+}
+
+// writer allows each write a time, and hands files on to sendfile.
+type writer struct {
+	http.ResponseWriter
+	rc     *http.ResponseController
+	status int
+	n      int64
+}
+
+// Unwrap is for http.ResponseController.
+func (w *writer) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// WriteHeader notes the status.
+func (w *writer) WriteHeader(status int) {
+	if w.status == 0 && status >= 200 {
+		w.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *writer) extend() {
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	_ = w.rc.SetWriteDeadline(time.Now().Add(stallTimeout)) // a recorder in a test has none
+}
+
+func (w *writer) Write(b []byte) (int, error) {
+	w.extend()
+	n, err := w.ResponseWriter.Write(b)
+	w.n += int64(n)
+	return n, err
+}
+
+// ReadFrom keeps sendfile for files. Anything else is copied piece by piece: reading it may block for longer than the
+// client may.
+func (w *writer) ReadFrom(src io.Reader) (n int64, err error) {
+	rf, ok := w.ResponseWriter.(io.ReaderFrom)
+	lr, limited := src.(*io.LimitedReader)
+	if limited {
+		_, isFile := lr.R.(*os.File)
+		ok = ok && isFile
+	}
+	if !ok || !limited {
+		return io.CopyBuffer(struct{ io.Writer }{w}, src, make([]byte, 64<<10))
+	}
+	for lr.N > 0 {
+		w.extend()
+		part := &io.LimitedReader{R: lr.R, N: min(lr.N, chunk)}
+		want := part.N
+		k, err := rf.ReadFrom(part)
+		n += k
+		w.n += k
+		lr.N -= k
+		if err != nil || k < want {
+			return n, err
+		}
+	}
+	return n, nil
+}

@@ -1,0 +1,107 @@
+// Package transport is HTTP between roles, both ends: listeners with TLS that reloads, clients that give up on lack of progress
+// and never on length, draining, health and metrics. It knows no route and no message.
+package transport
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"kraken/proto/config"
+)
+
+// ServerConfig configures one listener.
+type ServerConfig struct {
+	// Listen is host:port. Port 0 takes a free one.
+	Listen string `yaml:"listen"`
+	// Advertise is the host:port that others reach this listener at, default the listener's own.
+	Advertise string `yaml:"advertise"`
+	// TLS makes the listener speak TLS; without a certificate it is plain HTTP.
+	TLS TLS `yaml:"tls"`
+	// DrainTimeout is how long requests in flight may take after the end was asked for, default 30s.
+	DrainTimeout config.Duration `yaml:"drain_timeout"`
+}
+
+// Server is one bound listener.
+type Server struct {
+	name  string
+	cfg   ServerConfig
+	l     net.Listener
+	srv   *http.Server
+	log   *slog.Logger
+	plain bool
+}
+
+// NewServer binds the listener at once. A taken port is reported with who has it, where that can be known.
+func NewServer(name string, cfg ServerConfig, h http.Handler, log *slog.Logger) (*Server, error) {
+	if cfg.DrainTimeout == 0 {
+		cfg.DrainTimeout = config.Duration(30 * time.Second)
+	}
+	tc, err := cfg.TLS.server()
+	if err != nil {
+		return nil, fmt.Errorf("%s listener: %w", name, err)
+	}
+	l, err := net.Listen("tcp", cfg.Listen)
+	if err != nil {
+		if who := PortOwner(cfg.Listen); who != "" {
+			err = fmt.Errorf("%w: %s has it", err, who)
+		}
+		return nil, fmt.Errorf("%s listener: %w", name, err)
+	}
+	s := &Server{name: name, cfg: cfg, l: l, log: log, plain: tc == nil}
+	if tc != nil {
+		s.l = tls.NewListener(l, tc)
+	}
+	s.srv = &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	return s, nil
+}
+
+// Addr is the bound host:port.
+func (s *Server) Addr() string { return s.l.Addr().String() }
+
+// URL is where others reach the server.
+func (s *Server) URL() string {
+	host := s.cfg.Advertise
+	if host == "" {
+		host = s.Addr()
+	}
+	if s.plain {
+		return "http://" + host
+	}
+	return "https://" + host
+}
+
+// Run serves until ctx is done, then drains within DrainTimeout and cuts off what is left.
+func (s *Server) Run(ctx context.Context) error {
+	failed := make(chan error, 1)
+	go func() { failed <- s.srv.Serve(s.l) }()
+	s.log.Info("listening", "listener", s.name, "addr", s.Addr())
+	select {
+	case err := <-failed:
+		return fmt.Errorf("%s listener: %w", s.name, err)
+	case <-ctx.Done():
+	}
+	dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(s.cfg.DrainTimeout))
+	defer cancel()
+	err := s.srv.Shutdown(dctx)
+	if errors.Is(err, context.DeadlineExceeded) {
+		s.log.Warn("requests were cut off at the end of draining", "listener", s.name, "after", s.cfg.DrainTimeout)
+		err = s.srv.Close()
+	}
+	<-failed
+	return err
+}
+
+// Close ends a server that was never run.
+func (s *Server) Close() error { return s.l.Close() }
