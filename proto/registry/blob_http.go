@@ -1,0 +1,305 @@
+package registry
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+const octets = "application/octet-stream"
+
+func (s Server) blob(w http.ResponseWriter, r *http.Request, repo, arg string) error {
+	d, err := parseDigest(arg)
+	if err != nil {
+		return err
+	}
+	switch {
+	case r.Method == http.MethodHead && s.Blobs != nil:
+		desc, err := s.Blobs.StatBlob(r.Context(), repo, d)
+		if err != nil {
+			return err
+		}
+		blobHeaders(w.Header(), d)
+		w.Header().Set("Accept-Ranges", "bytes")
+		w.Header().Set("Content-Length", strconv.FormatInt(desc.Size, 10))
+		w.WriteHeader(http.StatusOK)
+		return nil
+	case r.Method == http.MethodGet && s.Blobs != nil:
+		if r.Header.Get("If-None-Match") == etag(d) {
+			blobHeaders(w.Header(), d)
+			w.WriteHeader(http.StatusNotModified)
+			return nil
+		}
+		c, err := s.Blobs.OpenBlob(r.Context(), repo, d, rangeHint(r.Header.Get("Range")))
+		if err != nil {
+			return err
+		}
+		ServeContent(w, r, c)
+		return nil
+	case r.Method == http.MethodDelete && s.BlobDeleter != nil:
+		if err := s.BlobDeleter.DeleteBlob(r.Context(), repo, d); err != nil {
+			return err
+		}
+		w.WriteHeader(http.StatusAccepted)
+		return nil
+	}
+	return s.unsupported(w, r, "GET, HEAD")
+}
+
+func etag(d digest.Digest) string { return `"` + d.String() + `"` }
+
+func blobHeaders(h http.Header, d digest.Digest) {
+	h.Set("Docker-Content-Digest", d.String())
+	h.Set("ETag", etag(d))
+	h.Set("Content-Type", octets)
+	h.Set("Cache-Control", "public, max-age=31536000, immutable")
+}
+
+// ServeContent sends an open blob, by sendfile where it is a file, and closes it. A body that fails midway resets the
+// connection: a clean end would make a cut or wrong blob look whole.
+func ServeContent(w http.ResponseWriter, r *http.Request, c *Content) {
+	defer c.Close()
+	blobHeaders(w.Header(), c.Digest)
+	if _, ok := c.Body.(*os.File); ok {
+		http.ServeContent(w, r, "", time.Time{}, c.Body)
+		return
+	}
+	body := &watched{ReadSeeker: c.Body}
+	http.ServeContent(w, r, "", time.Time{}, body)
+	if body.err != nil {
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// watched remembers that a read failed: http.ServeContent doesn't tell.
+type watched struct {
+	io.ReadSeeker
+	err error
+}
+
+func (w *watched) Read(b []byte) (int, error) {
+	n, err := w.ReadSeeker.Read(b)
+	if err != nil && err != io.EOF {
+		w.err = err
+	}
+	return n, err
+}
+
+// rangeHint is the first range that a request asks for, to open the blob where it will be read.
+func rangeHint(header string) Range {
+	spec, ok := strings.CutPrefix(header, "bytes=")
+	if !ok {
+		return Whole
+	}
+	spec, _, _ = strings.Cut(spec, ",")
+	from, to, ok := strings.Cut(strings.TrimSpace(spec), "-")
+	start, err := strconv.ParseInt(from, 10, 64)
+	if !ok || err != nil || start < 0 {
+		return Whole
+	}
+	end, err := strconv.ParseInt(to, 10, 64)
+	if err != nil || end < start {
+		return Range{start, -1}
+	}
+	return Range{start, end - start + 1}
+}
+
+// startUpload is POST: a mount, a whole blob (?digest=), or a session.
+func (s Server) startUpload(w http.ResponseWriter, r *http.Request, repo string) error {
+	if s.Uploads == nil || r.Method != http.MethodPost {
+		return s.unsupported(w, r, "POST")
+	}
+	ctx, q := r.Context(), r.URL.Query()
+	if m := q.Get("mount"); m != "" && s.Mounter != nil {
+		d, err := parseDigest(m)
+		if err != nil {
+			return err
+		}
+		from := q.Get("from")
+		if from != "" {
+			if err := CheckName(from); err != nil {
+				return err
+			}
+		}
+		_, err = s.Mounter.MountBlob(ctx, repo, from, d)
+		if err == nil {
+			return created(w, repo, d)
+		}
+		if !errors.Is(err, ErrBlobUnknown) {
+			return err
+		}
+	}
+	o := UploadOptions{Size: -1}
+	var err error
+	if h := r.Header.Get("Kraken-Digest"); h != "" {
+		if o.Digest, err = parseDigest(h); err != nil {
+			return err
+		}
+	}
+	if h := r.Header.Get("Kraken-Size"); h != "" {
+		if o.Size, err = strconv.ParseInt(h, 10, 64); err != nil || o.Size < 0 {
+			return fmt.Errorf("%w: Kraken-Size %.30q", ErrSizeInvalid, h)
+		}
+	}
+	whole := q.Get("digest")
+	if whole == "" {
+		u, err := s.Uploads.StartUpload(ctx, repo, o)
+		if err != nil {
+			return err
+		}
+		uploadHeaders(w.Header(), uploadsOf(repo), u)
+		w.WriteHeader(http.StatusAccepted)
+		return nil
+	}
+	if o.Digest, err = parseDigest(whole); err != nil {
+		return err
+	}
+	o.Size = r.ContentLength
+	u, err := s.Uploads.StartUpload(ctx, repo, o)
+	if err != nil {
+		return err
+	}
+	if _, err := s.Uploads.CommitUpload(ctx, repo, u.ID, o.Digest, Chunk{0, r.ContentLength, r.Body}); err != nil {
+		// Nobody was told the session's name: it must not stay.
+		if aerr := s.Uploads.AbortUpload(detached(ctx), repo, u.ID); aerr != nil && !errors.Is(aerr, ErrBlobUploadUnknown) {
+			s.Log.Warn("a failed upload stays until it expires", "repository", repo, "upload", u.ID, "error", aerr)
+		}
+		return err
+	}
+	return created(w, repo, o.Digest)
+}
+
+func created(w http.ResponseWriter, repo string, d digest.Digest) error {
+	w.Header().Set("Location", "/v2/"+repo+"/blobs/"+d.String())
+	w.Header().Set("Docker-Content-Digest", d.String())
+	w.Header().Set("Content-Length", "0")
+	w.WriteHeader(http.StatusCreated)
+	return nil
+}
+
+func uploadsOf(repo string) string { return "/v2/" + repo + "/blobs/uploads/" }
+
+// uploadsPath is the path of a request to a session, up to the session's id.
+func uploadsPath(p string) string {
+	dir, _, _ := cutLast(p)
+	return dir + "/"
+}
+
+// uploadHeaders say where a session is and how far. A session without bytes says 0-0, as clients expect.
+func uploadHeaders(h http.Header, base string, u Upload) {
+	h.Set("Location", base+u.ID)
+	h.Set("Docker-Upload-UUID", u.ID)
+	h.Set("Range", fmt.Sprintf("0-%d", max(0, u.Offset-1)))
+	h.Set("Kraken-Offset", strconv.FormatInt(u.Offset, 10))
+	h.Set("Content-Length", "0")
+}
+
+// upload is PATCH, GET, PUT and DELETE of a session.
+func (s Server) upload(w http.ResponseWriter, r *http.Request, repo, id string) error {
+	if s.Uploads == nil {
+		return s.unsupported(w, r, "")
+	}
+	if !sessionID(id) {
+		return fmt.Errorf("%w: %.80q", ErrBlobUploadUnknown, id)
+	}
+	ctx, base := r.Context(), uploadsOf(repo)
+	switch r.Method {
+	case http.MethodGet, http.MethodHead:
+		u, err := s.Uploads.UploadStatus(ctx, repo, id)
+		if err != nil {
+			return err
+		}
+		uploadHeaders(w.Header(), base, u)
+		w.WriteHeader(http.StatusNoContent)
+		return nil
+	case http.MethodPatch:
+		c, err := chunkOf(r)
+		if err != nil {
+			return err
+		}
+		u, err := s.Uploads.WriteUpload(ctx, repo, id, c)
+		if err != nil {
+			return err
+		}
+		uploadHeaders(w.Header(), base, u)
+		w.WriteHeader(http.StatusAccepted)
+		return nil
+	case http.MethodPut:
+		d, err := parseDigest(r.URL.Query().Get("digest"))
+		if err != nil {
+			return err
+		}
+		c, err := chunkOf(r)
+		if err != nil {
+			return err
+		}
+		if r.ContentLength == 0 {
+			c.Body = nil
+		}
+		desc, err := s.Uploads.CommitUpload(ctx, repo, id, d, c)
+		if err != nil {
+			return err
+		}
+		w.Header().Set("Kraken-Size", strconv.FormatInt(desc.Size, 10))
+		return created(w, repo, d)
+	case http.MethodDelete:
+		if err := s.Uploads.AbortUpload(ctx, repo, id); err != nil {
+			return err
+		}
+		w.WriteHeader(http.StatusNoContent)
+		return nil
+	}
+	return s.unsupported(w, r, "GET, PATCH, PUT, DELETE")
+}
+
+func sessionID(s string) bool {
+	for _, c := range []byte(s) {
+		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_') {
+			return false
+		}
+	}
+	return s != "" && len(s) <= 1024
+}
+
+// chunkOf reads Content-Range, in the specification's form "0-99" and in HTTP's "bytes 0-99/*".
+func chunkOf(r *http.Request) (Chunk, error) {
+	c := Chunk{-1, r.ContentLength, r.Body}
+	h := r.Header.Get("Content-Range")
+	if h == "" {
+		if at := r.Header.Get("Kraken-Offset"); at != "" {
+			n, err := strconv.ParseInt(at, 10, 64)
+			if err != nil || n < 0 {
+				return c, fmt.Errorf("%w: Kraken-Offset %.30q", ErrBlobUploadInvalid, at)
+			}
+			c.Offset = n
+		}
+		return c, nil
+	}
+	first, last, err := parseContentRange(h)
+	if err != nil {
+		return c, err
+	}
+	if r.ContentLength >= 0 && last-first+1 != r.ContentLength {
+		return c, fmt.Errorf("%w: Content-Range %.60q, Content-Length %d", ErrSizeInvalid, h, r.ContentLength)
+	}
+	c.Offset, c.Length = first, last-first+1
+	return c, nil
+}
+
+func parseContentRange(h string) (first, last int64, err error) {
+	spec, _, _ := strings.Cut(strings.TrimSpace(strings.TrimPrefix(h, "bytes")), "/")
+	a, b, ok := strings.Cut(strings.TrimPrefix(strings.TrimSpace(spec), "="), "-")
+	first, err1 := strconv.ParseInt(a, 10, 64)
+	last, err2 := strconv.ParseInt(b, 10, 64)
+	if !ok || err1 != nil || err2 != nil || first < 0 || last < first {
+		return 0, 0, fmt.Errorf("%w: Content-Range %.60q: want <first>-<last>", ErrBlobUploadInvalid, h)
+	}
+	return first, last, nil
+}

@@ -1,0 +1,472 @@
+package registry
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Client speaks to one registry and implements the interfaces of this package over HTTP. Errors of the table come back as the
+// same values; what could not be reached is ErrUnavailable. It is safe for concurrent use.
+type Client struct {
+	base   string // scheme://host, no slash at the end
+	hc     *http.Client
+	health *passive // nil for a client of its own
+}
+
+// NewClient takes the URL of a registry without /v2/.
+func NewClient(base string, hc *http.Client) (*Client, error) {
+	u, err := url.Parse(base)
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
+		return nil, fmt.Errorf("%q is no URL of a registry: want http://host:port", base)
+	}
+	return &Client{base: strings.TrimSuffix(base, "/"), hc: hc}, nil
+}
+
+// maxErrorBody bounds what is read of an error, maxList of a list.
+const (
+	maxErrorBody = 64 << 10
+	maxList      = 16 << 20
+)
+
+type request struct {
+	method, path string
+	query        url.Values
+	header       http.Header
+	body         io.Reader
+	length       int64 // of body, -1 when not known
+}
+
+// do sends a request and returns the response when its status is one of want; the caller closes its body.
+func (c *Client) do(ctx context.Context, q request, want ...int) (*http.Response, error) {
+	u := c.base + q.path
+	if len(q.query) > 0 {
+		u += "?" + q.query.Encode()
+	}
+	req, err := http.NewRequestWithContext(ctx, q.method, u, q.body)
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w", q.method, q.path, err)
+	}
+	if q.body != nil {
+		req.ContentLength = q.length
+		if q.length == 0 {
+			req.Body = http.NoBody
+		}
+	}
+	for k, v := range q.header {
+		req.Header[k] = v
+	}
+	req.Header.Set("Kraken-Version", strconv.Itoa(ExtensionVersion))
+	resp, err := c.hc.Do(req)
+	if err != nil {
+		if ctx.Err() == nil {
+			c.health.failed()
+		}
+		return nil, fmt.Errorf("%w: %s %s: %w", ErrUnavailable, q.method, u, unwrapURL(err))
+	}
+	c.health.ok()
+	for _, s := range want {
+		if resp.StatusCode == s {
+			return resp, nil
+		}
+	}
+	defer resp.Body.Close()
+	return nil, fmt.Errorf("%s %s: %w", q.method, u, decodeError(resp))
+}
+
+// unwrapURL drops the URL that net/http puts into errors: it is named already.
+func unwrapURL(err error) error {
+	var ue *url.Error
+	if errors.As(err, &ue) {
+		return ue.Err
+	}
+	return err
+}
+
+// call is do for answers without a body that matters.
+func (c *Client) call(ctx context.Context, q request, want ...int) (http.Header, error) {
+	resp, err := c.do(ctx, q, want...)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	// Read to the end, so that the connection is used again.
+	_, err = io.Copy(io.Discard, io.LimitReader(resp.Body, maxErrorBody))
+	return resp.Header, err
+}
+
+// callJSON is do for JSON answers of bounded size.
+func (c *Client) callJSON(ctx context.Context, q request, into any, want ...int) (http.Header, error) {
+	resp, err := c.do(ctx, q, want...)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxList)).Decode(into); err != nil {
+		return nil, fmt.Errorf("%w: %s %s: answer: %w", ErrUnavailable, q.method, q.path, err)
+	}
+	return resp.Header, nil
+}
+
+func jsonBody(v any) (io.Reader, int64, error) {
+	b, err := json.Marshal(v)
+	return bytes.NewReader(b), int64(len(b)), err
+}
+
+// remoteError is an error of the table as another registry said it.
+type remoteError struct {
+	kind    *Error
+	message string
+}
+
+func (e *remoteError) Error() string { return e.message }
+func (e *remoteError) Unwrap() error { return e.kind }
+
+// decodeError turns a response back into the error that made it.
+func decodeError(resp *http.Response) error {
+	var body errorBody
+	b, rerr := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
+	jerr := json.Unmarshal(b, &body)
+	var code, message string
+	if rerr == nil && jerr == nil && len(body.Errors) > 0 {
+		code, message = body.Errors[0].Code, body.Errors[0].Message
+	}
+	kind := lookup(code, resp.StatusCode)
+	if message == "" {
+		message = fmt.Sprintf("%s (%s)", kind.Message, resp.Status)
+	}
+	var err error = &remoteError{kind, message}
+	if kind == ErrRangeInvalid {
+		if u, ok := uploadOf(resp.Header); ok {
+			return &RangeError{Upload: u, Got: -1}
+		}
+	}
+	if s, perr := strconv.Atoi(resp.Header.Get("Retry-After")); perr == nil && s >= 0 {
+		return &RetryError{Err: err, After: time.Duration(s) * time.Second}
+	}
+	return err
+}
+
+func lookup(code string, status int) *Error {
+	for _, e := range table {
+		if e.Code == code && e.Status == status {
+			return e
+		}
+	}
+	if status >= 500 && status != http.StatusInsufficientStorage && status != http.StatusInternalServerError {
+		return ErrUnavailable
+	}
+	for _, e := range table {
+		if e.Status == status {
+			return e
+		}
+	}
+	return ErrInternal
+}
+
+// uploadOf reads a session from Location and Range. A session without bytes also says 0-0; one of a single byte can't be
+// told from it, which the header Kraken-Offset does.
+func uploadOf(h http.Header) (Upload, bool) {
+	_, id, ok := cutLast(h.Get("Location"))
+	if !ok || !sessionID(id) {
+		return Upload{}, false
+	}
+	if n, err := strconv.ParseInt(h.Get("Kraken-Offset"), 10, 64); err == nil && n >= 0 {
+		return Upload{id, n}, true
+	}
+	_, last, err := parseContentRange(h.Get("Range"))
+	if err != nil {
+		return Upload{}, false
+	}
+	if last == 0 {
+		return Upload{id, 0}, true
+	}
+	return Upload{id, last + 1}, true
+}
+
+// Ping asks GET /v2/.
+func (c *Client) Ping(ctx context.Context) error {
+	_, err := c.call(ctx, request{method: http.MethodGet, path: "/v2/"}, http.StatusOK)
+	return err
+}
+
+func blobPath(repo string, d digest.Digest) string { return "/v2/" + repo + "/blobs/" + d.String() }
+
+// StatBlob is HEAD.
+func (c *Client) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.Descriptor, error) {
+	return c.stat(ctx, blobPath(repo, d), d)
+}
+
+func (c *Client) stat(ctx context.Context, path string, d digest.Digest) (v1.Descriptor, error) {
+	resp, err := c.do(ctx, request{method: http.MethodHead, path: path}, http.StatusOK)
+	if err != nil {
+		// HEAD has no body: a bare 404 is the blob's.
+		if errors.Is(err, ErrBlobUnknown) {
+			err = fmt.Errorf("%w: %s", ErrBlobUnknown, d)
+		}
+		return v1.Descriptor{}, err
+	}
+	resp.Body.Close()
+	if resp.ContentLength < 0 {
+		return v1.Descriptor{}, fmt.Errorf("%w: HEAD %s: answer without Content-Length", ErrUnavailable, path)
+	}
+	return v1.Descriptor{MediaType: octets, Digest: d, Size: resp.ContentLength}, nil
+}
+
+// OpenBlob asks for the hinted range at once, one round trip; reading elsewhere asks again.
+func (c *Client) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint Range) (*Content, error) {
+	return c.open(ctx, blobPath(repo, d), d, hint)
+}
+
+func (c *Client) open(ctx context.Context, path string, d digest.Digest, hint Range) (*Content, error) {
+	b := &remoteBody{c: c, ctx: ctx, path: path}
+	if err := b.get(hint); err != nil {
+		return nil, err
+	}
+	return &Content{Digest: d, Size: b.size, Body: b, Close: b.Close}, nil
+}
+
+// remoteBody is a blob at another registry. It verifies nothing, but a short body is an error.
+type remoteBody struct {
+	c    *Client
+	ctx  context.Context
+	path string
+	size int64
+
+	resp *http.Response
+	at   int64 // where resp's body stands
+	end  int64 // where it ends
+	pos  int64 // where the reader wants to be
+}
+
+func (b *remoteBody) get(r Range) error {
+	q := request{method: http.MethodGet, path: b.path}
+	if r != Whole {
+		v := fmt.Sprintf("bytes=%d-", r.Offset)
+		if r.Length > 0 {
+			v += strconv.FormatInt(r.Offset+r.Length-1, 10)
+		}
+		q.header = http.Header{"Range": {v}}
+	}
+	resp, err := b.c.do(b.ctx, q, http.StatusOK, http.StatusPartialContent, http.StatusRequestedRangeNotSatisfiable)
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode == http.StatusRequestedRangeNotSatisfiable {
+		resp.Body.Close()
+		size, err := strconv.ParseInt(strings.TrimPrefix(resp.Header.Get("Content-Range"), "bytes */"), 10, 64)
+		if err != nil {
+			return fmt.Errorf("%w: GET %s: 416 without the blob's size", ErrUnavailable, b.path)
+		}
+		b.size = size // the reader finds out that there is nothing there
+		return nil
+	}
+	b.at, b.size = 0, resp.ContentLength
+	b.end = b.size
+	if resp.StatusCode == http.StatusPartialContent {
+		first, last, total, err := parseResponseRange(resp.Header.Get("Content-Range"))
+		if err != nil {
+			resp.Body.Close()
+			return fmt.Errorf("%w: GET %s: %w", ErrUnavailable, b.path, err)
+		}
+		b.at, b.end, b.size = first, last+1, total
+	}
+	if b.size < 0 {
+		resp.Body.Close()
+		return fmt.Errorf("%w: GET %s: answer without Content-Length", ErrUnavailable, b.path)
+	}
+	b.resp = resp
+	return nil
+}
+
+// parseResponseRange reads "bytes 0-99/1000".
+func parseResponseRange(h string) (first, last, total int64, err error) {
+	_, size, _ := strings.Cut(h, "/")
+	first, last, err = parseContentRange(h)
+	if err == nil {
+		total, err = strconv.ParseInt(size, 10, 64)
+	}
+	if err != nil || last >= total {
+		return 0, 0, 0, fmt.Errorf("unreadable Content-Range %.60q", h)
+	}
+	return first, last, total, nil
+}
+
+// Seek moves no bytes; the next Read does.
+func (b *remoteBody) Seek(off int64, whence int) (int64, error) {
+	switch whence {
+	case io.SeekCurrent:
+		off += b.pos
+	case io.SeekEnd:
+		off += b.size
+	}
+	if off < 0 {
+		return 0, fmt.Errorf("seek %s to %d: before its start", b.path, off)
+	}
+	b.pos = off
+	return off, nil
+}
+
+func (b *remoteBody) Read(p []byte) (int, error) {
+	if b.pos >= b.size {
+		return 0, io.EOF
+	}
+	if b.resp == nil || b.at != b.pos || b.at >= b.end {
+		if err := b.Close(); err != nil {
+			return 0, err
+		}
+		size := b.size
+		if err := b.get(Range{b.pos, -1}); err != nil {
+			return 0, err
+		}
+		if b.size != size || b.resp == nil || b.at != b.pos {
+			return 0, fmt.Errorf("%w: GET %s: it changed from %d to %d bytes", ErrUnavailable, b.path, size, b.size)
+		}
+	}
+	if int64(len(p)) > b.end-b.at {
+		p = p[:b.end-b.at]
+	}
+	n, err := b.resp.Body.Read(p)
+	b.at += int64(n)
+	b.pos = b.at
+	if err == io.EOF {
+		if b.at < b.end {
+			return n, fmt.Errorf("GET %s: %w at byte %d of %d", b.path, io.ErrUnexpectedEOF, b.at, b.end)
+		}
+		err = nil
+	}
+	return n, err
+}
+
+// Close ends the request under way. A body that was read to its end gives its connection back.
+func (b *remoteBody) Close() error {
+	if b.resp == nil {
+		return nil
+	}
+	if b.at == b.end {
+		// The end of the body is still unread; one byte that isn't there finds it.
+		if _, err := b.resp.Body.Read(make([]byte, 1)); err != io.EOF && err != nil {
+			return errors.Join(err, b.resp.Body.Close())
+		}
+	}
+	err := b.resp.Body.Close()
+	b.resp = nil
+	return err
+}
+
+// DeleteBlob is DELETE.
+func (c *Client) DeleteBlob(ctx context.Context, repo string, d digest.Digest) error {
+	_, err := c.call(ctx, request{method: http.MethodDelete, path: blobPath(repo, d)}, http.StatusAccepted)
+	return err
+}
+
+// MountBlob is POST with mount and from; a 202 means that there is nothing to mount.
+func (c *Client) MountBlob(ctx context.Context, repo, from string, d digest.Digest) (v1.Descriptor, error) {
+	q := url.Values{"mount": {d.String()}}
+	if from != "" {
+		q.Set("from", from)
+	}
+	resp, err := c.do(ctx, request{method: http.MethodPost, path: uploadsOf(repo), query: q}, http.StatusCreated, http.StatusAccepted)
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	resp.Body.Close()
+	if resp.StatusCode == http.StatusCreated {
+		return v1.Descriptor{MediaType: octets, Digest: d}, nil
+	}
+	err = fmt.Errorf("%w: %s can't be mounted from %q", ErrBlobUnknown, d, from)
+	if u, ok := uploadOf(resp.Header); ok {
+		err = errors.Join(err, c.AbortUpload(ctx, repo, u.ID))
+	}
+	return v1.Descriptor{}, err
+}
+
+// StartUpload is POST; what is known goes as hints.
+func (c *Client) StartUpload(ctx context.Context, repo string, o UploadOptions) (Upload, error) {
+	h := http.Header{}
+	if o.Digest != "" {
+		h.Set("Kraken-Digest", o.Digest.String())
+	}
+	if o.Size >= 0 {
+		h.Set("Kraken-Size", strconv.FormatInt(o.Size, 10))
+	}
+	return c.session(ctx, request{method: http.MethodPost, path: uploadsOf(repo), header: h}, http.StatusAccepted)
+}
+
+func (c *Client) session(ctx context.Context, q request, want int) (Upload, error) {
+	h, err := c.call(ctx, q, want)
+	if err != nil {
+		return Upload{}, err
+	}
+	u, ok := uploadOf(h)
+	if !ok {
+		return Upload{}, fmt.Errorf("%w: %s %s: answer without Location and Range", ErrUnavailable, q.method, q.path)
+	}
+	return u, nil
+}
+
+// UploadStatus is GET.
+func (c *Client) UploadStatus(ctx context.Context, repo, id string) (Upload, error) {
+	return c.session(ctx, request{method: http.MethodGet, path: uploadsOf(repo) + id}, http.StatusNoContent)
+}
+
+// WriteUpload is PATCH.
+func (c *Client) WriteUpload(ctx context.Context, repo, id string, k Chunk) (Upload, error) {
+	q := request{method: http.MethodPatch, path: uploadsOf(repo) + id, header: chunkHeader(k), body: k.Body, length: k.Length}
+	u, err := c.session(ctx, q, http.StatusAccepted)
+	return u, gotOffset(err, k)
+}
+
+// CommitUpload is PUT with the last chunk, if any.
+func (c *Client) CommitUpload(ctx context.Context, repo, id string, d digest.Digest, k Chunk) (v1.Descriptor, error) {
+	q := request{method: http.MethodPut, path: uploadsOf(repo) + id, query: url.Values{"digest": {d.String()}}, body: k.Body, length: k.Length}
+	if k.Body != nil {
+		q.header = chunkHeader(k)
+	}
+	h, err := c.call(ctx, q, http.StatusCreated)
+	if err != nil {
+		return v1.Descriptor{}, gotOffset(err, k)
+	}
+	desc := v1.Descriptor{MediaType: octets, Digest: d}
+	if n, err := strconv.ParseInt(h.Get("Kraken-Size"), 10, 64); err == nil {
+		desc.Size = n
+	}
+	return desc, nil
+}
+
+func chunkHeader(k Chunk) http.Header {
+	h := http.Header{"Content-Type": {octets}}
+	switch {
+	case k.Offset >= 0 && k.Length > 0:
+		h.Set("Content-Range", fmt.Sprintf("%d-%d", k.Offset, k.Offset+k.Length-1))
+	case k.Offset >= 0:
+		h.Set("Kraken-Offset", strconv.FormatInt(k.Offset, 10))
+	}
+	return h
+}
+
+// gotOffset completes a RangeError, which the answer knows only half of.
+func gotOffset(err error, k Chunk) error {
+	var re *RangeError
+	if errors.As(err, &re) {
+		re.Got = k.Offset
+	}
+	return err
+}
+
+// AbortUpload is DELETE.
+func (c *Client) AbortUpload(ctx context.Context, repo, id string) error {
+	_, err := c.call(ctx, request{method: http.MethodDelete, path: uploadsOf(repo) + id}, http.StatusNoContent)
+	return err
+}

@@ -1,0 +1,318 @@
+package registry
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"crypto/sha256"
+	"encoding/hex"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"kraken/proto/blob"
+)
+
+func manifestPath(repo string, ref Reference) string {
+	return "/v2/" + repo + "/manifests/" + ref.String()
+}
+
+// manifestAccept asks for whatever is stored.
+var manifestAccept = []string{strings.Join([]string{v1.MediaTypeImageManifest, v1.MediaTypeImageIndex, MediaTypeDockerManifest, MediaTypeDockerManifestList, "*/*"}, ", ")}
+
+// GetManifest is GET, conditional when the caller has one already.
+func (c *Client) GetManifest(ctx context.Context, repo string, ref Reference, o GetOptions) (*Manifest, error) {
+	h := http.Header{"Accept": manifestAccept}
+	if o.Have != "" {
+		h.Set("If-None-Match", etag(o.Have))
+	}
+	resp, err := c.do(ctx, request{method: http.MethodGet, path: manifestPath(repo, ref), header: h}, http.StatusOK, http.StatusNotModified)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	m := &Manifest{MediaType: resp.Header.Get("Content-Type"), Warning: resp.Header.Get("Warning")}
+	if resp.StatusCode == http.StatusNotModified {
+		m.Digest = o.Have
+		return m, nil
+	}
+	if m.Bytes, err = io.ReadAll(io.LimitReader(resp.Body, MaxManifest+1)); err != nil {
+		return nil, fmt.Errorf("%w: read manifest %s of %s: %w", ErrUnavailable, ref, repo, err)
+	}
+	if len(m.Bytes) > MaxManifest {
+		return nil, fmt.Errorf("%w: manifest %s of %s", ErrManifestTooLarge, ref, repo)
+	}
+	m.Digest = ref.Digest
+	if m.Digest == "" {
+		if m.Digest, err = parseDigest(resp.Header.Get("Docker-Content-Digest")); err != nil {
+			m.Digest = digest.FromBytes(m.Bytes)
+		}
+	}
+	return m, nil
+}
+
+// PutManifest is PUT.
+func (c *Client) PutManifest(ctx context.Context, repo string, ref Reference, mediaType string, raw []byte, o PutOptions) (PutResult, error) {
+	h := http.Header{"Content-Type": {mediaType}}
+	if o.IfMatch != "" {
+		h.Set("If-Match", etag(o.IfMatch))
+	}
+	got, err := c.call(ctx, request{method: http.MethodPut, path: manifestPath(repo, ref), header: h, body: bytes.NewReader(raw), length: int64(len(raw))}, http.StatusCreated)
+	if err != nil {
+		return PutResult{}, err
+	}
+	var res PutResult
+	if res.Digest, err = parseDigest(got.Get("Docker-Content-Digest")); err != nil {
+		return PutResult{}, fmt.Errorf("%w: put manifest %s of %s: answer: %w", ErrUnavailable, ref, repo, err)
+	}
+	if s := got.Get("OCI-Subject"); s != "" {
+		if res.Subject, err = parseDigest(s); err != nil {
+			return PutResult{}, fmt.Errorf("%w: put manifest %s of %s: answer: %w", ErrUnavailable, ref, repo, err)
+		}
+	}
+	return res, nil
+}
+
+// DeleteManifest is DELETE.
+func (c *Client) DeleteManifest(ctx context.Context, repo string, ref Reference) error {
+	_, err := c.call(ctx, request{method: http.MethodDelete, path: manifestPath(repo, ref)}, http.StatusAccepted)
+	return err
+}
+
+func (p Page) query() url.Values {
+	q := url.Values{}
+	if p.N >= 0 {
+		q.Set("n", strconv.Itoa(p.N))
+	}
+	if p.Last != "" {
+		q.Set("last", p.Last)
+	}
+	return q
+}
+
+// ListTags is one page.
+func (c *Client) ListTags(ctx context.Context, repo string, p Page) (Names, error) {
+	var l tagList
+	h, err := c.callJSON(ctx, request{method: http.MethodGet, path: "/v2/" + repo + "/tags/list", query: p.query()}, &l, http.StatusOK)
+	return Names{l.Tags, h.Get("Link") != ""}, err
+}
+
+// ListRepositories is one page.
+func (c *Client) ListRepositories(ctx context.Context, p Page) (Names, error) {
+	var l repositoryList
+	h, err := c.callJSON(ctx, request{method: http.MethodGet, path: "/v2/_catalog", query: p.query()}, &l, http.StatusOK)
+	return Names{l.Repositories, h.Get("Link") != ""}, err
+}
+
+// ListReferrers is one page.
+func (c *Client) ListReferrers(ctx context.Context, repo string, d digest.Digest, artifactType, cursor string) (ReferrersPage, error) {
+	q := url.Values{}
+	if artifactType != "" {
+		q.Set("artifactType", artifactType)
+	}
+	if cursor != "" {
+		q.Set("last", cursor)
+	}
+	var idx v1.Index
+	h, err := c.callJSON(ctx, request{method: http.MethodGet, path: "/v2/" + repo + "/referrers/" + d.String(), query: q}, &idx, http.StatusOK)
+	if err != nil {
+		return ReferrersPage{}, err
+	}
+	p := ReferrersPage{Descriptors: idx.Manifests, Filtered: h.Get("OCI-Filters-Applied") != ""}
+	if link := h.Get("Link"); link != "" {
+		target, _, _ := strings.Cut(strings.TrimPrefix(link, "<"), ">")
+		if u, err := url.Parse(target); err == nil {
+			p.Next = u.Query().Get("last")
+		}
+	}
+	return p, nil
+}
+
+func extension(repo, resource, key string) string {
+	p := "/v2/"
+	if repo != "" {
+		p += repo + "/"
+	}
+	p += "_kraken/" + resource
+	if key != "" {
+		p += "/" + key
+	}
+	return p
+}
+
+// LocalStat asks an origin for what is on its own disk, and nowhere else.
+func (c *Client) LocalStat(ctx context.Context, repo string, d digest.Digest) (v1.Descriptor, error) {
+	return c.stat(ctx, extension(repo, "blobs", d.String()), d)
+}
+
+// LocalOpen reads what is on an origin's own disk.
+func (c *Client) LocalOpen(ctx context.Context, repo string, d digest.Digest, hint Range) (*Content, error) {
+	return c.open(ctx, extension(repo, "blobs", d.String()), d, hint)
+}
+
+// Replicate gives an origin a copy. With writeback it owes the bucket the blob too.
+func (c *Client) Replicate(ctx context.Context, repo string, d digest.Digest, size int64, writeback bool, r io.Reader) error {
+	h := http.Header{"Content-Type": {octets}}
+	if writeback {
+		h.Set("Kraken-Writeback", "true")
+	}
+	_, err := c.call(ctx, request{method: http.MethodPut, path: extension(repo, "blobs", d.String()), header: h, body: r, length: size}, http.StatusOK, http.StatusCreated)
+	return err
+}
+
+// Metainfo asks an origin. ErrUnavailable, with a time to retry, while it is being computed.
+func (c *Client) Metainfo(ctx context.Context, repo string, d digest.Digest) (*blob.Metainfo, error) {
+	path := extension(repo, "metainfo", d.String())
+	resp, err := c.do(ctx, request{method: http.MethodGet, path: path}, http.StatusOK)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, MaxMetainfo+1))
+	if err != nil {
+		return nil, fmt.Errorf("%w: read metainfo of %s: %w", ErrUnavailable, d, err)
+	}
+	m, err := blob.ParseMetainfo(b)
+	if err == nil && m.Digest != d {
+		err = fmt.Errorf("it is of %s", m.Digest)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: GET %s: %w", ErrUnavailable, path, err)
+	}
+	return m, nil
+}
+
+// DropMetainfo makes an origin compute a blob's metainfo again.
+func (c *Client) DropMetainfo(ctx context.Context, repo string, d digest.Digest) error {
+	_, err := c.call(ctx, request{method: http.MethodDelete, path: extension(repo, "metainfo", d.String())}, http.StatusAccepted)
+	return err
+}
+
+// Lease asks an origin for pieces to fetch now.
+func (c *Client) Lease(ctx context.Context, repo string, d digest.Digest, l LeaseRequest) (LeaseResponse, error) {
+	var out LeaseResponse
+	return out, c.post(ctx, extension(repo, "lease", d.String()), l, &out)
+}
+
+func (c *Client) post(ctx context.Context, path string, in, out any) error {
+	body, n, err := jsonBody(in)
+	if err != nil {
+		return err
+	}
+	_, err = c.callJSON(ctx, request{method: http.MethodPost, path: path, header: jsonType, body: body, length: n}, out, http.StatusOK)
+	return err
+}
+
+var jsonType = http.Header{"Content-Type": {"application/json"}}
+
+// Durable asks an origin which blobs are in the bucket of the repository.
+func (c *Client) Durable(ctx context.Context, repo string, ds []digest.Digest) (DurableResponse, error) {
+	var out DurableResponse
+	return out, c.post(ctx, extension(repo, "durable", ""), DurableRequest{ds}, &out)
+}
+
+// NameKey is where a record is kept: one per tag, manifest without a tag, or layer of a repository.
+func NameKey(r NameRecord) string {
+	what := r.Tag
+	if what == "" {
+		what = r.Digest.String()
+	}
+	sum := sha256.Sum256([]byte(r.Repository + "\x00" + what))
+	return hex.EncodeToString(sum[:])
+}
+
+// PutName makes an origin keep a record, durably.
+func (c *Client) PutName(ctx context.Context, r NameRecord) error {
+	body, n, err := jsonBody(r)
+	if err != nil {
+		return err
+	}
+	_, err = c.call(ctx, request{method: http.MethodPut, path: extension(r.Repository, "names", NameKey(r)), header: jsonType, body: body, length: n}, http.StatusOK, http.StatusCreated)
+	return err
+}
+
+// DeleteName makes an origin forget a record of this generation or an older one.
+func (c *Client) DeleteName(ctx context.Context, r NameRecord) error {
+	q := url.Values{"generation": {strconv.FormatInt(r.Generation, 10)}}
+	_, err := c.call(ctx, request{method: http.MethodDelete, path: extension(r.Repository, "names", NameKey(r)), query: q}, http.StatusAccepted)
+	return err
+}
+
+// Names calls fn for every record that an origin keeps.
+func (c *Client) Names(ctx context.Context, fn func(NameRecord) error) error {
+	return lines(ctx, c, extension("", "names", ""), fn)
+}
+
+// Pending calls fn for every blob that an origin has not written back.
+func (c *Client) Pending(ctx context.Context, fn func(PendingBlob) error) error {
+	return lines(ctx, c, extension("", "pending", ""), fn)
+}
+
+// lines reads newline-delimited JSON.
+func lines[T any](ctx context.Context, c *Client, path string, fn func(T) error) error {
+	resp, err := c.do(ctx, request{method: http.MethodGet, path: path}, http.StatusOK)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	sc := bufio.NewScanner(resp.Body)
+	sc.Buffer(nil, 2*MaxNameRecord)
+	for sc.Scan() {
+		var v T
+		if err := json.Unmarshal(sc.Bytes(), &v); err != nil {
+			return fmt.Errorf("%w: GET %s: %w", ErrUnavailable, path, err)
+		}
+		if err := fn(v); err != nil {
+			return err
+		}
+	}
+	if err := sc.Err(); err != nil {
+		return fmt.Errorf("%w: GET %s: %w", ErrUnavailable, path, err)
+	}
+	return nil
+}
+
+// PutLayer makes a blob a member of a repository.
+func (c *Client) PutLayer(ctx context.Context, repo string, l Layer) error {
+	body, n, err := jsonBody(l)
+	if err != nil {
+		return err
+	}
+	_, err = c.call(ctx, request{method: http.MethodPut, path: extension(repo, "layers", l.Digest.String()), header: jsonType, body: body, length: n}, http.StatusCreated)
+	return err
+}
+
+// GetLayer is ErrBlobUnknown for what is no member.
+func (c *Client) GetLayer(ctx context.Context, repo string, d digest.Digest) (Layer, error) {
+	var l Layer
+	_, err := c.callJSON(ctx, request{method: http.MethodGet, path: extension(repo, "layers", d.String())}, &l, http.StatusOK)
+	return l, err
+}
+
+// DeleteLayer ends a membership.
+func (c *Client) DeleteLayer(ctx context.Context, repo string, d digest.Digest) error {
+	_, err := c.call(ctx, request{method: http.MethodDelete, path: extension(repo, "layers", d.String())}, http.StatusAccepted)
+	return err
+}
+
+// MountLayer makes a member of from (of any repository when empty) a member of repo.
+func (c *Client) MountLayer(ctx context.Context, repo, from string, d digest.Digest) (Layer, error) {
+	q := url.Values{}
+	if from != "" {
+		q.Set("from", from)
+	}
+	var l Layer
+	_, err := c.callJSON(ctx, request{method: http.MethodPost, path: extension(repo, "mount", d.String()), query: q}, &l, http.StatusCreated)
+	return l, err
+}
+
+var errNoOrigin = errors.New("no origin is configured")

@@ -1,0 +1,94 @@
+package registry
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/proto/blob"
+)
+
+// The grammar of the specification ("Pulling manifests"), with the usual bound on a name's length.
+var (
+	nameGrammar = regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
+	tagGrammar  = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
+)
+
+const maxName = 255
+
+// CheckName refuses what is no repository name, ErrNameInvalid.
+func CheckName(s string) error {
+	if len(s) > maxName || !nameGrammar.MatchString(s) {
+		return fmt.Errorf("%w: %.300q: want lower case path elements, at most %d bytes", ErrNameInvalid, s, maxName)
+	}
+	return nil
+}
+
+// ParseReference tells a tag from a digest.
+func ParseReference(s string) (Reference, error) {
+	if strings.Contains(s, ":") {
+		d, err := parseDigest(s)
+		return Reference{Digest: d}, err
+	}
+	if !tagGrammar.MatchString(s) {
+		return Reference{}, fmt.Errorf("%w: %.200q: want at most 128 of [a-zA-Z0-9._-]", ErrTagInvalid, s)
+	}
+	return Reference{Tag: s}, nil
+}
+
+func parseDigest(s string) (digest.Digest, error) {
+	d, err := blob.ParseDigest(s)
+	if err != nil {
+		return "", fmt.Errorf("%w: %w", ErrDigestInvalid, err)
+	}
+	return d, nil
+}
+
+// route is a request path under /v2/, read from the right, because repository names contain slashes.
+type route struct {
+	kind string // "", catalog, blob, uploads, upload, manifest, tags, referrers, extension
+	repo string
+	arg  string // digest, reference, session id, or what follows _kraken/
+}
+
+// parseRoute splits the path after "/v2/". ok is false for a path that is no route.
+func parseRoute(p string) (rt route, ok bool) {
+	if p == "" {
+		return route{}, true
+	}
+	if p == "_catalog" {
+		return route{kind: "catalog"}, true
+	}
+	if rest, found := strings.CutPrefix(p, "_kraken/"); found {
+		return route{kind: "extension", arg: rest}, rest != ""
+	}
+	if repo, rest, found := strings.Cut(p, "/_kraken/"); found {
+		return route{"extension", repo, rest}, repo != "" && rest != ""
+	}
+	if repo, found := strings.CutSuffix(p, "/tags/list"); found {
+		return route{kind: "tags", repo: repo}, true
+	}
+	if repo, found := strings.CutSuffix(strings.TrimSuffix(p, "/"), "/blobs/uploads"); found {
+		return route{kind: "uploads", repo: repo}, true
+	}
+	dir, last, found := cutLast(p)
+	if !found {
+		return route{}, false
+	}
+	for suffix, kind := range map[string]string{"/blobs/uploads": "upload", "/blobs": "blob", "/manifests": "manifest", "/referrers": "referrers"} {
+		if repo, found := strings.CutSuffix(dir, suffix); found && (kind != "blob" || last != "uploads") {
+			return route{kind, repo, last}, true
+		}
+	}
+	return route{}, false
+}
+
+func cutLast(p string) (dir, last string, ok bool) {
+	i := strings.LastIndexByte(p, '/')
+	if i < 0 {
+		return "", p, false
+	}
+	return p[:i], p[i+1:], true
+}

@@ -1,0 +1,276 @@
+package registry
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/go-chi/chi/v5"
+)
+
+// ExtensionPath is a request under _kraken/: /v2/<Repository>/_kraken/<Resource>/<Key>. Repository and Key may be empty.
+type ExtensionPath struct{ Repository, Resource, Key string }
+
+// Server serves the parts that are set; a nil part answers 405 UNSUPPORTED.
+type Server struct {
+	Blobs          Blobs
+	BlobDeleter    BlobDeleter
+	Uploads        Uploads
+	Mounter        Mounter
+	Manifests      Manifests
+	ManifestWriter ManifestWriter
+	Tags           Tags
+	Catalog        Catalog
+	Referrers      Referrers
+	// Extension serves what the specification lacks; an error is answered by the table.
+	Extension func(w http.ResponseWriter, r *http.Request, x ExtensionPath) error
+	// Namespaces are the registry names (?ns=) that this server answers for; empty: all.
+	Namespaces []string
+	// ReadOnly is what a client that tries to write is told, beside 405.
+	ReadOnly string
+	Log      *slog.Logger
+}
+
+// maxPage bounds the names of one page.
+const maxPage = 10_000
+
+// Handler serves /v2/.
+func (s Server) Handler() http.Handler {
+	if s.Log == nil {
+		s.Log = slog.New(slog.DiscardHandler)
+	}
+	r := chi.NewRouter()
+	r.HandleFunc("/v2", s.serve)
+	r.HandleFunc("/v2/*", s.serve)
+	r.NotFound(func(w http.ResponseWriter, r *http.Request) {
+		WriteError(w, r, fmt.Errorf("%w: no such path %.200q", errPath, r.URL.Path))
+	})
+	return r
+}
+
+var errPath = &Error{"NOT_FOUND", http.StatusNotFound, "not found"}
+
+func (s Server) serve(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
+	err := s.dispatch(w, r)
+	if err == nil {
+		return
+	}
+	switch kind := kindOf(err); {
+	case r.Context().Err() != nil:
+		s.Log.Debug("client went away", "method", r.Method, "path", r.URL.Path, "error", err)
+	case kind.Status >= 500:
+		s.Log.Warn("request failed", "method", r.Method, "path", r.URL.Path, "status", kind.Status, "error", err)
+	}
+	WriteError(w, r, err)
+}
+
+func (s Server) dispatch(w http.ResponseWriter, r *http.Request) error {
+	rt, ok := parseRoute(strings.TrimPrefix(strings.TrimPrefix(r.URL.Path, "/v2"), "/"))
+	if !ok {
+		return fmt.Errorf("%w: no such path %.200q", errPath, r.URL.Path)
+	}
+	if err := s.checkRequest(w, r); err != nil {
+		return err
+	}
+	if rt.repo != "" || (rt.kind != "" && rt.kind != "catalog" && rt.kind != "extension") {
+		if err := CheckName(rt.repo); err != nil {
+			return err
+		}
+	}
+	switch rt.kind {
+	case "":
+		return s.ping(w, r)
+	case "catalog":
+		return s.catalog(w, r)
+	case "tags":
+		return s.tags(w, r, rt.repo)
+	case "referrers":
+		return s.referrers(w, r, rt.repo, rt.arg)
+	case "manifest":
+		return s.manifest(w, r, rt.repo, rt.arg)
+	case "blob":
+		return s.blob(w, r, rt.repo, rt.arg)
+	case "uploads":
+		return s.startUpload(w, r, rt.repo)
+	case "upload":
+		return s.upload(w, r, rt.repo, rt.arg)
+	}
+	if s.Extension == nil {
+		return fmt.Errorf("%w: no such path %.200q", errPath, r.URL.Path)
+	}
+	x := ExtensionPath{Repository: rt.repo}
+	x.Resource, x.Key, _ = strings.Cut(rt.arg, "/")
+	return s.Extension(w, r, x)
+}
+
+func (s Server) checkRequest(w http.ResponseWriter, r *http.Request) error {
+	if v := r.Header.Get("Kraken-Version"); v != "" {
+		if n, err := strconv.Atoi(v); err != nil || n > ExtensionVersion {
+			return fmt.Errorf("%w: Kraken-Version %.20q, this server knows up to %d", errVersion, v, ExtensionVersion)
+		}
+	}
+	if ns := r.URL.Query().Get("ns"); ns != "" {
+		if len(s.Namespaces) > 0 && !slices.Contains(s.Namespaces, ns) {
+			return fmt.Errorf("%w: this is no mirror of %.100q", ErrNameUnknown, ns)
+		}
+		w.Header().Set("OCI-Namespace", ns)
+	}
+	return nil
+}
+
+var errVersion = &Error{"UNSUPPORTED", http.StatusBadRequest, "version is not supported"}
+
+func (s Server) ping(w http.ResponseWriter, r *http.Request) error {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		return s.unsupported(w, r, "GET, HEAD")
+	}
+	return writeJSON(w, "application/json", struct{}{})
+}
+
+// unsupported is 405 with the methods that are.
+func (s Server) unsupported(w http.ResponseWriter, r *http.Request, allow string) error {
+	w.Header().Set("Allow", allow)
+	if s.ReadOnly != "" && r.Method != http.MethodGet && r.Method != http.MethodHead {
+		return fmt.Errorf("%w: %s", ErrUnsupported, s.ReadOnly)
+	}
+	return fmt.Errorf("%w: %s here", ErrUnsupported, r.Method)
+}
+
+func writeJSON(w http.ResponseWriter, mediaType string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", mediaType)
+	w.Header().Set("Content-Length", strconv.Itoa(len(b)))
+	w.Write(b) // an error here is a client that went away
+	return nil
+}
+
+// page reads n and last.
+func page(r *http.Request) (Page, error) {
+	q := r.URL.Query()
+	p := Page{N: maxPage, Last: q.Get("last")}
+	if v := q.Get("n"); v != "" {
+		n, err := strconv.Atoi(v)
+		if err != nil || n < 0 {
+			return p, fmt.Errorf("%w: n=%.20q", ErrPaginationInvalid, v)
+		}
+		p.N = min(n, maxPage)
+	}
+	return p, nil
+}
+
+// next links to the page after names (RFC 5988).
+func next(w http.ResponseWriter, r *http.Request, p Page, l Names) {
+	if !l.More || len(l.Names) == 0 {
+		return
+	}
+	q := r.URL.Query()
+	q.Set("n", strconv.Itoa(p.N))
+	q.Set("last", l.Names[len(l.Names)-1])
+	w.Header().Set("Link", fmt.Sprintf(`<%s?%s>; rel="next"`, r.URL.Path, q.Encode()))
+}
+
+func (s Server) tags(w http.ResponseWriter, r *http.Request, repo string) error {
+	if s.Tags == nil || r.Method != http.MethodGet {
+		return s.unsupported(w, r, "GET")
+	}
+	p, err := page(r)
+	if err != nil {
+		return err
+	}
+	l, err := s.Tags.ListTags(r.Context(), repo, p)
+	if err != nil {
+		return err
+	}
+	next(w, r, p, l)
+	return writeJSON(w, "application/json", tagList{repo, nonNil(l.Names)})
+}
+
+type tagList struct {
+	Name string   `json:"name"`
+	Tags []string `json:"tags"`
+}
+
+type repositoryList struct {
+	Repositories []string `json:"repositories"`
+}
+
+func nonNil(s []string) []string {
+	if s == nil {
+		return []string{}
+	}
+	return s
+}
+
+func (s Server) catalog(w http.ResponseWriter, r *http.Request) error {
+	if s.Catalog == nil || r.Method != http.MethodGet {
+		return s.unsupported(w, r, "GET")
+	}
+	p, err := page(r)
+	if err != nil {
+		return err
+	}
+	l, err := s.Catalog.ListRepositories(r.Context(), p)
+	if err != nil {
+		return err
+	}
+	next(w, r, p, l)
+	return writeJSON(w, "application/json", repositoryList{nonNil(l.Names)})
+}
+
+// errorBody is the specification's JSON.
+type errorBody struct {
+	Errors []errorDetail `json:"errors"`
+}
+
+type errorDetail struct {
+	Code    string `json:"code"`
+	Message string `json:"message"`
+	Detail  any    `json:"detail,omitempty"`
+}
+
+// WriteError answers by the table. A *RangeError adds the session's Location and Range, a *RetryError Retry-After.
+func WriteError(w http.ResponseWriter, r *http.Request, err error) {
+	kind := kindOf(err)
+	h := w.Header()
+	var re *RangeError
+	if errors.As(err, &re) {
+		uploadHeaders(h, uploadsPath(r.URL.Path), re.Upload)
+	}
+	var retry *RetryError
+	if errors.As(err, &retry) {
+		h.Set("Retry-After", strconv.Itoa(max(1, int(retry.After.Round(time.Second)/time.Second))))
+	} else if kind == ErrUnavailable || kind == ErrTooManyRequests {
+		h.Set("Retry-After", "1")
+	}
+	message := err.Error()
+	if kind == ErrInternal {
+		message = ErrInternal.Message // what broke inside is for the log
+	}
+	b, jerr := json.Marshal(errorBody{[]errorDetail{{Code: kind.Code, Message: message}}})
+	if jerr != nil {
+		b = []byte(`{"errors":[{"code":"UNKNOWN","message":"internal error"}]}`)
+	}
+	for _, name := range []string{"ETag", "Docker-Content-Digest", "Cache-Control", "Link"} {
+		h.Del(name)
+	}
+	h.Set("Content-Type", "application/json")
+	h.Set("Content-Length", strconv.Itoa(len(b)))
+	w.WriteHeader(kind.Status)
+	if r.Method != http.MethodHead {
+		w.Write(b) // an error here is a client that went away
+	}
+}
+
+// detached is for what must be finished although the client has gone.
+func detached(ctx context.Context) context.Context { return context.WithoutCancel(ctx) }
