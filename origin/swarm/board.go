@@ -1,0 +1,339 @@
+package swarm
+
+import (
+	"sync"
+	"time"
+
+	"kraken/origin/store"
+	"kraken/proto/blob"
+)
+
+// board is what a Fetch knows of each piece: on its way from a peer, claimed by a lease, available at connected peers. Its lock is
+// taken with the library's lock held, so its methods call nothing.
+type board struct {
+	m    *blob.Metainfo
+	part *store.Partial
+
+	mu        sync.Mutex
+	moving    map[int]*moving
+	available []uint16 // connected nodes of ours that have the piece
+	since     time.Time
+	left      int
+	leftBytes int64
+}
+
+// moving is a piece on its way.
+type moving struct {
+	asked    int       // blocks that peers were asked for and have not sent
+	askedAt  time.Time // of the first
+	blocks   map[int64]block
+	writing  int  // blocks being written
+	claimed  bool // a Source delivers it: blocks of peers are dropped
+	dropped  bool // a block was dropped since the last check
+	checking bool // is checked, or has passed
+	correct  *bool
+	suspects []block // of checks that failed with several peers involved
+}
+
+// block is a part of a piece and where it came from.
+type block struct {
+	off, size int64
+	from      *conn
+	sum       uint64 // of what was received; several blocks make up the piece
+}
+
+func newBoard(m *blob.Metainfo, part *store.Partial) *board {
+	b := &board{m: m, part: part, moving: map[int]*moving{}, available: make([]uint16, m.NumPieces())}
+	have := part.Bitmap()
+	for i := range m.NumPieces() {
+		if !have.Has(i) {
+			b.left++
+			b.leftBytes += m.PieceSize(i)
+		}
+	}
+	return b
+}
+
+func (b *board) get(i int) *moving {
+	p := b.moving[i]
+	if p == nil {
+		p = &moving{blocks: map[int64]block{}}
+		b.moving[i] = p
+	}
+	return p
+}
+
+func (b *board) asked(i int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p := b.get(i)
+	if p.asked == 0 {
+		p.askedAt = time.Now()
+	}
+	p.asked++
+}
+
+func (b *board) unasked(i int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if p := b.moving[i]; p != nil && p.asked > 0 {
+		p.asked--
+		b.tidy(i, p)
+	}
+}
+
+// tidy forgets a piece about which nothing is known any more.
+func (b *board) tidy(i int, p *moving) {
+	if p.asked == 0 && len(p.blocks) == 0 && p.writing == 0 && !p.claimed && !p.dropped && !p.checking && p.correct == nil && len(p.suspects) == 0 {
+		delete(b.moving, i)
+	}
+}
+
+// received notes who sent a block, before it is written.
+func (b *board) received(i int, off, size int64, from *conn) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.get(i).blocks[off] = block{off: off, size: size, from: from}
+}
+
+// beginWrite says whether a peer's block may be written. endWrite follows when it may.
+func (b *board) beginWrite(i int) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p := b.get(i)
+	if p.claimed || p.checking || b.part.Has(i) {
+		p.dropped = true
+		return false
+	}
+	p.writing++
+	return true
+}
+
+func (b *board) endWrite(i int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.get(i).writing--
+}
+
+// wrote notes the content of a block; correct is the verdict where it is the whole piece. It returns who sent a wrong piece.
+func (b *board) wrote(i int, off int64, sum uint64, correct *bool) []*conn {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p := b.get(i)
+	x := p.blocks[off]
+	x.sum = sum
+	p.blocks[off] = x
+	p.correct = correct
+	if correct != nil && !*correct && x.from != nil {
+		return []*conn{x.from}
+	}
+	return nil
+}
+
+// check is what to do about a piece that the library wants checked.
+type check int
+
+const (
+	checkRead check = iota // read and hash it
+	checkDone              // it is right
+	checkNo                // it has to be fetched again
+)
+
+// beginCheck decides; after checkRead follows failed or, when it passed, done.
+func (b *board) beginCheck(i int) check {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.part.Has(i) {
+		return checkDone
+	}
+	p := b.get(i)
+	right := p.correct
+	switch {
+	case p.claimed || p.dropped || right != nil && !*right:
+		p.dropped, p.correct = false, nil
+		clear(p.blocks)
+		b.tidy(i, p)
+		return checkNo
+	case right != nil:
+		p.checking = true
+		return checkDone
+	}
+	p.checking = true
+	return checkRead
+}
+
+// failed ends a check. When one peer alone sent the piece it is returned, as a liar; else all are suspects until the piece is there.
+func (b *board) failed(i int, unreadable bool) (liars []*conn) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p := b.get(i)
+	p.checking = false
+	defer b.tidy(i, p)
+	if unreadable {
+		clear(p.blocks)
+		return nil
+	}
+	from := map[*conn]bool{}
+	for _, x := range p.blocks {
+		if x.from != nil {
+			from[x.from] = true
+		}
+	}
+	for c := range from {
+		if len(from) == 1 {
+			liars = append(liars, c)
+		}
+	}
+	if len(from) > 1 {
+		for _, x := range p.blocks {
+			p.suspects = append(p.suspects, x)
+		}
+	}
+	clear(p.blocks)
+	return liars
+}
+
+// suspected says that a piece has failed and several peers may be to blame.
+func (b *board) suspected(i int) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p := b.moving[i]
+	return p != nil && len(p.suspects) > 0
+}
+
+// claim takes the pieces that are missing and not on their way to be delivered by a Source, and returns them.
+func (b *board) claim(pieces []int) []int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var out []int
+	for _, i := range pieces {
+		if i < 0 || i >= b.m.NumPieces() || b.part.Has(i) {
+			continue
+		}
+		p := b.get(i)
+		if p.claimed || p.writing > 0 || p.checking {
+			continue
+		}
+		p.claimed = true
+		out = append(out, i)
+	}
+	return out
+}
+
+// release gives claimed pieces back.
+func (b *board) release(pieces []int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, i := range pieces {
+		if p := b.moving[i]; p != nil {
+			p.claimed = false
+			b.tidy(i, p)
+		}
+	}
+}
+
+// done notes that a piece is verified and returns the suspects that can be judged now. Only the first call for a piece counts.
+func (b *board) done(i int) (suspects []block, last, first bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p := b.get(i)
+	suspects = p.suspects
+	// Late blocks are kept out by the store's bitmap from here on.
+	delete(b.moving, i)
+	b.left--
+	b.leftBytes -= b.m.PieceSize(i)
+	return suspects, b.left == 0, true
+}
+
+// remaining is what is missing.
+func (b *board) remaining() (pieces int, bytes int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.left, b.leftBytes
+}
+
+func (b *board) isClaimed(i int) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p := b.moving[i]
+	return p != nil && p.claimed
+}
+
+// gained and lost count the connected peers that have pieces.
+func (b *board) gained(i int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.since.IsZero() {
+		b.since = time.Now()
+	}
+	b.available[i]++
+}
+
+func (b *board) lost(i int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.available[i]--
+}
+
+// view is what a lease is asked with.
+type view struct {
+	have    blob.Bitmap // pieces that need not be leased
+	want    []int       // of the windows, the ones that should be leased, in order
+	missing int         // pieces that are not in have
+}
+
+// look decides which pieces to ask a Source for: not what is here or on its way, and not what peers have and will deliver soon.
+// windows are the pieces that readers wait for, in order. budget is how many bytes peers are trusted to deliver; a piece that a peer
+// was asked for longer than overdue ago is not counted on.
+func (b *board) look(windows []int, budget int64, overdue time.Duration) view {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	v := view{have: b.part.Bitmap()}
+	take := func(i int) bool {
+		if p := b.moving[i]; p != nil {
+			if p.claimed || p.writing > 0 || p.checking {
+				return false
+			}
+			if p.asked > 0 && now.Sub(p.askedAt) < overdue {
+				return false
+			}
+			if len(p.suspects) > 0 {
+				return true // a Source will tell who is right
+			}
+		}
+		if n := b.m.PieceSize(i); b.available[i] > 0 && budget >= n {
+			budget -= n
+			return false
+		}
+		return true
+	}
+	for _, i := range windows {
+		if v.have.Has(i) {
+			continue
+		}
+		if take(i) {
+			v.want = append(v.want, i)
+		} else {
+			v.have.Set(i)
+		}
+	}
+	wanted := make(map[int]bool, len(v.want))
+	for _, i := range v.want {
+		wanted[i] = true
+	}
+	for i := range b.m.NumPieces() {
+		if !v.have.Has(i) && !wanted[i] && !take(i) {
+			v.have.Set(i)
+		}
+	}
+	v.missing = v.have.Len() - v.have.Count()
+	return v
+}
+
+// availableSince is when the first connected peer with pieces came; zero when there was none.
+func (b *board) availableSince() time.Time {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.since
+}

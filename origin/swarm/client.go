@@ -1,0 +1,85 @@
+package swarm
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/anacrolix/torrent"
+	pp "github.com/anacrolix/torrent/peer_protocol"
+	"golang.org/x/time/rate"
+)
+
+const (
+	// peerIDPrefix names the program and the version of its behaviour towards other peers (BEP 20).
+	peerIDPrefix = "-KN0001-"
+	// ownPrefix is what the ids of all versions have in common.
+	ownPrefix = "-KN"
+
+	// maxBlock is the longest block that we ask other nodes of ours for, and that we serve to anyone. While a piece is one block,
+	// it comes from one peer alone, so that a wrong one tells who lied, and it is hashed from memory.
+	maxBlock = 256 << 10
+	// inFlight is how many bytes are asked of one peer ahead.
+	inFlight = 4 << 20
+)
+
+// blockSize is what we ask for at once of a torrent with this piece length.
+func blockSize(pieceLength int64) int64 { return min(pieceLength, maxBlock) }
+
+func isOwn(id [20]byte) bool { return strings.HasPrefix(string(id[:]), ownPrefix) }
+
+// clientConfig turns the library into a plain TCP peer without any discovery of its own.
+func (s *Swarm) clientConfig() *torrent.ClientConfig {
+	c := torrent.NewDefaultClientConfig()
+	c.Bep20 = peerIDPrefix
+	c.DisableTrackers, c.NoDHT, c.DisablePEX, c.DisableWebtorrent, c.DisableWebseeds = true, true, true, true, true
+	c.NoDefaultPortForwarding = true
+	// The library's own sockets are off; ours are added to it.
+	c.DisableTCP, c.DisableUTP = true, true
+	c.ListenPort = 0
+	c.AlwaysWantConns = true // torrents are added when peers ask for them
+	// BEP 6 alone: without BEP 10 there is no peer exchange, no metadata exchange, no hole punching to be abused for dialling others.
+	c.Extensions = pp.NewPeerExtensionBytes(pp.ExtensionBitFast)
+	c.HeaderObfuscationPolicy = torrent.HeaderObfuscationPolicy{Preferred: false, RequirePreferred: !s.cfg.StockPeers}
+	c.Seed = true
+	c.DropDuplicatePeerIds = true // the connection that the higher peer id dialled stays: both ends know
+	c.DropMutuallyCompletePeers = true
+	c.EstablishedConnsPerTorrent = s.cfg.MaxConnsPerBlob
+	c.HalfOpenConnsPerTorrent = s.cfg.MaxConnsPerBlob
+	c.TotalHalfOpenConns = s.cfg.MaxConns
+	c.DialRateLimiter = rate.NewLimiter(rate.Inf, 1)
+	c.NominalDialTimeout, c.MinDialTimeout = 5*time.Second, 3*time.Second
+	c.UploadRateLimiter = rate.NewLimiter(rate.Inf, uploadBurst)
+	if s.cfg.UploadRate > 0 {
+		c.UploadRateLimiter.SetLimit(rate.Limit(s.cfg.UploadRate))
+	}
+	c.MaxUnverifiedBytes = 0 // a bound makes every node want the same low pieces
+	c.Slogger = slog.New(demoted{s.log.Handler()})
+	c.Callbacks = torrent.Callbacks{
+		CompletedHandshake:             s.completedHandshake,
+		ReadMessage:                    s.readMessage,
+		PeerConnClosed:                 s.connClosed,
+		ReceiveEncryptedHandshakeSkeys: s.index.each,
+		PeerConnAdded:                  []func(*torrent.PeerConn){s.connAdded},
+		ReceivedUsefulData:             []func(torrent.ReceivedUsefulDataEvent){s.receivedBlock},
+		SentRequest:                    []func(torrent.PeerRequestEvent){s.askedBlock},
+		DeletedRequest:                 []func(torrent.PeerRequestEvent){s.unaskedBlock},
+	}
+	return c
+}
+
+// demoted makes debug messages of the library's warnings, and drops the rest: what matters is said by this package.
+type demoted struct{ slog.Handler }
+
+func (d demoted) Enabled(ctx context.Context, l slog.Level) bool {
+	return l >= slog.LevelWarn && d.Handler.Enabled(ctx, slog.LevelDebug)
+}
+
+func (d demoted) Handle(ctx context.Context, r slog.Record) error {
+	r.Level = slog.LevelDebug
+	return d.Handler.Handle(ctx, r)
+}
+
+func (d demoted) WithAttrs(a []slog.Attr) slog.Handler { return demoted{d.Handler.WithAttrs(a)} }
+func (d demoted) WithGroup(n string) slog.Handler      { return demoted{d.Handler.WithGroup(n)} }

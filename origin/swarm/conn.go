@@ -1,0 +1,224 @@
+package swarm
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/anacrolix/torrent"
+
+	"kraken/proto/blob"
+)
+
+// readBurst is the most that one read of a rate limited connection takes.
+const readBurst = 256 << 10
+
+// address is a peer's address as the library holds it. It leads from the library's connection back to ours, so that a peer can
+// be disconnected without the library's lock.
+type address struct {
+	text string
+	addr netip.AddrPort
+	conn atomic.Pointer[conn]
+}
+
+func (a *address) Network() string { return "tcp" }
+func (a *address) String() string  { return a.text }
+
+// dialText is the library's key of an address that is dialled for one torrent. It is no ip:port, so the library keeps no lists of
+// bad addresses of its own: on one host all peers share an IP address.
+func dialText(ap netip.AddrPort, ih blob.InfoHash) string { return ap.String() + "/" + ih.String() }
+
+// conn is a connection with a peer, accepted or dialled.
+type conn struct {
+	net.Conn
+	s        *Swarm
+	address  *address
+	outgoing bool
+	closed   sync.Once
+
+	// Set when the handshake is complete, before others see the connection.
+	id       [20]byte
+	t        *loaded
+	stranger bool // none of ours: served, never asked
+
+	// Under the library's lock.
+	saidField bool        // a bitfield, HaveAll or HaveNone was received
+	saidHave  bool        // a Have was received
+	all       bool        // has everything
+	have      blob.Bitmap // what it has otherwise; only while we fetch
+}
+
+func (s *Swarm) wrap(nc net.Conn, a *address, outgoing bool) *conn {
+	c := &conn{Conn: nc, s: s, address: a, outgoing: outgoing}
+	a.conn.Store(c)
+	return c
+}
+
+// admit counts a connection, if there is room for one more.
+func (s *Swarm) admit(c *conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case <-s.closing:
+		return false
+	default:
+	}
+	if len(s.conns) >= s.cfg.MaxConns {
+		return false
+	}
+	s.conns[c] = struct{}{}
+	s.wg.Add(1)
+	return true
+}
+
+// Close may be called by anyone, often.
+func (c *conn) Close() error {
+	err := c.Conn.Close()
+	c.closed.Do(func() {
+		c.s.mu.Lock()
+		_, counted := c.s.conns[c]
+		delete(c.s.conns, c)
+		c.s.mu.Unlock()
+		if counted {
+			c.s.wg.Done()
+		}
+	})
+	return err
+}
+
+// Read keeps to the download rate.
+func (c *conn) Read(b []byte) (int, error) {
+	l := c.s.download
+	if l == nil {
+		return c.Conn.Read(b)
+	}
+	n, err := c.Conn.Read(b[:min(len(b), readBurst)])
+	if n > 0 {
+		t := time.NewTimer(l.ReserveN(time.Now(), n).Delay())
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-c.s.closing:
+			return n, io.EOF
+		}
+	}
+	return n, err
+}
+
+// RemoteAddr leads the library back to this connection.
+func (c *conn) RemoteAddr() net.Addr { return c.address }
+
+// connOf finds our connection behind one of the library's.
+func connOf(p *torrent.Peer) *conn {
+	a, ok := p.RemoteAddr.(*address)
+	if !ok {
+		return nil
+	}
+	return a.conn.Load()
+}
+
+// listener accepts connections for the library.
+type listener struct {
+	net.Listener
+	s *Swarm
+}
+
+// Accept returns an error only once the swarm is closed: the library would ask again at once.
+func (l *listener) Accept() (net.Conn, error) {
+	for {
+		nc, err := l.Listener.Accept()
+		if err != nil {
+			select {
+			case <-l.s.closing:
+				return nil, err
+			default:
+			}
+			if errors.Is(err, net.ErrClosed) {
+				<-l.s.closing
+				return nil, err
+			}
+			l.s.log.Warn("accepting peers fails", "error", err)
+			select {
+			case <-l.s.closing:
+			case <-time.After(100 * time.Millisecond):
+			}
+			continue
+		}
+		if t := l.s.cfg.TLS; t != nil {
+			nc = tls.Server(nc, t.Server)
+		}
+		text := nc.RemoteAddr().String()
+		ap, err := netip.ParseAddrPort(text)
+		if err != nil {
+			nc.Close()
+			continue
+		}
+		c := l.s.wrap(nc, &address{text: text, addr: netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())}, false)
+		if !l.s.admit(c) {
+			nc.Close()
+			l.s.m.refused.Inc()
+			continue
+		}
+		return c, nil
+	}
+}
+
+// dialer dials for the library.
+type dialer struct{ s *Swarm }
+
+func (dialer) DialerNetwork() string { return "tcp" }
+
+// Dial connects to an address of dialText's form, which a Fetch has added.
+func (d dialer) Dial(ctx context.Context, text string) (net.Conn, error) {
+	a := d.s.dialing(text)
+	if a == nil {
+		return nil, fmt.Errorf("dial %s: not a peer that was added", text)
+	}
+	if d.s.bans.has([20]byte{}, a.addr) {
+		return nil, fmt.Errorf("dial %s: peer is banned", a.addr)
+	}
+	nd := net.Dialer{}
+	nc, err := nd.DialContext(ctx, "tcp", a.addr.String())
+	if err != nil {
+		return nil, fmt.Errorf("dial peer %s: %w", a.addr, err)
+	}
+	if t := d.s.cfg.TLS; t != nil {
+		tc := tls.Client(nc, t.Client)
+		if err := tc.HandshakeContext(ctx); err != nil {
+			return nil, errors.Join(fmt.Errorf("TLS with peer %s: %w", a.addr, err), nc.Close())
+		}
+		nc = tc
+	}
+	c := d.s.wrap(nc, a, true)
+	if !d.s.admit(c) {
+		return nil, errors.Join(fmt.Errorf("dial peer %s: too many connections", a.addr), nc.Close())
+	}
+	return c, nil
+}
+
+// dialing finds the address that a Fetch has given to the library.
+func (s *Swarm) dialing(text string) *address {
+	_, hash, ok := strings.Cut(text, "/")
+	if !ok {
+		return nil
+	}
+	ih, err := parseInfoHash(hash)
+	if err != nil {
+		return nil
+	}
+	t := s.find(ih)
+	if t == nil {
+		return nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.dials[text]
+}

@@ -1,0 +1,195 @@
+package swarm
+
+import (
+	"context"
+	"crypto/sha1"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"sync"
+
+	"github.com/anacrolix/torrent/metainfo"
+	"github.com/anacrolix/torrent/storage"
+
+	"kraken/origin/store"
+	"kraken/proto/blob"
+)
+
+// content is the library's storage of one torrent: a whole blob of the store, or a partial one that is fetched.
+type content struct {
+	m     *blob.Metainfo
+	fetch *Fetch // nil: only seeded
+
+	mu     sync.RWMutex // held for reading while a file is in use
+	part   *store.Partial
+	file   *store.Reader
+	closed bool
+}
+
+// OpenTorrent implements storage.ClientImpl. It is called with the library's lock and can't fail: then the library would go on
+// with a torrent that has no pieces.
+func (c *content) OpenTorrent(context.Context, *metainfo.Info, metainfo.Hash) (storage.TorrentImpl, error) {
+	return storage.TorrentImpl{
+		Piece: func(p metainfo.Piece) storage.PieceImpl { return pieceContent{c, p.Index()} },
+		Close: c.close,
+	}, nil
+}
+
+// close waits for reads in progress.
+func (c *content) close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed, c.part = true, nil
+	if r := c.file; r != nil {
+		c.file = nil
+		return r.Close()
+	}
+	return nil
+}
+
+// commit makes reads follow the committed blob. The partial blob is not used any more when it returns.
+func (c *content) commit(r *store.Reader) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		r.Close()
+		return
+	}
+	c.part, c.file = nil, r
+}
+
+func (c *content) readAt(b []byte, off int64) (int, error) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	switch {
+	case c.file != nil:
+		return c.file.File().ReadAt(b, off)
+	case c.part != nil:
+		return c.part.ReadAt(b, off)
+	default:
+		// The torrent was dropped and its connections are closed, so these bytes reach nobody. An error would make the library
+		// panic: it does not expect one between the two.
+		clear(b)
+		return len(b), nil
+	}
+}
+
+// pieceContent is one piece. The library makes one for every call.
+type pieceContent struct {
+	c *content
+	i int
+}
+
+func (p pieceContent) offset() int64 { return int64(p.i) * p.c.m.PieceLength() }
+
+func (p pieceContent) ReadAt(b []byte, off int64) (int, error) {
+	return p.c.readAt(b, p.offset()+off)
+}
+
+// Completion is known for every piece from the start, so the library checks none by itself.
+func (p pieceContent) Completion() storage.Completion {
+	p.c.mu.RLock()
+	defer p.c.mu.RUnlock()
+	return storage.Completion{Ok: true, Complete: p.c.file != nil || p.c.part != nil && p.c.part.Has(p.i)}
+}
+
+var blockSeed = maphash.MakeSeed()
+
+// WriteAt takes a block from a peer. A block of a piece that has come from elsewhere meanwhile, or is coming, is dropped.
+func (p pieceContent) WriteAt(b []byte, off int64) (int, error) {
+	p.c.mu.RLock()
+	defer p.c.mu.RUnlock()
+	if p.c.part == nil {
+		return 0, errors.New("write to a blob that is complete")
+	}
+	board := p.c.fetch.board
+	if !board.beginWrite(p.i) {
+		return len(b), nil
+	}
+	var err error
+	if int64(len(b)) == p.c.m.PieceSize(p.i) {
+		// The piece is this one block: it is hashed from memory, and a wrong one is not written at all.
+		ok := sha1.Sum(b) == p.c.m.PieceHash(p.i)
+		if ok {
+			_, err = p.c.part.WriteAt(b, p.offset())
+		}
+		liar := board.wrote(p.i, off, 0, &ok)
+		if !ok {
+			p.c.fetch.wrongPiece(p.i, liar)
+		}
+	} else {
+		_, err = p.c.part.WriteAt(b, p.offset()+off)
+		board.wrote(p.i, off, maphash.Bytes(blockSeed, b), nil)
+	}
+	board.endWrite(p.i)
+	if err != nil {
+		return 0, fmt.Errorf("write piece %d of %s: %w", p.i, p.c.m.Digest, err)
+	}
+	return len(b), nil
+}
+
+// errNotPassed tells the library that a piece has to be fetched again. Being an error, and not a wrong hash, it keeps the library
+// from banning an IP address; this package bans peers.
+var errNotPassed = errors.New("piece did not pass, or is coming from elsewhere")
+
+// SelfHash implements storage.SelfHashing.
+func (p pieceContent) SelfHash() (metainfo.Hash, error) {
+	p.c.mu.RLock()
+	defer p.c.mu.RUnlock()
+	if p.c.part == nil || p.c.fetch == nil {
+		return metainfo.Hash{}, errNotPassed
+	}
+	want := metainfo.Hash(p.c.m.PieceHash(p.i))
+	switch p.c.fetch.board.beginCheck(p.i) {
+	case checkDone:
+		return want, nil
+	case checkNo:
+		return metainfo.Hash{}, errNotPassed
+	}
+	got, err := hashPiece(p.c.part, p.c.m, p.i)
+	if err != nil {
+		p.c.fetch.board.failed(p.i, true)
+		return metainfo.Hash{}, err
+	}
+	if got != want {
+		p.c.fetch.wrongPiece(p.i, p.c.fetch.board.failed(p.i, false))
+		return metainfo.Hash{}, errNotPassed
+	}
+	return want, nil
+}
+
+var hashBuffers = sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b }}
+
+func hashPiece(part *store.Partial, m *blob.Metainfo, i int) (sum [sha1.Size]byte, err error) {
+	buf := hashBuffers.Get().(*[]byte)
+	defer hashBuffers.Put(buf)
+	h := sha1.New()
+	off := int64(i) * m.PieceLength()
+	for left := m.PieceSize(i); left > 0; {
+		n, err := part.ReadAt((*buf)[:min(left, int64(len(*buf)))], off)
+		h.Write((*buf)[:n])
+		off, left = off+int64(n), left-int64(n)
+		if err != nil && left > 0 {
+			return sum, fmt.Errorf("hash piece %d of %s: %w", i, m.Digest, err)
+		}
+	}
+	h.Sum(sum[:0])
+	return sum, nil
+}
+
+// MarkComplete follows a SelfHash that passed.
+func (p pieceContent) MarkComplete() error {
+	p.c.mu.RLock()
+	defer p.c.mu.RUnlock()
+	if p.c.part == nil {
+		return nil
+	}
+	if err := p.c.part.MarkVerified(p.i); err != nil {
+		return err
+	}
+	p.c.fetch.verified(p.i, fromPeer)
+	return nil
+}
+
+// MarkNotComplete follows a SelfHash that did not pass; what is known about the piece was written down there.
+func (p pieceContent) MarkNotComplete() error { return nil }

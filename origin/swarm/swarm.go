@@ -1,0 +1,336 @@
+// Package swarm moves blobs between nodes by the BitTorrent protocol (BEP 3, 6, 20, 23, 27). It is the only package that meets
+// the anacrolix client, and its interface is small enough to put that client into a process of its own one day.
+//
+// A Swarm seeds every whole blob of a store without an object per blob: a torrent is added when a peer asks for it and dropped
+// when nobody does any more. A Fetch fills one partial blob of the store from peers and from Sources (origins that lease pieces
+// over HTTP). The package knows no tracker: its user announces, and feeds the peers it was told of.
+package swarm
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/anacrolix/torrent"
+	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
+
+	"kraken/origin/store"
+	"kraken/proto/blob"
+)
+
+// Errors of this package.
+var (
+	ErrClosed     = errors.New("swarm is closed")
+	ErrBusy       = errors.New("blob is being fetched already")
+	ErrNoProgress = errors.New("no peer and no origin delivers")
+)
+
+// Config configures a Swarm. The zero value of a field is its default.
+type Config struct {
+	// Listen is the TCP address for peers, ip:port. Port 0 takes a free one.
+	Listen string
+	// Store holds the blobs. It must outlive the Swarm.
+	Store *store.Store
+	// StockPeers admits any BitTorrent client. Without it, peers whose id does not begin like ours are refused. A peer id proves
+	// nothing: only TLS keeps strangers out.
+	StockPeers bool
+	// TLS, where set, is spoken on every connection, accepted (Server) and dialled (Client). It excludes StockPeers.
+	TLS *TLS
+	// UploadRate and DownloadRate bound the traffic with peers in bytes a second, together for all blobs; 0 is unlimited.
+	// Reads from Sources are not counted.
+	UploadRate, DownloadRate int64
+	// MaxConns bounds the connections in all, MaxConnsPerBlob the ones of one blob. Defaults 1000 and 50.
+	MaxConns, MaxConnsPerBlob int
+	// BanTime is how long a peer that sent wrong bytes stays out, default 1h.
+	BanTime time.Duration
+	// StallTimeout is how long a Fetch may go without a new piece before it takes what is left from Sources without leases, and
+	// how long one source may go without sending, default 2s.
+	StallTimeout time.Duration
+	// GiveUp is how long a Fetch may go without a new piece until it fails with ErrNoProgress, default 1m.
+	GiveUp time.Duration
+	// IdleTimeout is how long a torrent that nobody asks for is kept, default 1m.
+	IdleTimeout time.Duration
+	Logger      *slog.Logger
+	Registerer  prometheus.Registerer // may be nil
+}
+
+// TLS is both sides of mutual TLS between peers.
+type TLS struct{ Server, Client *tls.Config }
+
+// uploadBurst is fixed from the start: the library panics when a block is longer than the burst of its limiter.
+const uploadBurst = 4 << 20
+
+func (c *Config) setDefaults() error {
+	if c.Store == nil {
+		return errors.New("swarm: a store is needed")
+	}
+	if c.TLS != nil && (c.StockPeers || c.TLS.Server == nil || c.TLS.Client == nil) {
+		return errors.New("swarm: TLS needs both its sides, and excludes stock peers")
+	}
+	if c.UploadRate < 0 || c.DownloadRate < 0 {
+		return errors.New("swarm: a rate is negative")
+	}
+	or := func(d *time.Duration, v time.Duration) {
+		if *d <= 0 {
+			*d = v
+		}
+	}
+	or(&c.BanTime, time.Hour)
+	or(&c.StallTimeout, 2*time.Second)
+	or(&c.GiveUp, time.Minute)
+	or(&c.IdleTimeout, time.Minute)
+	if c.MaxConns <= 0 {
+		c.MaxConns = 1000
+	}
+	if c.MaxConnsPerBlob <= 0 {
+		c.MaxConnsPerBlob = 50
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+// Swarm is one peer of all swarms. It is safe for concurrent use.
+//
+// Locks, outermost first: loadMu, loaded.libMu, the library's client lock, and then, held for moments only, mu and the locks of
+// boards, bans and connections. The library calls back with its lock held, so whoever holds one of the last must not call it.
+type Swarm struct {
+	cfg      Config
+	log      *slog.Logger
+	client   *torrent.Client
+	id       torrent.PeerID
+	listener *listener
+	download *rate.Limiter // nil: unlimited
+	index    index
+	bans     bans
+	m        *metrics
+
+	loadMu sync.Mutex // adding and dropping torrents
+	closed bool       // under loadMu
+
+	mu     sync.Mutex
+	loaded map[blob.InfoHash]*loaded
+	conns  map[*conn]struct{}
+
+	closing   chan struct{}
+	closeOnce sync.Once
+	wg        sync.WaitGroup // connections and work in the background
+}
+
+// New opens the listener and begins to serve peers. Blobs that are in the store already are found by Run.
+func New(cfg Config) (*Swarm, error) {
+	if err := cfg.setDefaults(); err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("tcp", cfg.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("listen for peers: %w", err)
+	}
+	s := &Swarm{
+		cfg: cfg, log: cfg.Logger, loaded: map[blob.InfoHash]*loaded{}, conns: map[*conn]struct{}{}, closing: make(chan struct{}),
+	}
+	s.index.init()
+	s.bans.time = cfg.BanTime
+	if cfg.DownloadRate > 0 {
+		s.download = rate.NewLimiter(rate.Limit(cfg.DownloadRate), readBurst)
+	}
+	if s.client, err = torrent.NewClient(s.clientConfig()); err != nil {
+		return nil, errors.Join(fmt.Errorf("start BitTorrent client: %w", err), l.Close())
+	}
+	s.id = s.client.PeerID()
+	if s.m, err = newMetrics(s, cfg.Registerer); err != nil {
+		s.client.Close()
+		return nil, errors.Join(err, l.Close())
+	}
+	s.listener = &listener{Listener: l, s: s}
+	s.client.AddDialer(dialer{s})
+	s.client.AddListener(s.listener)
+	return s, nil
+}
+
+// Addr is where the listener is bound.
+func (s *Swarm) Addr() netip.AddrPort {
+	ap := s.listener.Listener.Addr().(*net.TCPAddr).AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
+
+// PeerID is this node's peer id. It is new at every start.
+func (s *Swarm) PeerID() [20]byte { return s.id }
+
+// Run finds the blobs of the store that can be seeded, drops idle torrents until ctx is done, and closes the Swarm.
+func (s *Swarm) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	wg.Go(func() { s.scan(ctx) })
+	t := time.NewTicker(max(s.cfg.IdleTimeout/4, time.Millisecond))
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			wg.Wait()
+			return s.Close()
+		case <-s.closing:
+			wg.Wait()
+			return s.Close()
+		case <-t.C:
+			s.dropIdle()
+			s.bans.expire()
+		}
+	}
+}
+
+// scan indexes what is in the store. One blob costs the reading of its metainfo.
+func (s *Swarm) scan(ctx context.Context) {
+	n := 0
+	err := s.cfg.Store.List(func(i store.Info) error {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-s.closing:
+			return ErrClosed
+		default:
+		}
+		m, err := s.cfg.Store.Metainfo(i.Digest)
+		if err != nil {
+			return nil // not hashed yet: whoever does it calls Register
+		}
+		s.Register(m)
+		n++
+		return nil
+	})
+	if err == nil {
+		s.log.Debug("seeding what is in the store", "blobs", n)
+	}
+}
+
+// Register says that the store has the whole blob and its metainfo: peers can ask for it from now on.
+func (s *Swarm) Register(m *blob.Metainfo) {
+	if m.NumPieces() > 0 {
+		s.index.add(m.InfoHash(), m.Digest)
+	}
+}
+
+// Forget says that the blob has left the store. Peers that are fetching it are disconnected.
+func (s *Swarm) Forget(d digest.Digest) {
+	ih, ok := s.index.remove(d)
+	if !ok {
+		return
+	}
+	s.loadMu.Lock()
+	defer s.loadMu.Unlock()
+	if t := s.find(ih); t != nil && t.fetch == nil {
+		s.drop(t)
+	}
+}
+
+// Bans lists the peers that are kept out.
+func (s *Swarm) Bans() []Ban { return s.bans.list() }
+
+// Close ends all fetches and connections and waits for them. Further calls wait for the first.
+func (s *Swarm) Close() error {
+	s.closeOnce.Do(func() {
+		close(s.closing)
+		s.loadMu.Lock()
+		s.closed = true
+		fetches := s.fetches()
+		s.loadMu.Unlock()
+		for _, f := range fetches {
+			f.finish(ErrClosed)
+			f.Close()
+		}
+		s.client.Close()
+		// Not before the client is closed: its accept loop would spin.
+		if err := s.listener.Listener.Close(); err != nil {
+			s.log.Debug("close listener for peers", "error", err)
+		}
+		s.mu.Lock()
+		conns := make([]*conn, 0, len(s.conns))
+		for c := range s.conns {
+			conns = append(conns, c)
+		}
+		s.mu.Unlock()
+		for _, c := range conns {
+			c.Close()
+		}
+		s.m.unregister()
+	})
+	s.wg.Wait()
+	return nil
+}
+
+func (s *Swarm) fetches() []*Fetch {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []*Fetch
+	for _, t := range s.loaded {
+		if t.fetch != nil {
+			out = append(out, t.fetch)
+		}
+	}
+	return out
+}
+
+// index finds the blob of an info-hash: about 200 bytes a blob, for blobs that may never be asked for.
+type index struct {
+	mu     sync.Mutex
+	digest map[blob.InfoHash]digest.Digest
+	hash   map[digest.Digest]blob.InfoHash
+}
+
+func (x *index) init() {
+	x.digest, x.hash = map[blob.InfoHash]digest.Digest{}, map[digest.Digest]blob.InfoHash{}
+}
+
+func (x *index) add(ih blob.InfoHash, d digest.Digest) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if old, ok := x.hash[d]; ok {
+		delete(x.digest, old)
+	}
+	x.digest[ih], x.hash[d] = d, ih
+}
+
+func (x *index) remove(d digest.Digest) (blob.InfoHash, bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	ih, ok := x.hash[d]
+	delete(x.hash, d)
+	delete(x.digest, ih)
+	return ih, ok
+}
+
+func (x *index) find(ih blob.InfoHash) (digest.Digest, bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	d, ok := x.digest[ih]
+	return d, ok
+}
+
+func (x *index) len() int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return len(x.hash)
+}
+
+// each calls fn with the info-hashes until it returns false.
+func (x *index) each(fn func(skey []byte) bool) {
+	x.mu.Lock()
+	all := make([]blob.InfoHash, 0, len(x.digest))
+	for ih := range x.digest {
+		all = append(all, ih)
+	}
+	x.mu.Unlock()
+	for i := range all {
+		if !fn(all[i][:]) {
+			return
+		}
+	}
+}
