@@ -63,9 +63,11 @@ func (b *bans) list() []Ban {
 // ban keeps the peer of a connection out and closes every connection that it has. It takes no lock of the library's.
 func (s *Swarm) ban(c *conn, reason string) {
 	addr := c.address.addr
-	if !c.outgoing && c.t != nil && c.t.fetch != nil {
-		if a, ok := c.t.fetch.announced(c.id); ok {
-			addr = a
+	if !c.outgoing && c.t != nil {
+		if f := c.t.fetch.Load(); f != nil {
+			if a, ok := f.announced(c.id); ok {
+				addr = a
+			}
 		}
 	}
 	if s.bans.has(c.id, addr) {

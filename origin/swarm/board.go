@@ -18,6 +18,7 @@ type board struct {
 	moving    map[int]*moving
 	available []uint16 // connected nodes of ours that have the piece
 	since     time.Time
+	got       blob.Bitmap
 	left      int
 	leftBytes int64
 }
@@ -44,9 +45,9 @@ type block struct {
 
 func newBoard(m *blob.Metainfo, part *store.Partial) *board {
 	b := &board{m: m, part: part, moving: map[int]*moving{}, available: make([]uint16, m.NumPieces())}
-	have := part.Bitmap()
+	b.got = part.Bitmap()
 	for i := range m.NumPieces() {
-		if !have.Has(i) {
+		if !b.got.Has(i) {
 			b.left++
 			b.leftBytes += m.PieceSize(i)
 		}
@@ -100,8 +101,11 @@ func (b *board) received(i int, off, size int64, from *conn) {
 func (b *board) beginWrite(i int) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.part.Has(i) {
+		return false
+	}
 	p := b.get(i)
-	if p.claimed || p.checking || b.part.Has(i) {
+	if p.claimed || p.checking {
 		p.dropped = true
 		return false
 	}
@@ -112,7 +116,9 @@ func (b *board) beginWrite(i int) bool {
 func (b *board) endWrite(i int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.get(i).writing--
+	if p := b.moving[i]; p != nil && p.writing > 0 {
+		p.writing--
+	}
 }
 
 // wrote notes the content of a block; correct is the verdict where it is the whole piece. It returns who sent a wrong piece.
@@ -193,14 +199,6 @@ func (b *board) failed(i int, unreadable bool) (liars []*conn) {
 	return liars
 }
 
-// suspected says that a piece has failed and several peers may be to blame.
-func (b *board) suspected(i int) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	p := b.moving[i]
-	return p != nil && len(p.suspects) > 0
-}
-
 // claim takes the pieces that are missing and not on their way to be delivered by a Source, and returns them.
 func (b *board) claim(pieces []int) []int {
 	b.mu.Lock()
@@ -236,8 +234,13 @@ func (b *board) release(pieces []int) {
 func (b *board) done(i int) (suspects []block, last, first bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	p := b.get(i)
-	suspects = p.suspects
+	if b.got.Has(i) {
+		return nil, false, false
+	}
+	b.got.Set(i)
+	if p := b.moving[i]; p != nil {
+		suspects = p.suspects
+	}
 	// Late blocks are kept out by the store's bitmap from here on.
 	delete(b.moving, i)
 	b.left--
@@ -252,11 +255,23 @@ func (b *board) remaining() (pieces int, bytes int64) {
 	return b.left, b.leftBytes
 }
 
-func (b *board) isClaimed(i int) bool {
+func (b *board) has(i int) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	p := b.moving[i]
-	return p != nil && p.claimed
+	return b.got.Has(i)
+}
+
+// claims lists the pieces that Sources deliver now.
+func (b *board) claims() []int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var out []int
+	for i, p := range b.moving {
+		if p.claimed {
+			out = append(out, i)
+		}
+	}
+	return out
 }
 
 // gained and lost count the connected peers that have pieces.

@@ -26,6 +26,14 @@ type content struct {
 	closed bool
 }
 
+// board is what the fetch of the content knows of its pieces; nil when it is only seeded.
+func (c *content) board() *board {
+	if c.fetch == nil {
+		return nil
+	}
+	return c.fetch.board
+}
+
 // OpenTorrent implements storage.ClientImpl. It is called with the library's lock and can't fail: then the library would go on
 // with a torrent that has no pieces.
 func (c *content) OpenTorrent(context.Context, *metainfo.Info, metainfo.Hash) (storage.TorrentImpl, error) {

@@ -1,197 +1,158 @@
 package swarm
 
 import (
+	"cmp"
 	"context"
-	"crypto/sha1"
 	"errors"
 	"fmt"
-	"io"
-	"net"
+	"hash/maphash"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/anacrolix/torrent"
-	"github.com/anacrolix/torrent/types"
 
 	"kraken/origin/store"
 	"kraken/proto/blob"
 )
 
-// LeaseRequest asks a source for pieces.
-type LeaseRequest struct {
-	Have blob.Bitmap
-	Want []int // pieces that a reader waits for, most urgent first
-	Max  int
-	// Again makes pieces welcome that were sent to others already: nobody here is left to trade with.
-	Again bool
+// Peer is a node that may have pieces.
+type Peer struct {
+	ID     [20]byte // zero when not known
+	Addr   netip.AddrPort
+	Origin bool // an origin: only dialled by a Fetch without Sources, for origins lease better than they seed
 }
 
-// Source is an origin that hands out pieces over HTTP. Each piece it leases is to be fetched now.
-type Source interface {
-	Name() string
-	// Lease names pieces to fetch, or when to ask again.
-	Lease(ctx context.Context, m *blob.Metainfo, r LeaseRequest) (pieces []int, retryAfter time.Duration, err error)
-	ReadRange(ctx context.Context, m *blob.Metainfo, off, n int64) (io.ReadCloser, error)
-}
-
-// Request is what to fetch and from whom. Peers may be added later.
+// Request says what to fetch from where.
 type Request struct {
+	// Partial is filled. It belongs to the caller, who closes it after the Fetch.
 	Partial *store.Partial
 	Sources []Source
 	Peers   []Peer
 }
 
-// Stats counts a fetch.
+// Stats counts since the start of the Fetch.
 type Stats struct {
-	BytesFromPeers   int64 // payload of verified pieces
-	BytesFromOrigins int64
-	PiecesWasted     int64 // failed their hash
+	BytesFromPeers   int64 // verified
+	BytesFromOrigins int64 // verified, from Sources
+	BytesUploaded    int64
+	PiecesVerified   int
+	PiecesWasted     int // did not pass, and were fetched again
+	Peers            int // connected now
 }
 
-// Fetch is one blob on its way. Its owner calls Close.
+// Fetch fills a partial blob. It owns what it started until Close.
 type Fetch struct {
-	s    *Swarm
-	m    *blob.Metainfo
-	part *store.Partial
-	l    *loaded
+	s     *Swarm
+	t     *loaded
+	m     *blob.Metainfo
+	part  *store.Partial
+	board *board
 
 	ctx    context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
-	done   chan struct{}
-
-	fromPeers, fromOrigins, wasted atomic.Int64
-	progress                       atomic.Int64 // Unix nanoseconds of the last byte that came
 
 	mu      sync.Mutex
-	err     error
-	ended   bool
-	left    int // pieces
-	have    blob.Bitmap
-	leased  map[int]bool // being fetched from a source
+	sources []Source
+	peers   map[netip.AddrPort]*candidate
 	windows map[int64]window
-	prio    []types.PiecePriority
-	peers   map[Peer]bool
-	from    map[int]map[[20]byte]bool // who has sent blocks of a piece that is not verified yet
-	blocks  map[[20]byte]int          // how many blocks a peer has sent
-	began   time.Time
+	over    bool
+	err     error
+	done    chan struct{}
+	closing sync.Once
+
+	prioMu sync.Mutex
+	prio   map[int]torrent.PiecePriority // of the pieces in a window or claimed, as the library was told
+
+	progress atomic.Int64 // time of the last verified piece, in ns
+	rate     atomic.Int64 // bytes a second from peers, smoothed
+
+	fromPeers, fromSources, pieces, wasted atomic.Int64
 }
 
-// window is where a reader reads, in pieces.
-type window struct{ first, end int }
+// window is what a reader waits for, in bytes.
+type window struct{ off, length int64 }
+
+// candidate is a peer to connect to.
+type candidate struct {
+	Peer
+	next  time.Time
+	tries int
+}
+
+type origin int
 
 const (
-	// leaseBytes is how much one lease asks for.
-	leaseBytes = 4 << 20
-	// stalled is after how long without a byte sources are asked for pieces that others have.
-	stalled = time.Second
-	// leaseWorkers is how many leases are fetched at once from one source.
-	leaseWorkers = 2
-	// urgent is how many pieces of a window come before all others.
-	urgent = 2
+	fromPeer origin = iota
+	fromSource
 )
 
-// Fetch begins to fetch what the partial blob lacks. There is at most one fetch of a blob at a time.
-func (s *Swarm) Fetch(ctx context.Context, r Request) (*Fetch, error) {
-	m := r.Partial.Metainfo()
+const (
+	tick = 100 * time.Millisecond
+	// yield is how long the node with the lower peer id leaves it to the other one to dial. One connection a pair is enough, and
+	// the library keeps the one that the higher id dialled.
+	yield = 250 * time.Millisecond
+	// retryMin and retryMax bound the pauses between dials of one peer.
+	retryMin, retryMax = time.Second, 10 * time.Second
+	maxCandidates      = 500
+)
+
+// Fetch starts to fill req.Partial and returns at once. There is one Fetch for a blob at a time: ErrBusy. It ends when all pieces
+// are verified, when it fails, when ctx is done, or with Close, which must be called in any case.
+func (s *Swarm) Fetch(ctx context.Context, req Request) (*Fetch, error) {
+	m := req.Partial.Metainfo()
 	f := &Fetch{
-		s: s, m: m, part: r.Partial, done: make(chan struct{}), have: r.Partial.Bitmap(),
-		leased: map[int]bool{}, windows: map[int64]window{}, peers: map[Peer]bool{}, from: map[int]map[[20]byte]bool{}, blocks: map[[20]byte]int{}, began: time.Now(), prio: make([]types.PiecePriority, m.NumPieces()),
+		s: s, m: m, part: req.Partial, board: newBoard(m, req.Partial), peers: map[netip.AddrPort]*candidate{},
+		windows: map[int64]window{}, done: make(chan struct{}), prio: map[int]torrent.PiecePriority{},
 	}
-	f.left = m.NumPieces() - f.have.Count()
-	f.progress.Store(nowNanos())
+	f.progress.Store(time.Now().UnixNano())
 	f.ctx, f.cancel = context.WithCancel(ctx)
-	l := &loaded{storage: &pieces{m: m, part: r.Partial, fetch: f}, fetch: f, used: time.Now()}
-	f.l = l
-	s.mu.Lock()
-	old := s.loaded[m.InfoHash()]
-	if old != nil && old.fetch != nil {
-		s.mu.Unlock()
+	s.loadMu.Lock()
+	defer s.loadMu.Unlock()
+	if s.closed {
 		f.cancel()
-		return nil, fmt.Errorf("fetch %s: %w", m.Digest, store.ErrBusy)
+		return nil, fmt.Errorf("fetch %s: %w", m.Digest, ErrClosed)
 	}
-	s.loaded[m.InfoHash()] = l
-	s.mu.Unlock()
-	if old != nil {
-		old.drop()
-	}
-	s.fetches.Store(m.InfoHash(), f)
-	l.t = s.add(m, l.storage)
-	if f.left == 0 {
+	if m.NumPieces() == 0 {
 		f.finish(nil)
+		return f, nil
 	}
-	f.mu.Lock()
-	changes := f.reprioritize()
-	f.mu.Unlock()
-	f.apply(changes)
-	f.AddPeers(r.Peers)
-	f.wg.Go(f.tend)
-	for _, src := range r.Sources {
-		for range leaseWorkers {
-			f.wg.Go(func() { f.lease(src) })
+	if t := s.find(m.InfoHash()); t != nil {
+		if t.fetch.Load() != nil {
+			f.cancel()
+			return nil, fmt.Errorf("fetch %s: %w", m.Digest, ErrBusy)
 		}
+		s.drop(t) // a blob that is whole no more
 	}
+	s.add(m, &content{m: m, part: req.Partial, fetch: f}, f)
+	if left, _ := f.board.remaining(); left == 0 {
+		f.finish(nil)
+		return f, nil
+	}
+	f.t.use(func(lib *torrent.Torrent) {
+		for i := range m.NumPieces() {
+			if !f.board.has(i) {
+				lib.Piece(i).SetPriority(torrent.PiecePriorityNormal)
+			}
+		}
+	})
+	f.AddPeers(req.Peers)
+	for _, src := range req.Sources {
+		f.AddSource(src)
+	}
+	f.wg.Go(f.run)
 	return f, nil
 }
 
-// Done is closed when every piece is verified, or the fetch has failed.
-func (f *Fetch) Done() <-chan struct{} { return f.done }
-
-// Err is why the fetch failed; nil while it goes on and after it succeeded.
-func (f *Fetch) Err() error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.err
-}
-
-// Stats counts what came so far.
-func (f *Fetch) Stats() Stats {
-	return Stats{BytesFromPeers: f.fromPeers.Load(), BytesFromOrigins: f.fromOrigins.Load(), PiecesWasted: f.wasted.Load()}
-}
-
-// AddPeers offers peers, again and again as they are heard of.
-func (f *Fetch) AddPeers(peers []Peer) {
-	f.mu.Lock()
-	for _, p := range peers {
-		if p.ID != f.s.id && len(f.peers) < 10_000 {
-			f.peers[p] = true
-		}
-	}
-	f.mu.Unlock()
-	f.feed()
-}
-
-// feed offers all known peers that are not connected.
-func (f *Fetch) feed() {
-	f.mu.Lock()
-	known := make([]Peer, 0, len(f.peers))
-	for p := range f.peers {
-		known = append(known, p)
-	}
-	f.mu.Unlock()
-	connected := map[[20]byte]bool{}
-	for _, pc := range f.l.t.PeerConns() {
-		connected[pc.PeerID] = true
-	}
-	var infos []torrent.PeerInfo
-	for _, p := range known {
-		if connected[p.ID] || f.s.net.banned(p.ID) {
-			continue
-		}
-		a := f.s.net.know(p.Addr)
-		infos = append(infos, torrent.PeerInfo{Id: p.ID, Addr: net.TCPAddrFromAddrPort(a), Source: torrent.PeerSourceTracker})
-	}
-	if len(infos) > 0 {
-		f.l.t.AddPeers(infos)
-	}
-}
-
-// tend feeds peers and enforces bans until the fetch is over.
-func (f *Fetch) tend() {
-	t := time.NewTicker(feedEvery)
+// run feeds peers to the library, measures, and gives up when nothing comes any more.
+func (f *Fetch) run() {
+	t := time.NewTicker(tick)
 	defer t.Stop()
+	var before int64
+	f.dial()
 	for {
 		select {
 		case <-f.ctx.Done():
@@ -199,337 +160,290 @@ func (f *Fetch) tend() {
 			return
 		case <-f.done:
 			return
-		case <-f.l.t.Closed():
-			f.finish(errClosed)
-			return
 		case <-t.C:
-			f.feed()
-			f.s.enforceBans()
 		}
+		now := f.fromPeers.Load()
+		per := float64(now-before) / tick.Seconds()
+		before = now
+		f.rate.Store(int64(0.9*float64(f.rate.Load()) + 0.1*per))
+		if idle := f.idle(); idle > f.s.cfg.GiveUp {
+			f.finish(fmt.Errorf("fetch %s: %w for %s", f.m.Digest, ErrNoProgress, idle.Round(time.Second)))
+			return
+		}
+		f.dial()
 	}
 }
 
-// enforceBans reads the library's bans back: they hit a stand-in address, and must hit the peer.
-func (s *Swarm) enforceBans() {
-	s.report(s.net.ban(s.client.BadPeerIPs()))
-}
+// idle is the time since the last verified piece.
+func (f *Fetch) idle() time.Duration { return time.Since(time.Unix(0, f.progress.Load())) }
 
-func (s *Swarm) report(fresh []Ban) {
-	for _, b := range fresh {
-		s.m.bans.Inc()
-		s.log.Warn("peer sent wrong bytes and is banned", "peer", b.ID, "addr", b.Addr, "until", b.Until)
-	}
-}
-
-// verified is told of each piece that is there now.
-func (f *Fetch) verified(i int, fromPeer bool) {
-	f.progress.Store(nowNanos())
+// AddPeers adds peers to connect to; known ones stay. They are dialled again and again until they are connected.
+func (f *Fetch) AddPeers(peers []Peer) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.have.Has(i) {
+	for _, p := range peers {
+		p.Addr = netip.AddrPortFrom(p.Addr.Addr().Unmap(), p.Addr.Port())
+		if !p.Addr.IsValid() || p.Addr.Port() == 0 || p.ID == f.s.id || p.Addr == f.s.Addr() {
+			continue
+		}
+		if c := f.peers[p.Addr]; c != nil {
+			if p.ID != [20]byte{} && p.ID != c.ID {
+				c.ID, c.next, c.tries = p.ID, time.Now(), 0 // a new process at the old address
+			}
+			continue
+		}
+		if len(f.peers) >= maxCandidates {
+			continue
+		}
+		c := &candidate{Peer: p, next: time.Now()}
+		if p.ID != [20]byte{} && slices.Compare(f.s.id[:], p.ID[:]) < 0 {
+			c.next = c.next.Add(yield)
+		}
+		f.peers[p.Addr] = c
+	}
+}
+
+// announced is the address at which a peer can be dialled.
+func (f *Fetch) announced(id [20]byte) (netip.AddrPort, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, c := range f.peers {
+		if c.ID == id {
+			return c.Addr, true
+		}
+	}
+	return netip.AddrPort{}, false
+}
+
+// dial gives the library the peers that are due and not connected. It forgets a peer that it could not reach.
+func (f *Fetch) dial() {
+	ids, addrs := map[[20]byte]bool{}, map[netip.AddrPort]bool{}
+	f.t.mu.Lock()
+	for c := range f.t.conns {
+		ids[c.id], addrs[c.address.addr] = true, true
+	}
+	f.t.mu.Unlock()
+	now := time.Now()
+	var due []*address
+	f.mu.Lock()
+	for _, c := range f.peers {
+		if addrs[c.Addr] || c.ID != [20]byte{} && ids[c.ID] {
+			c.tries, c.next = 0, now.Add(retryMin)
+			continue
+		}
+		if now.Before(c.next) || c.Origin && len(f.sources) > 0 || f.s.bans.has(c.ID, c.Addr) {
+			continue
+		}
+		c.next = now.Add(min(retryMin<<min(c.tries, 10), retryMax))
+		c.tries++
+		due = append(due, &address{text: dialText(c.Addr, f.m.InfoHash()), addr: c.Addr})
+	}
+	f.mu.Unlock()
+	if len(due) == 0 {
 		return
 	}
-	f.have.Set(i)
-	for id := range f.from[i] {
-		if fromPeer {
-			f.s.net.trust(id)
-		}
+	infos := make([]torrent.PeerInfo, 0, len(due))
+	f.t.mu.Lock()
+	for _, a := range due {
+		f.t.dials[a.text] = a
+		infos = append(infos, torrent.PeerInfo{Addr: a, Source: torrent.PeerSourceTracker})
 	}
-	delete(f.from, i)
-	if fromPeer {
-		f.s.m.fromPeers.Inc()
-		f.fromPeers.Add(f.m.PieceSize(i))
-	} else {
-		f.s.m.fromSources.Inc()
-		f.fromOrigins.Add(f.m.PieceSize(i))
-	}
-	if f.left--; f.left == 0 {
-		f.finishLocked(nil)
-	}
+	f.t.mu.Unlock()
+	f.t.use(func(lib *torrent.Torrent) { lib.AddPeers(infos) })
 }
 
-// failed is told of each piece of the library's that failed its hash. The library bans a peer that sent the whole piece; here the
-// only stranger among several senders is banned as well.
-func (f *Fetch) failed(i int) {
-	f.wasted.Add(1)
-	f.s.m.wasted.Inc()
-	f.mu.Lock()
-	var strangers [][20]byte
-	for id := range f.from[i] {
-		if !f.s.net.trusted(id) {
-			strangers = append(strangers, id)
-		}
-	}
-	delete(f.from, i)
-	f.mu.Unlock()
-	if len(strangers) == 1 {
-		f.s.report(f.s.net.banID(strangers[0]))
-	}
-	f.s.enforceBans()
-}
-
-func (f *Fetch) finish(err error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.finishLocked(err)
-}
-
-func (f *Fetch) finishLocked(err error) {
-	if !f.ended {
-		f.ended, f.err = true, err
-		close(f.done)
-	}
-}
-
-// SetWindow says that a reader will read length bytes from off on, in order. Other pieces come rarest first.
+// SetWindow says that a reader will read length bytes from off on: these pieces come first, in order.
 func (f *Fetch) SetWindow(reader, off, length int64) {
-	l := f.m.PieceLength()
-	w := window{int(off / l), int(min((off+length+l-1)/l, int64(f.m.NumPieces())))}
 	f.mu.Lock()
-	if f.windows[reader] == w {
-		f.mu.Unlock()
-		return
-	}
-	f.windows[reader] = w
-	changes := f.reprioritize()
+	f.windows[reader] = window{off, length}
 	f.mu.Unlock()
-	f.apply(changes)
+	f.prioritize()
 }
 
-// DropWindow says that a reader has gone.
+// DropWindow ends SetWindow.
 func (f *Fetch) DropWindow(reader int64) {
 	f.mu.Lock()
 	delete(f.windows, reader)
-	changes := f.reprioritize()
 	f.mu.Unlock()
-	f.apply(changes)
+	f.prioritize()
 }
 
-type change struct {
-	piece int
-	prio  types.PiecePriority
-}
-
-// reprioritize computes which pieces' priority has to change; f.mu is held. Leased pieces are none of the library's.
-func (f *Fetch) reprioritize() (out []change) {
-	want := make([]types.PiecePriority, len(f.prio))
-	for i := range want {
-		if !f.leased[i] {
-			want[i] = types.PiecePriorityNormal
-		}
-	}
-	for _, w := range f.windows {
-		n := 0
-		for i := w.first; i < w.end; i++ {
-			if f.have.Has(i) || f.leased[i] {
-				continue
-			}
-			p := types.PiecePriorityHigh
-			if n < urgent {
-				p = types.PiecePriorityNow
-			}
-			n++
-			want[i] = max(want[i], p)
-		}
-	}
-	for i, p := range want {
-		if p != f.prio[i] && !f.have.Has(i) {
-			f.prio[i] = p
-			out = append(out, change{i, p})
-		}
-	}
-	return out
-}
-
-// apply tells the library, whose lock must not be taken under f.mu: it calls back under its own.
-func (f *Fetch) apply(changes []change) {
-	for _, c := range changes {
-		f.l.t.Piece(c.piece).SetPriority(c.prio)
-	}
-}
-
-// lease takes pieces from a source until the fetch is over.
-func (f *Fetch) lease(src Source) {
-	wait := time.Duration(0)
-	t := time.NewTimer(0)
-	defer t.Stop()
-	failures := 0
-	for {
-		t.Reset(wait)
-		select {
-		case <-f.ctx.Done():
-			return
-		case <-f.done:
-			return
-		case <-t.C:
-		}
-		n, retry, err := f.leaseOnce(src)
-		switch {
-		case err != nil:
-			failures++
-			wait = min(100*time.Millisecond<<min(failures, 6), 5*time.Second)
-			f.s.log.Debug("lease failed", "source", src.Name(), "digest", f.m.Digest, "error", err)
-		case n > 0:
-			failures, wait = 0, 0
-		default:
-			failures = 0
-			wait = min(max(retry, 50*time.Millisecond), 2*time.Second)
-		}
-	}
-}
-
-// leaseOnce asks for pieces and fetches them, neighbours in one range.
-func (f *Fetch) leaseOnce(src Source) (n int, retry time.Duration, err error) {
-	r := LeaseRequest{Max: int(max(1, min(leaseBytes/f.m.PieceLength(), 64)))}
+// windowPieces lists the missing pieces of all windows, the ones at the front of each window first.
+func (f *Fetch) windowPieces() []int {
 	f.mu.Lock()
-	r.Have = f.have.Clone()
-	for i := range f.leased {
-		r.Have.Set(i) // on its way from another source
-	}
-	r.Want = f.wanted(r.Max)
-	alone := len(f.peers) == 0 || time.Since(f.began) > stalled
-	f.mu.Unlock()
-	if r.Have.Full() {
-		return 0, stalled / 4, nil
-	}
-	idle := time.Since(time.Unix(0, f.progress.Load()))
-	r.Again = idle > stalled || (alone && f.l.t.Stats().ActivePeers == 0)
-	if r.Again && idle > stalled {
-		f.s.m.rescues.Inc()
-	}
-	ps, retry, err := src.Lease(f.ctx, f.m, r)
-	if err != nil {
-		return 0, 0, err
-	}
-	ps = f.take(ps)
-	slices.Sort(ps)
-	for len(ps) > 0 {
-		k := 1
-		for k < len(ps) && ps[k] == ps[k-1]+1 {
-			k++
-		}
-		got, rerr := f.readRun(src, ps[0], k)
-		n += got
-		f.release(ps[:k])
-		if rerr != nil {
-			f.release(ps)
-			return n, 0, rerr
-		}
-		ps = ps[k:]
-	}
-	return n, retry, nil
-}
-
-// wanted are the pieces that readers wait for; f.mu is held.
-func (f *Fetch) wanted(n int) (out []int) {
-	for _, w := range f.windows {
-		for i := w.first; i < w.end && len(out) < n; i++ {
-			if !f.have.Has(i) && !f.leased[i] {
-				out = append(out, i)
-			}
-		}
-	}
-	return out
-}
-
-// take claims leased pieces for this source.
-func (f *Fetch) take(ps []int) (mine []int) {
-	f.mu.Lock()
-	for _, i := range ps {
-		if i >= 0 && i < f.m.NumPieces() && !f.have.Has(i) && !f.leased[i] {
-			f.leased[i] = true
-			mine = append(mine, i)
-		}
-	}
-	changes := f.reprioritize()
-	f.mu.Unlock()
-	f.apply(changes)
-	return mine
-}
-
-// release gives pieces back; those that did not come are the library's to fetch.
-func (f *Fetch) release(ps []int) {
-	f.mu.Lock()
-	for _, i := range ps {
-		delete(f.leased, i)
-	}
-	changes := f.reprioritize()
-	f.mu.Unlock()
-	f.apply(changes)
-}
-
-var errWrongPiece = errors.New("piece does not match its hash")
-
-// readRun fetches k adjacent pieces in one range and checks each.
-func (f *Fetch) readRun(src Source, first, k int) (n int, err error) {
+	defer f.mu.Unlock()
+	type ahead struct{ piece, distance int }
+	near := map[int]int{}
 	l := f.m.PieceLength()
-	from := int64(first) * l
-	to := min(from+int64(k)*l, f.m.Size)
-	rc, err := src.ReadRange(f.ctx, f.m, from, to-from)
-	if err != nil {
-		return 0, err
-	}
-	defer rc.Close()
-	buf := readBuffers.Get().(*[]byte)
-	defer readBuffers.Put(buf)
-	h := sha1.New()
-	for i := first; i < first+k; i++ {
-		h.Reset()
-		at, end := int64(i)*l, int64(i)*l+f.m.PieceSize(i)
-		for at < end {
-			b := (*buf)[:min(int64(len(*buf)), end-at)]
-			if _, err := io.ReadFull(rc, b); err != nil {
-				return n, fmt.Errorf("read piece %d of %s from %s: %w", i, f.m.Digest, src.Name(), err)
+	for _, w := range f.windows {
+		first, last := w.off/l, min(w.off+w.length-1, f.m.Size-1)/l
+		for i := first; i <= last && i >= 0; i++ {
+			d := int(i - first)
+			if old, ok := near[int(i)]; !ok || d < old {
+				near[int(i)] = d
 			}
-			f.progress.Store(nowNanos())
-			h.Write(b)
-			if !f.part.Has(i) {
-				if _, err := f.part.WriteAt(b, at); err != nil {
-					return n, fmt.Errorf("write piece %d of %s: %w", i, f.m.Digest, err)
-				}
-			}
-			at += int64(len(b))
 		}
-		if [sha1.Size]byte(h.Sum(nil)) != f.m.PieceHash(i) {
-			f.wasted.Add(1)
-			f.s.m.wasted.Inc()
-			return n, fmt.Errorf("piece %d of %s from %s: %w", i, f.m.Digest, src.Name(), errWrongPiece)
-		}
-		if err := f.part.MarkVerified(i); err != nil {
-			return n, err
-		}
-		n++
-		f.verified(i, false)
-		f.l.t.Piece(i).UpdateCompletion() // sends Have, without hashing again
 	}
-	return n, nil
+	var all []ahead
+	for i, d := range near {
+		if !f.part.Has(i) {
+			all = append(all, ahead{i, d})
+		}
+	}
+	slices.SortFunc(all, func(a, b ahead) int { return cmp.Or(a.distance-b.distance, a.piece-b.piece) })
+	out := make([]int, len(all))
+	for k, a := range all {
+		out[k] = a.piece
+	}
+	return out
 }
 
-var readBuffers = sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b }}
+// urgent is how many pieces at the front of the windows have the highest priority. The rest is asked for in order as well.
+const urgent = 2
 
-// Close ends the fetch. A blob that is whole in the store goes on being seeded.
-func (f *Fetch) Close() {
-	f.cancel()
-	f.finish(context.Canceled)
-	f.wg.Wait()
-	ih := f.m.InfoHash()
-	f.s.fetches.CompareAndDelete(ih, f)
-	r, err := f.s.cfg.Store.Open(f.m.Digest)
-	f.s.mu.Lock()
-	current := f.s.loaded[ih] == f.l
-	if current && err == nil {
-		f.l.storage.become(r)
-		f.l.fetch, f.l.used = nil, time.Now()
-		f.s.mu.Unlock()
+// prioritize tells the library what is claimed by Sources, what readers wait for, and what has become ordinary again.
+func (f *Fetch) prioritize() {
+	f.prioMu.Lock()
+	defer f.prioMu.Unlock()
+	want := map[int]torrent.PiecePriority{}
+	for k, i := range f.windowPieces() {
+		want[i] = torrent.PiecePriorityReadahead
+		if k < urgent {
+			want[i] = torrent.PiecePriorityNow
+		}
+	}
+	for _, i := range f.board.claims() {
+		want[i] = torrent.PiecePriorityNone
+	}
+	f.t.use(func(lib *torrent.Torrent) {
+		for i, p := range want {
+			if old, ok := f.prio[i]; !ok || old != p {
+				lib.Piece(i).SetPriority(p)
+			}
+		}
+		for i := range f.prio {
+			if _, ok := want[i]; !ok && !f.part.Has(i) {
+				lib.Piece(i).SetPriority(torrent.PiecePriorityNormal)
+			}
+		}
+	})
+	f.prio = want
+}
+
+// verified is called once or more for each piece that the store has marked.
+func (f *Fetch) verified(i int, from origin) {
+	suspects, last, first := f.board.done(i)
+	if !first {
 		return
 	}
-	if current {
-		delete(f.s.loaded, ih)
+	size := f.m.PieceSize(i)
+	f.pieces.Add(1)
+	if from == fromPeer {
+		f.fromPeers.Add(size)
+		f.s.m.fromPeers.Add(float64(size))
+	} else {
+		f.fromSources.Add(size)
+		f.s.m.fromSources.Add(float64(size))
 	}
-	f.s.mu.Unlock()
-	if err == nil {
-		r.Close()
+	f.progress.Store(time.Now().UnixNano())
+	f.convict(i, suspects)
+	if last {
+		f.finish(nil)
 	}
-	f.l.drop()
 }
-func nowNanos() int64 { return time.Now().UnixNano() }
+
+// convict finds out who had sent the wrong blocks of a piece, now that the right ones are there.
+func (f *Fetch) convict(i int, suspects []block) {
+	for _, x := range suspects {
+		buf := make([]byte, x.size)
+		if _, err := f.part.ReadAt(buf, int64(i)*f.m.PieceLength()+x.off); err != nil {
+			continue
+		}
+		if maphash.Bytes(blockSeed, buf) != x.sum && x.from != nil {
+			f.s.ban(x.from, fmt.Sprintf("sent a wrong block of piece %d of %s", i, f.m.Digest))
+		}
+	}
+}
+
+// wrongPiece counts a piece that did not pass and bans who alone sent it.
+func (f *Fetch) wrongPiece(i int, liars []*conn) {
+	f.wasted.Add(1)
+	f.s.m.wasted.Inc()
+	for _, c := range liars {
+		f.s.ban(c, fmt.Sprintf("sent a wrong piece %d of %s", i, f.m.Digest))
+	}
+}
+
+// Done is closed when all pieces are verified, or the Fetch has failed.
+func (f *Fetch) Done() <-chan struct{} { return f.done }
+
+// Err is nil before Done, and after it when all pieces are verified.
+func (f *Fetch) Err() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err
+}
+
+// Left is how many bytes are missing.
+func (f *Fetch) Left() int64 {
+	_, n := f.board.remaining()
+	return n
+}
+
+// Stats is the state so far.
+func (f *Fetch) Stats() Stats {
+	st := Stats{
+		BytesFromPeers: f.fromPeers.Load(), BytesFromOrigins: f.fromSources.Load(),
+		PiecesVerified: int(f.pieces.Load()), PiecesWasted: int(f.wasted.Load()),
+	}
+	if f.t == nil {
+		return st
+	}
+	f.t.use(func(lib *torrent.Torrent) {
+		ls := lib.Stats()
+		st.BytesUploaded, st.Peers = ls.BytesWrittenData.Int64(), ls.ActivePeers
+	})
+	return st
+}
+
+// finish ends the fetch with its result; only the first counts. It waits for nothing and may be called from anywhere.
+func (f *Fetch) finish(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.over {
+		return
+	}
+	f.over = true
+	if err != nil && !errors.Is(err, ErrNoProgress) {
+		err = fmt.Errorf("fetch %s: %w", f.m.Digest, err)
+	}
+	f.err = err
+	f.cancel()
+	close(f.done)
+}
+
+// Close ends the Fetch and waits for what it started. When the blob is committed by now, it is seeded from the store on.
+func (f *Fetch) Close() error {
+	f.finish(ErrClosed)
+	f.closing.Do(func() {
+		f.wg.Wait()
+		if f.t == nil {
+			return
+		}
+		f.s.loadMu.Lock()
+		defer f.s.loadMu.Unlock()
+		r, err := f.s.cfg.Store.Open(f.m.Digest)
+		if err != nil || f.s.closed {
+			if err == nil {
+				r.Close()
+			}
+			f.s.drop(f.t)
+			return
+		}
+		f.t.data.commit(r)
+		f.t.touch()
+		f.t.fetch.Store(nil)
+		f.s.Register(f.m)
+	})
+	return nil
+}

@@ -1,33 +1,68 @@
 package swarm
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"errors"
+	"fmt"
 
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics are of all blobs together; the ones of a fetch are its Stats.
 type metrics struct {
-	received, sent prometheus.Counter // with peers, on the wire
-	refused        prometheus.Counter
-	bans           prometheus.Counter
-	fromPeers      prometheus.Counter // pieces
-	fromSources    prometheus.Counter // pieces
-	wasted         prometheus.Counter // pieces
-	rescues        prometheus.Counter
+	refused, violations, banned    prometheus.Counter
+	fromPeers, fromSources, wasted prometheus.Counter
+	all                            []prometheus.Collector
+	reg                            prometheus.Registerer
 }
 
-func newMetrics(r prometheus.Registerer) *metrics {
-	counter := func(name, help string, labels prometheus.Labels) prometheus.Counter {
-		c := prometheus.NewCounter(prometheus.CounterOpts{Name: "kraken_swarm_" + name, Help: help, ConstLabels: labels})
-		if r != nil {
-			r.MustRegister(c)
-		}
+func newMetrics(s *Swarm, reg prometheus.Registerer) (*metrics, error) {
+	m := &metrics{reg: reg}
+	counter := func(name, help string) prometheus.Counter {
+		c := prometheus.NewCounter(prometheus.CounterOpts{Name: "kraken_swarm_" + name, Help: help})
+		m.all = append(m.all, c)
 		return c
 	}
-	return &metrics{
-		received:    counter("received_bytes_total", "Bytes read from peer connections, protocol included.", prometheus.Labels{"from": "peers"}),
-		sent:        counter("sent_bytes_total", "Bytes written to peer connections, protocol included.", prometheus.Labels{"to": "peers"}),
-		refused:     counter("refused_connections_total", "Peers shown out: banned ones, and strangers where only our own are let in.", nil),
-		bans:        counter("bans_total", "Peers banned for wrong bytes.", nil),
-		fromPeers:   counter("pieces_total", "Pieces verified, by where they came from.", prometheus.Labels{"from": "peers"}),
-		fromSources: counter("pieces_total", "Pieces verified, by where they came from.", prometheus.Labels{"from": "origins"}),
-		wasted:      counter("pieces_wasted_total", "Pieces that failed their hash.", nil),
-		rescues:     counter("rescues_total", "Times that a stalled download asked an origin for pieces that others have.", nil),
+	gauge := func(name, help string, fn func() float64) {
+		m.all = append(m.all, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "kraken_swarm_" + name, Help: help}, fn))
+	}
+	m.refused = counter("refused_connections_total", "Connections refused: too many, banned, or not of this cluster.")
+	m.violations = counter("protocol_violations_total", "Connections ended because of a message that is not allowed.")
+	m.banned = counter("banned_peers_total", "Peers banned because they sent wrong bytes.")
+	m.fromPeers = counter("received_peer_bytes_total", "Verified bytes that came from peers.")
+	m.fromSources = counter("received_origin_bytes_total", "Verified bytes that came from origins over HTTP.")
+	m.wasted = counter("wasted_pieces_total", "Pieces that did not pass and were fetched again.")
+	m.all = append(m.all, prometheus.NewCounterFunc(
+		prometheus.CounterOpts{Name: "kraken_swarm_sent_bytes_total", Help: "Bytes of blobs sent to peers."},
+		func() float64 { st := s.client.ConnStats(); return float64(st.BytesWrittenData.Int64()) }))
+	gauge("connections", "Connections with peers.", func() float64 {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return float64(len(s.conns))
+	})
+	gauge("loaded_torrents", "Blobs that are fetched or were asked for lately.", func() float64 {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return float64(len(s.loaded))
+	})
+	gauge("seedable_blobs", "Whole blobs that peers can ask for.", func() float64 { return float64(s.index.len()) })
+	if reg == nil {
+		return m, nil
+	}
+	var errs []error
+	for _, c := range m.all {
+		if err := reg.Register(c); err != nil {
+			errs = append(errs, fmt.Errorf("register metric of the swarm: %w", err))
+		}
+	}
+	return m, errors.Join(errs...)
+}
+
+// unregister lets a closed swarm be forgotten.
+func (m *metrics) unregister() {
+	if m.reg == nil {
+		return
+	}
+	for _, c := range m.all {
+		m.reg.Unregister(c)
 	}
 }

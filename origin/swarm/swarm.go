@@ -226,7 +226,7 @@ func (s *Swarm) Forget(d digest.Digest) {
 	}
 	s.loadMu.Lock()
 	defer s.loadMu.Unlock()
-	if t := s.find(ih); t != nil && t.fetch == nil {
+	if t := s.find(ih); t != nil && t.fetch.Load() == nil {
 		s.drop(t)
 	}
 }
@@ -271,8 +271,8 @@ func (s *Swarm) fetches() []*Fetch {
 	defer s.mu.Unlock()
 	var out []*Fetch
 	for _, t := range s.loaded {
-		if t.fetch != nil {
-			out = append(out, t.fetch)
+		if f := t.fetch.Load(); f != nil {
+			out = append(out, f)
 		}
 	}
 	return out

@@ -2,6 +2,7 @@ package announce
 
 import (
 	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"net/netip"
 	"net/url"
@@ -17,6 +18,9 @@ const maxQuery = 4 << 10
 
 // PeerID names a peer for the life of its process (BEP 3, BEP 20).
 type PeerID [20]byte
+
+// String is the hexadecimal form, as in batched announces.
+func (id PeerID) String() string { return hex.EncodeToString(id[:]) }
 
 // Query is a BEP 3 announce: the query of GET /announce.
 type Query struct {

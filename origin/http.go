@@ -1,0 +1,295 @@
+package origin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/go-chi/chi/v5"
+	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"kraken/origin/store"
+	"kraken/proto/blob"
+	"kraken/proto/registry"
+	"kraken/proto/transport"
+)
+
+func (o *Origin) handler(reg *prometheus.Registry) http.Handler {
+	r := chi.NewRouter()
+	r.Use(transport.Middleware("origin", o.log, reg))
+	r.Get("/health", o.health.Health)
+	r.Get("/readiness", o.health.Readiness)
+	r.Mount("/", registry.Server{Blobs: counting{o}, BlobDeleter: o, Uploads: o, Extension: o.extension, Log: o.log}.Handler())
+	return r
+}
+
+func (o *Origin) adminHandler(reg *prometheus.Registry) http.Handler {
+	m := transport.AdminHandler(o.health, reg)
+	m.HandleFunc("GET /writeback", func(w http.ResponseWriter, _ *http.Request) {
+		if err := answer(w, http.StatusOK, o.status()); err != nil {
+			o.log.Debug("client went away", "error", err)
+		}
+	})
+	return m
+}
+
+// counting tells the leases which ranges are read.
+type counting struct{ *Origin }
+
+// OpenBlob implements registry.Blobs.
+func (c counting) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint registry.Range) (*registry.Content, error) {
+	content, err := c.Origin.OpenBlob(ctx, repo, d, hint)
+	if err == nil {
+		c.leases.sending(d, hint, content.Size)
+	}
+	return content, err
+}
+
+func answer(w http.ResponseWriter, status int, v any) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	return json.NewEncoder(w).Encode(v)
+}
+
+// decode reads a bounded JSON body.
+func decode(r *http.Request, limit int64, into any) error {
+	b, err := io.ReadAll(io.LimitReader(r.Body, limit+1))
+	if err == nil && int64(len(b)) > limit {
+		err = fmt.Errorf("more than %d bytes", limit)
+	}
+	if err == nil {
+		err = json.Unmarshal(b, into)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: body: %w", errBody, err)
+	}
+	return nil
+}
+
+var errBody = &registry.Error{Code: "UNSUPPORTED", Status: http.StatusBadRequest, Message: "body is not understood"}
+
+// extension serves what origins offer beside the specification (proto/README.md, section 5).
+func (o *Origin) extension(w http.ResponseWriter, r *http.Request, x registry.ExtensionPath) error {
+	switch x.Resource {
+	case "names":
+		return o.names(w, r, x)
+	case "pending":
+		return o.pending(w, r)
+	case "durable":
+		return o.durableRoute(w, r, x)
+	}
+	d, err := blob.ParseDigest(x.Key)
+	if err != nil {
+		return fmt.Errorf("%w: %w", registry.ErrDigestInvalid, err)
+	}
+	if err := registry.CheckName(x.Repository); err != nil {
+		return err
+	}
+	switch r.Method + " " + x.Resource {
+	case "HEAD blobs":
+		i, err := o.store.Stat(d)
+		if err != nil {
+			return wire(err)
+		}
+		w.Header().Set("Content-Length", strconv.FormatInt(i.Size, 10))
+		w.Header().Set("Docker-Content-Digest", d.String())
+		w.WriteHeader(http.StatusOK)
+		return nil
+	case "GET blobs":
+		c, err := o.local(d)
+		if err != nil {
+			return err
+		}
+		registry.ServeContent(w, r, c)
+		return nil
+	case "PUT blobs":
+		fresh, err := o.replicate(r.Context(), x.Repository, d, r.ContentLength, isTrue(r.Header.Get("Kraken-Writeback")), r.Body)
+		if err != nil {
+			return err
+		}
+		if fresh {
+			w.WriteHeader(http.StatusCreated)
+		}
+		return nil
+	case "GET metainfo":
+		ctx, cancel := context.WithTimeout(r.Context(), time.Second)
+		defer cancel()
+		m, err := o.findMetainfo(ctx, x.Repository, d)
+		if err != nil {
+			return err
+		}
+		b := m.Marshal()
+		w.Header().Set("Content-Type", "application/x-bittorrent")
+		w.Header().Set("Content-Length", strconv.Itoa(len(b)))
+		_, err = w.Write(b)
+		return ignoreWrite(err)
+	case "DELETE metainfo":
+		if err := o.store.DropMetainfo(d); err != nil {
+			return err
+		}
+		o.swarm.Forget(d)
+		o.committed(d)
+		w.WriteHeader(http.StatusAccepted)
+		return nil
+	case "POST lease":
+		return o.leaseRoute(w, r, d)
+	}
+	return fmt.Errorf("%w: %s %s", registry.ErrUnsupported, r.Method, x.Resource)
+}
+
+// ignoreWrite: a response that can't be written any more has no one to be told.
+func ignoreWrite(error) error { return nil }
+
+func (o *Origin) leaseRoute(w http.ResponseWriter, r *http.Request, d digest.Digest) error {
+	var q registry.LeaseRequest
+	if err := decode(r, blob.MaxMetainfo/16, &q); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), time.Second)
+	defer cancel()
+	m, err := o.metainfo(ctx, d)
+	if err != nil {
+		return err
+	}
+	have, err := blob.ParseBitmap(m.NumPieces(), q.Have)
+	if err != nil {
+		return fmt.Errorf("%w: have: %w", errBody, err)
+	}
+	if q.Max < 1 || q.Max > registry.MaxLeasePieces || len(q.Want) > 10*registry.MaxLeasePieces {
+		return fmt.Errorf("%w: max is %d, want names %d pieces", errBody, q.Max, len(q.Want))
+	}
+	if !o.leases.enter(d) {
+		return &registry.RetryError{Err: fmt.Errorf("%w: %s is leased to many agents now", registry.ErrTooManyRequests, d), After: time.Second}
+	}
+	defer o.leases.leave(d)
+	ring := o.origins.Ring()
+	replica := 0
+	for i, id := range ring.Owners(d) {
+		if id == o.cfg.ID {
+			replica = i
+		}
+	}
+	out := o.leases.hand(m, have, q, replica, ring.Replicas())
+	o.m.leased.Add(float64(len(out.Pieces)))
+	return ignoreWrite(answer(w, http.StatusOK, out))
+}
+
+func (o *Origin) durableRoute(w http.ResponseWriter, r *http.Request, x registry.ExtensionPath) error {
+	if r.Method != http.MethodPost {
+		return fmt.Errorf("%w: %s durable", registry.ErrUnsupported, r.Method)
+	}
+	var q registry.DurableRequest
+	if err := decode(r, registry.MaxDurableDigests*160, &q); err != nil {
+		return err
+	}
+	if len(q.Digests) > registry.MaxDurableDigests {
+		return fmt.Errorf("%w: %d digests, at most %d", errBody, len(q.Digests), registry.MaxDurableDigests)
+	}
+	for _, d := range q.Digests {
+		if _, err := blob.ParseDigest(d.String()); err != nil {
+			return fmt.Errorf("%w: %w", registry.ErrDigestInvalid, err)
+		}
+	}
+	out, err := o.durableIn(r.Context(), x.Repository, q.Digests)
+	if err != nil {
+		return err
+	}
+	return ignoreWrite(answer(w, http.StatusOK, out))
+}
+
+// names keeps the records that build-index has not written to the bucket yet.
+func (o *Origin) names(w http.ResponseWriter, r *http.Request, x registry.ExtensionPath) error {
+	switch r.Method {
+	case http.MethodGet:
+		return o.allNames(w)
+	case http.MethodPut:
+		var rec registry.NameRecord
+		if err := decode(r, registry.MaxNameRecord, &rec); err != nil {
+			return err
+		}
+		if x.Key != registry.NameKey(rec) || x.Repository != rec.Repository || rec.Version != 1 {
+			return fmt.Errorf("%w: the record does not belong to this key, or is of version %d", errBody, rec.Version)
+		}
+		if old, ok := o.name(x.Key); ok && old.Generation >= rec.Generation {
+			return nil
+		}
+		b, err := json.Marshal(rec)
+		if err != nil {
+			return err
+		}
+		if err := o.store.PutName(x.Key, b); err != nil {
+			return err
+		}
+		w.WriteHeader(http.StatusCreated)
+		return nil
+	case http.MethodDelete:
+		gen, err := strconv.ParseInt(r.URL.Query().Get("generation"), 10, 64)
+		if err != nil {
+			return fmt.Errorf("%w: generation: %w", errBody, err)
+		}
+		if old, ok := o.name(x.Key); ok && old.Generation <= gen {
+			if err := o.store.DeleteName(x.Key); err != nil {
+				return err
+			}
+		}
+		w.WriteHeader(http.StatusAccepted)
+		return nil
+	}
+	return fmt.Errorf("%w: %s names", registry.ErrUnsupported, r.Method)
+}
+
+func (o *Origin) name(key string) (rec registry.NameRecord, ok bool) {
+	b, err := o.store.Name(key)
+	if err != nil {
+		if !errors.Is(err, store.ErrNotFound) {
+			o.log.Warn("name record can't be read", "key", key, "error", err)
+		}
+		return rec, false
+	}
+	return rec, json.Unmarshal(b, &rec) == nil
+}
+
+func (o *Origin) allNames(w http.ResponseWriter) error {
+	keys, err := o.store.Names()
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	enc := json.NewEncoder(w)
+	for _, k := range keys {
+		if rec, ok := o.name(k); ok {
+			if err := enc.Encode(rec); err != nil {
+				return ignoreWrite(err)
+			}
+		}
+	}
+	return nil
+}
+
+func (o *Origin) pending(w http.ResponseWriter, r *http.Request) error {
+	if r.Method != http.MethodGet {
+		return fmt.Errorf("%w: %s pending", registry.ErrUnsupported, r.Method)
+	}
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	enc := json.NewEncoder(w)
+	for _, d := range o.store.Marked() {
+		m, err := o.store.Marker(d)
+		if err != nil {
+			continue // settled meanwhile
+		}
+		i, err := o.store.Stat(d)
+		if err != nil {
+			continue
+		}
+		if err := enc.Encode(registry.PendingBlob{Digest: d, Size: i.Size, Repositories: m.Repositories, Since: m.Created}); err != nil {
+			return ignoreWrite(err)
+		}
+	}
+	return nil
+}

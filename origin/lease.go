@@ -1,0 +1,164 @@
+package origin
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/proto/blob"
+	"kraken/proto/registry"
+)
+
+const (
+	// leaseFor is how long an agent may take to fetch a piece before it counts as not sent.
+	leaseFor = 10 * time.Second
+	// againAfter is how long a piece that was sent is not sent again: agents trade it meanwhile.
+	againAfter = time.Second
+	// stripe is how many neighbouring pieces one replica leads with, so that agents read long ranges.
+	stripe = 4
+)
+
+// leases hands out each piece of a blob once, then the ones sent least: an ordinary seed sends most pieces again and again while its
+// uplink is what everybody waits for (architecture, section 8). It keeps counts per blob and nothing per agent.
+type leases struct {
+	limit int // agents answered at once for one blob
+	now   func() time.Time
+
+	mu    sync.Mutex
+	blobs map[digest.Digest]*lease
+}
+
+type lease struct {
+	sent    []uint16    // how often a piece was leased
+	at      []time.Time // when it was leased last; zero for never
+	fetched []uint16    // how often its range was asked for
+	used    time.Time
+	asking  int
+}
+
+func newLeases(limit int) *leases {
+	return &leases{limit: limit, now: time.Now, blobs: map[digest.Digest]*lease{}}
+}
+
+// hand names up to r.Max pieces. replica is this origin's place among the owners: replicas begin with different pieces. busy
+// means that too many agents are being answered now.
+func (l *leases) hand(m *blob.Metainfo, have blob.Bitmap, r registry.LeaseRequest, replica, replicas int) (out registry.LeaseResponse) {
+	now := l.now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	b := l.blobs[m.Digest]
+	if b == nil {
+		n := m.NumPieces()
+		b = &lease{sent: make([]uint16, n), at: make([]time.Time, n), fetched: make([]uint16, n)}
+		l.blobs[m.Digest] = b
+	}
+	b.used = now
+	out.Expires = leaseFor
+	taken := map[int]bool{}
+	give := func(i int) bool {
+		if len(out.Pieces) >= r.Max {
+			return false
+		}
+		if i < 0 || i >= m.NumPieces() || have.Has(i) || taken[i] {
+			return true
+		}
+		taken[i] = true
+		b.sent[i]++
+		b.at[i] = now
+		out.Pieces = append(out.Pieces, i)
+		return true
+	}
+	// An expired lease that was never fetched counts as never sent.
+	for i := range b.sent {
+		if b.sent[i] > b.fetched[i] && now.Sub(b.at[i]) > leaseFor {
+			b.sent[i] = b.fetched[i]
+		}
+	}
+	// A reader waits for these: a second copy is cheaper than its patience.
+	for _, i := range r.Want {
+		if i >= 0 && i < len(b.sent) && (b.sent[i] == 0 || now.Sub(b.at[i]) > againAfter) && !give(i) {
+			return out
+		}
+	}
+	for pass := range 2 {
+		for i := range b.sent {
+			mine := (i/stripe)%max(1, replicas) == replica
+			if b.sent[i] == 0 && mine == (pass == 0) && !give(i) {
+				return out
+			}
+		}
+	}
+	order := make([]int, 0, len(b.sent))
+	for i := range b.sent {
+		if !have.Has(i) && now.Sub(b.at[i]) > againAfter {
+			order = append(order, i)
+		}
+	}
+	slices.SortStableFunc(order, func(x, y int) int { return int(b.sent[x]) - int(b.sent[y]) })
+	for _, i := range order {
+		if !give(i) {
+			return out
+		}
+	}
+	if len(out.Pieces) == 0 {
+		out.RetryAfter = 250 * time.Millisecond
+	}
+	return out
+}
+
+// enter admits one more agent to a blob, false when it has to come back later.
+func (l *leases) enter(d digest.Digest) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	b := l.blobs[d]
+	if b == nil {
+		return true
+	}
+	if b.asking >= l.limit {
+		return false
+	}
+	b.asking++
+	return true
+}
+
+func (l *leases) leave(d digest.Digest) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if b := l.blobs[d]; b != nil && b.asking > 0 {
+		b.asking--
+	}
+}
+
+// sending notes that a range of a blob is being read: the leases of its pieces are used.
+func (l *leases) sending(d digest.Digest, r registry.Range, size int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	b := l.blobs[d]
+	if b == nil || r.Length < 0 {
+		return
+	}
+	pl := blob.PieceLength(size)
+	for i := r.Offset / pl; i < int64(len(b.fetched)) && i*pl < r.Offset+r.Length; i++ {
+		b.fetched[i] = max(b.fetched[i], b.sent[i])
+	}
+}
+
+// forget drops the counts of blobs that nobody has asked for lately.
+func (l *leases) forget(idle time.Duration) {
+	limit := l.now().Add(-idle)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for d, b := range l.blobs {
+		if b.used.Before(limit) {
+			delete(l.blobs, d)
+		}
+	}
+}
+
+func (l *leases) drop(d digest.Digest) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.blobs, d)
+}

@@ -1,0 +1,29 @@
+package origin
+
+import "github.com/prometheus/client_golang/prometheus"
+
+type metrics struct {
+	received, leased, replicated, writtenBack, writebackErrors, readThrough, evicted prometheus.Counter
+}
+
+func newMetrics(r prometheus.Registerer, o *Origin) *metrics {
+	counter := func(name, help string) prometheus.Counter {
+		c := prometheus.NewCounter(prometheus.CounterOpts{Name: "kraken_origin_" + name, Help: help})
+		r.MustRegister(c)
+		return c
+	}
+	gauge := func(name, help string, f func() float64) {
+		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "kraken_origin_" + name, Help: help}, f))
+	}
+	gauge("pending_blobs", "Blobs that are not in the bucket yet.", func() float64 { return float64(len(o.store.Marked())) })
+	gauge("used_bytes", "Bytes of blobs and uploads on disk.", func() float64 { used, _ := o.store.Usage(); return float64(used) })
+	return &metrics{
+		received:        counter("upload_bytes_total", "Bytes received in upload sessions."),
+		leased:          counter("pieces_leased_total", "Pieces handed to agents."),
+		replicated:      counter("replicated_total", "Blobs given to other origins."),
+		writtenBack:     counter("written_back_total", "Blobs that are in the bucket now."),
+		writebackErrors: counter("writeback_errors_total", "Failed tries of writing a blob back."),
+		readThrough:     counter("read_through_total", "Blobs fetched from the bucket."),
+		evicted:         counter("evicted_total", "Blobs that made room for others."),
+	}
+}

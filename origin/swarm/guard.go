@@ -1,0 +1,211 @@
+package swarm
+
+import (
+	"github.com/anacrolix/torrent"
+	"github.com/anacrolix/torrent/metainfo"
+	pp "github.com/anacrolix/torrent/peer_protocol"
+
+	"kraken/proto/blob"
+)
+
+// The library panics on some messages that a peer is free to send, among them: Hashes for a torrent without version 2 metadata,
+// a block that reaches beyond its piece, and HaveNone after HaveAll (at the next drop of the torrent). readMessage looks at every
+// message before the library does and turns what is not allowed into one that it refuses.
+
+// unknownMessage is a type that ends the connection.
+const unknownMessage = pp.MessageType(0xff)
+
+// completedHandshake decides about a peer once its id and the info-hash are known. For an accepted connection it runs before the
+// library looks for the torrent, and without its lock.
+func (s *Swarm) completedHandshake(pc *torrent.PeerConn, hash metainfo.Hash) {
+	c := connOf(&pc.Peer)
+	if c == nil {
+		return
+	}
+	c.id, c.stranger = pc.PeerID, !isOwn(pc.PeerID)
+	if c.stranger && !s.cfg.StockPeers || s.bans.has(c.id, c.address.addr) {
+		s.m.refused.Inc()
+		c.Close()
+		return
+	}
+	t := s.find(blob.InfoHash(hash))
+	if t == nil && !c.outgoing {
+		t = s.load(blob.InfoHash(hash))
+	}
+	if t == nil {
+		c.Close()
+		return
+	}
+	t.touch()
+	c.t = t
+}
+
+// connAdded is called when the library has taken a connection into its torrent, with its lock held, like all that follow.
+func (s *Swarm) connAdded(pc *torrent.PeerConn) {
+	c := connOf(&pc.Peer)
+	if c == nil || c.t == nil {
+		return
+	}
+	pc.PeerMaxRequests = int(max(2, inFlight/blockSize(c.t.m.PieceLength())))
+	c.t.mu.Lock()
+	defer c.t.mu.Unlock()
+	c.t.conns[c] = struct{}{}
+}
+
+func (s *Swarm) connClosed(pc *torrent.PeerConn) {
+	c := connOf(&pc.Peer)
+	if c == nil || c.t == nil {
+		return
+	}
+	if b := c.t.data.board(); b != nil {
+		for i := range b.m.NumPieces() {
+			if c.all || c.have.Has(i) {
+				b.lost(i)
+			}
+		}
+	}
+	c.all, c.have = false, blob.Bitmap{}
+	c.t.mu.Lock()
+	defer c.t.mu.Unlock()
+	if _, ok := c.t.conns[c]; ok {
+		delete(c.t.conns, c)
+	}
+}
+
+// readMessage passes, silences (by making a keep-alive of it) or refuses a message.
+func (s *Swarm) readMessage(pc *torrent.PeerConn, m *pp.Message) {
+	c := connOf(&pc.Peer)
+	if m.Keepalive {
+		return
+	}
+	if c == nil || c.t == nil {
+		m.Type = unknownMessage
+		return
+	}
+	switch c.judge(m) {
+	case silence:
+		*m = pp.Message{Keepalive: true}
+	case refuse:
+		s.m.violations.Inc()
+		s.log.Debug("peer breaks the protocol", "peer", c.address.addr, "id", idText(c.id), "message", int(m.Type))
+		*m = pp.Message{Type: unknownMessage}
+		c.Close()
+	}
+}
+
+type verdict int
+
+const (
+	pass verdict = iota
+	silence
+	refuse
+)
+
+func (c *conn) judge(m *pp.Message) verdict {
+	info := c.t.m
+	n := info.NumPieces()
+	i := int(m.Index)
+	switch m.Type {
+	case pp.Choke, pp.Unchoke, pp.Interested, pp.NotInterested:
+		return pass
+	case pp.Port, pp.Suggest, pp.AllowedFast:
+		return silence
+	case pp.Have:
+		if i >= n {
+			return refuse
+		}
+		c.saidHave = true
+		return c.holds(i)
+	case pp.Bitfield, pp.HaveAll, pp.HaveNone:
+		// Once, and before any Have (BEP 3, BEP 6).
+		if c.saidField || c.saidHave || m.Type == pp.Bitfield && len(m.Bitfield) != (n+7)/8*8 {
+			return refuse
+		}
+		c.saidField = true
+		return c.holdsField(m, n)
+	case pp.Request:
+		if i >= n || m.Length == 0 || int64(m.Length) > maxBlock || int64(m.Begin)+int64(m.Length) > info.PieceSize(i) {
+			return refuse
+		}
+		return pass
+	case pp.Cancel, pp.Reject:
+		if i >= n || int64(m.Begin) >= info.PieceSize(i) {
+			return refuse
+		}
+		return pass
+	case pp.Piece:
+		size := blockSize(info.PieceLength())
+		if i >= n || int64(m.Begin)%size != 0 || int64(m.Begin) >= info.PieceSize(i) ||
+			int64(len(m.Piece)) != min(size, info.PieceSize(i)-int64(m.Begin)) {
+			return refuse
+		}
+		return pass
+	default: // BEP 10 and BEP 52 were not offered
+		return refuse
+	}
+}
+
+// holds notes that the peer has a piece. Strangers are not asked for any: our blocks are too long for them.
+func (c *conn) holds(i int) verdict {
+	b := c.t.data.board()
+	if c.stranger {
+		return silence
+	}
+	if b == nil || c.all || c.have.Has(i) {
+		return pass
+	}
+	if c.have.Len() == 0 {
+		c.have = blob.NewBitmap(b.m.NumPieces())
+	}
+	c.have.Set(i)
+	b.gained(i)
+	return pass
+}
+
+func (c *conn) holdsField(m *pp.Message, n int) verdict {
+	if c.stranger {
+		return silence
+	}
+	b := c.t.data.board()
+	if b == nil {
+		return pass
+	}
+	switch m.Type {
+	case pp.HaveAll:
+		c.all = true
+		for i := range n {
+			b.gained(i)
+		}
+	case pp.Bitfield:
+		for i := range n {
+			if m.Bitfield[i] {
+				c.holds(i)
+			}
+		}
+	}
+	return pass
+}
+
+func (s *Swarm) receivedBlock(e torrent.ReceivedUsefulDataEvent) {
+	if c := connOf(e.Peer); c != nil && c.t != nil {
+		if b := c.t.data.board(); b != nil {
+			b.received(int(e.Message.Index), int64(e.Message.Begin), int64(len(e.Message.Piece)), c)
+		}
+	}
+}
+
+func (s *Swarm) askedBlock(e torrent.PeerRequestEvent) {
+	if c := connOf(e.Peer); c != nil && c.t != nil {
+		if b := c.t.data.board(); b != nil {
+			b.asked(int(e.Index))
+		}
+	}
+}
+
+func (s *Swarm) unaskedBlock(e torrent.PeerRequestEvent) {
+	if c := connOf(e.Peer); c != nil && c.t != nil {
+		if b := c.t.data.board(); b != nil {
+			b.unasked(int(e.Index))
+		}
+	}
+}

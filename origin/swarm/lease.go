@@ -1,0 +1,263 @@
+package swarm
+
+import (
+	"context"
+	"crypto/sha1"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/anacrolix/torrent"
+
+	"kraken/proto/blob"
+)
+
+// LeaseRequest asks a Source for pieces to fetch from it.
+type LeaseRequest struct {
+	Have blob.Bitmap // pieces that are not needed: here, on their way, or at peers that will deliver them
+	Want []int       // pieces that readers wait for, most urgent first
+	Max  int         // at most so many
+}
+
+// Source leases pieces that few others have, and serves them; an origin over HTTP. Both calls may be made concurrently.
+type Source interface {
+	Name() string
+	// Lease answers pieces to read now, and when to ask again if there were fewer than asked for.
+	Lease(ctx context.Context, m *blob.Metainfo, r LeaseRequest) (pieces []int, retryAfter time.Duration, err error)
+	// ReadRange reads n bytes at off. It is also used without a lease, when nothing else delivers.
+	ReadRange(ctx context.Context, m *blob.Metainfo, off, n int64) (io.ReadCloser, error)
+}
+
+const (
+	workersPerSource = 2 // one reads while the other asks
+	// A lease is sized to be read in leaseTime.
+	leaseTime              = 200 * time.Millisecond
+	leaseFirst, leaseLimit = 1 << 20, 16 << 20
+	maxLease               = 256 // pieces; the protocol's limit
+	// horizon is for how long peers are trusted to deliver at their rate; new peers are trusted without one for grace.
+	horizon, grace = 2 * time.Second, time.Second
+	// minProgress is what a source must send within StallTimeout.
+	minProgress = 32 << 10
+	// A source that has sent so many wrong pieces is not used any more.
+	maxWrong = 3
+)
+
+// errWrongPiece is a piece from a Source that does not pass.
+var errWrongPiece = errors.New("piece does not match the metainfo")
+
+// AddSource adds a source of pieces.
+func (f *Fetch) AddSource(src Source) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.over {
+		return
+	}
+	f.sources = append(f.sources, src)
+	w := &worker{f: f, src: src}
+	for range workersPerSource {
+		x := *w
+		f.wg.Go(x.run)
+	}
+}
+
+// worker leases pieces from one source and reads them, batch after batch.
+type worker struct {
+	f     *Fetch
+	src   Source
+	size  int64 // of the next lease, in bytes
+	fails int
+	wrong int
+}
+
+func (w *worker) run() {
+	f := w.f
+	w.size = leaseFirst
+	for f.ctx.Err() == nil {
+		pieces, wait := w.next()
+		claimed := f.board.claim(pieces)
+		if len(claimed) == 0 {
+			if !w.pause(max(wait, tick/2)) {
+				return
+			}
+			continue
+		}
+		f.prioritize()
+		began := time.Now()
+		n, err := w.readAll(claimed)
+		if err != nil {
+			f.prioritize() // what was given back is fetched from peers again
+			if f.ctx.Err() != nil {
+				return
+			}
+			f.s.log.Info("origin does not deliver", "origin", w.src.Name(), "digest", f.m.Digest, "error", err)
+			if errors.Is(err, errWrongPiece) {
+				if w.wrong++; w.wrong >= maxWrong {
+					f.s.log.Warn("origin has wrong pieces and is left alone", "origin", w.src.Name(), "digest", f.m.Digest)
+					return
+				}
+			}
+			if !w.pause(w.backoff()) {
+				return
+			}
+			continue
+		}
+		w.fails = 0
+		w.resize(n, time.Since(began))
+		if wait > 0 && !w.pause(wait) {
+			return
+		}
+	}
+}
+
+// next decides what to read now: leased pieces, or, when nothing has come for a while, whatever is missing.
+func (w *worker) next() (pieces []int, wait time.Duration) {
+	f := w.f
+	stalled := f.idle() >= f.s.cfg.StallTimeout
+	v := f.board.look(f.windowPieces(), f.trust(), f.s.cfg.StallTimeout)
+	if v.missing == 0 {
+		return nil, tick / 2
+	}
+	n := int(min(max(w.size/f.m.PieceLength(), 1), maxLease))
+	ctx, cancel := context.WithTimeout(f.ctx, f.s.cfg.StallTimeout)
+	defer cancel()
+	pieces, wait, err := w.src.Lease(ctx, f.m, LeaseRequest{Have: v.have, Want: v.want, Max: n})
+	if err == nil && len(pieces) > 0 {
+		return pieces, wait
+	}
+	if err != nil && f.ctx.Err() == nil {
+		f.s.log.Debug("no lease", "origin", w.src.Name(), "digest", f.m.Digest, "error", err)
+	}
+	if stalled {
+		return v.missingPieces(n), 0
+	}
+	if err != nil {
+		return nil, w.backoff()
+	}
+	return nil, max(wait, tick/2)
+}
+
+// trust is how many bytes the connected peers are expected to deliver soon.
+func (f *Fetch) trust() int64 {
+	since := f.board.availableSince()
+	if since.IsZero() || time.Since(since) < grace {
+		return f.m.Size
+	}
+	return int64(float64(f.rate.Load()) * horizon.Seconds())
+}
+
+// missingPieces lists the n most urgent pieces that are not in have.
+func (v view) missingPieces(n int) []int {
+	out := v.want[:min(n, len(v.want))]
+	for i := 0; i < v.have.Len() && len(out) < n; i++ {
+		if !v.have.Has(i) && !slices.Contains(v.want, i) {
+			out = append(out, i)
+		}
+	}
+	return out
+}
+
+func (w *worker) backoff() time.Duration {
+	d := 250 * time.Millisecond << min(w.fails, 5)
+	w.fails++
+	return min(d, 5*time.Second)
+}
+
+// resize makes the next lease last about leaseTime.
+func (w *worker) resize(n int64, took time.Duration) {
+	switch {
+	case took < leaseTime/2 && n >= w.size/2:
+		w.size = min(w.size*2, leaseLimit)
+	case took > leaseTime*2:
+		w.size = max(w.size/2, w.f.m.PieceLength())
+	}
+}
+
+func (w *worker) pause(d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-w.f.ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// readAll reads claimed pieces, neighbours with one request. What it could not read it gives back.
+func (w *worker) readAll(claimed []int) (n int64, err error) {
+	slices.Sort(claimed)
+	for len(claimed) > 0 {
+		k := 1
+		for k < len(claimed) && claimed[k] == claimed[k-1]+1 {
+			k++
+		}
+		read, err := w.readRun(claimed[:k])
+		n += read
+		if err != nil {
+			w.f.board.release(claimed)
+			return n, err
+		}
+		claimed = claimed[k:]
+	}
+	return n, nil
+}
+
+// readRun streams neighbouring pieces into the store and checks each on the way.
+func (w *worker) readRun(run []int) (n int64, err error) {
+	f, m := w.f, w.f.m
+	off := int64(run[0]) * m.PieceLength()
+	last := run[len(run)-1]
+	length := int64(last)*m.PieceLength() + m.PieceSize(last) - off
+
+	ctx, cancel := context.WithCancelCause(f.ctx)
+	defer cancel(nil)
+	slow := fmt.Errorf("sent less than %d bytes in %s", minProgress, f.s.cfg.StallTimeout)
+	watch := time.AfterFunc(f.s.cfg.StallTimeout, func() { cancel(slow) })
+	defer watch.Stop()
+
+	body, err := w.src.ReadRange(ctx, m, off, length)
+	if err != nil {
+		return 0, errors.Join(err, context.Cause(ctx))
+	}
+	defer body.Close()
+	// A body need not know the context: closing it ends a read that hangs.
+	stop := context.AfterFunc(ctx, func() { body.Close() })
+	defer stop()
+
+	buf := hashBuffers.Get().(*[]byte)
+	defer hashBuffers.Put(buf)
+	var since int64
+	for _, i := range run {
+		h := sha1.New()
+		for left := m.PieceSize(i); left > 0; {
+			k, err := io.ReadAtLeast(body, (*buf)[:min(left, int64(len(*buf)))], int(min(left, minProgress)))
+			if err != nil {
+				return n, fmt.Errorf("read piece %d: %w", i, errors.Join(err, context.Cause(ctx)))
+			}
+			h.Write((*buf)[:k])
+			if _, err := f.part.WriteAt((*buf)[:k], off); err != nil {
+				f.finish(err)
+				return n, err
+			}
+			off, left, since = off+int64(k), left-int64(k), since+int64(k)
+			if since >= minProgress {
+				since = 0
+				watch.Reset(f.s.cfg.StallTimeout)
+			}
+		}
+		if [sha1.Size]byte(h.Sum(nil)) != m.PieceHash(i) {
+			f.wrongPiece(i, nil)
+			return n, fmt.Errorf("%w: piece %d", errWrongPiece, i)
+		}
+		if err := f.part.MarkVerified(i); err != nil {
+			return n, err
+		}
+		n += m.PieceSize(i)
+		f.verified(i, fromSource)
+		// The library tells its peers without hashing again.
+		f.t.use(func(lib *torrent.Torrent) { lib.Piece(i).UpdateCompletion() })
+	}
+	return n, nil
+}

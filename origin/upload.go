@@ -1,0 +1,171 @@
+package origin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"kraken/origin/store"
+	"kraken/proto/registry"
+)
+
+// marker is what a blob that was pushed to repo owes the bucket.
+func (o *Origin) marker(repo string) (store.Marker, error) {
+	name, _, ok := o.buckets.For(repo)
+	if !ok {
+		return store.Marker{}, fmt.Errorf("%w: no bucket is configured for repository %s", registry.ErrDenied, repo)
+	}
+	return store.Marker{Targets: []string{name}, Repositories: []string{repo}, Created: time.Now().UTC()}, nil
+}
+
+// StartUpload opens a session on this origin's disk.
+func (o *Origin) StartUpload(_ context.Context, repo string, opt registry.UploadOptions) (registry.Upload, error) {
+	if _, err := o.marker(repo); err != nil {
+		return registry.Upload{}, err
+	}
+	u, err := o.store.NewUpload(store.UploadOptions{ID: uuid.NewString(), Size: opt.Size, Digest: opt.Digest, Note: repo})
+	if err != nil {
+		return registry.Upload{}, wire(err)
+	}
+	return registry.Upload{ID: u.ID()}, nil
+}
+
+func (o *Origin) session(repo, id string) (*store.Upload, error) {
+	u, err := o.store.Upload(id)
+	if err != nil {
+		return nil, wire(err)
+	}
+	if u.Note() != repo {
+		return nil, fmt.Errorf("%w: %.64q is no session of %s", registry.ErrBlobUploadUnknown, id, repo)
+	}
+	return u, nil
+}
+
+// UploadStatus says how far a session is.
+func (o *Origin) UploadStatus(_ context.Context, repo, id string) (registry.Upload, error) {
+	u, err := o.session(repo, id)
+	if err != nil {
+		return registry.Upload{}, err
+	}
+	return registry.Upload{ID: id, Offset: u.Offset()}, nil
+}
+
+// WriteUpload appends a chunk.
+func (o *Origin) WriteUpload(ctx context.Context, repo, id string, c registry.Chunk) (registry.Upload, error) {
+	u, err := o.session(repo, id)
+	if err != nil {
+		return registry.Upload{}, err
+	}
+	if err := o.write(ctx, u, c); err != nil {
+		return registry.Upload{}, err
+	}
+	return registry.Upload{ID: id, Offset: u.Offset()}, nil
+}
+
+func (o *Origin) write(ctx context.Context, u *store.Upload, c registry.Chunk) error {
+	if c.Body == nil {
+		return nil
+	}
+	n, err := u.Write(ctx, c.Offset, c.Body)
+	o.m.received.Add(float64(n))
+	if err == nil && c.Length >= 0 && n != c.Length {
+		err = fmt.Errorf("%w: chunk has %d bytes, %d were announced", registry.ErrSizeInvalid, n, c.Length)
+	}
+	var oe *store.OffsetError
+	if errors.As(err, &oe) {
+		return &registry.RangeError{Upload: registry.Upload{ID: u.ID(), Offset: oe.Want}, Got: oe.Got}
+	}
+	return wire(err)
+}
+
+// CommitUpload verifies the session and makes it a blob that is marked for write-back, durably.
+func (o *Origin) CommitUpload(ctx context.Context, repo, id string, d digest.Digest, c registry.Chunk) (v1.Descriptor, error) {
+	u, err := o.session(repo, id)
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	if err := o.write(ctx, u, c); err != nil {
+		return v1.Descriptor{}, err
+	}
+	m, err := o.marker(repo)
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	// The client may go away now; what has arrived whole is kept.
+	i, err := u.Commit(context.WithoutCancel(ctx), d, &m)
+	if err != nil {
+		return v1.Descriptor{}, wire(err)
+	}
+	o.committed(d)
+	return v1.Descriptor{MediaType: "application/octet-stream", Digest: d, Size: i.Size}, nil
+}
+
+// committed starts what follows a commit in the background: metainfo, write-back, and the way to the owners.
+func (o *Origin) committed(d digest.Digest) {
+	o.background(func(ctx context.Context) {
+		if _, err := o.metainfo(ctx, d); err != nil && ctx.Err() == nil {
+			o.log.Warn("metainfo was not computed", "digest", d, "error", err)
+		}
+	})
+	o.wake()
+}
+
+// AbortUpload removes a session.
+func (o *Origin) AbortUpload(_ context.Context, repo, id string) error {
+	u, err := o.session(repo, id)
+	if err != nil {
+		return err
+	}
+	return wire(u.Abort())
+}
+
+// replicate takes a copy from another origin.
+func (o *Origin) replicate(ctx context.Context, repo string, d digest.Digest, size int64, owed bool, r io.Reader) (fresh bool, err error) {
+	var m *store.Marker
+	if owed {
+		mk, err := o.marker(repo)
+		if err != nil {
+			return false, err
+		}
+		m = &mk
+	}
+	_, err = o.store.Stat(d)
+	fresh = err != nil
+	if _, err := o.store.Ingest(ctx, d, size, r, m); err != nil {
+		return false, wire(err)
+	}
+	o.committed(d)
+	return fresh, nil
+}
+
+// wire turns the store's errors into the registry's.
+func wire(err error) error {
+	var kind *registry.Error
+	switch {
+	case err == nil, errors.As(err, &kind):
+		return err
+	case errors.Is(err, store.ErrNotFound):
+		kind = registry.ErrBlobUnknown
+	case errors.Is(err, store.ErrDigestMismatch):
+		kind = registry.ErrDigestInvalid
+	case errors.Is(err, store.ErrSizeMismatch):
+		kind = registry.ErrSizeInvalid
+	case errors.Is(err, store.ErrUploadUnknown):
+		kind = registry.ErrBlobUploadUnknown
+	case errors.Is(err, store.ErrFull):
+		kind = registry.ErrStorageFull
+	case errors.Is(err, store.ErrBusy):
+		kind = registry.ErrTooManyRequests
+	case errors.Is(err, store.ErrMarked):
+		kind = registry.ErrUnsupported
+	default:
+		return err
+	}
+	return fmt.Errorf("%w: %w", kind, err)
+}

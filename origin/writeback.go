@@ -1,0 +1,306 @@
+package origin
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/origin/backend"
+	"kraken/origin/store"
+	"kraken/proto/registry"
+)
+
+const (
+	writebackIdle = time.Second
+	maxBackoff    = 30 * time.Second
+)
+
+func (o *Origin) wake() {
+	select {
+	case o.kick <- struct{}{}:
+	default:
+	}
+}
+
+// writeback works off the markers, which are the queue: the ones found at the start and the ones that come. For each blob it sees
+// to it that the owners have it and that the bucket gets it from one of them.
+func (o *Origin) writeback(ctx context.Context) error {
+	slots := make(chan struct{}, o.cfg.WritebackWorkers)
+	t := time.NewTicker(writebackIdle)
+	defer t.Stop()
+	for {
+		for _, d := range o.store.Marked() {
+			if !o.due(d) {
+				continue
+			}
+			select {
+			case slots <- struct{}{}:
+			case <-ctx.Done():
+				return nil
+			}
+			if _, again := o.busy.LoadOrStore(d, true); again {
+				<-slots
+				continue
+			}
+			o.background(func(ctx context.Context) {
+				defer func() {
+					o.busy.Delete(d)
+					<-slots
+				}()
+				o.settle(ctx, d)
+			})
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		case <-o.kick:
+		}
+	}
+}
+
+func (o *Origin) due(d digest.Digest) bool {
+	if _, busy := o.busy.Load(d); busy {
+		return false
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return time.Now().After(o.retry[d].at)
+}
+
+// settle does what one marked blob needs and notes when to look again.
+func (o *Origin) settle(ctx context.Context, d digest.Digest) {
+	m, err := o.store.Marker(d)
+	if err != nil {
+		return // settled meanwhile
+	}
+	wait, err := o.settleOnce(ctx, d, m)
+	if ctx.Err() != nil {
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if err == nil && wait == 0 {
+		delete(o.retry, d)
+		o.lastErr = nil
+		return
+	}
+	r := o.retry[d]
+	r.delay = min(max(2*r.delay, time.Second), maxBackoff)
+	if err == nil {
+		r.delay = min(r.delay, wait)
+	} else {
+		o.lastErr = err
+		o.m.writebackErrors.Inc()
+		o.log.Warn("write-back will be tried again", "digest", d, "in", r.delay, "error", err)
+	}
+	r.at = time.Now().Add(r.delay)
+	o.retry[d] = r
+}
+
+// settleOnce returns 0 when the marker could be removed, else how long to wait at most before looking again.
+func (o *Origin) settleOnce(ctx context.Context, d digest.Digest, m store.Marker) (wait time.Duration, err error) {
+	if !o.origins.Ring().Owns(o.cfg.ID, d) {
+		return o.moveToOwners(ctx, d, m)
+	}
+	if err := o.spread(ctx, d, m); err != nil {
+		// The other owner is down. The bucket must not wait for it.
+		o.log.Info("the other owner has no copy yet", "digest", d, "error", err)
+	}
+	for _, target := range m.Targets {
+		b, ok := o.buckets.Get(target)
+		if !ok {
+			return 0, fmt.Errorf("marker of %s names bucket %q, which is not configured", d, target)
+		}
+		done, err := o.intoBucket(ctx, d, m, target, b)
+		if err != nil {
+			return 0, err
+		}
+		if !done {
+			return 2 * time.Second, nil
+		}
+	}
+	return 0, nil
+}
+
+// intoBucket writes the blob, or waits for the first owner to do so.
+func (o *Origin) intoBucket(ctx context.Context, d digest.Digest, m store.Marker, target string, b backend.Bucket) (done bool, err error) {
+	i, err := o.store.Stat(d)
+	if err != nil {
+		return false, err
+	}
+	obj, err := b.Stat(ctx, backend.BlobKey(d))
+	switch {
+	case err == nil && obj.Size == i.Size:
+	case err != nil && !errors.Is(err, backend.ErrNotFound):
+		return false, err
+	case o.leads(ctx, d) || time.Since(m.Created) > time.Duration(o.cfg.Takeover):
+		if err := o.upload(ctx, d, b); err != nil {
+			return false, err
+		}
+	default:
+		return false, nil
+	}
+	for _, repo := range m.Repositories {
+		if err := b.Put(ctx, backend.LayerLink(repo, d), bytes.NewReader([]byte(d.String()))); err != nil {
+			return false, err
+		}
+	}
+	o.durable.Add(target+" "+d.String(), true)
+	if err := o.store.Unmark(d, m, target); err != nil {
+		return false, err
+	}
+	o.m.writtenBack.Inc()
+	return true, nil
+}
+
+// leads says that this origin is the first owner that is alive.
+func (o *Origin) leads(ctx context.Context, d digest.Digest) bool {
+	for _, or := range o.origins.Owners(d) {
+		if or.ID == o.cfg.ID {
+			return true
+		}
+		pctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		_, err := or.LocalStat(pctx, "kraken/blobs", d)
+		cancel()
+		if err == nil {
+			return false
+		}
+	}
+	return true
+}
+
+// upload writes bytes, then metainfo.
+func (o *Origin) upload(ctx context.Context, d digest.Digest, b backend.Bucket) error {
+	c, err := o.local(d)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := b.Put(ctx, backend.BlobKey(d), c.Body); err != nil {
+		return err
+	}
+	mi, err := o.metainfo(ctx, d)
+	if err != nil {
+		return fmt.Errorf("metainfo of %s: %w", d, err)
+	}
+	return b.Put(ctx, backend.MetainfoKey(d), bytes.NewReader(mi.Marshal()))
+}
+
+// spread sees to it that every other owner has a copy: one may have been down when the blob was pushed.
+func (o *Origin) spread(ctx context.Context, d digest.Digest, m store.Marker) error {
+	var errs []error
+	for _, or := range o.origins.Owners(d) {
+		if or.ID == o.cfg.ID {
+			continue
+		}
+		if err := o.give(ctx, or, d, m); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// give copies the blob to an origin that lacks it, with the debt to the bucket.
+func (o *Origin) give(ctx context.Context, or *registry.Origin, d digest.Digest, m store.Marker) error {
+	repo := m.Repositories[0]
+	_, err := or.LocalStat(ctx, repo, d)
+	if err == nil {
+		return nil
+	}
+	if !errors.Is(err, registry.ErrBlobUnknown) {
+		return fmt.Errorf("ask %s for %s: %w", or.ID, d, err)
+	}
+	for _, repo := range m.Repositories {
+		c, err := o.local(d)
+		if err != nil {
+			return err
+		}
+		err = or.Replicate(ctx, repo, d, c.Size, true, c.Body)
+		c.Close()
+		if err != nil {
+			return fmt.Errorf("copy %s to %s: %w", d, or.ID, err)
+		}
+	}
+	o.m.replicated.Inc()
+	return nil
+}
+
+// moveToOwners gives a blob that was pushed before its digest was known to those whose it is, then drops it here. Until then this
+// origin keeps it, and lookups find it by walking the rendezvous order.
+func (o *Origin) moveToOwners(ctx context.Context, d digest.Digest, m store.Marker) (wait time.Duration, err error) {
+	if len(m.Repositories) == 0 {
+		return 0, fmt.Errorf("marker of %s names no repository", d)
+	}
+	if err := o.spread(ctx, d, m); err != nil {
+		return 0, err
+	}
+	// Two others have it now, and owe it to the bucket.
+	for _, target := range slices.Clone(m.Targets) {
+		if err := o.store.Unmark(d, m, target); err != nil {
+			return 0, err
+		}
+	}
+	if err := o.DeleteBlob(ctx, "", d); err != nil && !errors.Is(err, registry.ErrUnsupported) {
+		return 0, err
+	}
+	return 0, nil
+}
+
+// durableIn answers which digests are in the bucket of a repository.
+func (o *Origin) durableIn(ctx context.Context, repo string, ds []digest.Digest) (registry.DurableResponse, error) {
+	var out registry.DurableResponse
+	name, b, ok := o.buckets.For(repo)
+	if !ok {
+		return out, fmt.Errorf("%w: no bucket is configured for repository %s", registry.ErrDenied, repo)
+	}
+	for _, d := range ds {
+		if m, err := o.store.Marker(d); err == nil && slices.Contains(m.Targets, name) {
+			out.Pending = append(out.Pending, d)
+			continue
+		}
+		key := name + " " + d.String()
+		if _, ok := o.durable.Get(key); ok {
+			out.Durable = append(out.Durable, d)
+			continue
+		}
+		_, err := b.Stat(ctx, backend.BlobKey(d))
+		switch {
+		case err == nil:
+			o.durable.Add(key, true)
+			out.Durable = append(out.Durable, d)
+		case errors.Is(err, backend.ErrNotFound):
+			out.Unknown = append(out.Unknown, d)
+		default:
+			return out, fmt.Errorf("%w: %w", registry.ErrUnavailable, err)
+		}
+	}
+	return out, nil
+}
+
+// status is what is left to write back.
+func (o *Origin) status() registry.WritebackStatus {
+	var s registry.WritebackStatus
+	for _, d := range o.store.Marked() {
+		s.Pending++
+		if m, err := o.store.Marker(d); err == nil {
+			if t := m.Created.Format(time.RFC3339); s.Oldest == "" || t < s.Oldest {
+				s.Oldest = t
+			}
+		}
+	}
+	if keys, err := o.store.Names(); err == nil {
+		s.Names = len(keys)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.lastErr != nil {
+		s.Error = o.lastErr.Error()
+	}
+	return s
+}
