@@ -1,0 +1,242 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"kraken/origin/store"
+	"kraken/proto/registry"
+)
+
+// resolution is the last known digest of a tag. It is kept on disk, so that a restarted agent still pulls by tag while
+// build-index is unreachable.
+type resolution struct {
+	Repository string        `json:"repository"`
+	Tag        string        `json:"tag"`
+	Digest     digest.Digest `json:"digest"`
+	MediaType  string        `json:"media_type"`
+	Time       time.Time     `json:"time"` // when build-index last confirmed it
+}
+
+// staleWarning is RFC 7234's 110 and 111 in one sentence.
+const staleWarning = `110 kraken-agent "response is stale: build-index is unreachable"`
+
+// GetManifest asks build-index on every pull by tag, and for a digest once in a while. When build-index is unreachable (not
+// when it says 404) the last known answer of bounded age is given, with a warning.
+func (a *Agent) GetManifest(ctx context.Context, repo string, ref registry.Reference, o registry.GetOptions) (*registry.Manifest, error) {
+	key := repo + "@" + ref.String()
+	v, err, _ := a.resolve.Do(key, func() (any, error) {
+		// The flight belongs to all its askers: it doesn't end when the first one goes away.
+		rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), buildIndexBudget)
+		defer cancel()
+		if ref.Tag != "" {
+			return a.byTag(rctx, repo, ref)
+		}
+		return a.byDigest(rctx, repo, ref.Digest)
+	})
+	if err != nil {
+		return nil, err
+	}
+	m := *v.(*registry.Manifest)
+	if o.Have == m.Digest {
+		m.Bytes = nil
+	}
+	return &m, nil
+}
+
+func (a *Agent) byTag(ctx context.Context, repo string, ref registry.Reference) (*registry.Manifest, error) {
+	last, known := a.lastResolution(repo, ref.Tag)
+	var have []byte
+	if known {
+		have = a.cachedManifest(last.Digest)
+	}
+	o := registry.GetOptions{}
+	if have != nil {
+		o.Have = last.Digest
+	}
+	m, err := a.names.GetManifest(ctx, repo, ref, o)
+	switch {
+	case err == nil:
+		if m.Bytes == nil {
+			m.Bytes, m.MediaType = have, last.MediaType
+		}
+		if err := a.keepManifest(m); err != nil {
+			return nil, err
+		}
+		a.checked.Add(repo+"@"+m.Digest.String(), m.MediaType)
+		if !known || last.Digest != m.Digest || time.Since(last.Time) > time.Minute {
+			a.rememberResolution(resolution{repo, ref.Tag, m.Digest, m.MediaType, time.Now().UTC()})
+		}
+		return m, nil
+	case !unreachable(ctx, err):
+		if known && errors.Is(err, registry.ErrManifestUnknown) {
+			a.forgetResolution(last)
+		}
+		return nil, err
+	case have == nil:
+		return nil, err
+	}
+	if age := time.Since(last.Time); age > time.Duration(a.cfg.StaleTags) {
+		return nil, fmt.Errorf("%w; the last known digest of %s:%s is %s old, more than stale_tags allows", err, repo, ref.Tag, age.Round(time.Second))
+	}
+	a.m.stale.Inc()
+	a.log.Warn("build-index is unreachable, serving the last known digest of a tag", "repository", repo, "tag", ref.Tag, "digest", last.Digest, "confirmed", last.Time, "error", err)
+	return &registry.Manifest{Digest: last.Digest, MediaType: last.MediaType, Bytes: have, Warning: staleWarning}, nil
+}
+
+func (a *Agent) byDigest(ctx context.Context, repo string, d digest.Digest) (*registry.Manifest, error) {
+	have := a.cachedManifest(d)
+	key := repo + "@" + d.String()
+	if mt, ok := a.checked.Get(key); ok && have != nil {
+		return &registry.Manifest{Digest: d, MediaType: mt, Bytes: have}, nil
+	}
+	o := registry.GetOptions{}
+	if have != nil {
+		o.Have = d
+	}
+	m, err := a.names.GetManifest(ctx, repo, registry.Reference{Digest: d}, o)
+	if err == nil {
+		if m.Bytes == nil {
+			m.Bytes = have
+		}
+		if m.MediaType == "" {
+			m.MediaType = registry.SniffMediaType(m.Bytes)
+		}
+		if err := a.keepManifest(m); err != nil {
+			return nil, err
+		}
+		a.checked.Add(key, m.MediaType)
+		return m, nil
+	}
+	if !unreachable(ctx, err) {
+		a.checked.Remove(key)
+		return nil, err
+	}
+	warning := staleWarning
+	if have == nil {
+		// A manifest is an ordinary blob in the bucket, which the origins read through. Its digest vouches for it.
+		raw, ferr := a.manifestFromOrigins(context.WithoutCancel(ctx), repo, d)
+		if ferr != nil {
+			return nil, fmt.Errorf("%w; and origins: %w", err, ferr)
+		}
+		have = raw
+	}
+	a.m.stale.Inc()
+	return &registry.Manifest{Digest: d, MediaType: registry.SniffMediaType(have), Bytes: have, Warning: warning}, nil
+}
+
+// unreachable: 5xx, refusal and time-out mean that build-index could not be asked; a 404 never does.
+func unreachable(ctx context.Context, err error) bool {
+	return ctx.Err() != nil || errors.Is(err, registry.ErrUnavailable) || errors.Is(err, registry.ErrInternal)
+}
+
+func (a *Agent) manifestFromOrigins(ctx context.Context, repo string, d digest.Digest) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, metainfoBudget)
+	defer cancel()
+	c, err := a.origins.OpenBlob(ctx, repo, d, registry.Whole)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	if c.Size > registry.MaxManifest {
+		return nil, fmt.Errorf("%w: %s has %d bytes, which is no manifest", registry.ErrManifestUnknown, d, c.Size)
+	}
+	raw, err := io.ReadAll(io.LimitReader(c.Body, registry.MaxManifest+1))
+	if err != nil {
+		return nil, fmt.Errorf("read manifest %s from an origin: %w", d, err)
+	}
+	if d.Algorithm().FromBytes(raw) != d {
+		return nil, fmt.Errorf("%w: an origin sent other bytes for %s", registry.ErrUnavailable, d)
+	}
+	return raw, a.keepManifest(&registry.Manifest{Digest: d, Bytes: raw})
+}
+
+// cachedManifest returns the bytes of a manifest in the cache, nil when it is not there.
+func (a *Agent) cachedManifest(d digest.Digest) []byte {
+	r, err := a.store.Open(d)
+	if err != nil {
+		return nil
+	}
+	defer r.Close()
+	if r.Info().Size > registry.MaxManifest {
+		return nil
+	}
+	raw, err := io.ReadAll(io.LimitReader(r.File(), registry.MaxManifest))
+	if err != nil {
+		a.log.Warn("a cached manifest can't be read", "digest", d, "error", err)
+		return nil
+	}
+	return raw
+}
+
+// keepManifest puts a manifest into the cache and learns from it how large its blobs are.
+func (a *Agent) keepManifest(m *registry.Manifest) error {
+	if m.Digest.Algorithm().FromBytes(m.Bytes) != m.Digest {
+		return fmt.Errorf("%w: build-index sent other bytes for manifest %s", registry.ErrUnavailable, m.Digest)
+	}
+	a.learnSizes(m.Bytes)
+	if _, err := a.store.Stat(m.Digest); err == nil {
+		return nil
+	}
+	if _, err := a.store.Ingest(a.ctx, m.Digest, int64(len(m.Bytes)), bytes.NewReader(m.Bytes), nil); err != nil && !errors.Is(err, store.ErrBusy) {
+		a.log.Warn("a manifest was not cached", "digest", m.Digest, "error", err)
+	}
+	return nil
+}
+
+// learnSizes spares a pull of a small blob the question to the tracker.
+func (a *Agent) learnSizes(raw []byte) {
+	var doc struct {
+		Config *v1.Descriptor  `json:"config"`
+		Layers []v1.Descriptor `json:"layers"`
+	}
+	if json.Unmarshal(raw, &doc) != nil {
+		return // some other media type; sizes are only a hint
+	}
+	if doc.Config != nil {
+		a.sizes.Add(doc.Config.Digest, doc.Config.Size)
+	}
+	for _, l := range doc.Layers {
+		a.sizes.Add(l.Digest, l.Size)
+	}
+}
+
+func resolutionKey(repo, tag string) string {
+	sum := sha256.Sum256([]byte(repo + "\x00" + tag))
+	return hex.EncodeToString(sum[:])
+}
+
+func (a *Agent) lastResolution(repo, tag string) (resolution, bool) {
+	var r resolution
+	b, err := a.store.Name(resolutionKey(repo, tag))
+	if err != nil || json.Unmarshal(b, &r) != nil || r.Repository != repo || r.Tag != tag {
+		return resolution{}, false
+	}
+	return r, true
+}
+
+func (a *Agent) rememberResolution(r resolution) {
+	b, err := json.Marshal(r)
+	if err == nil {
+		err = a.store.PutName(resolutionKey(r.Repository, r.Tag), b)
+	}
+	if err != nil {
+		a.log.Warn("a tag's digest was not remembered", "repository", r.Repository, "tag", r.Tag, "error", err)
+	}
+}
+
+func (a *Agent) forgetResolution(r resolution) {
+	if err := a.store.DeleteName(resolutionKey(r.Repository, r.Tag)); err != nil {
+		a.log.Warn("a deleted tag is still remembered", "repository", r.Repository, "tag", r.Tag, "error", err)
+	}
+}

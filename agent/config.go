@@ -1,0 +1,108 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"kraken/proto/config"
+	"kraken/proto/ring"
+	"kraken/proto/transport"
+)
+
+// Config is the whole configuration of an agent; deploy/config/agent.yaml is the commented sample.
+type Config struct {
+	// Server is the registry for the runtimes of this node; keep it on localhost.
+	Server transport.ServerConfig `yaml:"server"`
+	// Admin is where health, metrics and profiles are. Empty listen: no admin listener.
+	Admin transport.ServerConfig `yaml:"admin"`
+	Log   transport.LogConfig    `yaml:"log"`
+	// Client is how this agent speaks to the other roles.
+	Client transport.ClientConfig `yaml:"client"`
+	// Node is the name that people see, default the host's name.
+	Node string `yaml:"node"`
+	// Names are the registry names that mean this cluster. A runtime's mirror request names its registry as ?ns=; for any other
+	// name the answer is 404, so that the runtime goes on to that registry. Empty: every name means this cluster.
+	Names []string `yaml:"names"`
+	// Origins are all origins of the cluster. Ids decide who owns what: never rename one.
+	Origins []ring.Member `yaml:"origins"`
+	// Replicas is the number of origins that hold a blob, default 2; the same in every role.
+	Replicas   int      `yaml:"replicas"`
+	BuildIndex Endpoint `yaml:"build_index"`
+	Tracker    Endpoint `yaml:"tracker"`
+	// Peer is the BitTorrent side.
+	Peer Peer `yaml:"peer"`
+	// Cache is where blobs are kept.
+	Cache Cache `yaml:"cache"`
+	// SmallBlob is the size up to which a blob is fetched straight from an origin over HTTP, default 1MiB.
+	SmallBlob config.Size `yaml:"small_blob"`
+	// ManifestTTL is how long a manifest that build-index confirmed is served by digest without asking again, default 1m. A
+	// deleted digest is gone at this agent after this time. Tags are confirmed on every pull.
+	ManifestTTL config.Duration `yaml:"manifest_ttl"`
+	// StaleTags is how old a tag's last confirmed digest may be to be served while build-index is unreachable, default 24h.
+	StaleTags config.Duration `yaml:"stale_tags"`
+}
+
+// Endpoint is a role that is reached by URL.
+type Endpoint struct {
+	URL string `yaml:"url"`
+}
+
+// Peer configures the BitTorrent listener.
+type Peer struct {
+	Listen string `yaml:"listen"`
+	// Advertise is the IP address, or ip:port, that other agents dial; default the listener's own.
+	Advertise string `yaml:"advertise"`
+	// StockPeers lets any BitTorrent client join, without TLS. For development.
+	StockPeers bool `yaml:"stock_peers"`
+	// UploadRate and DownloadRate bound the traffic with peers, e.g. 25Mbit/s; 0 is unlimited.
+	UploadRate   config.Rate `yaml:"upload_rate"`
+	DownloadRate config.Rate `yaml:"download_rate"`
+}
+
+// Cache configures the disk.
+type Cache struct {
+	// Dir is a folder that only this agent uses.
+	Dir string `yaml:"dir"`
+	// Capacity bounds the bytes on disk; 0 is unbounded. Least recently used blobs go first.
+	Capacity config.Size `yaml:"capacity"`
+}
+
+// Validate fills in defaults and refuses what can't work.
+func (c *Config) Validate() error {
+	if c.Replicas == 0 {
+		c.Replicas = 2
+	}
+	if c.SmallBlob == 0 {
+		c.SmallBlob = 1 << 20
+	}
+	if c.ManifestTTL == 0 {
+		c.ManifestTTL = config.Duration(time.Minute)
+	}
+	if c.StaleTags == 0 {
+		c.StaleTags = config.Duration(24 * time.Hour)
+	}
+	var errs []error
+	need := func(key, v string) {
+		if v == "" {
+			errs = append(errs, fmt.Errorf("%s: is needed", key))
+		}
+	}
+	need("server.listen", c.Server.Listen)
+	need("peer.listen", c.Peer.Listen)
+	need("cache.dir", c.Cache.Dir)
+	need("build_index.url", c.BuildIndex.URL)
+	need("tracker.url", c.Tracker.URL)
+	if len(c.Origins) == 0 {
+		errs = append(errs, errors.New("origins: at least one is needed"))
+	}
+	for i, o := range c.Origins {
+		if o.ID == "" || o.URL == "" {
+			errs = append(errs, fmt.Errorf("origins[%d]: id and url are needed", i))
+		}
+	}
+	if c.Replicas < 1 || c.SmallBlob < 0 || c.Cache.Capacity < 0 || c.ManifestTTL < 0 || c.StaleTags < 0 {
+		errs = append(errs, errors.New("replicas, small_blob, cache.capacity, manifest_ttl and stale_tags must not be negative"))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,24 @@
+package agent
+
+import (
+	"net/http"
+
+	"github.com/go-chi/chi/v5"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"kraken/proto/registry"
+	"kraken/proto/transport"
+)
+
+// handler is the read half of the OCI Distribution API. Lists and referrers are build-index's; what writes is refused.
+func (a *Agent) handler(reg *prometheus.Registry) http.Handler {
+	r := chi.NewRouter()
+	r.Use(transport.Middleware("agent", a.log, reg))
+	r.Get("/health", a.health.Health)
+	r.Get("/readiness", a.health.Readiness)
+	r.Mount("/", registry.Server{
+		Blobs: a, Manifests: a, Tags: a.names, Catalog: a.names, Referrers: a.names,
+		Namespaces: a.cfg.Names, Log: a.log,
+	}.Handler())
+	return r
+}

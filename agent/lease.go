@@ -1,0 +1,60 @@
+package agent
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"kraken/origin/swarm"
+	"kraken/proto/blob"
+	"kraken/proto/registry"
+)
+
+// lease is one origin as a source of pieces (architecture: agents lease from an origin the pieces that nobody has yet).
+type lease struct {
+	origin *registry.Origin
+	repo   string
+	peer   [20]byte
+	limit  prometheus.Counter
+}
+
+// Name is the origin's id.
+func (l *lease) Name() string { return l.origin.ID }
+
+// Lease asks the origin which pieces to fetch from it now.
+func (l *lease) Lease(ctx context.Context, m *blob.Metainfo, r swarm.LeaseRequest) ([]int, time.Duration, error) {
+	resp, err := l.origin.Lease(ctx, l.repo, m.Digest, registry.LeaseRequest{
+		Peer: hex.EncodeToString(l.peer[:]), Have: r.Have.Bytes(), Want: r.Want, Max: r.Max,
+	})
+	if err != nil {
+		return nil, 0, fmt.Errorf("lease pieces of %s from %s: %w", m.Digest, l.origin.ID, err)
+	}
+	return resp.Pieces, resp.RetryAfter, nil
+}
+
+// ReadRange reads n bytes at off.
+func (l *lease) ReadRange(ctx context.Context, m *blob.Metainfo, off, n int64) (io.ReadCloser, error) {
+	c, err := l.origin.OpenBlob(ctx, l.repo, m.Digest, registry.Range{Offset: off, Length: n})
+	if err != nil {
+		return nil, fmt.Errorf("read %d bytes at %d of %s from %s: %w", n, off, m.Digest, l.origin.ID, err)
+	}
+	if c.Size != m.Size {
+		return nil, fmt.Errorf("read %s from %s: it has %d bytes, the metainfo says %d", m.Digest, l.origin.ID, c.Size, m.Size)
+	}
+	if _, err := c.Body.Seek(off, io.SeekStart); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return &ranged{io.LimitReader(c.Body, n), c.Close}, nil
+}
+
+type ranged struct {
+	io.Reader
+	close func() error
+}
+
+func (r *ranged) Close() error { return r.close() }

@@ -1,0 +1,315 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/origin/store"
+	"kraken/origin/swarm"
+	"kraken/proto/announce"
+	"kraken/proto/blob"
+	"kraken/proto/registry"
+)
+
+var errAbandoned = errors.New("nobody reads this blob any more")
+
+// pull is one download of one blob, shared by all its readers. It belongs to the agent, not to the request that began it.
+type pull struct {
+	digest digest.Digest
+	repo   string
+	cancel context.CancelCauseFunc
+
+	ready chan struct{} // closed when size and body are set, or the pull has failed
+	size  int64
+	body  body
+
+	done chan struct{} // closed when the blob is in the cache, or the pull has failed
+	err  error         // read after done
+
+	mu      sync.Mutex
+	readers int // and one for the download itself
+	// abandoned says that the pull was cancelled because nobody read it; it can't be joined any more.
+	abandoned bool
+	fetch     *swarm.Fetch // set while pieces are swarmed
+	left      func() int64 // bytes that are still missing
+}
+
+// body is where readers of a blob in flight read.
+type body interface {
+	io.ReaderAt
+	// wait blocks until the byte at off has been verified, or received where nothing can be verified yet, and returns the end of
+	// what can be read from off on.
+	wait(ctx context.Context, off int64) (end int64, err error)
+	// want says that a reader will read from off on; the body fetches that first. A negative off ends the wish.
+	want(reader int64, off int64)
+	// close is called once, when the pull is over and its last reader has gone.
+	close()
+}
+
+// join returns the pull of d, begun now if there is none, with one reader more. leave must be called once. A pull that is being
+// cancelled can't be joined: then wait is its end, after which to try again.
+func (a *Agent) join(repo string, d digest.Digest) (p *pull, wait <-chan struct{}, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if p := a.pulls[d]; p != nil {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.abandoned {
+			return nil, p.done, nil
+		}
+		p.readers++
+		return p, nil, nil
+	}
+	if a.closing {
+		return nil, nil, fmt.Errorf("%w: the agent is shutting down", registry.ErrUnavailable)
+	}
+	ctx, cancel := context.WithCancelCause(a.ctx)
+	p = &pull{digest: d, repo: repo, cancel: cancel, readers: 2, ready: make(chan struct{}), done: make(chan struct{}), left: func() int64 { return -1 }}
+	a.pulls[d] = p
+	a.wg.Go(func() {
+		err := a.run(ctx, p)
+		cancel(nil)
+		a.mu.Lock()
+		delete(a.pulls, d)
+		a.mu.Unlock()
+		p.finish(err)
+		p.release()
+		if err != nil && !errors.Is(err, errAbandoned) {
+			a.m.failed.Inc()
+			a.log.Warn("pull failed", "repository", repo, "digest", d, "error", err)
+		}
+	})
+	return p, nil, nil
+}
+
+// release takes one user off; the last one closes the body.
+func (p *pull) release() {
+	p.mu.Lock()
+	p.readers--
+	last := p.readers == 0
+	p.mu.Unlock()
+	if last && p.body != nil {
+		p.body.close()
+	}
+}
+
+// leave takes one reader off. A pull that nobody reads is cancelled, unless most of it is there: then it is finished for
+// the next one and for the swarm. What was fetched stays on disk either way, and the next pull resumes.
+func (a *Agent) leave(p *pull) {
+	p.mu.Lock()
+	if p.readers == 2 { // this one and the download itself
+		if left := p.left(); left < 0 || left > p.size/2 {
+			p.abandoned = true
+			p.cancel(errAbandoned)
+		}
+	}
+	p.mu.Unlock()
+	p.release()
+}
+
+// publish makes the body readable.
+func (p *pull) publish(size int64, b body, left func() int64) {
+	p.mu.Lock()
+	p.size, p.body, p.left = size, b, left
+	p.mu.Unlock()
+	close(p.ready)
+}
+
+func (p *pull) finish(err error) {
+	p.err = err
+	select {
+	case <-p.ready:
+	default:
+		close(p.ready)
+	}
+	close(p.done)
+}
+
+// run downloads one blob by the best way that works: swarm, else HTTP from an origin.
+func (a *Agent) run(ctx context.Context, p *pull) error {
+	began := time.Now()
+	if size, ok := a.sizes.Get(p.digest); ok && size <= a.smallBlob {
+		return a.overHTTP(ctx, p)
+	}
+	m, peers, err := a.locate(ctx, p)
+	switch {
+	case errors.Is(err, registry.ErrBlobUnknown):
+		return err
+	case err != nil:
+		a.log.Info("no metainfo, fetching over HTTP", "repository", p.repo, "digest", p.digest, "reason", err)
+		return a.overHTTP(ctx, p)
+	case m.Size <= a.smallBlob:
+		return a.overHTTP(ctx, p)
+	}
+	err = a.overSwarm(ctx, p, m, peers)
+	if err == nil {
+		a.m.duration.Observe(time.Since(began).Seconds())
+	}
+	return err
+}
+
+// locate asks the tracker for metainfo and peers in one round trip. When the tracker can't say, an owner is asked for the
+// metainfo, and the pieces come from origins and from peers that come by.
+func (a *Agent) locate(ctx context.Context, p *pull) (*blob.Metainfo, []swarm.Peer, error) {
+	known, err := a.store.Metainfo(p.digest)
+	if err != nil {
+		known = nil // not resumed: nobody has told us the metainfo yet
+	}
+	tctx, cancel := context.WithTimeout(ctx, trackerBudget)
+	defer cancel()
+	answer, err := a.announcer.ask(tctx, announce.BlobState{
+		Digest: p.digest, Repository: p.repo, Event: announce.EventStarted, Left: -1, Want: true, NeedMetainfo: known == nil,
+	})
+	if err != nil {
+		a.m.trackerErrors.Inc()
+		a.log.Warn("tracker does not answer, going on without peers", "digest", p.digest, "error", err)
+	}
+	peers := toPeers(answer.Peers)
+	if known != nil {
+		return known, peers, nil
+	}
+	if len(answer.Metainfo) > 0 {
+		m, err := blob.ParseMetainfo(answer.Metainfo)
+		if err == nil && m.Digest == p.digest {
+			return m, peers, nil
+		}
+		a.log.Warn("tracker sent a wrong metainfo", "digest", p.digest, "error", err)
+	}
+	m, err := a.metainfoFromOrigins(ctx, p)
+	return m, peers, err
+}
+
+func (a *Agent) metainfoFromOrigins(ctx context.Context, p *pull) (*blob.Metainfo, error) {
+	var errs []error
+	unknown := 0
+	owners := a.origins.Owners(p.digest)
+	for _, o := range owners {
+		mctx, cancel := context.WithTimeout(ctx, metainfoBudget)
+		m, err := o.Metainfo(mctx, p.repo, p.digest)
+		cancel()
+		if err == nil && m.Digest == p.digest {
+			return m, nil
+		}
+		if errors.Is(err, registry.ErrBlobUnknown) {
+			unknown++
+		}
+		errs = append(errs, fmt.Errorf("metainfo of %s from %s: %w", p.digest, o.ID, err))
+	}
+	if unknown == len(owners) && unknown > 0 {
+		return nil, fmt.Errorf("%w: no owner knows %s", registry.ErrUnavailable, p.digest)
+	}
+	return nil, errors.Join(errs...)
+}
+
+// overSwarm trades pieces with other agents and leases from the owners the pieces that nobody has yet.
+func (a *Agent) overSwarm(ctx context.Context, p *pull, m *blob.Metainfo, peers []swarm.Peer) error {
+	part, err := a.store.Partial(m)
+	if err != nil {
+		return fmt.Errorf("open partial blob %s: %w", p.digest, err)
+	}
+	var sources []swarm.Source
+	for _, o := range a.origins.Owners(p.digest) {
+		sources = append(sources, &lease{origin: o, repo: p.repo, peer: a.swarm.PeerID(), limit: a.m.fromOrigins})
+	}
+	f, err := a.swarm.Fetch(ctx, swarm.Request{Partial: part, Sources: sources, Peers: peers})
+	if err != nil {
+		return errors.Join(fmt.Errorf("swarm %s: %w", p.digest, err), part.Close())
+	}
+	defer func() {
+		if err := f.Close(); err != nil {
+			a.log.Warn("fetch did not end well", "digest", p.digest, "error", err)
+		}
+	}()
+	b := &swarmBody{part: part, fetch: f, m: m, done: p.done}
+	p.mu.Lock()
+	p.fetch = f
+	p.mu.Unlock()
+	p.publish(m.Size, b, func() int64 { return missing(m, part) })
+	select {
+	case <-f.Done():
+		err = f.Err()
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	}
+	p.mu.Lock()
+	p.fetch = nil
+	p.mu.Unlock()
+	if err != nil {
+		part.Fail(err)
+		return fmt.Errorf("swarm %s: %w", p.digest, err)
+	}
+	if _, err := part.Commit(ctx); err != nil {
+		part.Fail(err)
+		if errors.Is(err, store.ErrDigestMismatch) {
+			a.badMetainfo(ctx, p)
+		}
+		return fmt.Errorf("commit %s: %w", p.digest, err)
+	}
+	a.announcer.completed(p.repo, m)
+	s := f.Stats()
+	a.log.Info("pulled", "repository", p.repo, "digest", p.digest, "size", m.Size, "from_peers", s.BytesFromPeers, "from_origins", s.BytesFromOrigins)
+	return nil
+}
+
+// badMetainfo: every piece passed and the whole did not, so the metainfo is wrong. The origins recompute it; the next pull of
+// this blob goes over HTTP.
+func (a *Agent) badMetainfo(ctx context.Context, p *pull) {
+	a.m.badMetainfo.Inc()
+	for _, o := range a.origins.Owners(p.digest) {
+		if err := o.DropMetainfo(ctx, p.repo, p.digest); err != nil {
+			a.log.Warn("origin was not told of a wrong metainfo", "origin", o.ID, "digest", p.digest, "error", err)
+		}
+	}
+	a.sizes.Add(p.digest, 0)
+}
+
+func missing(m *blob.Metainfo, part *store.Partial) int64 {
+	bm := part.Bitmap()
+	left := m.Size
+	for i := range m.NumPieces() {
+		if bm.Has(i) {
+			left -= m.PieceSize(i)
+		}
+	}
+	return left
+}
+
+// overHTTP streams the blob from an owning origin into the cache. Readers follow the bytes as they arrive.
+func (a *Agent) overHTTP(ctx context.Context, p *pull) error {
+	c, err := a.origins.OpenBlob(ctx, p.repo, p.digest, registry.Whole)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	u, err := a.store.NewUpload(store.UploadOptions{Size: c.Size, Digest: p.digest, Note: p.repo})
+	if err != nil {
+		return fmt.Errorf("make room for %s: %w", p.digest, err)
+	}
+	b, err := newFollowed(u)
+	if err != nil {
+		return errors.Join(err, u.Abort())
+	}
+	p.publish(c.Size, b, func() int64 { return c.Size - b.written() })
+	_, err = u.Write(ctx, 0, &counted{c.Body, b, a.m.fromHTTP})
+	if err == nil && b.written() != c.Size {
+		err = fmt.Errorf("origin sent %d of %d bytes: %w", b.written(), c.Size, io.ErrUnexpectedEOF)
+	}
+	if err == nil {
+		_, err = u.Commit(ctx, p.digest, nil)
+	}
+	if err == nil {
+		b.end(nil)
+		return nil
+	}
+	b.end(err)
+	if aerr := u.Abort(); aerr != nil && !errors.Is(aerr, store.ErrUploadUnknown) {
+		a.log.Warn("session of a failed fetch stays until it expires", "digest", p.digest, "error", aerr)
+	}
+	return fmt.Errorf("fetch %s over HTTP: %w", p.digest, err)
+}

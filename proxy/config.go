@@ -1,0 +1,72 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"kraken/proto/config"
+	"kraken/proto/ring"
+	"kraken/proto/transport"
+)
+
+// Config is the whole configuration of a proxy; deploy/config/proxy.yaml is the commented sample.
+type Config struct {
+	// Server is where clients push and pull.
+	Server transport.ServerConfig `yaml:"server"`
+	// Admin is where health, metrics and profiles are; keep it away from clients.
+	Admin transport.ServerConfig `yaml:"admin"`
+	Log   transport.LogConfig    `yaml:"log"`
+	// Client is how this proxy speaks to origins and build-index.
+	Client transport.ClientConfig `yaml:"client"`
+	// Origins are all origins of the cluster. Ids decide who owns what: never rename one.
+	Origins []ring.Member `yaml:"origins"`
+	// Replicas is the number of origins that hold a blob, default 2; the same in every role.
+	Replicas int `yaml:"replicas"`
+	// BuildIndex is where manifests, tags and memberships are.
+	BuildIndex Endpoint `yaml:"build_index"`
+	// StallTimeout is after how long without progress an origin is left behind in an upload, default 5s.
+	StallTimeout config.Duration `yaml:"stall_timeout"`
+}
+
+// Endpoint is a role that is reached by URL.
+type Endpoint struct {
+	URL string `yaml:"url"`
+}
+
+// maxCopies bounds the copies that an upload id may name.
+const maxCopies = 5
+
+// Validate fills in defaults and refuses what can't work.
+func (c *Config) Validate() error {
+	if c.Replicas == 0 {
+		c.Replicas = 2
+	}
+	if c.StallTimeout == 0 {
+		c.StallTimeout = config.Duration(5 * time.Second)
+	}
+	var errs []error
+	if len(c.Origins) == 0 {
+		errs = append(errs, errors.New("origins: at least one is needed"))
+	}
+	seen := map[string]bool{}
+	for i, o := range c.Origins {
+		if o.ID == "" || o.URL == "" {
+			errs = append(errs, fmt.Errorf("origins[%d]: id and url are needed", i))
+		}
+		if seen[o.ID] {
+			errs = append(errs, fmt.Errorf("origins[%d]: id %q is there twice", i, o.ID))
+		}
+		seen[o.ID] = true
+	}
+	if c.Replicas < 1 || c.Replicas > maxCopies {
+		errs = append(errs, fmt.Errorf("replicas: %d is not in 1..%d", c.Replicas, maxCopies))
+	}
+	if c.BuildIndex.URL == "" {
+		errs = append(errs, errors.New("build_index.url: is needed"))
+	}
+	if c.StallTimeout < 0 {
+		errs = append(errs, errors.New("stall_timeout: must not be negative"))
+	}
+	return errors.Join(errs...)
+}

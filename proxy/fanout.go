@@ -1,0 +1,158 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Memory of one upload: blocks are shared by the branches, so it is bounded by (queue + 2) blocks whatever the body's size.
+const (
+	blockSize   = 128 << 10
+	branchQueue = 4
+)
+
+var errStalled = errors.New("no progress, left behind")
+
+// block is a piece of a body on its way to every branch; the last one that is done with it gives it back.
+type block struct {
+	b    []byte
+	refs atomic.Int32
+}
+
+var blocks = sync.Pool{New: func() any { return &block{b: make([]byte, blockSize)} }}
+
+func (b *block) release() {
+	if b.refs.Add(-1) == 0 {
+		b.b = b.b[:cap(b.b)]
+		blocks.Put(b)
+	}
+}
+
+// branch is the body as one destination reads it.
+type branch struct {
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	in     chan *block
+	end    error // what Read returns after in was closed; set before the close
+	cur    *block
+	off    int
+
+	done chan struct{} // closed when send returned
+	err  error         // of send; read after done
+}
+
+// Read is called by the destination's HTTP client.
+func (b *branch) Read(p []byte) (int, error) {
+	for b.cur == nil {
+		select {
+		case blk, ok := <-b.in:
+			if !ok {
+				return 0, b.end
+			}
+			b.cur, b.off = blk, 0
+		case <-b.ctx.Done():
+			return 0, context.Cause(b.ctx)
+		}
+	}
+	n := copy(p, b.cur.b[b.off:])
+	if b.off += n; b.off == len(b.cur.b) {
+		b.cur.release()
+		b.cur = nil
+	}
+	return n, nil
+}
+
+// put hands blk over. False: the branch is over, or made no progress for so long that it was left behind.
+func (b *branch) put(blk *block, stall time.Duration) bool {
+	select {
+	case <-b.done:
+		return false
+	default:
+	}
+	select {
+	case b.in <- blk:
+		return true
+	default:
+	}
+	t := time.NewTimer(stall)
+	defer t.Stop()
+	select {
+	case b.in <- blk:
+		return true
+	case <-b.done:
+	case <-t.C:
+		b.cancel(errStalled)
+	}
+	return false
+}
+
+// fanOut streams body to n destinations at once, in one pass and without storing it. send(ctx, i, r) must read r to its
+// end or return. A destination that takes nothing for stall is cancelled and left behind, the others go on. fanOut returns when
+// every send has returned: an error for each, and the error of reading body, if any.
+func fanOut(ctx context.Context, body io.Reader, n int, stall time.Duration, send func(ctx context.Context, i int, r io.Reader) error) (errs []error, readErr error) {
+	branches := make([]*branch, n)
+	live := make([]*branch, 0, n)
+	for i := range branches {
+		bctx, cancel := context.WithCancelCause(ctx)
+		b := &branch{ctx: bctx, cancel: cancel, in: make(chan *block, branchQueue), end: io.EOF, done: make(chan struct{})}
+		branches[i], live = b, append(live, b)
+		go func() {
+			defer close(b.done)
+			b.err = send(bctx, i, b)
+		}()
+	}
+	for len(live) > 0 && readErr == nil {
+		blk := blocks.Get().(*block)
+		k, err := io.ReadFull(body, blk.b)
+		blk.b = blk.b[:k]
+		blk.refs.Store(int32(len(live)) + 1)
+		kept := live[:0]
+		for _, b := range live {
+			if k > 0 && !b.put(blk, stall) {
+				blk.release()
+				continue
+			}
+			if k == 0 {
+				blk.release()
+			}
+			kept = append(kept, b)
+		}
+		live = kept
+		blk.release()
+		if err == io.EOF || err == io.ErrUnexpectedEOF {
+			break
+		}
+		readErr = err
+	}
+	for _, b := range live {
+		if readErr != nil {
+			b.end = readErr
+		}
+	}
+	errs = make([]error, n)
+	for i, b := range branches {
+		close(b.in)
+		<-b.done
+		if errs[i] = b.err; b.err != nil && errors.Is(context.Cause(b.ctx), errStalled) {
+			errs[i] = errStalled
+		}
+		b.cancel(nil)
+		b.drain()
+	}
+	return errs, readErr
+}
+
+// drain gives back what the destination did not read.
+func (b *branch) drain() {
+	if b.cur != nil {
+		b.cur.release()
+		b.cur = nil
+	}
+	for blk := range b.in {
+		blk.release()
+	}
+}

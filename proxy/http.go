@@ -1,0 +1,25 @@
+package proxy
+
+import (
+	"net/http"
+
+	"github.com/go-chi/chi/v5"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"kraken/proto/registry"
+	"kraken/proto/transport"
+)
+
+// handler stacks: a server over clients is a proxy. Names are build-index's whole half, blobs go by membership.
+func (p *Proxy) handler(reg *prometheus.Registry) http.Handler {
+	r := chi.NewRouter()
+	r.Use(transport.Middleware("proxy", p.log, reg))
+	r.Get("/health", p.health.Health)
+	r.Get("/readiness", p.health.Readiness)
+	r.Mount("/", registry.Server{
+		Blobs: p, BlobDeleter: p, Uploads: p, Mounter: p,
+		Manifests: p.names, ManifestWriter: p.names, Tags: p.names, Catalog: p.names, Referrers: p.names,
+		Log: p.log,
+	}.Handler())
+	return r
+}

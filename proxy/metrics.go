@@ -1,0 +1,22 @@
+package proxy
+
+import "github.com/prometheus/client_golang/prometheus"
+
+type metrics struct {
+	leftBehind, short prometheus.Counter
+}
+
+func newMetrics(r prometheus.Registerer) *metrics {
+	m := &metrics{
+		leftBehind: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "kraken_proxy_upload_copies_left_behind_total",
+			Help: "Copies of an upload that were given up because their origin failed or made no progress.",
+		}),
+		short: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "kraken_proxy_uploads_short_total",
+			Help: "Uploads that started on fewer origins than there are replicas.",
+		}),
+	}
+	r.MustRegister(m.leftBehind, m.short)
+	return m
+}

@@ -1,0 +1,117 @@
+// Package proxy is the front door for people and CI: a full OCI registry, push, pull, discovery and management. It is
+// stateless: blobs go to origins, each chunk to two of them in one pass; manifests, tags and memberships to build-index. It has no
+// disk and buffers no body, and any number of proxies can stand side by side.
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"kraken/proto/registry"
+	"kraken/proto/transport"
+)
+
+// Deps is what a process gives to its role.
+type Deps struct {
+	Log      *slog.Logger
+	Registry *prometheus.Registry
+}
+
+// Proxy is one running proxy.
+type Proxy struct {
+	log      *slog.Logger
+	m        *metrics
+	origins  *registry.Origins
+	names    *registry.Client // build-index
+	replicas int
+	stall    time.Duration
+	health   *transport.Health
+	server   *transport.Server
+	admin    *transport.Server
+}
+
+// New binds the listeners. Run serves.
+func New(cfg Config, deps Deps) (_ *Proxy, err error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	hc, err := transport.NewClient(cfg.Client, deps.Log)
+	if err != nil {
+		return nil, fmt.Errorf("client: %w", err)
+	}
+	p := &Proxy{
+		log: deps.Log, m: newMetrics(deps.Registry),
+		replicas: min(cfg.Replicas, len(cfg.Origins)), stall: time.Duration(cfg.StallTimeout), health: transport.NewHealth(),
+	}
+	if p.origins, err = registry.NewOrigins(cfg.Origins, cfg.Replicas, hc); err != nil {
+		return nil, err
+	}
+	if p.names, err = registry.NewClient(cfg.BuildIndex.URL, hc); err != nil {
+		return nil, fmt.Errorf("build_index: %w", err)
+	}
+	p.health.AddCheck("build-index", true, p.names.Ping)
+	p.health.AddCheck("origin", true, p.anyOrigin)
+	for _, o := range p.origins.All() {
+		p.health.AddCheck(o.ID, false, o.Ping)
+	}
+	if p.server, err = transport.NewServer("registry", cfg.Server, p.handler(deps.Registry), deps.Log); err != nil {
+		return nil, err
+	}
+	if cfg.Admin.Listen != "" {
+		if p.admin, err = transport.NewServer("admin", cfg.Admin, transport.AdminHandler(p.health, deps.Registry), deps.Log); err != nil {
+			return nil, errors.Join(err, p.server.Close())
+		}
+	}
+	return p, nil
+}
+
+// anyOrigin is nil as soon as one origin answers.
+func (p *Proxy) anyOrigin(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	all := p.origins.All()
+	answers := make(chan error, len(all))
+	for _, o := range all {
+		go func() { answers <- o.Ping(ctx) }()
+	}
+	var errs []error
+	for range all {
+		err := <-answers
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// Addr is the address of the registry listener.
+func (p *Proxy) Addr() string { return p.server.Addr() }
+
+// AdminAddr is the address of the admin listener, empty when there is none.
+func (p *Proxy) AdminAddr() string {
+	if p.admin == nil {
+		return ""
+	}
+	return p.admin.Addr()
+}
+
+// Run serves until ctx is done, then lets requests in flight finish within the server's bound.
+func (p *Proxy) Run(ctx context.Context) error {
+	var g transport.Group
+	if p.admin != nil {
+		g.Add("admin", p.admin.Run)
+	}
+	g.Add("registry", p.server.Run)
+	g.Add("readiness", func(ctx context.Context) error {
+		<-ctx.Done()
+		p.health.SetDraining()
+		return nil
+	})
+	return g.Run(ctx)
+}

@@ -1,0 +1,293 @@
+package proxy
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"kraken/proto/registry"
+)
+
+// session is what the proxy's upload id says: which origins hold the bytes, under which ids. The proxy itself keeps
+// nothing, so that any proxy can go on with any upload (proto/README.md section 4).
+type session struct {
+	V    int    `json:"v"`
+	S    []part `json:"s"`
+	Repo string `json:"r"`
+}
+
+type part struct {
+	Origin string `json:"o"` // configured id, never an address
+	Upload string `json:"u"`
+}
+
+const sessionVersion = 1
+
+func (s session) id() string {
+	b, err := json.Marshal(s)
+	if err != nil { // strings and ints always marshal
+		return ""
+	}
+	return base64.RawURLEncoding.EncodeToString(b)
+}
+
+// target is one origin's half of a session.
+type target struct {
+	part
+	origin *registry.Origin
+}
+
+// open decodes an upload id. An id that was not made here for repo is an unknown session.
+func (p *Proxy) open(repo, id string) ([]target, error) {
+	b, err := base64.RawURLEncoding.DecodeString(id)
+	var s session
+	if err == nil {
+		err = json.Unmarshal(b, &s)
+	}
+	if err != nil || s.V != sessionVersion || s.Repo != repo || len(s.S) == 0 || len(s.S) > maxCopies {
+		return nil, fmt.Errorf("%w: %.64q is no session of repository %s", registry.ErrBlobUploadUnknown, id, repo)
+	}
+	out := make([]target, 0, len(s.S))
+	for _, pt := range s.S {
+		o := p.origins.Get(pt.Origin)
+		if o == nil {
+			return nil, fmt.Errorf("%w: session names origin %.64q, which is not configured", registry.ErrBlobUploadUnknown, pt.Origin)
+		}
+		out = append(out, target{pt, o})
+	}
+	return out, nil
+}
+
+func encode(repo string, ts []target, offset int64) registry.Upload {
+	s := session{V: sessionVersion, Repo: repo}
+	for _, t := range ts {
+		s.S = append(s.S, t.part)
+	}
+	return registry.Upload{ID: s.id(), Offset: offset}
+}
+
+// StartUpload opens a session on as many origins as there are replicas: the owners where the digest is known, else any.
+// It goes on with fewer when the others don't answer, as long as there is one.
+func (p *Proxy) StartUpload(ctx context.Context, repo string, o registry.UploadOptions) (registry.Upload, error) {
+	var candidates []*registry.Origin
+	if o.Digest != "" {
+		candidates = p.origins.For(o.Digest)
+	} else {
+		candidates = p.shuffled()
+	}
+	var ts []target
+	var errs []error
+	for len(candidates) > 0 && len(ts) < p.replicas {
+		n := min(p.replicas-len(ts), len(candidates))
+		got, err := each(candidates[:n], func(c *registry.Origin) (target, error) {
+			u, err := c.StartUpload(ctx, repo, o)
+			if err != nil {
+				return target{}, fmt.Errorf("start upload at %s: %w", c.ID, err)
+			}
+			return target{part{c.ID, u.ID}, c}, nil
+		})
+		candidates = candidates[n:]
+		for i := range got {
+			if err[i] == nil {
+				ts = append(ts, got[i])
+			} else {
+				errs = append(errs, err[i])
+			}
+		}
+	}
+	if len(ts) == 0 {
+		return registry.Upload{}, unavailable(errs)
+	}
+	if len(ts) < p.replicas {
+		p.m.short.Inc()
+		p.log.Warn("upload starts with fewer copies than configured", "repository", repo, "copies", len(ts), "error", errors.Join(errs...))
+	}
+	return encode(repo, ts, 0), nil
+}
+
+// shuffled returns all origins, those in good health first, in random order.
+func (p *Proxy) shuffled() []*registry.Origin {
+	// The order for a random digest is a random order that respects health.
+	var seed [16]byte
+	for i := range seed {
+		seed[i] = byte(rand.Uint32())
+	}
+	return p.origins.For(digest.FromBytes(seed[:]))
+}
+
+// UploadStatus answers with the furthest copy. A copy that is behind has missed bytes and is left out of the session.
+func (p *Proxy) UploadStatus(ctx context.Context, repo, id string) (registry.Upload, error) {
+	ts, err := p.open(repo, id)
+	if err != nil {
+		return registry.Upload{}, err
+	}
+	us, errs := each(ts, func(t target) (registry.Upload, error) { return t.origin.UploadStatus(ctx, repo, t.Upload) })
+	return p.agree(repo, ts, us, errs)
+}
+
+// agree keeps the targets that stand at the furthest offset.
+func (p *Proxy) agree(repo string, ts []target, us []registry.Upload, errs []error) (registry.Upload, error) {
+	offset := int64(-1)
+	for i := range ts {
+		if errs[i] == nil {
+			offset = max(offset, us[i].Offset)
+		}
+	}
+	if offset < 0 {
+		return registry.Upload{}, first(errs)
+	}
+	var kept []target
+	for i, t := range ts {
+		if errs[i] == nil && us[i].Offset == offset {
+			kept = append(kept, t)
+			continue
+		}
+		p.m.leftBehind.Inc()
+		p.log.Warn("origin left behind in an upload", "origin", t.Origin, "repository", repo, "error", errs[i], "offset", us[i].Offset, "session_offset", offset)
+	}
+	return encode(repo, kept, offset), nil
+}
+
+// WriteUpload writes the chunk to every copy at once.
+func (p *Proxy) WriteUpload(ctx context.Context, repo, id string, c registry.Chunk) (registry.Upload, error) {
+	ts, err := p.open(repo, id)
+	if err != nil {
+		return registry.Upload{}, err
+	}
+	us := make([]registry.Upload, len(ts))
+	errs, readErr := fanOut(ctx, body(c), len(ts), p.stall, func(ctx context.Context, i int, r io.Reader) (err error) {
+		us[i], err = ts[i].origin.WriteUpload(ctx, repo, ts[i].Upload, registry.Chunk{Offset: c.Offset, Length: c.Length, Body: r})
+		return err
+	})
+	if readErr != nil {
+		return registry.Upload{}, fmt.Errorf("read chunk of repository %s from client: %w", repo, readErr)
+	}
+	if re := outOfOrder(errs); re != nil {
+		for i := range ts {
+			var e *registry.RangeError
+			if errors.As(errs[i], &e) {
+				us[i], errs[i] = e.Upload, nil
+			}
+		}
+		u, err := p.agree(repo, ts, us, errs)
+		if err != nil {
+			return registry.Upload{}, err
+		}
+		return registry.Upload{}, &registry.RangeError{Upload: u, Got: re.Got}
+	}
+	return p.agree(repo, ts, us, errs)
+}
+
+// outOfOrder is the refusal of a chunk when no copy took it.
+func outOfOrder(errs []error) *registry.RangeError {
+	var re *registry.RangeError
+	for _, err := range errs {
+		if err == nil {
+			return nil
+		}
+		errors.As(err, &re)
+	}
+	return re
+}
+
+// CommitUpload writes the last chunk and commits every copy, then makes the blob a member of the repository. It succeeds
+// with the copies that could be committed; an origin whose other owner lacks a blob repairs that by itself.
+func (p *Proxy) CommitUpload(ctx context.Context, repo, id string, d digest.Digest, c registry.Chunk) (v1.Descriptor, error) {
+	ts, err := p.open(repo, id)
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	ds := make([]v1.Descriptor, len(ts))
+	errs, readErr := fanOut(ctx, body(c), len(ts), p.stall, func(ctx context.Context, i int, r io.Reader) (err error) {
+		last := registry.Chunk{Offset: c.Offset, Length: c.Length, Body: r}
+		if c.Body == nil {
+			last.Body = nil
+		}
+		ds[i], err = ts[i].origin.CommitUpload(ctx, repo, ts[i].Upload, d, last)
+		return err
+	})
+	if readErr != nil {
+		return v1.Descriptor{}, fmt.Errorf("read last chunk of %s from client: %w", d, readErr)
+	}
+	ok := slices.Index(errs, nil)
+	if ok < 0 {
+		if re := outOfOrder(errs); re != nil {
+			u, err := p.UploadStatus(ctx, repo, id)
+			if err != nil {
+				return v1.Descriptor{}, err
+			}
+			return v1.Descriptor{}, &registry.RangeError{Upload: u, Got: re.Got}
+		}
+		return v1.Descriptor{}, first(errs)
+	}
+	for i, err := range errs {
+		if err != nil {
+			p.m.leftBehind.Inc()
+			p.log.Warn("origin left behind in a commit", "origin", ts[i].Origin, "repository", repo, "digest", d, "error", err)
+		}
+	}
+	if err := p.names.PutLayer(ctx, repo, registry.Layer{Digest: d, Size: ds[ok].Size}); err != nil {
+		return v1.Descriptor{}, fmt.Errorf("make %s a member of %s: %w", d, repo, err)
+	}
+	return ds[ok], nil
+}
+
+// AbortUpload ends the session on every origin.
+func (p *Proxy) AbortUpload(ctx context.Context, repo, id string) error {
+	ts, err := p.open(repo, id)
+	if err != nil {
+		return err
+	}
+	_, errs := each(ts, func(t target) (struct{}, error) {
+		return struct{}{}, t.origin.AbortUpload(ctx, repo, t.Upload)
+	})
+	if slices.Contains(errs, nil) {
+		return nil
+	}
+	return first(errs)
+}
+
+func body(c registry.Chunk) io.Reader {
+	if c.Body == nil {
+		return eof{}
+	}
+	return c.Body
+}
+
+type eof struct{}
+
+func (eof) Read([]byte) (int, error) { return 0, io.EOF }
+
+// each calls f for all of xs at once and waits.
+func each[X, Y any](xs []X, f func(X) (Y, error)) ([]Y, []error) {
+	ys, errs := make([]Y, len(xs)), make([]error, len(xs))
+	var wg sync.WaitGroup
+	for i, x := range xs {
+		wg.Go(func() { ys[i], errs[i] = f(x) })
+	}
+	wg.Wait()
+	return ys, errs
+}
+
+// first picks the error to answer with: what the client did wrong, if any origin says so, else that none could be reached.
+func first(errs []error) error {
+	for _, err := range errs {
+		if err != nil && !errors.Is(err, registry.ErrUnavailable) && !errors.Is(err, errStalled) && !errors.Is(err, registry.ErrInternal) {
+			return err
+		}
+	}
+	return unavailable(errs)
+}
+
+func unavailable(errs []error) error {
+	return fmt.Errorf("%w: %w", registry.ErrUnavailable, errors.Join(errs...))
+}

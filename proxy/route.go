@@ -1,0 +1,64 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"kraken/proto/registry"
+)
+
+// StatBlob goes by membership, and asks the origins whether the bytes are there as well: a client that is told so skips
+// its push, and a blob that was lost must be healed by the next push.
+func (p *Proxy) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.Descriptor, error) {
+	type answer struct {
+		desc v1.Descriptor
+		err  error
+	}
+	bytes := make(chan answer, 1)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		desc, err := p.origins.StatBlob(ctx, repo, d)
+		bytes <- answer{desc, err}
+	}()
+	l, err := p.names.GetLayer(ctx, repo, d)
+	if err != nil {
+		cancel()
+		<-bytes
+		return v1.Descriptor{}, fmt.Errorf("blob %s of %s: %w", d, repo, err)
+	}
+	a := <-bytes
+	if errors.Is(a.err, registry.ErrBlobUnknown) {
+		return v1.Descriptor{}, fmt.Errorf("blob %s of %s is a member, but no origin has it: %w", d, repo, a.err)
+	}
+	return v1.Descriptor{MediaType: a.desc.MediaType, Digest: d, Size: l.Size}, nil
+}
+
+// OpenBlob reads from an owning origin what is a member of the repository.
+func (p *Proxy) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint registry.Range) (*registry.Content, error) {
+	if _, err := p.names.GetLayer(ctx, repo, d); err != nil {
+		return nil, fmt.Errorf("blob %s of %s: %w", d, repo, err)
+	}
+	return p.origins.OpenBlob(ctx, repo, d, hint)
+}
+
+// DeleteBlob ends the membership; the bytes go later, when no repository has them any more.
+func (p *Proxy) DeleteBlob(ctx context.Context, repo string, d digest.Digest) error {
+	if err := p.names.DeleteLayer(ctx, repo, d); err != nil {
+		return fmt.Errorf("delete blob %s of %s: %w", d, repo, err)
+	}
+	return nil
+}
+
+// MountBlob makes the blob of another repository a member of this one; no byte moves.
+func (p *Proxy) MountBlob(ctx context.Context, repo, from string, d digest.Digest) (v1.Descriptor, error) {
+	l, err := p.names.MountLayer(ctx, repo, from, d)
+	if err != nil {
+		return v1.Descriptor{}, fmt.Errorf("mount blob %s of %q into %s: %w", d, from, repo, err)
+	}
+	return v1.Descriptor{MediaType: "application/octet-stream", Digest: d, Size: l.Size}, nil
+}
