@@ -1,0 +1,65 @@
+package tracker
+
+import (
+	"net/netip"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/proto/announce"
+)
+
+// candidate is a peer that is handed out.
+type candidate struct {
+	id       announce.PeerID
+	addrs    [2]netip.AddrPort
+	complete bool
+}
+
+// handout is the answer to "who has it?".
+type handout struct {
+	peers           []candidate
+	seeds, leechers int // in the whole swarm
+}
+
+// degreeOf is the share of an answer that leechers get: three quarters. The rest is kept for complete peers, so that each
+// leecher knows some, and none of them is asked by everybody.
+func degreeOf(numWant int) int { return max(2, numWant*3/4) }
+
+// handout picks at most numWant peers of d for the peer id: its neighbours in the mesh, and complete peers for what is left, at
+// most half of the answer. A complete peer is given only those that lack something. Never given: the asker itself or what
+// listens at its address, peers that can't be dialled, peers whose time is over.
+func (s *store) handout(d digest.Digest, id announce.PeerID, numWant int) handout {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w := s.swarms[d]
+	if w == nil {
+		return handout{}
+	}
+	out := handout{seeds: len(w.seeds.members), leechers: w.leechers.len()}
+	asker := s.peers[id]
+	if asker == nil { // it stopped, or there are too many peers to know them all
+		asker = &peer{id: id, hash: hashOf(id)}
+	}
+	now := s.now()
+	usable := func(p *peer) bool {
+		return p.dialable() && !p.sameAs(asker) && !s.expired(p, w.entries[p].seen, now)
+	}
+	add := func(peers []*peer, complete bool) {
+		for _, p := range peers {
+			if len(out.peers) < numWant && usable(p) {
+				out.peers = append(out.peers, candidate{p.id, p.addrs, complete})
+			}
+		}
+	}
+	if e, there := w.entries[asker]; there && e.left == 0 {
+		if w.leechers.len() > 0 {
+			add(w.leechers.circles[0].pick(asker, numWant, usable), false)
+		}
+		return out
+	}
+	// Complete ones first: a client that asks for few should not be left with peers that have nothing yet.
+	few := min(w.leechers.len(), s.degree, numWant*3/4)
+	add(w.seeds.pick(asker, min(numWant-few, (numWant+1)/2), usable), true)
+	add(w.leechers.neighbours(asker), false)
+	return out
+}

@@ -1,0 +1,325 @@
+package tracker
+
+import (
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/proto/announce"
+	"kraken/proto/blob"
+)
+
+// peer is one announcer, shared by its entries in all swarms.
+type peer struct {
+	id    announce.PeerID
+	hash  uint64
+	addrs [2]netip.AddrPort // IPv4, IPv6; zero where it has none
+	node  string
+	stock bool
+	seen  moment // last announce of anything
+	refs  int    // entries
+	// replaced: another peer announced this one's address since. Its entries are passed over until they expire.
+	replaced bool
+}
+
+func (p *peer) dialable() bool {
+	return !p.replaced && (p.addrs[0].IsValid() || p.addrs[1].IsValid())
+}
+
+// sameAs says whether both are reached at one address.
+func (p *peer) sameAs(q *peer) bool {
+	for i, a := range p.addrs {
+		if a.IsValid() && a == q.addrs[i] {
+			return true
+		}
+	}
+	return p.id == q.id
+}
+
+// moment is a time since the store began. It takes a third of the memory of a time.Time.
+type moment time.Duration
+
+// entry is what a peer said of a blob last.
+type entry struct {
+	seen     moment
+	left     int64 // -1: not known
+	up, down int64
+}
+
+// swarm is a blob with the peers that hold some of it.
+type swarm struct {
+	digest   digest.Digest
+	hash     blob.InfoHash // zero while the metainfo was not seen
+	size     int64         // 0 when not known
+	since    moment
+	entries  map[*peer]entry
+	leechers mesh
+	seeds    circle
+}
+
+func (w *swarm) place(p *peer, e entry) {
+	if e.left == 0 {
+		w.seeds.add(p)
+	} else {
+		w.leechers.add(p)
+	}
+}
+
+func (w *swarm) displace(p *peer, e entry) {
+	if e.left == 0 {
+		w.seeds.remove(p)
+	} else {
+		w.leechers.remove(p)
+	}
+}
+
+// bounds of what is kept.
+type bounds struct {
+	peers int // distinct peers
+	pairs int // entries in all swarms
+	swarm int // entries in one swarm
+}
+
+// store is the soft state: who has what. All of it is announced again within an interval, so losing it costs no more.
+type store struct {
+	ttl, stockTTL time.Duration
+	degree        int // of the mesh
+	bounds        bounds
+	began         time.Time
+
+	mu     sync.Mutex
+	swarms map[digest.Digest]*swarm
+	byHash map[blob.InfoHash]*swarm
+	peers  map[announce.PeerID]*peer
+	byAddr map[netip.AddrPort]*peer
+	pairs  int
+}
+
+// stockTTL is how long a stock client is believed at least. Some (libtorrent among them) announce every five minutes whatever
+// interval they are told.
+const stockTTL = 11 * time.Minute
+
+// newStore forgets an entry after three intervals without an announce.
+func newStore(interval time.Duration, degree int, b bounds) *store {
+	return &store{
+		ttl: 3 * interval, stockTTL: max(3*interval, stockTTL), degree: degree, bounds: b, began: time.Now(),
+		swarms: map[digest.Digest]*swarm{}, byHash: map[blob.InfoHash]*swarm{},
+		peers: map[announce.PeerID]*peer{}, byAddr: map[netip.AddrPort]*peer{},
+	}
+}
+
+func (s *store) now() moment { return moment(time.Since(s.began)) }
+
+func (s *store) expired(p *peer, seen, now moment) bool {
+	ttl := s.ttl
+	if p.stock {
+		ttl = s.stockTTL
+	}
+	return time.Duration(now-seen) > ttl
+}
+
+// identity is what an announcer says of itself.
+type identity struct {
+	id    announce.PeerID
+	addrs [2]netip.AddrPort
+	node  string
+	stock bool
+}
+
+// register takes an announce. It returns how many states were not taken because a bound is reached: their sender is
+// answered all the same, and is only not handed out to others.
+func (s *store) register(who identity, states []announce.BlobState) (refused int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.now()
+	p := s.peerOf(who, now)
+	if p == nil {
+		return len(states)
+	}
+	for i := range states {
+		st := &states[i]
+		if st.Event == announce.EventStopped {
+			if w := s.swarms[st.Digest]; w != nil {
+				s.drop(w, p)
+			}
+			continue
+		}
+		if !s.update(p, st, now) {
+			refused++
+		}
+	}
+	return refused
+}
+
+// peerOf finds or makes the record of an announcer, nil when there are too many.
+func (s *store) peerOf(who identity, now moment) *peer {
+	p := s.peers[who.id]
+	if p == nil {
+		if len(s.peers) >= s.bounds.peers {
+			return nil
+		}
+		p = &peer{id: who.id, hash: hashOf(who.id), stock: who.stock}
+		s.peers[who.id] = p
+	}
+	p.seen, p.replaced = now, false
+	if who.node != "" {
+		p.node = who.node
+	}
+	for i, a := range who.addrs {
+		// A stock client is seen in one family at a time; an agent says both each time.
+		if old := p.addrs[i]; old != a && (a.IsValid() || !who.stock) {
+			if s.byAddr[old] == p {
+				delete(s.byAddr, old)
+			}
+			p.addrs[i] = a
+		}
+		if !a.IsValid() {
+			continue
+		}
+		// Only one process can listen at an address: who had it before has been restarted with another id.
+		if other := s.byAddr[a]; other != nil && other != p {
+			other.replaced = true
+		}
+		s.byAddr[a] = p
+	}
+	return p
+}
+
+// update is false when a bound is reached.
+func (s *store) update(p *peer, st *announce.BlobState, now moment) bool {
+	w := s.swarms[st.Digest]
+	fresh := true
+	var old entry
+	if w != nil {
+		var there bool
+		old, there = w.entries[p]
+		fresh = !there
+	}
+	if fresh && (s.pairs >= s.bounds.pairs || (w != nil && len(w.entries) >= s.bounds.swarm)) {
+		return false
+	}
+	if w == nil {
+		w = &swarm{
+			digest: st.Digest, since: now, entries: map[*peer]entry{},
+			leechers: newMesh(st.Digest, s.degree), seeds: circle{salt: saltOf(st.Digest)},
+		}
+		s.swarms[st.Digest] = w
+	}
+	if w.size == 0 {
+		w.size = st.Size
+	}
+	e := entry{seen: now, left: st.Left, up: st.Uploaded, down: st.Downloaded}
+	if st.Event == announce.EventCompleted {
+		e.left = 0
+	}
+	w.entries[p] = e
+	switch {
+	case fresh:
+		s.pairs++
+		p.refs++
+		w.place(p, e)
+	case (old.left == 0) != (e.left == 0):
+		w.displace(p, old)
+		w.place(p, e)
+	}
+	return true
+}
+
+// drop removes an entry, and the swarm with its last one.
+func (s *store) drop(w *swarm, p *peer) {
+	e, there := w.entries[p]
+	if !there {
+		return
+	}
+	w.displace(p, e)
+	delete(w.entries, p)
+	p.refs--
+	s.pairs--
+	if len(w.entries) == 0 {
+		delete(s.swarms, w.digest)
+		if s.byHash[w.hash] == w {
+			delete(s.byHash, w.hash)
+		}
+	}
+}
+
+// learn notes what a metainfo says of a swarm, if there is one.
+func (s *store) learn(d digest.Digest, h blob.InfoHash, size int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w := s.swarms[d]
+	if w == nil {
+		return
+	}
+	if w.hash != h && s.byHash[w.hash] == w {
+		delete(s.byHash, w.hash)
+	}
+	w.hash, w.size = h, size
+	s.byHash[h] = w
+}
+
+// lookup finds a swarm whose metainfo was seen.
+func (s *store) lookup(h blob.InfoHash) (d digest.Digest, size int64, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if w := s.byHash[h]; w != nil {
+		return w.digest, w.size, true
+	}
+	return "", 0, false
+}
+
+// digests are the keys of all swarms, so that long walks take the lock for one swarm at a time.
+func (s *store) digests() []digest.Digest {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]digest.Digest, 0, len(s.swarms))
+	for d := range s.swarms {
+		out = append(out, d)
+	}
+	return out
+}
+
+// sweep forgets what has not been announced for its time.
+func (s *store) sweep() {
+	for _, d := range s.digests() {
+		s.sweepSwarm(d)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.now()
+	for id, p := range s.peers {
+		if p.refs > 0 || !s.expired(p, p.seen, now) {
+			continue
+		}
+		delete(s.peers, id)
+		for _, a := range p.addrs {
+			if s.byAddr[a] == p {
+				delete(s.byAddr, a)
+			}
+		}
+	}
+}
+
+func (s *store) sweepSwarm(d digest.Digest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w := s.swarms[d]
+	if w == nil {
+		return
+	}
+	now := s.now()
+	for p, e := range w.entries {
+		if s.expired(p, e.seen, now) {
+			s.drop(w, p)
+		}
+	}
+}
+
+// counts are what the metrics show.
+func (s *store) counts() (swarms, peers, pairs int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.swarms), len(s.peers), s.pairs
+}
