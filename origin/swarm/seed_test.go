@@ -1,0 +1,88 @@
+package swarm
+
+import (
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/origin/store"
+)
+
+func TestTorrentsExistOnlyWhileAskedFor(t *testing.T) {
+	b := randomBytes(20, 4<<20)
+	seed := newNode(t, func(c *Config) { c.IdleTimeout = 50 * time.Millisecond })
+	m := seed.seed(b)
+	if n := len(seed.client.Torrents()); n != 0 {
+		t.Fatalf("%d torrents before anybody asked", n)
+	}
+	leech := newNode(t, nil)
+	leech.fetch(m, nil, seed.peer()).finish()
+	leech.has(b)
+	eventually(t, "idle torrent is dropped", func() bool { return len(seed.client.Torrents()) == 0 })
+	// And once more.
+	again := newNode(t, nil)
+	again.fetch(m, nil, seed.peer()).finish()
+	again.has(b)
+}
+
+func TestRunFindsWhatIsInTheStore(t *testing.T) {
+	dir := t.TempDir()
+	b := randomBytes(21, 2<<20)
+	st, err := store.Open(store.Config{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := newNode(t, func(c *Config) { c.Store = st })
+	first.store = st
+	m := first.seed(b)
+	first.Close()
+	restarted := newNode(t, func(c *Config) { c.Store = st })
+	leech := newNode(t, nil)
+	leech.fetch(m, nil, restarted.peer()).finish()
+	leech.has(b)
+	t.Cleanup(func() { st.Close() })
+}
+
+func TestForgottenBlobIsNotServed(t *testing.T) {
+	b := randomBytes(22, 2<<20)
+	seed := newNode(t, nil)
+	m := seed.seed(b)
+	newNode(t, nil).fetch(m, nil, seed.peer()).finish()
+	eventually(t, "torrent is loaded", func() bool { return seed.find(m.InfoHash()) != nil })
+	seed.Forget(digest.FromBytes(b))
+	if seed.find(m.InfoHash()) != nil || len(seed.client.Torrents()) != 0 {
+		t.Error("the torrent is still loaded")
+	}
+	if err := seed.store.Delete(m.Digest); err != nil {
+		t.Error(err)
+	}
+	if seed.load(m.InfoHash()) != nil {
+		t.Error("the torrent was loaded again")
+	}
+}
+
+func TestUploadRateIsKept(t *testing.T) {
+	b := randomBytes(23, 8<<20)
+	seed := newNode(t, func(c *Config) { c.UploadRate = 4 << 20 })
+	m := seed.seed(b)
+	began := time.Now()
+	leech := newNode(t, nil)
+	leech.fetch(m, nil, seed.peer()).finish()
+	// The burst of 4 MiB goes at once, the rest takes a second.
+	if took := time.Since(began); took < 800*time.Millisecond {
+		t.Errorf("8 MiB at 4 MiB/s took %s", took)
+	}
+}
+
+func TestDownloadRateIsKept(t *testing.T) {
+	b := randomBytes(24, 4<<20)
+	seed := newNode(t, nil)
+	m := seed.seed(b)
+	began := time.Now()
+	leech := newNode(t, func(c *Config) { c.DownloadRate = 4 << 20 })
+	leech.fetch(m, nil, seed.peer()).finish()
+	if took := time.Since(began); took < 800*time.Millisecond {
+		t.Errorf("4 MiB at 4 MiB/s took %s", took)
+	}
+}
