@@ -1,0 +1,237 @@
+// Package buildindex is the manifest half of a registry: manifests, tags, referrers, the catalog, and which repository holds
+// which blob. Names live in SQL; a change is acknowledged when it is in SQL and in a second place, first on two origins, then in the
+// bucket, from which everything can be restored. It holds no layer bytes.
+package buildindex
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"kraken/buildindex/sql"
+	"kraken/origin/backend"
+	"kraken/proto/registry"
+	"kraken/proto/transport"
+)
+
+// Deps is what a process gives to its role.
+type Deps struct {
+	Log      *slog.Logger
+	Registry *prometheus.Registry
+}
+
+// Index is one running build-index.
+type Index struct {
+	cfg     Config
+	log     *slog.Logger
+	m       *metrics
+	db      *sql.Store
+	buckets *backend.Set
+	origins *registry.Origins
+	health  *transport.Health
+	server  *transport.Server
+	admin   *transport.Server
+
+	restored   atomic.Bool  // a miss in SQL is a 404; before, it is "not known yet"
+	generation atomic.Int64 // the last one given out
+	kick       chan struct{}
+	lastErr    atomic.Pointer[string] // of the outbox
+	stripes    [256]sync.Mutex        // one writer per name
+	seed       maphash.Seed
+}
+
+// New opens the database and binds the listeners. Run serves, restores and writes to the bucket.
+func New(cfg Config, deps Deps) (_ *Index, err error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	x := &Index{cfg: cfg, log: deps.Log, kick: make(chan struct{}, 1), seed: maphash.MakeSeed(), health: transport.NewHealth()}
+	ctx := context.Background()
+	hc, err := transport.NewClient(cfg.Client, deps.Log)
+	if err != nil {
+		return nil, fmt.Errorf("client: %w", err)
+	}
+	if x.origins, err = registry.NewOrigins(cfg.Origins, cfg.Replicas, hc); err != nil {
+		return nil, err
+	}
+	if x.buckets, err = backend.OpenAll(ctx, cfg.Buckets); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(filepath.Dir(cfg.Database), 0o755); err != nil {
+		return nil, fmt.Errorf("database: %w", err)
+	}
+	if x.db, err = sql.Open(ctx, cfg.Database); err != nil {
+		return nil, err
+	}
+	undo := []func() error{x.db.Close}
+	defer func() {
+		if err != nil {
+			for i := len(undo) - 1; i >= 0; i-- {
+				err = errors.Join(err, undo[i]())
+			}
+		}
+	}()
+	done, err := x.db.Meta(ctx, metaRestored)
+	if err != nil {
+		return nil, fmt.Errorf("database: %w", err)
+	}
+	x.restored.Store(done != "")
+	last, err := x.db.LastGeneration(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("database: %w", err)
+	}
+	x.generation.Store(last)
+	x.m = newMetrics(deps.Registry, x)
+	x.health.AddCheck("database", true, x.db.Ping)
+	x.health.AddCheck("restored", false, func(context.Context) error {
+		if !x.restored.Load() {
+			return errors.New("names are being restored; what is not known yet is answered with 503")
+		}
+		return nil
+	})
+	for _, o := range x.origins.All() {
+		x.health.AddCheck(o.ID, false, o.Ping)
+	}
+	if x.server, err = transport.NewServer("registry", cfg.Server, x.handler(deps.Registry), deps.Log); err != nil {
+		return nil, err
+	}
+	undo = append(undo, x.server.Close)
+	if cfg.Admin.Listen != "" {
+		if x.admin, err = transport.NewServer("admin", cfg.Admin, x.adminHandler(deps.Registry), deps.Log); err != nil {
+			return nil, err
+		}
+	}
+	return x, nil
+}
+
+// Addr is the address of the registry listener.
+func (x *Index) Addr() string { return x.server.Addr() }
+
+// AdminAddr is the address of the admin listener, empty when there is none.
+func (x *Index) AdminAddr() string {
+	if x.admin == nil {
+		return ""
+	}
+	return x.admin.Addr()
+}
+
+// Run serves until ctx is done, then drains and closes the database.
+func (x *Index) Run(ctx context.Context) error {
+	var g transport.Group
+	g.Add("outbox", x.outbox)
+	g.Add("restore", x.restore)
+	if x.admin != nil {
+		g.Add("admin", x.admin.Run)
+	}
+	g.Add("registry", x.server.Run)
+	g.Add("readiness", func(ctx context.Context) error {
+		<-ctx.Done()
+		x.health.SetDraining()
+		return nil
+	})
+	return errors.Join(g.Run(ctx), x.db.Close())
+}
+
+// nextGeneration rises for ever, across restarts and restores on an empty disk: it is the time in microseconds, or one more than
+// the last.
+func (x *Index) nextGeneration() int64 {
+	for {
+		last := x.generation.Load()
+		next := max(time.Now().UnixMicro(), last+1)
+		if x.generation.CompareAndSwap(last, next) {
+			return next
+		}
+	}
+}
+
+func (x *Index) sawGeneration(n int64) {
+	for {
+		last := x.generation.Load()
+		if n <= last || x.generation.CompareAndSwap(last, n) {
+			return
+		}
+	}
+}
+
+// lock lets one writer at a time change a name.
+func (x *Index) lock(repo, name string) *sync.Mutex {
+	m := &x.stripes[maphash.String(x.seed, repo+"\x00"+name)%uint64(len(x.stripes))]
+	m.Lock()
+	return m
+}
+
+// miss is the answer for what SQL does not have.
+func (x *Index) miss(kind *registry.Error, format string, args ...any) error {
+	what := fmt.Sprintf(format, args...)
+	if x.restored.Load() {
+		return fmt.Errorf("%w: %s", kind, what)
+	}
+	return &registry.RetryError{Err: fmt.Errorf("%w: %s: names are being restored", registry.ErrUnavailable, what), After: time.Second}
+}
+
+// second puts a record in a second place: on as many origins as there are replicas, on one when no other answers.
+func (x *Index) second(ctx context.Context, r registry.NameRecord) error {
+	var errs []error
+	copies := 0
+	for _, o := range x.origins.For(digest.FromString(registry.NameKey(r))) {
+		if err := o.PutName(ctx, r); err != nil {
+			errs = append(errs, fmt.Errorf("origin %s: %w", o.ID, err))
+			continue
+		}
+		if copies++; copies == x.cfg.Replicas {
+			return nil
+		}
+	}
+	if copies > 0 {
+		x.log.Warn("a name is in fewer places than configured", "repository", r.Repository, "tag", r.Tag, "digest", r.Digest, "copies", copies, "error", errors.Join(errs...))
+		return nil
+	}
+	return &registry.RetryError{Err: fmt.Errorf("%w: no origin keeps the name: %w", registry.ErrUnavailable, errors.Join(errs...)), After: time.Second}
+}
+
+// change makes a change durable in its second place and commits it in SQL with its outbox row.
+func (x *Index) change(ctx context.Context, r registry.NameRecord, f func(*sql.Tx) error) error {
+	// What has begun is finished: a client that goes away must not leave one place ahead of the other.
+	ctx = context.WithoutCancel(ctx)
+	if err := x.second(ctx, r); err != nil {
+		return err
+	}
+	err := x.db.Update(ctx, func(tx *sql.Tx) error {
+		if err := f(tx); err != nil {
+			return err
+		}
+		return tx.Enqueue(r)
+	})
+	if err != nil {
+		x.forget(ctx, r)
+		return err
+	}
+	select {
+	case x.kick <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// forget takes a record back from the origins. One that can't be reached is told by the next reconciliation.
+func (x *Index) forget(ctx context.Context, r registry.NameRecord) {
+	for _, o := range x.origins.All() {
+		if err := o.DeleteName(ctx, r); err != nil {
+			x.log.Debug("origin still keeps a name", "origin", o.ID, "error", err)
+		}
+	}
+}
+
+func (x *Index) record(kind, repo, tag string, d digest.Digest) registry.NameRecord {
+	return registry.NameRecord{Version: 1, Kind: kind, Repository: repo, Tag: tag, Digest: d, Generation: x.nextGeneration(), Time: time.Now().UTC()}
+}

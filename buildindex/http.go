@@ -1,0 +1,112 @@
+package buildindex
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+
+	"github.com/go-chi/chi/v5"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"kraken/proto/blob"
+	"kraken/proto/registry"
+	"kraken/proto/transport"
+)
+
+func (x *Index) handler(reg *prometheus.Registry) http.Handler {
+	r := chi.NewRouter()
+	r.Use(transport.Middleware("build-index", x.log, reg))
+	r.Get("/health", x.health.Health)
+	r.Get("/readiness", x.health.Readiness)
+	r.Mount("/", registry.Server{
+		Manifests: x, ManifestWriter: x, Tags: x, Catalog: x, Referrers: x, Extension: x.extension, Log: x.log,
+	}.Handler())
+	return r
+}
+
+func (x *Index) adminHandler(reg *prometheus.Registry) http.Handler {
+	m := transport.AdminHandler(x.health, reg)
+	m.HandleFunc("GET /writeback", func(w http.ResponseWriter, r *http.Request) {
+		s, err := x.status(r.Context())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		answer(w, http.StatusOK, s)
+	})
+	return m
+}
+
+// status is what the bucket still lacks.
+func (x *Index) status(ctx context.Context) (s registry.WritebackStatus, err error) {
+	if s.Pending, err = x.db.OutboxLen(ctx); err != nil {
+		return s, err
+	}
+	if !x.restored.Load() {
+		s.Names++ // what is not restored may still have to be written
+	}
+	if e := x.lastErr.Load(); e != nil {
+		s.Error = *e
+	}
+	return s, nil
+}
+
+func answer(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	// A client that went away is told nothing.
+	_ = json.NewEncoder(w).Encode(v)
+}
+
+var errBody = &registry.Error{Code: "UNSUPPORTED", Status: http.StatusBadRequest, Message: "body is not understood"}
+
+// extension serves memberships (proto/README.md, section 5).
+func (x *Index) extension(w http.ResponseWriter, r *http.Request, p registry.ExtensionPath) error {
+	d, err := blob.ParseDigest(p.Key)
+	if err != nil {
+		return fmt.Errorf("%w: %w", registry.ErrDigestInvalid, err)
+	}
+	if err := registry.CheckName(p.Repository); err != nil {
+		return err
+	}
+	ctx := r.Context()
+	switch r.Method + " " + p.Resource {
+	case "PUT layers":
+		var l registry.Layer
+		b, err := io.ReadAll(io.LimitReader(r.Body, 4<<10))
+		if err == nil {
+			err = json.Unmarshal(b, &l)
+		}
+		if err != nil || l.Digest != d || l.Size < 0 {
+			return fmt.Errorf("%w: want the layer %s with its size", errBody, d)
+		}
+		if err := x.putLayer(ctx, p.Repository, l); err != nil {
+			return err
+		}
+		w.WriteHeader(http.StatusCreated)
+		return nil
+	case "GET layers", "HEAD layers":
+		l, err := x.getLayer(ctx, p.Repository, d)
+		if err != nil {
+			return err
+		}
+		answer(w, http.StatusOK, l)
+		return nil
+	case "DELETE layers":
+		if err := x.deleteLayer(ctx, p.Repository, d); err != nil {
+			return err
+		}
+		w.WriteHeader(http.StatusAccepted)
+		return nil
+	case "POST mount":
+		l, err := x.mount(ctx, p.Repository, r.URL.Query().Get("from"), d)
+		if err != nil {
+			return err
+		}
+		answer(w, http.StatusCreated, l)
+		return nil
+	}
+	return fmt.Errorf("%w: %s %s", registry.ErrUnsupported, r.Method, p.Resource)
+}

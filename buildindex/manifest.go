@@ -1,0 +1,152 @@
+package buildindex
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"kraken/proto/blob"
+	"kraken/proto/registry"
+)
+
+// parsed is what build-index needs to know of a manifest.
+type parsed struct {
+	mediaType    string
+	artifactType string
+	subject      digest.Digest
+	annotations  map[string]string
+	blobs        []digest.Digest // that must be members of the repository
+	manifests    []digest.Digest // that must be manifests of the repository
+	members      []digest.Digest // config and layers, for the links in the bucket
+}
+
+// document is the union of OCI manifests and indexes and Docker's schema 2 ones.
+type document struct {
+	SchemaVersion int               `json:"schemaVersion"`
+	MediaType     string            `json:"mediaType"`
+	ArtifactType  string            `json:"artifactType"`
+	Config        *v1.Descriptor    `json:"config"`
+	Layers        []v1.Descriptor   `json:"layers"`
+	Manifests     *[]v1.Descriptor  `json:"manifests"`
+	Subject       *v1.Descriptor    `json:"subject"`
+	Annotations   map[string]string `json:"annotations"`
+}
+
+func invalid(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", registry.ErrManifestInvalid, fmt.Errorf(format, args...))
+}
+
+// parseManifest accepts OCI manifests and indexes and Docker schema 2 manifests and lists. A missing mediaType is told from the
+// content.
+func parseManifest(contentType string, raw []byte) (*parsed, error) {
+	var doc document
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	if err := dec.Decode(&doc); err != nil {
+		return nil, invalid("not the JSON of a manifest: %w", err)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return nil, invalid("something follows the manifest's JSON")
+	}
+	if doc.SchemaVersion != 2 {
+		return nil, invalid("schemaVersion is %d, want 2", doc.SchemaVersion)
+	}
+	p := &parsed{mediaType: doc.MediaType, annotations: doc.Annotations}
+	if p.mediaType == "" {
+		p.mediaType = registry.SniffMediaType(raw)
+	}
+	if contentType != "" && contentType != p.mediaType {
+		if doc.MediaType != "" {
+			return nil, invalid("Content-Type is %q, the manifest's mediaType %q", contentType, doc.MediaType)
+		}
+		p.mediaType = contentType
+	}
+	var err error
+	switch p.mediaType {
+	case v1.MediaTypeImageIndex, registry.MediaTypeDockerManifestList:
+		err = p.index(&doc)
+	case v1.MediaTypeImageManifest, registry.MediaTypeDockerManifest:
+		err = p.image(&doc)
+	default:
+		err = invalid("media type %q is none that is known", p.mediaType)
+	}
+	if err == nil && doc.Subject != nil {
+		p.subject, err = p.digest("subject", *doc.Subject)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+func (p *parsed) digest(what string, d v1.Descriptor) (digest.Digest, error) {
+	if _, err := blob.ParseDigest(d.Digest.String()); err != nil {
+		return "", invalid("%s: digest %q is malformed", what, d.Digest)
+	}
+	if d.Size < 0 {
+		return "", invalid("%s: size is %d", what, d.Size)
+	}
+	return d.Digest, nil
+}
+
+func (p *parsed) index(doc *document) error {
+	if doc.Manifests == nil || doc.Config != nil || doc.Layers != nil {
+		return invalid("an index has manifests, and neither config nor layers")
+	}
+	p.artifactType = doc.ArtifactType
+	for i, m := range *doc.Manifests {
+		d, err := p.digest(fmt.Sprintf("manifests[%d]", i), m)
+		if err != nil {
+			return err
+		}
+		p.manifests = append(p.manifests, d)
+	}
+	return nil
+}
+
+func (p *parsed) image(doc *document) error {
+	if doc.Manifests != nil || doc.Config == nil {
+		return invalid("a manifest has a config, and no manifests")
+	}
+	if p.artifactType = doc.ArtifactType; p.artifactType == "" {
+		p.artifactType = doc.Config.MediaType
+	}
+	for i, l := range append([]v1.Descriptor{*doc.Config}, doc.Layers...) {
+		what := "config"
+		if i > 0 {
+			what = fmt.Sprintf("layers[%d]", i-1)
+		}
+		d, err := p.digest(what, l)
+		if err != nil {
+			return err
+		}
+		if elsewhere(l.MediaType) {
+			continue
+		}
+		if l.Data != nil {
+			if d.Algorithm().FromBytes(l.Data) != d {
+				return invalid("%s: embedded data is not %s", what, d)
+			}
+			continue
+		}
+		p.blobs = append(p.blobs, d)
+		p.members = append(p.members, d)
+	}
+	return nil
+}
+
+// elsewhere says that layers of a media type are not pushed to registries.
+func elsewhere(mediaType string) bool {
+	switch mediaType {
+	case registry.MediaTypeDockerForeignLayer,
+		"application/vnd.oci.image.layer.nondistributable.v1.tar",
+		"application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+		"application/vnd.oci.image.layer.nondistributable.v1.tar+zstd":
+		return true
+	}
+	return false
+}

@@ -1,0 +1,74 @@
+package buildindex
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/buildindex/sql"
+	"kraken/proto/registry"
+)
+
+// putLayer makes a blob that was pushed a member of the repository. Its second place is the marker of the blob on the origins, which
+// names the repository and which they turn into the bucket's link.
+func (x *Index) putLayer(ctx context.Context, repo string, l registry.Layer) error {
+	err := x.db.Update(ctx, func(tx *sql.Tx) error { return tx.PutLayer(repo, l.Digest, l.Size) })
+	if err != nil {
+		return fmt.Errorf("make %s a member of %s: %w", l.Digest, repo, err)
+	}
+	return nil
+}
+
+func (x *Index) getLayer(ctx context.Context, repo string, d digest.Digest) (registry.Layer, error) {
+	size, err := x.db.Layer(ctx, repo, d)
+	if errors.Is(err, sql.ErrNotFound) {
+		return registry.Layer{}, x.miss(registry.ErrBlobUnknown, "blob %s of %s", d, repo)
+	}
+	if err != nil {
+		return registry.Layer{}, fmt.Errorf("blob %s of %s: %w", d, repo, err)
+	}
+	return registry.Layer{Digest: d, Size: size}, nil
+}
+
+func (x *Index) deleteLayer(ctx context.Context, repo string, d digest.Digest) error {
+	defer x.lock(repo, d.String()).Unlock()
+	if _, err := x.getLayer(ctx, repo, d); err != nil {
+		return err
+	}
+	r := x.record(registry.NameDeleted, repo, "", d)
+	r.MediaType = registry.NameLayer // of two things with this digest, the membership is meant
+	if err := x.change(ctx, r, func(tx *sql.Tx) error { return tx.DeleteLayer(repo, d) }); err != nil {
+		if errors.Is(err, sql.ErrNotFound) {
+			return x.miss(registry.ErrBlobUnknown, "blob %s of %s", d, repo)
+		}
+		return fmt.Errorf("delete blob %s of %s: %w", d, repo, err)
+	}
+	return nil
+}
+
+// mount makes a member of another repository (of any, when from is empty) a member of this one.
+func (x *Index) mount(ctx context.Context, repo, from string, d digest.Digest) (registry.Layer, error) {
+	var size int64
+	var err error
+	if from != "" {
+		size, err = x.db.Layer(ctx, from, d)
+	} else {
+		size, err = x.db.AnyLayer(ctx, d)
+	}
+	if errors.Is(err, sql.ErrNotFound) {
+		// Never a reason to wait: the client then pushes the bytes.
+		return registry.Layer{}, fmt.Errorf("%w: %s is in no repository %q", registry.ErrBlobUnknown, d, from)
+	}
+	if err != nil {
+		return registry.Layer{}, fmt.Errorf("mount %s from %q: %w", d, from, err)
+	}
+	defer x.lock(repo, d.String()).Unlock()
+	r := x.record(registry.NameLayer, repo, "", d)
+	r.Size = size
+	if err := x.change(ctx, r, func(tx *sql.Tx) error { return tx.PutLayer(repo, d, size) }); err != nil {
+		return registry.Layer{}, fmt.Errorf("mount %s into %s: %w", d, repo, err)
+	}
+	return registry.Layer{Digest: d, Size: size}, nil
+}

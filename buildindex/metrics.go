@@ -1,0 +1,36 @@
+package buildindex
+
+import (
+	"context"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+type metrics struct {
+	pushed, published, outboxErrors prometheus.Counter
+}
+
+func newMetrics(r prometheus.Registerer, x *Index) *metrics {
+	counter := func(name, help string) prometheus.Counter {
+		c := prometheus.NewCounter(prometheus.CounterOpts{Name: "kraken_build_index_" + name, Help: help})
+		r.MustRegister(c)
+		return c
+	}
+	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "kraken_build_index_outbox_rows", Help: "Changes that are not in the bucket yet.",
+	}, func() float64 {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		n, err := x.db.OutboxLen(ctx)
+		if err != nil {
+			return -1
+		}
+		return float64(n)
+	}))
+	return &metrics{
+		pushed:       counter("manifests_pushed_total", "Manifests accepted."),
+		published:    counter("published_total", "Changes that are in the bucket now."),
+		outboxErrors: counter("outbox_errors_total", "Failed tries of writing changes to the bucket."),
+	}
+}

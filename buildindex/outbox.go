@@ -1,0 +1,235 @@
+package buildindex
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/buildindex/sql"
+	"kraken/origin/backend"
+	"kraken/proto/registry"
+)
+
+const (
+	outboxBatch = 100
+	outboxPoll  = 500 * time.Millisecond
+	outboxMax   = 10 * time.Second // between tries while the bucket is down
+)
+
+var errNotDurable = errors.New("the bucket lacks what the name refers to")
+
+// outbox writes changes to the bucket, oldest first, until ctx is done. A name is written only after everything that it refers to
+// is there.
+func (x *Index) outbox(ctx context.Context) error {
+	wait := outboxPoll
+	for {
+		left, err := x.drain(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			x.m.outboxErrors.Inc()
+			text := err.Error()
+			x.lastErr.Store(&text)
+			x.log.Warn("names will be written to the bucket later", "in", wait, "error", err)
+			wait = min(2*wait, outboxMax)
+		default:
+			x.lastErr.Store(nil)
+			wait = outboxPoll
+		}
+		if err == nil && !left {
+			wait = time.Minute
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-x.kick:
+		case <-time.After(wait):
+		}
+		if wait == time.Minute {
+			wait = outboxPoll
+		}
+	}
+}
+
+// drain works once through the outbox. left says that rows have to wait; an error, that the bucket or the origins could not be
+// asked.
+func (x *Index) drain(ctx context.Context) (left bool, err error) {
+	// Of one name, later changes wait for earlier ones.
+	waiting := map[string]bool{}
+	after := int64(0)
+	for {
+		rows, err := x.db.Outbox(ctx, after, outboxBatch)
+		if err != nil {
+			return true, err
+		}
+		if len(rows) == 0 {
+			return left, nil
+		}
+		for _, row := range rows {
+			after = row.ID
+			key := registry.NameKey(row.Record)
+			if waiting[key] {
+				continue
+			}
+			err := x.publish(ctx, row.Record)
+			if errors.Is(err, errNotDurable) {
+				left, waiting[key] = true, true
+				continue
+			}
+			if err != nil {
+				return true, err
+			}
+			if err := x.db.Done(ctx, row.ID); err != nil {
+				return true, err
+			}
+			x.m.published.Inc()
+			x.forget(ctx, row.Record)
+		}
+	}
+}
+
+// publish writes one change to the bucket.
+func (x *Index) publish(ctx context.Context, r registry.NameRecord) error {
+	_, b, ok := x.buckets.For(r.Repository)
+	if !ok {
+		return fmt.Errorf("no bucket is configured for repository %s", r.Repository)
+	}
+	switch r.Kind {
+	case registry.NameManifest:
+		return x.publishManifest(ctx, b, r)
+	case registry.NameLayer:
+		if err := x.durable(ctx, r.Repository, []digest.Digest{r.Digest}); err != nil {
+			return err
+		}
+		return b.Put(ctx, backend.LayerLink(r.Repository, r.Digest), link(r.Digest))
+	case registry.NameDeleted:
+		return x.publishDeletion(ctx, b, r)
+	}
+	return fmt.Errorf("outbox has a record of kind %q, which this program does not know", r.Kind)
+}
+
+func link(d digest.Digest) *bytes.Reader { return bytes.NewReader([]byte(d.String())) }
+
+// tagRecord is beside a tag's link; its generation tells which of two copies of a name is newer.
+type tagRecord struct {
+	Digest     digest.Digest `json:"digest"`
+	MediaType  string        `json:"media_type"`
+	Generation int64         `json:"generation"`
+	Time       time.Time     `json:"time"`
+}
+
+func (x *Index) publishManifest(ctx context.Context, b backend.Bucket, r registry.NameRecord) error {
+	p, err := parseManifest(r.MediaType, r.Bytes)
+	if err != nil {
+		return err
+	}
+	if !x.cfg.lax(r.Repository) {
+		if err := x.durable(ctx, r.Repository, p.blobs); err != nil {
+			return err
+		}
+		for _, d := range p.manifests {
+			if _, err := b.Stat(ctx, backend.BlobKey(d)); errors.Is(err, backend.ErrNotFound) {
+				return fmt.Errorf("manifest %s: %w", d, errNotDurable)
+			} else if err != nil {
+				return err
+			}
+		}
+	}
+	if err := b.Put(ctx, backend.BlobKey(r.Digest), bytes.NewReader(r.Bytes)); err != nil {
+		return err
+	}
+	if registry.SniffMediaType(r.Bytes) != r.MediaType {
+		if err := b.Put(ctx, backend.MediaTypeKey(r.Digest), bytes.NewReader([]byte(r.MediaType))); err != nil {
+			return err
+		}
+	}
+	for _, d := range p.members {
+		if err := b.Put(ctx, backend.LayerLink(r.Repository, d), link(d)); err != nil {
+			return err
+		}
+	}
+	if err := b.Put(ctx, backend.RevisionLink(r.Repository, r.Digest), link(r.Digest)); err != nil {
+		return err
+	}
+	if r.Tag == "" {
+		return nil
+	}
+	// A tag that has moved on meanwhile is written by its own row.
+	if d, gen, err := x.db.Tag(ctx, r.Repository, r.Tag); errors.Is(err, sql.ErrNotFound) || (err == nil && (gen > r.Generation || d != r.Digest)) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	rec, err := json.Marshal(tagRecord{r.Digest, r.MediaType, r.Generation, r.Time})
+	if err != nil {
+		return err
+	}
+	if err := b.Put(ctx, backend.TagIndexLink(r.Repository, r.Tag, r.Digest), link(r.Digest)); err != nil {
+		return err
+	}
+	if err := b.Put(ctx, backend.TagRecordKey(r.Repository, r.Tag), bytes.NewReader(rec)); err != nil {
+		return err
+	}
+	return b.Put(ctx, backend.TagCurrentLink(r.Repository, r.Tag), link(r.Digest))
+}
+
+func (x *Index) publishDeletion(ctx context.Context, b backend.Bucket, r registry.NameRecord) error {
+	switch {
+	case r.Tag != "":
+		if _, gen, err := x.db.Tag(ctx, r.Repository, r.Tag); err == nil && gen > r.Generation {
+			return nil // pushed again since
+		} else if err != nil && !errors.Is(err, sql.ErrNotFound) {
+			return err
+		}
+		return errors.Join(
+			b.Delete(ctx, backend.TagCurrentLink(r.Repository, r.Tag)),
+			b.Delete(ctx, backend.TagRecordKey(r.Repository, r.Tag)))
+	case r.MediaType == registry.NameLayer:
+		if _, err := x.db.Layer(ctx, r.Repository, r.Digest); err == nil {
+			return nil
+		} else if !errors.Is(err, sql.ErrNotFound) {
+			return err
+		}
+		return b.Delete(ctx, backend.LayerLink(r.Repository, r.Digest))
+	}
+	if ok, err := x.db.HasManifest(ctx, r.Repository, r.Digest); err != nil || ok {
+		return err
+	}
+	return b.Delete(ctx, backend.RevisionLink(r.Repository, r.Digest))
+}
+
+// durable asks the origins, in one question each, whether blobs are in the bucket.
+func (x *Index) durable(ctx context.Context, repo string, ds []digest.Digest) error {
+	left := slices.Clone(ds)
+	for rank := range x.cfg.Replicas {
+		byOrigin := map[*registry.Origin][]digest.Digest{}
+		for _, d := range left {
+			if owners := x.origins.Owners(d); rank < len(owners) {
+				byOrigin[owners[rank]] = append(byOrigin[owners[rank]], d)
+			}
+		}
+		var errs []error
+		for o, asked := range byOrigin {
+			resp, err := o.Durable(ctx, repo, asked)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("origin %s: %w", o.ID, err))
+				continue
+			}
+			left = slices.DeleteFunc(left, func(d digest.Digest) bool { return slices.Contains(resp.Durable, d) })
+		}
+		if len(left) == 0 {
+			return nil
+		}
+		if len(errs) > 0 && rank == x.cfg.Replicas-1 {
+			return errors.Join(errs...)
+		}
+	}
+	return fmt.Errorf("%d blobs, %s among them: %w", len(left), left[0], errNotDurable)
+}

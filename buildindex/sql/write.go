@@ -1,0 +1,135 @@
+package sql
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/proto/registry"
+)
+
+// Tx is one transaction of writes.
+type Tx struct {
+	ctx context.Context
+	tx  *sql.Tx
+}
+
+// Update runs f in a transaction, which is durable when Update returns nil.
+func (s *Store) Update(ctx context.Context, f func(*Tx) error) error {
+	tx, err := s.w.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	if err := f(&Tx{ctx, tx}); err != nil {
+		return errors.Join(err, tx.Rollback())
+	}
+	return tx.Commit()
+}
+
+func (t *Tx) exec(q string, args ...any) (int64, error) {
+	r, err := t.tx.ExecContext(t.ctx, q, args...)
+	if err != nil {
+		return 0, err
+	}
+	return r.RowsAffected()
+}
+
+// TagDigest is the digest that a tag has now, empty for none.
+func (t *Tx) TagDigest(repo, tag string) (d digest.Digest, err error) {
+	err = t.tx.QueryRowContext(t.ctx, `SELECT digest FROM tags WHERE repository = ? AND tag = ?`, repo, tag).Scan(&d)
+	if errors.Is(err, sql.ErrNoRows) {
+		err = nil
+	}
+	return d, err
+}
+
+func (t *Tx) repository(repo string) error {
+	_, err := t.exec(`INSERT INTO repositories (name) VALUES (?) ON CONFLICT DO NOTHING`, repo)
+	return err
+}
+
+// PutManifest stores a manifest and its bytes.
+func (t *Tx) PutManifest(m Manifest) error {
+	if err := t.repository(m.Repository); err != nil {
+		return err
+	}
+	if _, err := t.exec(`INSERT INTO contents (digest, bytes) VALUES (?, ?) ON CONFLICT DO NOTHING`, m.Digest, m.Bytes); err != nil {
+		return err
+	}
+	_, err := t.exec(`INSERT INTO manifests (repository, digest, media_type, artifact_type, subject, generation) VALUES (?, ?, ?, ?, ?, ?)
+		ON CONFLICT (repository, digest) DO UPDATE SET media_type = excluded.media_type, generation = max(generation, excluded.generation)`,
+		m.Repository, m.Digest, m.MediaType, m.ArtifactType, m.Subject, m.Generation)
+	return err
+}
+
+// PutTag points a tag at a digest, unless it was pointed elsewhere by a later generation.
+func (t *Tx) PutTag(repo, tag string, d digest.Digest, generation int64) error {
+	_, err := t.exec(`INSERT INTO tags (repository, tag, digest, generation) VALUES (?, ?, ?, ?)
+		ON CONFLICT (repository, tag) DO UPDATE SET digest = excluded.digest, generation = excluded.generation WHERE excluded.generation >= generation`,
+		repo, tag, d, generation)
+	return err
+}
+
+// DeleteTag removes a tag of this generation or an older one, ErrNotFound when there is none.
+func (t *Tx) DeleteTag(repo, tag string, generation int64) error {
+	return t.gone(`DELETE FROM tags WHERE repository = ? AND tag = ? AND generation <= ?`, repo, tag, generation)
+}
+
+func (t *Tx) gone(q string, args ...any) error {
+	n, err := t.exec(q, args...)
+	if err == nil && n == 0 {
+		err = ErrNotFound
+	}
+	return err
+}
+
+// DeleteManifest removes a manifest and its tags, and returns these. Its bytes go with the last repository that has it.
+func (t *Tx) DeleteManifest(repo string, d digest.Digest, generation int64) (tags []string, err error) {
+	if err := t.gone(`DELETE FROM manifests WHERE repository = ? AND digest = ? AND generation <= ?`, repo, d, generation); err != nil {
+		return nil, err
+	}
+	rows, err := t.tx.QueryContext(t.ctx, `DELETE FROM tags WHERE repository = ? AND digest = ? RETURNING tag`, repo, d)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var tag string
+		if err := rows.Scan(&tag); err != nil {
+			return nil, err
+		}
+		tags = append(tags, tag)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	_, err = t.exec(`DELETE FROM contents WHERE digest = ? AND NOT EXISTS (SELECT 1 FROM manifests WHERE digest = ?)`, d, d)
+	return tags, err
+}
+
+// PutLayer makes a blob a member of a repository.
+func (t *Tx) PutLayer(repo string, d digest.Digest, size int64) error {
+	if err := t.repository(repo); err != nil {
+		return err
+	}
+	_, err := t.exec(`INSERT INTO layers (repository, digest, size) VALUES (?, ?, ?) ON CONFLICT DO NOTHING`, repo, d, size)
+	return err
+}
+
+// DeleteLayer ends a membership, ErrNotFound when there is none.
+func (t *Tx) DeleteLayer(repo string, d digest.Digest) error {
+	return t.gone(`DELETE FROM layers WHERE repository = ? AND digest = ?`, repo, d)
+}
+
+// Enqueue adds a change for the bucket.
+func (t *Tx) Enqueue(r registry.NameRecord) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	_, err = t.exec(`INSERT INTO outbox (record) VALUES (?)`, b)
+	return err
+}

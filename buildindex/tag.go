@@ -1,0 +1,238 @@
+package buildindex
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"kraken/buildindex/sql"
+	"kraken/proto/registry"
+)
+
+// GetManifest reads by tag or digest from SQL.
+func (x *Index) GetManifest(ctx context.Context, repo string, ref registry.Reference, o registry.GetOptions) (*registry.Manifest, error) {
+	var m sql.Manifest
+	var err error
+	if ref.Tag != "" {
+		m, err = x.db.ManifestByTag(ctx, repo, ref.Tag)
+	} else {
+		m, err = x.db.ManifestByDigest(ctx, repo, ref.Digest)
+	}
+	if errors.Is(err, sql.ErrNotFound) {
+		return nil, x.miss(registry.ErrManifestUnknown, "manifest %s of %s", ref, repo)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("get manifest %s of %s: %w", ref, repo, err)
+	}
+	out := &registry.Manifest{Digest: m.Digest, MediaType: m.MediaType, Bytes: m.Bytes}
+	if o.Have == m.Digest {
+		out.Bytes = nil
+	}
+	return out, nil
+}
+
+// PutManifest validates a manifest and its references and stores it, with the tag if there is one.
+func (x *Index) PutManifest(ctx context.Context, repo string, ref registry.Reference, mediaType string, raw []byte, o registry.PutOptions) (registry.PutResult, error) {
+	p, err := parseManifest(mediaType, raw)
+	if err != nil {
+		return registry.PutResult{}, err
+	}
+	d := ref.Digest
+	if d == "" {
+		d = digest.FromBytes(raw)
+	} else if d.Algorithm().FromBytes(raw) != d {
+		return registry.PutResult{}, fmt.Errorf("%w: the manifest is %s, not %s", registry.ErrDigestInvalid, d.Algorithm().FromBytes(raw), d)
+	}
+	if !x.cfg.lax(repo) {
+		if err := x.checkReferences(ctx, repo, p); err != nil {
+			return registry.PutResult{}, err
+		}
+	}
+	defer x.lock(repo, ref.String()).Unlock()
+	if o.IfMatch != "" && ref.Tag != "" {
+		if now, _, err := x.db.Tag(ctx, repo, ref.Tag); (err != nil && !errors.Is(err, sql.ErrNotFound)) || now != o.IfMatch {
+			return registry.PutResult{}, errors.Join(fmt.Errorf("%w: %s:%s is %q, not %s", registry.ErrPrecondition, repo, ref.Tag, now, o.IfMatch), ignoreMissing(err))
+		}
+	}
+	r := x.record(registry.NameManifest, repo, ref.Tag, d)
+	r.MediaType, r.Size, r.Bytes = p.mediaType, int64(len(raw)), raw
+	err = x.change(ctx, r, func(tx *sql.Tx) error { return x.apply(tx, r, p) })
+	if err != nil {
+		return registry.PutResult{}, fmt.Errorf("put manifest %s of %s: %w", ref, repo, err)
+	}
+	x.m.pushed.Inc()
+	return registry.PutResult{Digest: d, Subject: p.subject}, nil
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, sql.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// apply writes a manifest's record to SQL.
+func (x *Index) apply(tx *sql.Tx, r registry.NameRecord, p *parsed) error {
+	err := tx.PutManifest(sql.Manifest{
+		Repository: r.Repository, Digest: r.Digest, MediaType: r.MediaType, ArtifactType: p.artifactType, Subject: p.subject,
+		Generation: r.Generation, Bytes: r.Bytes,
+	})
+	if err == nil && r.Tag != "" {
+		err = tx.PutTag(r.Repository, r.Tag, r.Digest, r.Generation)
+	}
+	return err
+}
+
+// checkReferences wants every blob and manifest that is referred to in the repository, and names all that are not.
+func (x *Index) checkReferences(ctx context.Context, repo string, p *parsed) error {
+	var missing []string
+	for _, d := range p.blobs {
+		_, err := x.db.Layer(ctx, repo, d)
+		if errors.Is(err, sql.ErrNotFound) {
+			missing = append(missing, "blob "+d.String())
+		} else if err != nil {
+			return fmt.Errorf("check references: %w", err)
+		}
+	}
+	for _, d := range p.manifests {
+		ok, err := x.db.HasManifest(ctx, repo, d)
+		if err != nil {
+			return fmt.Errorf("check references: %w", err)
+		}
+		if !ok {
+			missing = append(missing, "manifest "+d.String())
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	return x.miss(registry.ErrManifestBlobUnknown, "repository %s lacks %s", repo, strings.Join(missing, ", "))
+}
+
+// DeleteManifest removes a tag, or a manifest with its tags.
+func (x *Index) DeleteManifest(ctx context.Context, repo string, ref registry.Reference) error {
+	defer x.lock(repo, ref.String()).Unlock()
+	// Look first: a record for what is not there would be for nothing.
+	var err error
+	if ref.Tag != "" {
+		_, _, err = x.db.Tag(ctx, repo, ref.Tag)
+	} else {
+		var ok bool
+		if ok, err = x.db.HasManifest(ctx, repo, ref.Digest); err == nil && !ok {
+			err = sql.ErrNotFound
+		}
+	}
+	if errors.Is(err, sql.ErrNotFound) {
+		return x.miss(registry.ErrManifestUnknown, "manifest %s of %s", ref, repo)
+	}
+	if err != nil {
+		return fmt.Errorf("delete %s of %s: %w", ref, repo, err)
+	}
+	r := x.record(registry.NameDeleted, repo, ref.Tag, ref.Digest)
+	err = x.change(ctx, r, func(tx *sql.Tx) error {
+		if ref.Tag != "" {
+			return tx.DeleteTag(repo, ref.Tag, r.Generation)
+		}
+		tags, err := tx.DeleteManifest(repo, ref.Digest, r.Generation)
+		for _, tag := range tags {
+			gone := r
+			gone.Tag, gone.Digest = tag, ""
+			err = errors.Join(err, tx.Enqueue(gone))
+		}
+		return err
+	})
+	if errors.Is(err, sql.ErrNotFound) {
+		return x.miss(registry.ErrManifestUnknown, "manifest %s of %s", ref, repo)
+	}
+	if err != nil {
+		return fmt.Errorf("delete %s of %s: %w", ref, repo, err)
+	}
+	return nil
+}
+
+// listed turns n+1 rows into a page of n.
+func listed(names []string, n int) registry.Names {
+	if n >= 0 && len(names) > n {
+		return registry.Names{Names: names[:n], More: true}
+	}
+	return registry.Names{Names: names}
+}
+
+const pageLimit = 10_000
+
+func pageSize(p registry.Page) int {
+	if p.N < 0 {
+		return pageLimit
+	}
+	return min(p.N, pageLimit)
+}
+
+// ListTags is one page of a repository's tags.
+func (x *Index) ListTags(ctx context.Context, repo string, p registry.Page) (registry.Names, error) {
+	ok, err := x.db.HasRepository(ctx, repo)
+	if err != nil {
+		return registry.Names{}, fmt.Errorf("list tags of %s: %w", repo, err)
+	}
+	if !ok {
+		return registry.Names{}, x.miss(registry.ErrNameUnknown, "repository %s", repo)
+	}
+	n := pageSize(p)
+	names, err := x.db.Tags(ctx, repo, p.Last, n+1)
+	if err != nil {
+		return registry.Names{}, fmt.Errorf("list tags of %s: %w", repo, err)
+	}
+	return listed(names, n), nil
+}
+
+// ListRepositories is one page of the catalog.
+func (x *Index) ListRepositories(ctx context.Context, p registry.Page) (registry.Names, error) {
+	n := pageSize(p)
+	names, err := x.db.Repositories(ctx, p.Last, n+1)
+	if err != nil {
+		return registry.Names{}, fmt.Errorf("list repositories: %w", err)
+	}
+	return listed(names, n), nil
+}
+
+// referrersPage bounds one answer: descriptors with their annotations can be large.
+const referrersPage = 200
+
+// ListReferrers is one page of the manifests whose subject is d.
+func (x *Index) ListReferrers(ctx context.Context, repo string, d digest.Digest, artifactType, cursor string) (registry.ReferrersPage, error) {
+	out := registry.ReferrersPage{Filtered: artifactType != ""}
+	for len(out.Descriptors) < referrersPage {
+		rows, err := x.db.Referrers(ctx, repo, d, cursor, referrersPage+1)
+		if err != nil {
+			return out, fmt.Errorf("list referrers of %s in %s: %w", d, repo, err)
+		}
+		for i, m := range rows {
+			if len(out.Descriptors) == referrersPage {
+				out.Next = cursor
+				return out, nil
+			}
+			if i == referrersPage {
+				break
+			}
+			cursor = m.Digest.String()
+			if artifactType != "" && m.ArtifactType != artifactType {
+				continue
+			}
+			p, err := parseManifest(m.MediaType, m.Bytes)
+			if err != nil {
+				return out, fmt.Errorf("referrer %s of %s: %w", m.Digest, d, err)
+			}
+			out.Descriptors = append(out.Descriptors, v1.Descriptor{
+				MediaType: m.MediaType, Digest: m.Digest, Size: int64(len(m.Bytes)), ArtifactType: m.ArtifactType, Annotations: p.annotations,
+			})
+		}
+		if len(rows) <= referrersPage {
+			return out, nil
+		}
+	}
+	out.Next = cursor
+	return out, nil
+}
