@@ -94,7 +94,7 @@ const (
 	tick = 100 * time.Millisecond
 	// yield is how long the node with the lower peer id leaves it to the other one to dial. One connection a pair is enough, and
 	// the library keeps the one that the higher id dialled.
-	yield = 250 * time.Millisecond
+	yield = 100 * time.Millisecond
 	// retryMin and retryMax bound the pauses between dials of one peer.
 	retryMin, retryMax = time.Second, 10 * time.Second
 	maxCandidates      = 500

@@ -18,7 +18,9 @@ type leaseServer struct {
 
 	mu      sync.Mutex
 	leased  []int // how often
-	order   []int // in which pieces were leased first
+	last    []time.Time
+	again   time.Duration // how long a piece is not leased again
+	order   []int         // in which pieces were leased first
 	sent    int64
 	ranges  int
 	refuse  bool           // no leases any more
@@ -41,12 +43,13 @@ func (l *leaseServer) Lease(_ context.Context, m *blob.Metainfo, r LeaseRequest)
 		return nil, 0, errors.New("no leases today")
 	}
 	if l.leased == nil {
-		l.leased = make([]int, m.NumPieces())
+		l.leased, l.last = make([]int, m.NumPieces()), make([]time.Time, m.NumPieces())
 	}
 	var out []int
 	taken := map[int]bool{}
 	give := func(i, times int) {
-		if len(out) < r.Max && !r.Have.Has(i) && !taken[i] && l.leased[i] == times {
+		if len(out) < r.Max && !r.Have.Has(i) && !taken[i] && l.leased[i] == times && time.Since(l.last[i]) >= l.again {
+			l.last[i] = time.Now()
 			if l.leased[i]++; times == 0 {
 				l.order = append(l.order, i)
 			}
@@ -153,6 +156,7 @@ func TestOneOriginFourLeechers(t *testing.T) {
 	b := randomBytes(5, 32<<20)
 	m := metainfoOf(t, b)
 	origin := newLeaseServer(b)
+	origin.again = time.Second
 	var nodes []*node
 	var peers []Peer
 	for range 4 {
