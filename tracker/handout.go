@@ -26,8 +26,8 @@ type handout struct {
 func degreeOf(numWant int) int { return max(2, numWant*3/4) }
 
 // handout picks at most numWant peers of d for the peer id: its neighbours in the mesh, and complete peers for what is left, at
-// most half of the answer. A complete peer is given only those that lack something. Never given: the asker itself or what
-// listens at its address, peers that can't be dialled, peers whose time is over.
+// most half of the answer. A complete peer is given only those that lack something. Never given: the asker itself, also under an
+// id that it had before a restart, peers that can't be dialled, peers whose time is over.
 func (s *store) handout(d digest.Digest, id announce.PeerID, numWant int) handout {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -42,7 +42,7 @@ func (s *store) handout(d digest.Digest, id announce.PeerID, numWant int) handou
 	}
 	now := s.now()
 	usable := func(p *peer) bool {
-		return p.dialable() && !p.sameAs(asker) && !s.expired(p, w.entries[p].seen, now)
+		return p.dialable() && !s.expired(p, w.entries[p].seen, now)
 	}
 	add := func(peers []*peer, complete bool) {
 		for _, p := range peers {

@@ -80,7 +80,7 @@ func (m *mesh) neighbours(p *peer) []*peer {
 }
 
 // window is how many members of a circle are looked at to pick some: enough to spread the load evenly, however many there are.
-const window = 512
+const window = 160
 
 // circle orders members by a hash; the last one is before the first.
 type circle struct {
@@ -127,17 +127,19 @@ func (c *circle) pick(p *peer, n int, usable func(*peer) bool) []*peer {
 		p     *peer
 		score uint64
 	}
-	var all []scored
+	all := make([]scored, 0, window)
 	start, _ := c.find(p)
 	for i := range min(window, len(c.members)) {
-		if q := c.members[(start+i)%len(c.members)]; q != p && usable(q) {
+		if q := c.members[(start+i)%len(c.members)]; q != p {
 			all = append(all, scored{q, mix(p.hash ^ q.hash ^ c.salt)})
 		}
 	}
 	slices.SortFunc(all, func(a, b scored) int { return cmp.Compare(a.score, b.score) })
-	out := make([]*peer, 0, n)
-	for _, s := range all[:min(n, len(all))] {
-		out = append(out, s.p)
+	out := make([]*peer, 0, min(n, len(all)))
+	for _, s := range all {
+		if len(out) < n && usable(s.p) {
+			out = append(out, s.p)
+		}
 	}
 	return out
 }

@@ -19,17 +19,22 @@ import (
 
 // fakeOrigin answers after a while, with what it has.
 type fakeOrigin struct {
-	after time.Duration
-	err   error
-	blobs map[digest.Digest]*blob.Metainfo
-	asked atomic.Int64
+	after   time.Duration
+	linger  time.Duration // after it was told to stop
+	err     error
+	blobs   map[digest.Digest]*blob.Metainfo
+	asked   atomic.Int64
+	working atomic.Int64
 }
 
 func (o *fakeOrigin) Metainfo(ctx context.Context, _ string, d digest.Digest) (*blob.Metainfo, error) {
 	o.asked.Add(1)
+	o.working.Add(1)
+	defer o.working.Add(-1)
 	select {
 	case <-time.After(o.after):
 	case <-ctx.Done():
+		time.Sleep(o.linger)
 		return nil, fmt.Errorf("%w: %w", registry.ErrUnavailable, ctx.Err())
 	}
 	if o.err != nil {
@@ -301,7 +306,7 @@ func TestFetchesAreBounded(t *testing.T) {
 
 func TestEndWaitsForFetches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		o := &fakeOrigin{after: time.Hour}
+		o := &fakeOrigin{after: time.Hour, linger: time.Millisecond}
 		c, err := newMetainfos(func(digest.Digest) []asker { return []asker{o} }, 1, slog.New(slog.DiscardHandler), newMetrics(prometheus.NewRegistry()))
 		if err != nil {
 			t.Fatal(err)
@@ -316,6 +321,9 @@ func TestEndWaitsForFetches(t *testing.T) {
 		cancel()
 		if err := c.run(ctx); err != nil {
 			t.Error(err)
+		}
+		if o.working.Load() != 0 {
+			t.Error("the end did not wait for a fetch")
 		}
 		if err := <-got; !errors.Is(err, registry.ErrUnavailable) {
 			t.Error(err)

@@ -28,16 +28,6 @@ func (p *peer) dialable() bool {
 	return !p.replaced && (p.addrs[0].IsValid() || p.addrs[1].IsValid())
 }
 
-// sameAs says whether both are reached at one address.
-func (p *peer) sameAs(q *peer) bool {
-	for i, a := range p.addrs {
-		if a.IsValid() && a == q.addrs[i] {
-			return true
-		}
-	}
-	return p.id == q.id
-}
-
 // moment is a time since the store began. It takes a third of the memory of a time.Time.
 type moment time.Duration
 

@@ -263,6 +263,36 @@ func TestBatchedUnknownBlob(t *testing.T) {
 	}
 }
 
+// TestAnswerIsBounded: an answer has no room for the metainfo of many huge blobs, and says so; each can be had.
+func TestAnswerIsBounded(t *testing.T) {
+	c := newCluster(t, nil)
+	var asks []announce.BlobState
+	for i := range 3 {
+		const pieces = maxAnswerMetainfo/20 + 1 // more than there is room for: the first is given all the same
+		m, err := blob.NewMetainfo(digest.FromString(fmt.Sprint(i)), pieces*blob.MaxPieceLength, make([]byte, pieces*20))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.metainfos.mu.Lock()
+		c.metainfos.keep(question{"r", m.Digest}, m, nil)
+		c.metainfos.mu.Unlock()
+		asks = append(asks, announce.BlobState{Digest: m.Digest, Left: -1, NeedMetainfo: true})
+	}
+	who := announce.Peer{ID: nobody(1).id.String()}
+	for range asks {
+		resp, err := c.batched(t.Context(), &announce.Request{Version: 1, Peer: who, Blobs: asks})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, b := range resp.Blobs {
+			if (i == 0) != (len(b.Metainfo) > 0) || (i == 0) != (b.Error == "") {
+				t.Errorf("blob %d of %d: %d bytes, %q", i, len(asks), len(b.Metainfo), b.Error)
+			}
+		}
+		asks = asks[1:]
+	}
+}
+
 // TestStock pins the bytes that a client reads.
 func TestStock(t *testing.T) {
 	c := newCluster(t, nil)
