@@ -44,20 +44,20 @@ func (s *store) snapshot() *dashboard.Snapshot {
 	out := &dashboard.Snapshot{Time: time.Now().UTC()}
 	nodes := map[*peer]*dashboard.Node{}
 	swarms := make([]dashboard.Swarm, 0, 64)
-	for _, d := range s.digests() {
+	now := s.now()
+	for _, d := range slices.Sorted(slices.Values(s.digests())) { // so that rows stay where they are
 		s.mu.Lock()
 		if w := s.swarms[d]; w != nil {
-			if row := s.show(w, nodes); row.Seeds+row.Leechers > 0 {
+			if row := s.show(w, nodes, now); row.Seeds+row.Leechers > 0 {
 				swarms = append(swarms, row)
 			}
 		}
 		s.mu.Unlock()
 	}
 	s.mu.Lock()
-	now := s.now()
 	for _, p := range s.peers {
 		if !p.replaced && !s.expired(p, p.seen, now) {
-			s.nodeOf(p, nodes)
+			s.nodeOf(p, nodes, now)
 		}
 	}
 	s.mu.Unlock()
@@ -83,8 +83,7 @@ func (s *store) snapshot() *dashboard.Snapshot {
 }
 
 // show sums up one swarm and adds to the nodes what they have of it. s.mu is held.
-func (s *store) show(w *swarm, nodes map[*peer]*dashboard.Node) dashboard.Swarm {
-	now := s.now()
+func (s *store) show(w *swarm, nodes map[*peer]*dashboard.Node, now moment) dashboard.Swarm {
 	row := dashboard.Swarm{Digest: w.digest.String(), Size: w.size, Age: time.Duration(now - w.since).Seconds()}
 	if i := w.hash; i != ([20]byte{}) {
 		row.InfoHash = i.String()
@@ -96,7 +95,7 @@ func (s *store) show(w *swarm, nodes map[*peer]*dashboard.Node) dashboard.Swarm 
 		}
 		part := progress(w.size, e.left)
 		have += part
-		n := s.nodeOf(p, nodes)
+		n := s.nodeOf(p, nodes, now)
 		n.Uploaded += e.up
 		n.Downloaded += e.down
 		held := dashboard.Held{Digest: w.digest.String(), Size: w.size, Progress: part}
@@ -122,10 +121,10 @@ func (s *store) show(w *swarm, nodes map[*peer]*dashboard.Node) dashboard.Swarm 
 }
 
 // nodeOf finds or makes the row of a peer. s.mu is held.
-func (s *store) nodeOf(p *peer, nodes map[*peer]*dashboard.Node) *dashboard.Node {
+func (s *store) nodeOf(p *peer, nodes map[*peer]*dashboard.Node, now moment) *dashboard.Node {
 	n := nodes[p]
 	if n == nil {
-		n = &dashboard.Node{Name: p.node, PeerID: p.id.String(), Stock: p.stock, LastSeen: time.Duration(s.now() - p.seen).Seconds()}
+		n = &dashboard.Node{Name: p.node, PeerID: p.id.String(), Stock: p.stock, LastSeen: max(0, time.Duration(now-p.seen)).Seconds()}
 		for _, a := range p.addrs {
 			if a.IsValid() {
 				n.Addr = append(n.Addr, a.String())

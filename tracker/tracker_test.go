@@ -599,6 +599,34 @@ func TestPage(t *testing.T) {
 	}
 }
 
+// TestPageStandsStill: what did not change is shown in the same place after every refresh.
+func TestPageStandsStill(t *testing.T) {
+	s := newStore(time.Minute, 30, wide)
+	for i := range 20 {
+		for d := range 20 {
+			s.say(t, nobody(i), announce.BlobState{Digest: digest.FromString(fmt.Sprint(d)), Size: 9})
+		}
+	}
+	rows := func() (out []string) {
+		snap := s.snapshot()
+		for _, w := range snap.Swarms {
+			out = append(out, w.Digest)
+		}
+		for _, n := range snap.Nodes {
+			for _, h := range n.Held {
+				out = append(out, n.Name+h.Digest)
+			}
+		}
+		return out
+	}
+	first := rows()
+	for range 5 {
+		if !slices.Equal(rows(), first) {
+			t.Fatal("rows moved")
+		}
+	}
+}
+
 func TestHosts(t *testing.T) {
 	h := newHosts()
 	var asked int
