@@ -56,7 +56,7 @@ func Version() string {
 	return version
 }
 
-// Group runs the parts of a process together. The first one that fails ends all; they end in the reverse order of Add, one
+// Group runs the parts of a process together. The first one that fails ends all, one that is done just ends; they are ended in the reverse order of Add, one
 // after the other, so that a part may rely on those before it until it is done itself.
 type Group struct {
 	names []string
@@ -81,9 +81,9 @@ func (g *Group) Run(ctx context.Context) error {
 		cancels[i], done[i] = cancel, make(chan struct{})
 		go func() {
 			defer close(done[i])
-			defer once.Do(func() { close(ended) })
 			if err := run(pctx); err != nil && !errors.Is(err, context.Canceled) {
 				errs[i] = fmt.Errorf("%s: %w", g.names[i], err)
+				once.Do(func() { close(ended) })
 			}
 		}()
 	}

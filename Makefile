@@ -1,0 +1,75 @@
+# Kraken's table of contents: `make help`.
+
+SHELL := /bin/bash
+GO ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+ROLES := proxy origin build-index tracker agent
+AGENTS ?= 2
+RUNTIME ?= process
+STATE := .devcluster
+BUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X kraken/proto/transport.version=$(VERSION)'
+TOOL := $(GO) tool -modfile=test/tools/go.mod
+
+.DEFAULT_GOAL := help
+.PHONY: help check-go build images devcluster stop-devcluster test test-go test-setup test-python test-tools lint fuzz clean
+
+help: ## show this help
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
+
+check-go:
+	@command -v $(GO) >/dev/null || { echo "make: Go 1.26 or newer is needed, and no '$(GO)' was found in PATH" >&2; exit 1; }
+	@v=$$($(GO) env GOVERSION); n=$${v#go}; \
+	if [ "$$(printf '%s\n1.26\n' "$${n%%[a-z-]*}" | sort -V | head -1)" != 1.26 ]; then \
+		echo "make: Go 1.26 or newer is needed, found $$v at $$(command -v $(GO))" >&2; exit 1; fi
+
+build: check-go ## build every binary, static, into bin/
+	@mkdir -p bin
+	$(BUILD) -o bin/kraken-proxy ./proxy/cmd/kraken-proxy
+	$(BUILD) -o bin/kraken-origin ./origin/cmd/kraken-origin
+	$(BUILD) -o bin/kraken-build-index ./buildindex/cmd/kraken-build-index
+	$(BUILD) -o bin/kraken-tracker ./tracker/cmd/kraken-tracker
+	$(BUILD) -o bin/kraken-agent ./agent/cmd/kraken-agent
+	$(BUILD) -o bin/kraken-testfs ./test/testfs/cmd/kraken-testfs
+	$(BUILD) -o bin/devcluster ./deploy/devcluster
+
+images: build ## build an image per role with docker or buildah
+	deploy/docker/build.sh bin
+
+devcluster: build $(if $(filter docker,$(RUNTIME)),images) ## start a whole cluster on loopback (AGENTS=n, RUNTIME=process|docker)
+	@bin/devcluster --dir $(STATE) up --agents $(AGENTS) --runtime $(RUNTIME)
+
+stop-devcluster: ## end what devcluster started
+	@if [ -x bin/devcluster ]; then bin/devcluster --dir $(STATE) down; else echo "nothing to stop: bin/devcluster was never built"; fi
+
+test: test-go test-python ## run all tests; installs what is missing when root
+
+test-go: check-go ## Go tests with the race detector
+	@test/setup.sh gcc
+	CGO_ENABLED=1 $(GO) test -race -shuffle=on -timeout 10m ./...
+
+test-setup: ## install the clients and runtimes that the tests use
+	@test/setup.sh all
+
+test-tools: check-go ## build the test programs that are Go modules, into bin/tools
+	@mkdir -p bin/tools
+	cd test/tools && CGO_ENABLED=0 $(GO) build -o ../../bin/tools/crictl sigs.k8s.io/cri-tools/cmd/crictl
+
+test-python: build test-setup test-tools ## tests with real clients and processes
+	cd test/python && /usr/bin/python3 -m pytest -v
+
+lint: check-go ## gofmt, vet, staticcheck, govulncheck
+	@out=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "gofmt would change:"; echo "$$out"; exit 1; fi
+	$(GO) vet ./...
+	$(TOOL) staticcheck ./...
+	@out=$$($(TOOL) govulncheck ./... 2>&1); code=$$?; \
+	if echo "$$out" | grep -qE 'fetching vulnerabilities|dial tcp|no such host|connection refused|Forbidden|HTTP GET'; then \
+		echo "govulncheck skipped: its database can't be reached"; \
+	else echo "$$out"; exit $$code; fi
+
+fuzz: check-go ## fuzz what faces the network, 10 s each
+	@set -e; for p in $$($(GO) list ./...); do \
+		for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
+			echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime 10s $$p; done; done
+
+clean: ## remove what was built
+	rm -rf bin

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// stopTimeout is how long a component may drain before it is killed.
+const stopTimeout = 35 * time.Second
+
+// processes runs components as children that outlive this command. A handle is "<pid>:<start time>", so that a pid that was
+// given to another program since is never signalled.
+type processes struct{}
+
+func (processes) start(_ context.Context, cl *cluster, c *component) (string, error) {
+	log, err := os.OpenFile(cl.logPath(c), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	if err != nil {
+		return "", err
+	}
+	defer log.Close()
+	cmd := exec.Command(filepath.Join(cl.Bin, "kraken-"+c.Role), cl.args(c)...)
+	cmd.Stdout, cmd.Stderr, cmd.Dir = log, log, filepath.Join(cl.Dir, c.Name)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return "", err
+	}
+	pid := cmd.Process.Pid
+	// Reaped here while this command lives, so that alive sees its end; afterwards init does it.
+	go func() {
+		if err := cmd.Wait(); err != nil {
+			fmt.Fprintf(os.Stderr, "devcluster: %s: %v\n", c.Name, err)
+		}
+	}()
+	began, _, err := procStat(pid)
+	if err != nil {
+		return "", fmt.Errorf("it ended at once; see %s", cl.logPath(c))
+	}
+	return fmt.Sprintf("%d:%s", pid, began), nil
+}
+
+// procStat reads start time and state of a process (proc(5), /proc/pid/stat fields 22 and 3).
+func procStat(pid int) (began, state string, err error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return "", "", err
+	}
+	_, rest, ok := strings.Cut(string(b[strings.LastIndexByte(string(b), ')'):]), ") ")
+	f := strings.Fields(rest)
+	if !ok || len(f) < 20 {
+		return "", "", fmt.Errorf("/proc/%d/stat: unexpected form", pid)
+	}
+	return f[19], f[0], nil
+}
+
+func (processes) pid(c *component) (int, bool) {
+	p, began, _ := strings.Cut(c.Handle, ":")
+	pid, err := strconv.Atoi(p)
+	if err != nil {
+		return 0, false
+	}
+	now, state, err := procStat(pid)
+	return pid, err == nil && now == began && state != "Z"
+}
+
+func (p processes) alive(_ context.Context, c *component) bool {
+	_, ok := p.pid(c)
+	return ok
+}
+
+func (p processes) stop(ctx context.Context, c *component, kill bool) error {
+	pid, ok := p.pid(c)
+	if !ok {
+		return nil
+	}
+	sig := syscall.SIGTERM
+	if kill {
+		sig = syscall.SIGKILL
+	}
+	if err := syscall.Kill(pid, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("signal pid %d: %w", pid, err)
+	}
+	limit := time.After(stopTimeout)
+	for p.alive(ctx, c) {
+		select {
+		case <-limit:
+			if kill {
+				return fmt.Errorf("pid %d does not end", pid)
+			}
+			return p.stop(ctx, c, true)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	return nil
+}

@@ -1,0 +1,145 @@
+"""The proxy as operators run it: behind nginx with TLS, and on a read-only filesystem with little memory."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+
+import pytest
+import requests
+
+from components import ROOT, run
+from utils import file_of, noise, read_all, tar_of, unique
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def nginx(tool, cluster):
+    """nginx with its default buffering and time-outs terminates TLS in front of the proxy; yields its port."""
+    tool("nginx", "openssl")
+    d = tempfile.mkdtemp(prefix="kraken-nginx-")
+    run("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
+        "-keyout", d + "/key.pem", "-out", d + "/cert.pem")
+    port = 16099
+    with open(d + "/nginx.conf", "w") as f:
+        f.write("""daemon off; pid {0}/pid; error_log {0}/error.log; events {{}}
+http {{
+  access_log off;
+  client_body_temp_path {0}/body; proxy_temp_path {0}/proxy; fastcgi_temp_path {0}/f; uwsgi_temp_path {0}/u; scgi_temp_path {0}/s;
+  server {{
+    listen 127.0.0.1:{1} ssl;
+    ssl_certificate {0}/cert.pem; ssl_certificate_key {0}/key.pem;
+    client_max_body_size 0;
+    location / {{ proxy_pass http://{2}; proxy_set_header Host $http_host; proxy_set_header X-Forwarded-Proto https; }}
+  }}
+}}
+""".format(d, port, cluster.proxy.addr))
+    p = subprocess.Popen(["nginx", "-c", d + "/nginx.conf", "-p", d, "-e", d + "/start.log"])
+    deadline = time.monotonic() + 15
+    while True:
+        try:
+            requests.get("https://127.0.0.1:%d/v2/" % port, verify=d + "/cert.pem", timeout=2)
+            break
+        except requests.RequestException:
+            assert p.poll() is None and time.monotonic() < deadline, "nginx does not answer"
+            time.sleep(0.1)
+    yield port, d + "/cert.pem"
+    p.terminate()
+    p.wait(20)
+    shutil.rmtree(d, ignore_errors=True)
+
+
+def test_docker_behind_nginx(docker, nginx, cluster, proxy):
+    """docker push and pull through TLS; locations are relative, so nothing leads around nginx."""
+    port, cert = nginx
+    repo = unique("test/nginx")
+    ref = "127.0.0.1:%d/%s:v1" % (port, repo)
+    with tempfile.NamedTemporaryFile(suffix=".tar") as f:
+        f.write(tar_of({"data": noise(20 * MIB, repo)}))
+        f.flush()
+        docker("import", f.name, ref)
+    docker("push", ref)
+    docker("rmi", "-f", ref)
+    digest = proxy.manifest(repo, "v1").headers["Docker-Content-Digest"]
+    assert digest in docker("pull", ref)
+    docker("rmi", "-f", ref)
+    r = requests.post("https://127.0.0.1:%d/v2/%s/blobs/uploads/" % (port, repo), verify=cert, timeout=10)
+    assert r.status_code == 202 and r.headers["Location"].startswith("/v2/")
+
+
+def test_cut_through(tool, cluster, tmp_path):
+    """4 GiB go through a proxy on a read-only filesystem with a 64 MiB memory limit."""
+    if os.geteuid() != 0 or not os.path.isdir("/sys/fs/cgroup"):
+        from conftest import skip
+        skip("a memory limit and a read-only filesystem need root and cgroups")
+    size = 4 << 30
+    path = str(tmp_path / "blob")
+    digest = file_of(path, size, seed=4)
+    with confined_proxy(cluster) as (addr, pid, peak):
+        repo = unique("test/cut-through")
+        with open(path, "rb") as f:
+            r = requests.post("http://%s/v2/%s/blobs/uploads/" % (addr, repo), timeout=30)
+            assert r.status_code == 202
+            r = requests.put(requests.compat.urljoin(r.url, r.headers["Location"]), params={"digest": digest}, data=f, timeout=600)
+        assert r.status_code == 201, r.text
+        os.unlink(path)
+        with requests.get("http://%s/v2/%s/blobs/%s" % (addr, repo, digest), stream=True, timeout=60) as r:
+            assert r.status_code == 200
+            assert read_all(r) == (digest, size)
+        print("peak memory of the proxy's group: %.1f MiB" % (peak() / MIB))
+        assert peak() <= 64 * MIB
+        requests.delete("http://%s/v2/%s/blobs/%s" % (addr, repo, digest), timeout=30)
+
+
+class confined_proxy:
+    """A second proxy whose whole filesystem is read-only and whose control group has 64 MiB."""
+
+    def __init__(self, cluster):
+        self.cluster = cluster
+
+    def __enter__(self):
+        self.v2 = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
+        self.group = "/sys/fs/cgroup/%skraken-cut-through-%d" % ("" if self.v2 else "memory/", os.getpid())
+        os.mkdir(self.group)
+        self._write("memory.max" if self.v2 else "memory.limit_in_bytes", str(64 * MIB))
+        self.dir = tempfile.mkdtemp(prefix="kraken-ro-")
+        src = os.path.join(os.environ.get("KRAKEN_DEVCLUSTER_DIR", os.path.join(ROOT, ".devcluster")), "kraken-proxy-01", "config.yaml")
+        with open(src) as f:
+            text = f.read().replace(":16000", ":16098", 1)
+        text = text.replace(self.cluster.proxy.admin, "127.0.0.1:16097")
+        conf = self.dir + "/config.yaml"
+        with open(conf, "w") as f:
+            f.write(text)
+        self.log = open(self.dir + "/log", "w")
+        # The shell joins the group, makes its own mount namespace read-only, and becomes the proxy.
+        script = 'echo $$ > %s/cgroup.procs && mount --make-rprivate / && mount -o remount,bind,ro / && exec "$@"' % self.group
+        self.p = subprocess.Popen(["unshare", "-m", "sh", "-c", script, "sh", os.path.join(ROOT, "bin", "kraken-proxy"), "--config", conf], stdout=self.log, stderr=self.log)
+        addr, deadline = "127.0.0.1:16098", time.monotonic() + 20
+        while True:
+            try:
+                if requests.get("http://%s/readiness" % addr, timeout=2).ok:
+                    return addr, self.p.pid, self._peak
+            except requests.RequestException:
+                pass
+            if self.p.poll() is not None or time.monotonic() > deadline:
+                self.__exit__()
+                raise AssertionError("the confined proxy did not start: " + open(self.dir + "/log").read())
+            time.sleep(0.1)
+
+    def _write(self, name, value):
+        with open(os.path.join(self.group, name), "w") as f:
+            f.write(value)
+
+    def _peak(self):
+        with open(os.path.join(self.group, "memory.peak" if self.v2 else "memory.max_usage_in_bytes")) as f:
+            return int(f.read())
+
+    def __exit__(self, *exc):
+        if self.p.poll() is None:
+            self.p.terminate()
+        self.p.wait(40)
+        self.log.close()
+        os.rmdir(self.group)
+        shutil.rmtree(self.dir, ignore_errors=True)
