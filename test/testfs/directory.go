@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/http"
 	"os"
 	"path"
 	"path/filepath"
@@ -14,7 +15,6 @@ import (
 	"sort"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/johannesboyne/gofakes3"
@@ -187,7 +187,7 @@ func (d *directory) GetObject(bucket, key string, rr *gofakes3.ObjectRangeReques
 		f.Close()
 		return nil, err
 	}
-	o := &gofakes3.Object{Name: key, Metadata: map[string]string{"Last-Modified": fi.ModTime().UTC().Format(time.RFC1123)}, Size: fi.Size(), Contents: f, Hash: stamp(fi), Range: r}
+	o := &gofakes3.Object{Name: key, Metadata: map[string]string{"Last-Modified": fi.ModTime().UTC().Format(http.TimeFormat)}, Size: fi.Size(), Contents: f, Hash: stamp(fi), Range: r}
 	if r != nil {
 		o.Contents = section{io.NewSectionReader(f, r.Start, r.Length), f}
 	}
