@@ -200,7 +200,8 @@ def test_crictl_pull(containerd, cluster, small, big):
         for ref in (":v1", "@" + digest):
             name = "%s/%s%s" % (cluster.proxy.addr, repo, ref)
             containerd.crictl("pull", name)
-            info = json.loads(containerd.crictl("inspecti", "-o", "json", name).stdout)
+            out = containerd.crictl("inspecti", "-o", "json", name).stdout
+            info = json.loads(out[out.index("{"):])  # warnings come before it
             assert any(d.endswith("@" + digest) for d in info["status"]["repoDigests"])
             containerd.crictl("rmi", name)
     after = cluster.agents[0].metrics()
