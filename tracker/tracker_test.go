@@ -4,34 +4,27 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"maps"
-	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/netip"
 	"net/url"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/anacrolix/torrent/metainfo"
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
 	"kraken/proto/announce"
 	"kraken/proto/blob"
-	"kraken/proto/config"
 	"kraken/proto/registry"
 	"kraken/proto/ring"
-	"kraken/tracker/dashboard"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -293,139 +286,6 @@ func TestAnswerIsBounded(t *testing.T) {
 	}
 }
 
-// TestStock pins the bytes that a client reads.
-func TestStock(t *testing.T) {
-	c := newCluster(t, nil)
-	m := c.push("a layer")
-	const id1, id2 = "-qB4650-000000000001", "-qB4650-000000000002"
-	if got := c.stockly(m.InfoHash(), id1, "&port=6881&left=7"); !strings.HasPrefix(got, "d14:failure reason") {
-		t.Errorf("a swarm that nobody has heard of: %q", got)
-	}
-	if status, _, _ := c.get("/blobs/" + m.Digest.String() + "/torrent"); status != 200 {
-		t.Fatalf("torrent: %d", status)
-	}
-	// The owners, best first, then the others.
-	origins := func() (compact, list string) {
-		for _, id := range ring.New([]string{"origin-01", "origin-02", "origin-03"}, 2).Owners(m.Digest) {
-			port := 16040 + int(id[len(id)-1]-'0')
-			compact += "\x7f\x00\x00\x01" + string([]byte{byte(port >> 8), byte(port)})
-			list += fmt.Sprintf("d2:ip9:127.0.0.14:porti%dee", port)
-		}
-		return compact, list
-	}
-	compact, list := origins()
-	if got, want := c.stockly(m.InfoHash(), id1, "&port=6881&left=7&event=started"), "d8:completei2e10:incompletei1e8:intervali10e5:peers12:"+compact+"e"; got != want {
-		t.Errorf("the first:\ngot  %q\nwant %q", got, want)
-	}
-	if got, want := c.stockly(m.InfoHash(), id2, "&port=6882&left=7&compact=0"), "d8:completei2e10:incompletei2e8:intervali10e5:peersl"+list+
-		"d2:ip9:127.0.0.17:peer id20:"+id1+"4:porti6881eeee"; got != want {
-		t.Errorf("the second:\ngot  %q\nwant %q", got, want)
-	}
-	if got, want := c.stockly(m.InfoHash(), id2, "&port=6882&left=0&event=completed"), "d8:completei3e10:incompletei1e8:intervali10e5:peers6:\x7f\x00\x00\x01\x1a\xe1e"; got != want {
-		t.Errorf("a seed:\ngot  %q\nwant %q", got, want)
-	}
-	if got, want := c.stockly(m.InfoHash(), id1, "&port=6881&left=7&event=stopped"), "d8:completei3e10:incompletei0e8:intervali10e5:peers0:e"; got != want {
-		t.Errorf("it stops:\ngot  %q\nwant %q", got, want)
-	}
-	if got := c.stockly(m.InfoHash(), id1, "&port=6881&left=7&numwant=1"); !strings.Contains(got, "5:peers6:") {
-		t.Errorf("one was asked for: %q", got)
-	}
-	// Agents and stock clients are in one swarm.
-	a := c.announce(7, announce.BlobState{Digest: m.Digest, Left: -1, Want: true}).Blobs[0]
-	if len(a.Peers) != 2 {
-		t.Errorf("an agent is given %+v", a.Peers)
-	}
-	if got := c.stockly(m.InfoHash(), id1, "&port=6881&left=7"); !strings.Contains(got, "\x0a\x00\x00\x07\x3e\xbe") {
-		t.Errorf("a stock client is not given the agent: %q", got)
-	}
-}
-
-func TestStockIP(t *testing.T) {
-	for _, trusted := range []bool{false, true} {
-		c := newCluster(t, func(cfg *Config) { cfg.TrustAnnouncedIP = trusted })
-		m := c.push("a layer")
-		c.get("/blobs/" + m.Digest.String() + "/torrent")
-		for i, ip := range []string{"2001:db8::9", "224.0.0.1", "0.0.0.0"} {
-			c.stockly(m.InfoHash(), fmt.Sprintf("-XX0000-%012d", i), "&port=9&left=1&ip="+url.QueryEscape(ip))
-		}
-		c.stockly(m.InfoHash(), "-XX0000-nolistener00", "&port=0&left=1")
-		var got []string
-		for _, p := range c.announce(1, announce.BlobState{Digest: m.Digest, Left: -1, Want: true}).Blobs[0].Peers {
-			got = append(got, p.Addr...)
-		}
-		want := []string{"127.0.0.1:9"} // all three said one address and port: the last one has it
-		if trusted {
-			want = []string{"[2001:db8::9]:9"}
-		}
-		if !slices.Equal(got, want) {
-			t.Errorf("trusted %v: peers %v, want %v", trusted, got, want)
-		}
-	}
-}
-
-func TestTorrent(t *testing.T) {
-	c := newCluster(t, nil)
-	m, empty := c.push("a layer"), c.push("")
-	status, header, body := c.get("/blobs/" + m.Digest.String() + "/torrent")
-	if status != 200 || header.Get("Content-Type") != "application/x-bittorrent" {
-		t.Fatalf("%d %v %s", status, header, body)
-	}
-	mi, err := metainfo.Load(strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if mi.HashInfoBytes() != [20]byte(m.InfoHash()) || mi.Announce != c.url+"/announce" {
-		t.Errorf("info-hash %s, announce %s", mi.HashInfoBytes(), mi.Announce)
-	}
-	if len(mi.UrlList) != 2 || !strings.HasSuffix(mi.UrlList[0], "/v2/kraken/blobs/"+m.Digest.String()) || !strings.HasPrefix(mi.UrlList[0], "http://127.0.0.1:") {
-		t.Errorf("url-list %v", mi.UrlList)
-	}
-	for path, want := range map[string]struct {
-		status int
-		code   string
-	}{
-		"/blobs/" + strings.Replace(m.Digest.String(), ":", "%3A", 1) + "/torrent": {200, ""},
-		"/blobs/" + theBlob.String() + "/torrent":                                  {404, "BLOB_UNKNOWN"},
-		"/blobs/" + empty.Digest.String() + "/torrent":                             {404, "NOT_FOUND"},
-		"/blobs/sha256:abc/torrent":                                                {400, "DIGEST_INVALID"},
-		"/blobs/%2e%2e%2fetc/torrent":                                              {400, "DIGEST_INVALID"},
-		"/blobs/torrent":                                                           {404, "NOT_FOUND"},
-	} {
-		status, _, body := c.get(path)
-		if status != want.status || (want.code != "" && !strings.Contains(body, `{"errors":[{"code":"`+want.code+`"`)) {
-			t.Errorf("GET %s: %d %s, want %+v", path, status, body, want)
-		}
-	}
-	c.mu.Lock()
-	c.err = &registry.RetryError{Err: registry.ErrUnavailable, After: time.Second}
-	c.mu.Unlock()
-	status, header, body = c.get("/blobs/" + digest.FromString("never asked").String() + "/torrent")
-	if status != 503 || header.Get("Retry-After") == "" || !strings.Contains(body, "UNAVAILABLE") {
-		t.Errorf("origins can't say: %d %s", status, body)
-	}
-}
-
-func TestTorrentAdvertised(t *testing.T) {
-	c := newCluster(t, func(cfg *Config) { cfg.Server.Advertise = "tracker.example:80" })
-	_, _, body := c.get("/blobs/" + c.push("a layer").Digest.String() + "/torrent")
-	if !strings.HasPrefix(body, "d8:announce34:http://tracker.example:80/announce4:info") {
-		t.Errorf("%.80q", body)
-	}
-}
-
-// TestStockOff: in production nothing is told to who may not join.
-func TestStockOff(t *testing.T) {
-	c := newCluster(t, func(cfg *Config) { cfg.StockPeers = false })
-	m := c.push("a layer")
-	c.announce(1, announce.BlobState{Digest: m.Digest, Want: true, NeedMetainfo: true})
-	if status, _, body := c.get("/blobs/" + m.Digest.String() + "/torrent"); status != 404 || !strings.Contains(body, `"errors"`) {
-		t.Errorf("torrent: %d %s", status, body)
-	}
-	if got := c.stockly(m.InfoHash(), "-qB4650-000000000001", "&port=6881&left=7"); !strings.HasPrefix(got, "d14:failure reason") {
-		t.Errorf("announce: %q", got)
-	}
-}
-
 // TestAbuse: what is too much or makes no sense is refused with its status, and changes nothing.
 func TestAbuse(t *testing.T) {
 	c := newCluster(t, nil)
@@ -529,219 +389,5 @@ func TestReadiness(t *testing.T) {
 	resp, err := http.Get("http://" + c.AdminAddr() + "/metrics")
 	if status, _, body := read(t, resp, err); status != 200 || !strings.Contains(body, "kraken_tracker_swarms 0") || !strings.Contains(body, "kraken_http_requests_total") {
 		t.Errorf("metrics: %d %s", status, body)
-	}
-}
-
-func TestNewRollsBack(t *testing.T) {
-	taken, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer taken.Close()
-	var cfg Config
-	cfg.Origins = []ring.Member{{ID: "o", URL: "http://127.0.0.1:1"}}
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg.Server.Listen, cfg.Admin.Listen = free.Addr().String(), taken.Addr().String()
-	if err := free.Close(); err != nil {
-		t.Fatal(err)
-	}
-	_, err = New(cfg, Deps{Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry()})
-	if err == nil || !strings.Contains(err.Error(), "admin") {
-		t.Fatalf("a taken admin port: %v", err)
-	}
-	again, err := net.Listen("tcp", cfg.Server.Listen)
-	if err != nil {
-		t.Fatalf("the main listener was left open: %v", err)
-	}
-	again.Close()
-}
-
-func TestPage(t *testing.T) {
-	c := newCluster(t, nil)
-	if status, header, body := c.get("/"); status != 200 || !strings.HasPrefix(header.Get("Content-Type"), "text/html") || !strings.Contains(body, "No swarm yet") || !strings.Contains(body, `http-equiv="refresh" content="2"`) {
-		t.Errorf("empty: %d %v", status, header)
-	}
-	m := c.push(strings.Repeat("a layer", 100_000))
-	c.announce(1, announce.BlobState{Digest: m.Digest, Size: m.Size, Left: m.Size / 2, Want: true, NeedMetainfo: true, Uploaded: 5, Downloaded: 6})
-	c.announce(2, announce.BlobState{Digest: m.Digest, Size: m.Size})
-	c.announce(2, announce.BlobState{Digest: theBlob, Left: -1})
-	var got dashboard.Snapshot
-	for deadline := time.Now().Add(10 * time.Second); got.SwarmCount < 2; { // the snapshot may be a second old
-		_, header, body := c.get("/swarms")
-		if err := json.Unmarshal([]byte(body), &got); err != nil || header.Get("Content-Type") != "application/json" {
-			t.Fatalf("%v: %s", err, body)
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("not shown: %s", body)
-		}
-	}
-	if got.NodeCount != 2 || got.Seeds != 1 || got.Leechers != 2 || got.Bytes != m.Size || len(got.Origins) != 3 || got.Interval != 10 {
-		t.Errorf("%+v", got)
-	}
-	i := slices.IndexFunc(got.Swarms, func(w dashboard.Swarm) bool { return w.Digest == m.Digest.String() })
-	if w := got.Swarms[i]; w.Seeds != 1 || w.Leechers != 1 || w.Progress != 0.75 || w.Size != m.Size || w.InfoHash != m.InfoHash().String() {
-		t.Errorf("swarm %+v", w)
-	}
-	if n := got.Nodes[0]; n.Name != "agent-01" || n.Fetching != 1 || n.Seeding != 0 || n.Uploaded != 5 || n.Downloaded != 6 || n.Fetches[0].Progress != 0.5 || n.Addr[0] != "10.0.0.1:16062" {
-		t.Errorf("node %+v", n)
-	}
-	if n := got.Nodes[1]; n.Seeding != 1 || n.Fetching != 1 || n.Bytes != m.Size || n.Held[0].Digest != m.Digest.String() {
-		t.Errorf("node %+v", n)
-	}
-	_, _, body := c.get("/")
-	for _, want := range []string{m.Digest.String(), m.Digest.Encoded()[:12], "agent-01", "agent-02", "10.0.0.1:16062", "75 %", "684 KiB"} {
-		if !strings.Contains(body, want) {
-			t.Errorf("the page lacks %q", want)
-		}
-	}
-}
-
-// TestPageStandsStill: what did not change is shown in the same place after every refresh.
-func TestPageStandsStill(t *testing.T) {
-	s := newStore(time.Minute, 30, wide)
-	for i := range 20 {
-		for d := range 20 {
-			s.say(t, nobody(i), announce.BlobState{Digest: digest.FromString(fmt.Sprint(d)), Size: 9})
-		}
-	}
-	rows := func() (out []string) {
-		snap := s.snapshot()
-		for _, w := range snap.Swarms {
-			out = append(out, w.Digest)
-		}
-		for _, n := range snap.Nodes {
-			for _, h := range n.Held {
-				out = append(out, n.Name+h.Digest)
-			}
-		}
-		return out
-	}
-	first := rows()
-	for range 5 {
-		if !slices.Equal(rows(), first) {
-			t.Fatal("rows moved")
-		}
-	}
-}
-
-func TestHosts(t *testing.T) {
-	h := newHosts()
-	var asked int
-	var fail error
-	h.lookup = func(_ context.Context, network, host string) ([]netip.Addr, error) {
-		asked++
-		if host != "origin.example" || network != "ip" {
-			t.Errorf("lookup of %s %s", network, host)
-		}
-		return []netip.Addr{netip.MustParseAddr("::ffff:10.0.0.1"), netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("2001:db8::1")}, fail
-	}
-	want := []netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:7"), netip.MustParseAddrPort("[2001:db8::1]:7")}
-	for range 3 {
-		if got, err := h.resolve(t.Context(), "origin.example:7"); err != nil || !slices.Equal(got, want) {
-			t.Errorf("%v, %v", got, err)
-		}
-	}
-	if asked != 1 {
-		t.Errorf("asked %d times", asked)
-	}
-	fail = errors.New("no such host")
-	h.known["origin.example:7"] = resolved{addrs: want} // old
-	if got, err := h.resolve(t.Context(), "origin.example:7"); err != nil || !slices.Equal(got, want) {
-		t.Errorf("while names can't be resolved: %v, %v", got, err)
-	}
-	if got, err := h.resolve(t.Context(), "[::ffff:10.0.0.3]:9"); err != nil || !slices.Equal(got, []netip.AddrPort{netip.MustParseAddrPort("10.0.0.3:9")}) {
-		t.Errorf("a literal: %v, %v", got, err)
-	}
-	for _, bad := range []string{"", "origin.example", "origin.example:http", "origin.example:8"} {
-		if _, err := h.resolve(t.Context(), bad); err == nil {
-			t.Errorf("%q is resolved", bad)
-		}
-	}
-}
-
-func TestConfig(t *testing.T) {
-	var sample Config
-	if err := config.Load(filepath.Join("..", "deploy", "config", "tracker.yaml"), &sample); err != nil {
-		t.Fatal(err)
-	}
-	var defaults Config
-	defaults.Server.Listen, defaults.Origins = "127.0.0.1:16020", sample.Origins
-	if err := defaults.Validate(); err != nil {
-		t.Fatal(err)
-	}
-	if sample.Interval != defaults.Interval || sample.PeersPerAnswer != defaults.PeersPerAnswer || sample.MetainfoMemory != defaults.MetainfoMemory || sample.Limits != defaults.Limits || sample.Replicas != defaults.Replicas {
-		t.Errorf("the sample says other defaults:\n%+v\n%+v", sample, defaults)
-	}
-	minimal := "server: {listen: '127.0.0.1:0'}\norigins: [{id: o, url: 'http://o', peer: 'o:1'}]\n"
-	for name, c := range map[string]struct{ add, want string }{
-		"nothing more":      {"", ""},
-		"unknown key":       {"stock_peer: true", "stock_peer"},
-		"too short":         {"interval: 10ms", "interval"},
-		"too long":          {"interval: 1h", "interval"},
-		"too many peers":    {"peers_per_answer: 1000", "peers_per_answer"},
-		"negative limit":    {"limits: {pairs: -1}", "limits"},
-		"negative replicas": {"replicas: -1", "replicas"},
-		"no meaning":        {"trust_announced_ip: true", "trust_announced_ip"},
-	} {
-		err := config.Decode(name, strings.NewReader(minimal+c.add), new(Config))
-		if (c.want == "") != (err == nil) || (err != nil && !strings.Contains(err.Error(), c.want)) {
-			t.Errorf("%s: %v, want one that names %q", name, err, c.want)
-		}
-	}
-	for name, text := range map[string]string{
-		"server.listen": "origins: [{id: o, url: 'http://o'}]", "origins": "server: {listen: ':0'}",
-		"twice": "server: {listen: ':0'}\norigins: [{id: o, url: 'http://o'}, {id: o, url: 'http://p'}]",
-		"peer":  "server: {listen: ':0'}\nstock_peers: true\norigins: [{id: o, url: 'http://o'}]",
-		"url":   "server: {listen: ':0'}\norigins: [{id: o}]",
-	} {
-		if err := config.Decode("x", strings.NewReader(text), new(Config)); err == nil || !strings.Contains(err.Error(), name) {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-}
-
-// BenchmarkBatched is one announce of an agent that holds 300 blobs and fetches one, in a cluster of 1,000 such agents.
-func BenchmarkBatched(b *testing.B) {
-	c := newCluster(b, nil)
-	m := c.push("a layer")
-	states := make([]announce.BlobState, 300)
-	for i := range states {
-		states[i] = announce.BlobState{Digest: digest.FromString(fmt.Sprint(i)), Size: 1 << 30}
-	}
-	for i := range 1000 {
-		c.store.say(b, nobody(i), append(states, announce.BlobState{Digest: m.Digest, Left: 1, Size: m.Size})...)
-	}
-	states = append(states, announce.BlobState{Digest: m.Digest, Left: 1, Want: true, NeedMetainfo: true})
-	body, err := json.Marshal(announce.Request{Version: 1, Peer: announce.Peer{ID: nobody(1).id.String(), Addr: []string{"10.0.0.1:16062"}}, Blobs: states})
-	if err != nil {
-		b.Fatal(err)
-	}
-	h := c.handler(prometheus.NewRegistry())
-	b.ReportAllocs()
-	for b.Loop() {
-		w := httptest.NewRecorder()
-		h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/announce", bytes.NewReader(body)))
-		if w.Code != 200 {
-			b.Fatal(w.Body)
-		}
-	}
-}
-
-// BenchmarkHandout is the answer alone, in a swarm of 10,000 leechers and as many seeds.
-func BenchmarkHandout(b *testing.B) {
-	s := newStore(time.Hour, degreeOf(40), wide)
-	for i := range 10_000 {
-		s.say(b, nobody(i), leeching())
-		s.say(b, nobody(10_000+i), seeding())
-	}
-	i := 0
-	for b.Loop() {
-		if h := s.handout(theBlob, nobody(i%10_000).id, 40); len(h.peers) != 40 && len(h.peers) < 35 {
-			b.Fatalf("%d peers", len(h.peers))
-		}
-		i++
 	}
 }
