@@ -1,6 +1,7 @@
 package swarm
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -21,6 +22,7 @@ type board struct {
 	got       blob.Bitmap
 	left      int
 	leftBytes int64
+	judged    chan struct{} // closed and replaced whenever a piece has passed or not
 }
 
 // moving is a piece on its way.
@@ -33,6 +35,7 @@ type moving struct {
 	dropped  bool // a block was dropped since the last check
 	checking bool // is checked, or has passed
 	correct  *bool
+	failedAt time.Time
 	suspects []block // of checks that failed with several peers involved
 }
 
@@ -44,7 +47,7 @@ type block struct {
 }
 
 func newBoard(m *blob.Metainfo, part *store.Partial) *board {
-	b := &board{m: m, part: part, moving: map[int]*moving{}, available: make([]uint16, m.NumPieces())}
+	b := &board{m: m, part: part, moving: map[int]*moving{}, judged: make(chan struct{}), available: make([]uint16, m.NumPieces())}
 	b.got = part.Bitmap()
 	for i := range m.NumPieces() {
 		if !b.got.Has(i) {
@@ -90,11 +93,57 @@ func (b *board) tidy(i int, p *moving) {
 	}
 }
 
-// received notes who sent a block, before it is written.
-func (b *board) received(i int, off, size int64, from *conn) {
+// received notes who sent a block, before it is written, and returns how many blocks the peer may be asked for at once: a piece's
+// worth until a piece with its help has passed, so that a liar spoils little before it is found out.
+func (b *board) received(i int, off, size int64, from *conn) (ask int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.get(i).blocks[off] = block{off: off, size: size, from: from}
+	from.unproven++
+	return b.limit(from)
+}
+
+// admit returns how many blocks a new connection may be asked for at once.
+func (b *board) admit(c *conn) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.limit(c)
+}
+
+func (b *board) limit(c *conn) int {
+	l := b.m.PieceLength()
+	size := blockSize(l)
+	if l == size || c.proven {
+		// A piece of one block is judged before the next message of its sender is read.
+		return int(max(2, inFlight/size))
+	}
+	return max(1, int(l/size)-c.unproven)
+}
+
+// hold is not nil while nothing more should be read from a peer: it has sent a piece's worth of blocks, and whether they are right is
+// known when the channel is closed, or one of its successors.
+func (b *board) hold(c *conn) <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	l := b.m.PieceLength()
+	size := blockSize(l)
+	if l == size || c.proven || c.excused || c.unproven < int(l/size) {
+		return nil
+	}
+	return b.judged
+}
+
+// excuse ends the holding of a peer on which no verdict has come: it may hang on others.
+func (b *board) excuse(c *conn) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c.excused = true
+}
+
+// judge wakes those who hold.
+func (b *board) judge() {
+	close(b.judged)
+	b.judged = make(chan struct{})
 }
 
 // beginWrite says whether a peer's block may be written. endWrite follows when it may.
@@ -168,35 +217,67 @@ func (b *board) beginCheck(i int) check {
 	return checkRead
 }
 
-// failed ends a check. When one peer alone sent the piece it is returned, as a liar; else all are suspects until the piece is there.
-func (b *board) failed(i int, unreadable bool) (liars []*conn) {
+// failed ends a check. When one peer alone sent the piece it is returned, as a liar. Else all who did are suspects until the piece is
+// there, and all but the one with the most merit are returned as doubtful.
+func (b *board) failed(i int, unreadable bool) (liars, doubtful []*conn) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p := b.get(i)
 	p.checking = false
+	b.judge()
 	defer b.tidy(i, p)
+	defer clear(p.blocks)
 	if unreadable {
-		clear(p.blocks)
-		return nil
+		return nil, nil
 	}
-	from := map[*conn]bool{}
+	var from []*conn
 	for _, x := range p.blocks {
-		if x.from != nil {
-			from[x.from] = true
+		if x.from != nil && !slices.Contains(from, x.from) {
+			from = append(from, x.from)
 		}
 	}
-	for c := range from {
-		if len(from) == 1 {
-			liars = append(liars, c)
+	if len(from) < 2 {
+		return from, nil
+	}
+	p.failedAt = time.Now()
+	for _, x := range p.blocks {
+		p.suspects = append(p.suspects, x)
+	}
+	slices.SortFunc(from, func(x, y *conn) int { return y.merit - x.merit })
+	return nil, from[1:]
+}
+
+// doubted says that a peer stays away until a piece is there that tells whether it lied, or for a while at most.
+func (b *board) doubted(id [20]byte) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, p := range b.moving {
+		if time.Since(p.failedAt) > doubtTime {
+			continue
+		}
+		for _, x := range p.suspects {
+			if x.from != nil && x.from.id == id {
+				return true
+			}
 		}
 	}
-	if len(from) > 1 {
-		for _, x := range p.blocks {
-			p.suspects = append(p.suspects, x)
+	return false
+}
+
+// doubtTime bounds how long peers are kept away because they may have lied.
+const doubtTime = 10 * time.Second
+
+// failures lists the pieces that did not pass and whose senders are in doubt.
+func (b *board) failures() []int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var out []int
+	for i, p := range b.moving {
+		if len(p.suspects) > 0 {
+			out = append(out, i)
 		}
 	}
-	clear(p.blocks)
-	return liars
+	return out
 }
 
 // claim takes the pieces that are missing and not on their way to be delivered by a Source, and returns them.
@@ -240,7 +321,14 @@ func (b *board) done(i int) (suspects []block, last, first bool) {
 	b.got.Set(i)
 	if p := b.moving[i]; p != nil {
 		suspects = p.suspects
+		for _, x := range p.blocks {
+			if x.from != nil && !p.claimed {
+				x.from.proven = true
+				x.from.merit++
+			}
+		}
 	}
+	b.judge()
 	// Late blocks are kept out by the store's bitmap from here on.
 	delete(b.moving, i)
 	b.left--

@@ -1,6 +1,7 @@
 package swarm
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/anacrolix/torrent"
+	pp "github.com/anacrolix/torrent/peer_protocol"
 
 	"kraken/proto/blob"
 )
@@ -43,11 +45,22 @@ type conn struct {
 	address  *address
 	outgoing bool
 	closed   sync.Once
+	gone     chan struct{} // closed by Close
+
+	// Of the reader.
+	received int    // bytes; exact until the first message
+	pending  []byte // to be read before more is received
 
 	// Set when the handshake is complete, before others see the connection.
 	id       [20]byte
 	t        *loaded
 	stranger bool // none of ours: served, never asked
+
+	// Under the lock of the board of what is fetched.
+	proven   bool // a piece with its help has passed
+	excused  bool // is not held any more
+	unproven int  // blocks that it sent
+	merit    int  // blocks that were right
 
 	// Under the library's lock.
 	saidField bool        // a bitfield, HaveAll or HaveNone was received
@@ -57,7 +70,7 @@ type conn struct {
 }
 
 func (s *Swarm) wrap(nc net.Conn, a *address, outgoing bool) *conn {
-	c := &conn{Conn: nc, s: s, address: a, outgoing: outgoing}
+	c := &conn{Conn: nc, s: s, address: a, outgoing: outgoing, gone: make(chan struct{})}
 	a.conn.Store(c)
 	return c
 }
@@ -83,6 +96,7 @@ func (s *Swarm) admit(c *conn) bool {
 func (c *conn) Close() error {
 	err := c.Conn.Close()
 	c.closed.Do(func() {
+		close(c.gone)
 		c.s.mu.Lock()
 		_, counted := c.s.conns[c]
 		delete(c.s.conns, c)
@@ -94,23 +108,90 @@ func (c *conn) Close() error {
 	return err
 }
 
-// Read keeps to the download rate.
+// Read keeps to the download rate, and waits while the peer has to be judged first.
 func (c *conn) Read(b []byte) (int, error) {
-	l := c.s.download
-	if l == nil {
-		return c.Conn.Read(b)
+	if len(c.pending) > 0 {
+		n := copy(b, c.pending)
+		c.pending = c.pending[n:]
+		return n, nil
 	}
-	n, err := c.Conn.Read(b[:min(len(b), readBurst)])
-	if n > 0 {
+	switch {
+	case c.received < handshakeLen: // not a byte further: completedHandshake comes first
+		b = b[:min(len(b), handshakeLen-c.received)]
+	case c.received == handshakeLen && c.t != nil && !c.stranger:
+		if err := c.readFirst(); err != nil {
+			return 0, err
+		}
+		return c.Read(b)
+	}
+	c.wait()
+	l := c.s.download
+	if l != nil {
+		b = b[:min(len(b), readBurst)]
+	}
+	n, err := c.Conn.Read(b)
+	c.received += n
+	if n > 0 && l != nil {
 		t := time.NewTimer(l.ReserveN(time.Now(), n).Delay())
 		defer t.Stop()
 		select {
 		case <-t.C:
-		case <-c.s.closing:
-			return n, io.EOF
+		case <-c.gone:
 		}
 	}
 	return n, err
+}
+
+// handshakeLen is the length of a BEP 3 handshake.
+const handshakeLen = 68
+
+var haveAll = pp.Message{Type: pp.HaveAll}.MustMarshalBinary()
+
+// readFirst reads the first message. A HaveAll is handed on as a bitfield without the last piece, and a Have of that. The library
+// does not count HaveAll for pieces that it has not looked at since, so these seem rarer than the ones it has begun: it would begin
+// all pieces and complete none until the end.
+func (c *conn) readFirst() error {
+	first := make([]byte, len(haveAll))
+	if _, err := io.ReadFull(c.Conn, first); err != nil {
+		return err
+	}
+	c.received += len(first)
+	c.pending = first
+	if !bytes.Equal(first, haveAll) {
+		return nil
+	}
+	n := c.t.m.NumPieces()
+	field := make([]bool, (n+7)/8*8)
+	for i := range n - 1 {
+		field[i] = true
+	}
+	c.pending = append(pp.Message{Type: pp.Bitfield, Bitfield: field}.MustMarshalBinary(),
+		pp.Message{Type: pp.Have, Index: pp.Integer(n - 1)}.MustMarshalBinary()...)
+	return nil
+}
+
+// wait blocks while nothing more should be read, for a bounded time: the verdict may hang on another peer.
+func (c *conn) wait() {
+	if c.t == nil || c.t.data.board() == nil {
+		return
+	}
+	hold := c.t.data.board().hold(c)
+	if hold == nil {
+		return
+	}
+	t := time.NewTimer(c.s.cfg.StallTimeout)
+	defer t.Stop()
+	for hold != nil {
+		select {
+		case <-hold:
+			hold = c.t.data.board().hold(c)
+		case <-c.gone:
+			return
+		case <-t.C:
+			c.t.data.board().excuse(c)
+			return
+		}
+	}
 }
 
 // RemoteAddr leads the library back to this connection.

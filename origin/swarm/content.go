@@ -123,7 +123,7 @@ func (p pieceContent) WriteAt(b []byte, off int64) (int, error) {
 		}
 		liar := board.wrote(p.i, off, 0, &ok)
 		if !ok {
-			p.c.fetch.wrongPiece(p.i, liar)
+			p.c.fetch.wrongPiece(p.i, liar, nil)
 		}
 	} else {
 		_, err = p.c.part.WriteAt(b, p.offset()+off)
@@ -160,7 +160,8 @@ func (p pieceContent) SelfHash() (metainfo.Hash, error) {
 		return metainfo.Hash{}, err
 	}
 	if got != want {
-		p.c.fetch.wrongPiece(p.i, p.c.fetch.board.failed(p.i, false))
+		liars, doubtful := p.c.fetch.board.failed(p.i, false)
+		p.c.fetch.wrongPiece(p.i, liars, doubtful)
 		return metainfo.Hash{}, errNotPassed
 	}
 	return want, nil

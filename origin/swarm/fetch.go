@@ -63,6 +63,7 @@ type Fetch struct {
 	err     error
 	done    chan struct{}
 	closing sync.Once
+	kick    chan struct{} // priorities are to be set anew
 
 	prioMu sync.Mutex
 	prio   map[int]torrent.PiecePriority // of the pieces in a window or claimed, as the library was told
@@ -106,7 +107,7 @@ func (s *Swarm) Fetch(ctx context.Context, req Request) (*Fetch, error) {
 	m := req.Partial.Metainfo()
 	f := &Fetch{
 		s: s, m: m, part: req.Partial, board: newBoard(m, req.Partial), peers: map[netip.AddrPort]*candidate{},
-		windows: map[int64]window{}, done: make(chan struct{}), prio: map[int]torrent.PiecePriority{},
+		windows: map[int64]window{}, done: make(chan struct{}), kick: make(chan struct{}, 1), prio: map[int]torrent.PiecePriority{},
 	}
 	f.progress.Store(time.Now().UnixNano())
 	f.ctx, f.cancel = context.WithCancel(ctx)
@@ -160,6 +161,9 @@ func (f *Fetch) run() {
 			return
 		case <-f.done:
 			return
+		case <-f.kick:
+			f.prioritize()
+			continue
 		case <-t.C:
 		}
 		now := f.fromPeers.Load()
@@ -231,7 +235,7 @@ func (f *Fetch) dial() {
 			c.tries, c.next = 0, now.Add(retryMin)
 			continue
 		}
-		if now.Before(c.next) || c.Origin && len(f.sources) > 0 || f.s.bans.has(c.ID, c.Addr) {
+		if now.Before(c.next) || c.Origin && len(f.sources) > 0 || f.s.bans.has(c.ID, c.Addr) || f.board.doubted(c.ID) {
 			continue
 		}
 		c.next = now.Add(min(retryMin<<min(c.tries, 10), retryMax))
@@ -312,6 +316,9 @@ func (f *Fetch) prioritize() {
 			want[i] = torrent.PiecePriorityNow
 		}
 	}
+	for _, i := range f.board.failures() {
+		want[i] = torrent.PiecePriorityNow
+	}
 	for _, i := range f.board.claims() {
 		want[i] = torrent.PiecePriorityNone
 	}
@@ -365,12 +372,23 @@ func (f *Fetch) convict(i int, suspects []block) {
 	}
 }
 
-// wrongPiece counts a piece that did not pass and bans who alone sent it.
-func (f *Fetch) wrongPiece(i int, liars []*conn) {
+// wrongPiece counts a piece that did not pass and bans who alone sent it. Where several did, all but one are disconnected: the piece
+// comes from that one, or from a Source, and tells who was right; the others come back when that is known.
+func (f *Fetch) wrongPiece(i int, liars, doubtful []*conn) {
 	f.wasted.Add(1)
 	f.s.m.wasted.Inc()
 	for _, c := range liars {
 		f.s.ban(c, fmt.Sprintf("sent a wrong piece %d of %s", i, f.m.Digest))
+	}
+	for _, c := range doubtful {
+		c.Close()
+	}
+	if len(doubtful) > 0 {
+		// Not from here: the library waits for this call with its lock held when a torrent is dropped.
+		select {
+		case f.kick <- struct{}{}:
+		default:
+		}
 	}
 }
 

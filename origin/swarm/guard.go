@@ -36,6 +36,10 @@ func (s *Swarm) completedHandshake(pc *torrent.PeerConn, hash metainfo.Hash) {
 		c.Close()
 		return
 	}
+	if b := t.data.board(); b != nil && b.doubted(c.id) {
+		c.Close()
+		return
+	}
 	t.touch()
 	c.t = t
 }
@@ -46,7 +50,9 @@ func (s *Swarm) connAdded(pc *torrent.PeerConn) {
 	if c == nil || c.t == nil {
 		return
 	}
-	pc.PeerMaxRequests = int(max(2, inFlight/blockSize(c.t.m.PieceLength())))
+	if b := c.t.data.board(); b != nil {
+		pc.PeerMaxRequests = b.admit(c)
+	}
 	c.t.mu.Lock()
 	defer c.t.mu.Unlock()
 	c.t.conns[c] = struct{}{}
@@ -67,9 +73,7 @@ func (s *Swarm) connClosed(pc *torrent.PeerConn) {
 	c.all, c.have = false, blob.Bitmap{}
 	c.t.mu.Lock()
 	defer c.t.mu.Unlock()
-	if _, ok := c.t.conns[c]; ok {
-		delete(c.t.conns, c)
-	}
+	delete(c.t.conns, c)
 }
 
 // readMessage passes, silences (by making a keep-alive of it) or refuses a message.
@@ -189,7 +193,10 @@ func (c *conn) holdsField(m *pp.Message, n int) verdict {
 func (s *Swarm) receivedBlock(e torrent.ReceivedUsefulDataEvent) {
 	if c := connOf(e.Peer); c != nil && c.t != nil {
 		if b := c.t.data.board(); b != nil {
-			b.received(int(e.Message.Index), int64(e.Message.Begin), int64(len(e.Message.Piece)), c)
+			ask := b.received(int(e.Message.Index), int64(e.Message.Begin), int64(len(e.Message.Piece)), c)
+			if pc, ok := e.Peer.TryAsPeerConn(); ok {
+				pc.PeerMaxRequests = ask
+			}
 		}
 	}
 }

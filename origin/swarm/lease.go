@@ -248,7 +248,7 @@ func (w *worker) readRun(run []int) (n int64, err error) {
 			}
 		}
 		if [sha1.Size]byte(h.Sum(nil)) != m.PieceHash(i) {
-			f.wrongPiece(i, nil)
+			f.wrongPiece(i, nil, nil)
 			return n, fmt.Errorf("%w: piece %d", errWrongPiece, i)
 		}
 		if err := f.part.MarkVerified(i); err != nil {

@@ -95,4 +95,7 @@ func TestLiarAmongSeedsOfPiecesOfSeveralBlocks(t *testing.T) {
 	n.has(b)
 	n.mustHaveBanned(t, liar)
 	t.Logf("%+v", st)
+	if st.PiecesWasted > 4 {
+		t.Errorf("%d pieces were wasted", st.PiecesWasted)
+	}
 }
