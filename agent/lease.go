@@ -19,7 +19,7 @@ type lease struct {
 	origin *registry.Origin
 	repo   string
 	peer   [20]byte
-	limit  prometheus.Counter
+	bytes  prometheus.Counter
 }
 
 // Name is the origin's id.
@@ -49,12 +49,20 @@ func (l *lease) ReadRange(ctx context.Context, m *blob.Metainfo, off, n int64) (
 		c.Close()
 		return nil, err
 	}
-	return &ranged{io.LimitReader(c.Body, n), c.Close}, nil
+	return &ranged{io.LimitReader(c.Body, n), l.bytes, c.Close}, nil
 }
 
+// ranged counts what is read of a range.
 type ranged struct {
-	io.Reader
+	r     io.Reader
+	bytes prometheus.Counter
 	close func() error
+}
+
+func (r *ranged) Read(p []byte) (int, error) {
+	n, err := r.r.Read(p)
+	r.bytes.Add(float64(n))
+	return n, err
 }
 
 func (r *ranged) Close() error { return r.close() }

@@ -215,7 +215,7 @@ func (a *Agent) overSwarm(ctx context.Context, p *pull, m *blob.Metainfo, peers 
 	}
 	var sources []swarm.Source
 	for _, o := range a.origins.Owners(p.digest) {
-		sources = append(sources, &lease{origin: o, repo: p.repo, peer: a.swarm.PeerID(), limit: a.m.fromOrigins})
+		sources = append(sources, &lease{origin: o, repo: p.repo, peer: a.swarm.PeerID(), bytes: a.m.fromOrigins})
 	}
 	f, err := a.swarm.Fetch(ctx, swarm.Request{Partial: part, Sources: sources, Peers: peers})
 	if err != nil {

@@ -7,7 +7,9 @@ import (
 	"time"
 
 	"github.com/anacrolix/torrent"
+	"github.com/anacrolix/torrent/metainfo"
 	pp "github.com/anacrolix/torrent/peer_protocol"
+	"github.com/anacrolix/torrent/storage"
 	"golang.org/x/time/rate"
 )
 
@@ -55,6 +57,7 @@ func (s *Swarm) clientConfig() *torrent.ClientConfig {
 		c.UploadRateLimiter.SetLimit(rate.Limit(s.cfg.UploadRate))
 	}
 	c.MaxUnverifiedBytes = 0 // a bound makes every node want the same low pieces
+	c.DefaultStorage = noStorage{} // the library's own would leave a .torrent.db in the working directory
 	c.Slogger = slog.New(demoted{s.log.Handler()})
 	c.Callbacks = torrent.Callbacks{
 		CompletedHandshake:             s.completedHandshake,
@@ -83,3 +86,11 @@ func (d demoted) Handle(ctx context.Context, r slog.Record) error {
 
 func (d demoted) WithAttrs(a []slog.Attr) slog.Handler { return demoted{d.Handler.WithAttrs(a)} }
 func (d demoted) WithGroup(n string) slog.Handler      { return demoted{d.Handler.WithGroup(n)} }
+
+// noStorage is for torrents that were added without one; there are none.
+type noStorage struct{}
+
+// OpenTorrent implements storage.ClientImpl.
+func (noStorage) OpenTorrent(context.Context, *metainfo.Info, metainfo.Hash) (storage.TorrentImpl, error) {
+	return storage.TorrentImpl{}, ErrClosed
+}
