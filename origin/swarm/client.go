@@ -56,7 +56,7 @@ func (s *Swarm) clientConfig() *torrent.ClientConfig {
 	if s.cfg.UploadRate > 0 {
 		c.UploadRateLimiter.SetLimit(rate.Limit(s.cfg.UploadRate))
 	}
-	c.MaxUnverifiedBytes = 0 // a bound makes every node want the same low pieces
+	c.MaxUnverifiedBytes = 0       // a bound makes every node want the same low pieces
 	c.DefaultStorage = noStorage{} // the library's own would leave a .torrent.db in the working directory
 	c.Slogger = slog.New(demoted{s.log.Handler()})
 	c.Callbacks = torrent.Callbacks{
