@@ -20,6 +20,7 @@ def nginx(tool, cluster):
     """nginx with its default buffering and time-outs terminates TLS in front of the proxy; yields its port."""
     tool("nginx", "openssl")
     d = tempfile.mkdtemp(prefix="kraken-nginx-")
+    os.chmod(d, 0o755)  # nginx's workers are another user
     run("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
         "-keyout", d + "/key.pem", "-out", d + "/cert.pem")
     port = 16099

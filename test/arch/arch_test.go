@@ -1,0 +1,222 @@
+// Package arch is the import law as a test: which package may import which, and where third-party libraries live.
+package arch
+
+import (
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const (
+	module = "kraken"
+	root   = "../.."
+)
+
+// floors is the law: a package may import packages of lower floors only. A package that no line names is refused: give it an
+// owner first.
+var floors = [][]string{
+	{"proto/blob", "proto/ring", "proto/config"},
+	{"proto/transport"},
+	{"proto/registry", "proto/announce"},
+	{"origin/store", "origin/backend"},
+	{"origin/swarm"},
+	{"tracker/dashboard", "buildindex/sql"},
+	{"origin", "tracker", "agent", "buildindex", "proxy"}, // roles never import each other
+	{
+		"origin/cmd/kraken-origin", "tracker/cmd/kraken-tracker", "agent/cmd/kraken-agent",
+		"buildindex/cmd/kraken-build-index", "proxy/cmd/kraken-proxy",
+	},
+}
+
+// free packages may import anything of the project; nothing of the product imports them.
+var free = []string{"deploy", "test"}
+
+// homes says which packages, or which of their files, may import a library. A library that no line names is refused.
+var homes = map[string][]string{
+	"github.com/anacrolix/torrent":           {"origin/swarm"},
+	"github.com/anacrolix/torrent/bencode":   {"proto/blob", "proto/announce", "origin/swarm"},
+	"github.com/anacrolix/torrent/metainfo":  {"proto/blob", "proto/announce", "origin/swarm"},
+	"github.com/anacrolix/":                  {"origin/swarm"},
+	"github.com/go-chi/chi/v5":               {"proto/registry", "*/http.go"},
+	"github.com/opencontainers/go-digest":    {"*"},
+	"github.com/opencontainers/image-spec":   {"proto/registry", "buildindex", "origin", "agent", "proxy"},
+	"github.com/prometheus/client_golang":    {"proto/transport", "*/metrics.go", "*/http.go", "*/cmd/*", "origin", "tracker", "agent", "buildindex", "proxy", "origin/swarm"},
+	"gocloud.dev/":                           {"origin/backend"},
+	"github.com/aws/":                        {"origin/backend"},
+	"modernc.org/sqlite":                     {"buildindex/sql"},
+	"github.com/pressly/goose/v3":            {"buildindex/sql"},
+	"github.com/goccy/go-yaml":               {"proto/config"},
+	"github.com/dustin/go-humanize":          {"proto/config", "tracker/dashboard"},
+	"github.com/spf13/cobra":                 {"*/cmd/*"},
+	"golang.org/x/crypto/x509roots/fallback": {"*/cmd/*"},
+	"golang.org/x/sync":                      {"*"},
+	"golang.org/x/time/rate":                 {"proto/transport", "origin", "origin/swarm"},
+	"github.com/google/uuid":                 {"*"},
+	"github.com/hashicorp/golang-lru/v2":     {"tracker", "agent", "buildindex", "origin"},
+	"os/signal":                              {"*/cmd/*"},
+	"github.com/cenkalti/backoff/v5":         {"proto/transport"},
+	"github.com/RoaringBitmap/roaring":       {"origin/swarm"},
+}
+
+// grabBags are names that say nothing about what is inside.
+var grabBags = []string{"util", "utils", "common", "helper", "helpers", "lib", "pkg", "misc", "types"}
+
+// topLevel is all that may stand beside the packages' folders.
+var topLevel = []string{"README.md", "LICENSE", "Makefile", "go.mod", "go.sum", "requirements-tests.txt", "docs"}
+
+func floorOf(pkg string) int {
+	for i, f := range floors {
+		if slices.Contains(f, pkg) {
+			return i
+		}
+	}
+	return -1
+}
+
+func isFree(pkg string) bool {
+	return slices.ContainsFunc(free, func(p string) bool { return pkg == p || strings.HasPrefix(pkg, p+"/") })
+}
+
+// homeOf finds the most specific line of homes for an import.
+func homeOf(imp string) (string, bool) {
+	best := ""
+	for lib := range homes {
+		if (imp == lib || strings.HasPrefix(imp, strings.TrimSuffix(lib, "/")+"/")) && len(lib) > len(best) {
+			best = lib
+		}
+	}
+	return best, best != ""
+}
+
+func allowed(lib, pkg, file string) bool {
+	for _, h := range homes[lib] {
+		if h == "*" || h == pkg {
+			return true
+		}
+		if ok, _ := path.Match(strings.TrimPrefix(h, "*/"), path.Base(file)); ok && strings.HasSuffix(h, ".go") {
+			return true
+		}
+		if h == "*/cmd/*" && strings.Contains("/"+pkg+"/", "/cmd/") {
+			return true
+		}
+	}
+	return false
+}
+
+func TestImportLaw(t *testing.T) {
+	files := 0
+	err := filepath.WalkDir(root, func(p string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(root, p)
+		if err != nil {
+			return err
+		}
+		rel = filepath.ToSlash(rel)
+		if e.IsDir() {
+			if rel != "." && (strings.HasPrefix(e.Name(), ".") || e.Name() == "testdata" || rel == "bin" || rel == "venv" || rel == "test/tools") {
+				return fs.SkipDir
+			}
+			if slices.Contains(grabBags, e.Name()) {
+				t.Errorf("%s: the name says nothing about what is inside", rel)
+			}
+			return nil
+		}
+		if !strings.HasSuffix(rel, ".go") {
+			return nil
+		}
+		files++
+		check(t, rel)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if files < 50 {
+		t.Errorf("only %d Go files were found: the test looks at the wrong place", files)
+	}
+}
+
+func check(t *testing.T, file string) {
+	pkg := path.Dir(file)
+	isTest := strings.HasSuffix(file, "_test.go")
+	mine := floorOf(pkg)
+	if mine < 0 && !isFree(pkg) {
+		t.Errorf("%s: package %s is not in the law: give it a floor", file, pkg)
+		return
+	}
+	f, err := parser.ParseFile(token.NewFileSet(), filepath.Join(root, filepath.FromSlash(file)), nil, parser.ImportsOnly)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	for _, spec := range f.Imports {
+		imp, err := strconv.Unquote(spec.Path.Value)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		if own, ok := strings.CutPrefix(imp, module+"/"); ok {
+			theirs := floorOf(own)
+			switch {
+			case isFree(pkg), own == pkg:
+			case isTest && strings.HasPrefix(own, "test/"):
+			case theirs < 0 || isFree(own):
+				t.Errorf("%s imports %s, which is not of the product", file, own)
+			case theirs >= mine:
+				t.Errorf("%s imports %s, which is on the same floor or above", file, own)
+			}
+			continue
+		}
+		lib, known := homeOf(imp)
+		switch {
+		case isFree(pkg), isTest:
+		case known && !allowed(lib, pkg, file):
+			t.Errorf("%s imports %s, whose home is %v", file, imp, homes[lib])
+		case !known && strings.Contains(strings.Split(imp, "/")[0], "."):
+			t.Errorf("%s imports %s, which has no home", file, imp)
+		}
+	}
+}
+
+func TestTopLevel(t *testing.T) {
+	dirs := []string{"origin", "tracker", "agent", "buildindex", "proxy", "proto", "deploy", "test", "bin", "venv"}
+	es, err := os.ReadDir(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range es {
+		name := e.Name()
+		if strings.HasPrefix(name, ".") || slices.Contains(topLevel, name) || (e.IsDir() && slices.Contains(dirs, name)) {
+			continue
+		}
+		t.Errorf("%s does not belong at the top level", name)
+	}
+}
+
+// TestLawRefuses keeps the test itself honest.
+func TestLawRefuses(t *testing.T) {
+	if floorOf("agent") <= floorOf("origin/swarm") || floorOf("origin") != floorOf("agent") || floorOf("nowhere") >= 0 {
+		t.Error("floors are wrong")
+	}
+	if lib, ok := homeOf("github.com/anacrolix/torrent/metainfo"); !ok || !allowed(lib, "proto/blob", "proto/blob/x.go") || allowed(lib, "agent", "agent/x.go") {
+		t.Errorf("home of metainfo is %q", lib)
+	}
+	if lib, _ := homeOf("github.com/anacrolix/torrent/storage"); allowed(lib, "proto/blob", "proto/blob/x.go") {
+		t.Errorf("home of storage is %q", lib)
+	}
+	if lib, _ := homeOf("github.com/go-chi/chi/v5/middleware"); !allowed(lib, "agent", "agent/http.go") || allowed(lib, "agent", "agent/pull.go") {
+		t.Errorf("home of chi is %q", lib)
+	}
+	if _, ok := homeOf("github.com/somebody/else"); ok {
+		t.Error("an unknown library has a home")
+	}
+}
