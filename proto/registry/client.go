@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -244,10 +245,13 @@ type remoteBody struct {
 	path string
 	size int64
 
-	resp *http.Response
-	at   int64 // where resp's body stands
-	end  int64 // where it ends
-	pos  int64 // where the reader wants to be
+	mu     sync.Mutex // Close may come while a Read waits
+	resp   *http.Response
+	closed bool
+
+	at  int64 // where resp's body stands
+	end int64 // where it ends
+	pos int64 // where the reader wants to be
 }
 
 func (b *remoteBody) get(r Range) error {
@@ -286,8 +290,30 @@ func (b *remoteBody) get(r Range) error {
 		resp.Body.Close()
 		return fmt.Errorf("%w: GET %s: answer without Content-Length", ErrUnavailable, b.path)
 	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		resp.Body.Close()
+		return errBodyClosed
+	}
 	b.resp = resp
 	return nil
+}
+
+var errBodyClosed = errors.New("blob body is closed")
+
+// current is the response to read from, nil when another has to be asked for.
+func (b *remoteBody) current() (*http.Response, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return nil, errBodyClosed
+	}
+	if b.resp != nil && (b.at != b.pos || b.at >= b.end) {
+		b.resp.Body.Close() // asked for elsewhere
+		b.resp = nil
+	}
+	return b.resp, nil
 }
 
 // parseResponseRange reads "bytes 0-99/1000".
@@ -322,22 +348,26 @@ func (b *remoteBody) Read(p []byte) (int, error) {
 	if b.pos >= b.size {
 		return 0, io.EOF
 	}
-	if b.resp == nil || b.at != b.pos || b.at >= b.end {
-		if err := b.Close(); err != nil {
-			return 0, err
-		}
+	resp, err := b.current()
+	if err != nil {
+		return 0, err
+	}
+	if resp == nil {
 		size := b.size
 		if err := b.get(Range{b.pos, -1}); err != nil {
 			return 0, err
 		}
-		if b.size != size || b.resp == nil || b.at != b.pos {
+		if resp, err = b.current(); err != nil {
+			return 0, err
+		}
+		if resp == nil || b.size != size || b.at != b.pos {
 			return 0, fmt.Errorf("%w: GET %s: it changed from %d to %d bytes", ErrUnavailable, b.path, size, b.size)
 		}
 	}
 	if int64(len(p)) > b.end-b.at {
 		p = p[:b.end-b.at]
 	}
-	n, err := b.resp.Body.Read(p)
+	n, err := resp.Body.Read(p)
 	b.at += int64(n)
 	b.pos = b.at
 	if err == io.EOF {
@@ -349,16 +379,13 @@ func (b *remoteBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Close ends the request under way. A body that was read to its end gives its connection back.
+// Close ends the request under way, also while a Read waits. A body that was read to its end has given its connection back.
 func (b *remoteBody) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closed = true
 	if b.resp == nil {
 		return nil
-	}
-	if b.at == b.end {
-		// The end of the body is still unread; one byte that isn't there finds it.
-		if _, err := b.resp.Body.Read(make([]byte, 1)); err != io.EOF && err != nil {
-			return errors.Join(err, b.resp.Body.Close())
-		}
 	}
 	err := b.resp.Body.Close()
 	b.resp = nil

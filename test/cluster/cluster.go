@@ -1,0 +1,237 @@
+// Package cluster runs every role of a cluster in one process, on loopback with real disks, a real bucket server and real
+// BitTorrent, for tests.
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"kraken/agent"
+	"kraken/buildindex"
+	"kraken/origin"
+	"kraken/origin/backend"
+	"kraken/proto/config"
+	"kraken/proto/registry"
+	"kraken/proto/ring"
+	"kraken/proto/transport"
+	"kraken/proxy"
+	"kraken/test/testfs"
+	"kraken/tracker"
+)
+
+// Role is what runs.
+type Role interface {
+	Run(ctx context.Context) error
+}
+
+// Part is one role that can be stopped and started again on the same disk and address.
+type Part struct {
+	t    *testing.T
+	name string
+	make func() (Role, error)
+	role Role
+
+	cancel context.CancelFunc
+	done   chan error
+}
+
+// Start starts the part.
+func (p *Part) Start() {
+	p.t.Helper()
+	role, err := p.make()
+	if err != nil {
+		p.t.Fatalf("start %s: %v", p.name, err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	p.role, p.cancel, p.done = role, cancel, make(chan error, 1)
+	go func() { p.done <- role.Run(ctx) }()
+}
+
+// Stop ends the part gracefully and waits. A stopped part is left alone.
+func (p *Part) Stop() {
+	p.t.Helper()
+	if p.cancel == nil {
+		return
+	}
+	p.cancel()
+	p.cancel = nil
+	select {
+	case err := <-p.done:
+		if err != nil {
+			p.t.Errorf("%s ended with: %v", p.name, err)
+		}
+	case <-time.After(45 * time.Second):
+		p.t.Errorf("%s does not stop", p.name)
+	}
+}
+
+// Cluster is a whole cluster.
+type Cluster struct {
+	t          *testing.T
+	Dir        string
+	Bucket     *testfs.Server
+	Origins    []*Part
+	Tracker    *Part
+	BuildIndex *Part
+	ProxyPart  *Part
+	AgentParts []*Part
+
+	Proxy  *registry.Client
+	Agents []*registry.Client
+	admins map[string]string // part → address of its admin listener
+}
+
+// New starts a cluster with three origins and n agents. It ends with the test.
+func New(t *testing.T, n int) *Cluster {
+	t.Helper()
+	c := &Cluster{t: t, Dir: t.TempDir(), admins: map[string]string{}}
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	if testing.Verbose() {
+		log = slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	}
+	deps := func(name string) *slog.Logger { return log.With("part", name) }
+	server := func(addr string) transport.ServerConfig {
+		return transport.ServerConfig{Listen: addr, DrainTimeout: config.Duration(5 * time.Second)}
+	}
+
+	bucket := c.part("testfs", func() (Role, error) {
+		s, err := testfs.New(testfs.Config{Listen: "127.0.0.1:0", Dir: filepath.Join(c.Dir, "bucket"), Log: deps("testfs")})
+		c.Bucket = s
+		return s, err
+	})
+	bucket.Start()
+	buckets := []backend.Config{{
+		Name: "b", URL: "s3://kraken?region=us-east-1&use_path_style=true&endpoint=http://" + c.Bucket.Addr(),
+		AccessKey: config.NewSecret("k"), SecretKey: config.NewSecret("s"),
+	}}
+	var members []ring.Member
+	for i := range 3 {
+		members = append(members, ring.Member{ID: fmt.Sprintf("origin-%02d", i+1), URL: "http://" + freeAddr(t), Peer: freeAddr(t)})
+	}
+	for _, m := range members {
+		admin := freeAddr(t)
+		c.admins[m.ID] = admin
+		c.Origins = append(c.Origins, c.part(m.ID, func() (Role, error) {
+			return origin.New(origin.Config{
+				ID: m.ID, Server: server(m.URL[len("http://"):]), Admin: server(admin), Origins: members,
+				Dir: c.StateDir(m.ID), Buckets: buckets, Peer: origin.Peer{Listen: m.Peer, StockPeers: true},
+			}, origin.Deps{Log: deps(m.ID), Registry: prometheus.NewRegistry()})
+		}))
+	}
+	trackerAddr, indexAddr, indexAdmin, proxyAddr := freeAddr(t), freeAddr(t), freeAddr(t), freeAddr(t)
+	c.admins["build-index"] = indexAdmin
+	c.Tracker = c.part("tracker", func() (Role, error) {
+		return tracker.New(tracker.Config{Server: server(trackerAddr), Origins: members, StockPeers: true}, tracker.Deps{Log: deps("tracker"), Registry: prometheus.NewRegistry()})
+	})
+	c.BuildIndex = c.part("build-index", func() (Role, error) {
+		return buildindex.New(buildindex.Config{
+			Server: server(indexAddr), Admin: server(indexAdmin), Origins: members,
+			Database: filepath.Join(c.StateDir("build-index"), "names.db"), Buckets: buckets,
+		}, buildindex.Deps{Log: deps("build-index"), Registry: prometheus.NewRegistry()})
+	})
+	c.ProxyPart = c.part("proxy", func() (Role, error) {
+		return proxy.New(proxy.Config{
+			Server: server(proxyAddr), Origins: members, BuildIndex: proxy.Endpoint{URL: "http://" + indexAddr},
+		}, proxy.Deps{Log: deps("proxy"), Registry: prometheus.NewRegistry()})
+	})
+	c.Proxy = client(t, proxyAddr)
+	for i := range n {
+		name, addr, peer := fmt.Sprintf("agent-%02d", i+1), freeAddr(t), freeAddr(t)
+		c.AgentParts = append(c.AgentParts, c.part(name, func() (Role, error) {
+			return agent.New(agent.Config{
+				Server: server(addr), Node: name, Origins: members,
+				BuildIndex: agent.Endpoint{URL: "http://" + indexAddr}, Tracker: agent.Endpoint{URL: "http://" + trackerAddr},
+				Peer: agent.Peer{Listen: peer, StockPeers: true}, Cache: agent.Cache{Dir: c.StateDir(name)},
+			}, agent.Deps{Log: deps(name), Registry: prometheus.NewRegistry()})
+		}))
+		c.Agents = append(c.Agents, client(t, addr))
+	}
+	for _, p := range append(append(append([]*Part{}, c.Origins...), c.Tracker, c.BuildIndex, c.ProxyPart), c.AgentParts...) {
+		p.Start()
+	}
+	return c
+}
+
+// StateDir is a part's disk.
+func (c *Cluster) StateDir(name string) string { return filepath.Join(c.Dir, name) }
+
+// Admin is the address of a part's admin listener: origin-01..03 and build-index have one.
+func (c *Cluster) Admin(name string) string { return c.admins[name] }
+
+func (c *Cluster) part(name string, mk func() (Role, error)) *Part {
+	p := &Part{t: c.t, name: name, make: mk}
+	c.t.Cleanup(p.Stop)
+	return p
+}
+
+// freeAddr is a loopback address that was free a moment ago: parts must know each other's before they start.
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func client(t *testing.T, addr string) *registry.Client {
+	t.Helper()
+	hc, err := transport.NewClient(transport.ClientConfig{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(hc.CloseIdleConnections)
+	c, err := registry.NewClient("http://"+addr, hc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+type testWriter struct{ t *testing.T }
+
+func (w testWriter) Write(b []byte) (int, error) {
+	w.t.Logf("%s", b)
+	return len(b), nil
+}
+
+// Eventually waits until check returns nil, for at most limit.
+func Eventually(t *testing.T, limit time.Duration, check func() error) {
+	t.Helper()
+	deadline := time.NewTimer(limit)
+	defer deadline.Stop()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		select {
+		case <-deadline.C:
+			t.Fatalf("not within %s: %v", limit, err)
+		case <-tick.C:
+		}
+	}
+}
+
+// get is a plain GET of an admin route.
+func get(url string) (int, []byte, error) {
+	resp, err := http.Get(url)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	return resp.StatusCode, b, err
+}

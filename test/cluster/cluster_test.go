@@ -1,0 +1,397 @@
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"kraken/proto/registry"
+)
+
+func noise(n int, seed byte) []byte {
+	b := make([]byte, n)
+	rand.NewChaCha8([32]byte{seed}).Read(b)
+	return b
+}
+
+func pushBlob(ctx context.Context, r *registry.Client, repo string, b []byte) error {
+	u, err := r.StartUpload(ctx, repo, registry.UploadOptions{Size: -1})
+	if err != nil {
+		return err
+	}
+	half := len(b) / 2
+	u, err = r.WriteUpload(ctx, repo, u.ID, registry.Chunk{Offset: 0, Length: int64(half), Body: bytes.NewReader(b[:half])})
+	if err != nil {
+		return err
+	}
+	_, err = r.CommitUpload(ctx, repo, u.ID, digest.FromBytes(b), registry.Chunk{Offset: int64(half), Length: int64(len(b) - half), Body: bytes.NewReader(b[half:])})
+	return err
+}
+
+// image pushes an image of the given layers and returns its manifest.
+func image(t *testing.T, r *registry.Client, repo, tag string, layers ...[]byte) (raw []byte, d digest.Digest) {
+	t.Helper()
+	ctx := t.Context()
+	config := []byte(`{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}`)
+	m := v1.Manifest{MediaType: v1.MediaTypeImageManifest, Config: v1.Descriptor{MediaType: v1.MediaTypeImageConfig, Digest: digest.FromBytes(config), Size: int64(len(config))}}
+	m.SchemaVersion = 2
+	for _, b := range append(layers, config) {
+		if err := pushBlob(ctx, r, repo, b); err != nil {
+			t.Fatalf("push blob: %v", err)
+		}
+	}
+	for _, b := range layers {
+		m.Layers = append(m.Layers, v1.Descriptor{MediaType: v1.MediaTypeImageLayer, Digest: digest.FromBytes(b), Size: int64(len(b))})
+	}
+	raw, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := r.PutManifest(ctx, repo, registry.Reference{Tag: tag}, m.MediaType, raw, registry.PutOptions{})
+	if err != nil {
+		t.Fatalf("put manifest: %v", err)
+	}
+	return raw, res.Digest
+}
+
+func readBlob(ctx context.Context, r *registry.Client, repo string, d digest.Digest) ([]byte, error) {
+	c, err := r.OpenBlob(ctx, repo, d, registry.Whole)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	return io.ReadAll(c.Body)
+}
+
+func wantBlob(t *testing.T, r *registry.Client, repo string, b []byte) {
+	t.Helper()
+	got, err := readBlob(t.Context(), r, repo, digest.FromBytes(b))
+	if err != nil {
+		t.Errorf("read blob: %v", err)
+	} else if !bytes.Equal(got, b) {
+		t.Errorf("blob of %d bytes came back as %d other bytes", len(b), len(got))
+	}
+}
+
+func wantManifest(t *testing.T, r *registry.Client, repo, ref string, raw []byte) {
+	t.Helper()
+	p, err := registry.ParseReference(ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := r.GetManifest(t.Context(), repo, p, registry.GetOptions{})
+	if err != nil {
+		t.Errorf("get manifest %s: %v", ref, err)
+	} else if !bytes.Equal(m.Bytes, raw) || m.MediaType != v1.MediaTypeImageManifest {
+		t.Errorf("manifest %s came back as %d bytes of %s", ref, len(m.Bytes), m.MediaType)
+	}
+}
+
+func TestPushAndPullThroughTheSwarm(t *testing.T) {
+	c := New(t, 3)
+	layer := noise(20<<20, 1)
+	raw, d := image(t, c.Proxy, "demo/app", "v1", layer, noise(1000, 2))
+	var wg sync.WaitGroup
+	for _, a := range c.Agents {
+		wg.Go(func() {
+			wantManifest(t, a, "demo/app", "v1", raw)
+			wantManifest(t, a, "demo/app", d.String(), raw)
+			wantBlob(t, a, "demo/app", layer)
+			wantBlob(t, a, "demo/app", noise(1000, 2))
+		})
+	}
+	wg.Wait()
+	wantBlob(t, c.Proxy, "demo/app", layer)
+	l, err := c.Agents[0].ListTags(t.Context(), "demo/app", registry.Page{N: -1})
+	if err != nil || len(l.Names) != 1 || l.Names[0] != "v1" {
+		t.Errorf("tags %v, %v", l, err)
+	}
+}
+
+func TestManyReadersOfOneBlobInFlight(t *testing.T) {
+	c := New(t, 1)
+	layer := noise(12<<20, 3)
+	image(t, c.Proxy, "demo/app", "v1", layer)
+	d := digest.FromBytes(layer)
+	var wg sync.WaitGroup
+	for i := range 6 {
+		wg.Go(func() {
+			off := int64(i) * 2 << 20
+			body, err := c.Agents[0].OpenBlob(t.Context(), "demo/app", d, registry.Range{Offset: off, Length: -1})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer body.Close()
+			if _, err := body.Body.Seek(off, io.SeekStart); err != nil {
+				t.Error(err)
+			}
+			// Read some and leave early, as containerd's parallel fetch does.
+			got := make([]byte, 1<<20)
+			if _, err := io.ReadFull(body.Body, got); err != nil || !bytes.Equal(got, layer[off:off+int64(len(got))]) {
+				t.Errorf("reader at %d: wrong bytes or %v", off, err)
+			}
+		})
+	}
+	wg.Wait()
+	wantBlob(t, c.Agents[0], "demo/app", layer)
+}
+
+func TestWrongDigestLeavesNothing(t *testing.T) {
+	c := New(t, 0)
+	ctx, repo := t.Context(), "demo/wrong"
+	b := noise(300_000, 4)
+	lie := digest.FromString("something else")
+	u, err := c.Proxy.StartUpload(ctx, repo, registry.UploadOptions{Size: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.Proxy.CommitUpload(ctx, repo, u.ID, lie, registry.Chunk{Offset: -1, Length: int64(len(b)), Body: bytes.NewReader(b)})
+	if !errors.Is(err, registry.ErrDigestInvalid) {
+		t.Errorf("commit: %v, want ErrDigestInvalid", err)
+	}
+	for _, d := range []digest.Digest{lie, digest.FromBytes(b)} {
+		if _, err := readBlob(ctx, c.Proxy, repo, d); !errors.Is(err, registry.ErrBlobUnknown) {
+			t.Errorf("read %s: %v, want ErrBlobUnknown", d, err)
+		}
+	}
+	for i := range c.Origins {
+		for _, dir := range []string{"uploads", "blobs"} {
+			es, err := os.ReadDir(c.StateDir(fmt.Sprintf("origin-%02d", i+1)) + "/" + dir)
+			if err != nil || len(es) > 0 {
+				t.Errorf("origin %d keeps %v, %v", i+1, es, err)
+			}
+		}
+	}
+}
+
+func TestChunksOutOfOrder(t *testing.T) {
+	c := New(t, 0)
+	ctx, repo := t.Context(), "demo/chunks"
+	b := noise(100_000, 5)
+	u, err := c.Proxy.StartUpload(ctx, repo, registry.UploadOptions{Size: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	chunk := func(from, to int) registry.Chunk {
+		return registry.Chunk{Offset: int64(from), Length: int64(to - from), Body: bytes.NewReader(b[from:to])}
+	}
+	if u, err = c.Proxy.WriteUpload(ctx, repo, u.ID, chunk(0, 40_000)); err != nil || u.Offset != 40_000 {
+		t.Fatalf("first chunk: %+v, %v", u, err)
+	}
+	for _, at := range []int{50_000, 10_000} {
+		var re *registry.RangeError
+		if _, err := c.Proxy.WriteUpload(ctx, repo, u.ID, chunk(at, at+10)); !errors.As(err, &re) || re.Upload.Offset != 40_000 {
+			t.Errorf("chunk at %d: %v, want a RangeError at 40000", at, err)
+		}
+	}
+	if s, err := c.Proxy.UploadStatus(ctx, repo, u.ID); err != nil || s.Offset != 40_000 {
+		t.Errorf("status %+v, %v", s, err)
+	}
+	if _, err := c.Proxy.CommitUpload(ctx, repo, u.ID, digest.FromBytes(b), chunk(40_000, 100_000)); err != nil {
+		t.Fatal(err)
+	}
+	wantBlob(t, c.Proxy, repo, b)
+	if _, err := c.Proxy.UploadStatus(ctx, repo, u.ID); !errors.Is(err, registry.ErrBlobUploadUnknown) {
+		t.Errorf("status after the commit: %v", err)
+	}
+}
+
+func TestOneOriginDownAtPush(t *testing.T) {
+	c := New(t, 1)
+	for i, o := range c.Origins {
+		o.Stop()
+		repo := fmt.Sprintf("demo/down%d", i)
+		layer := noise(3<<20, byte(10+i))
+		raw, _ := image(t, c.Proxy, repo, "v1", layer)
+		wantManifest(t, c.Agents[0], repo, "v1", raw)
+		wantBlob(t, c.Agents[0], repo, layer)
+		o.Start()
+	}
+}
+
+func TestMissingIsNotUnreachable(t *testing.T) {
+	c := New(t, 1)
+	d := digest.FromString("nobody has this")
+	if _, err := c.Agents[0].StatBlob(t.Context(), "demo/none", d); !errors.Is(err, registry.ErrBlobUnknown) {
+		t.Errorf("all are up: %v, want ErrBlobUnknown", err)
+	}
+	c.Origins[0].Stop()
+	if _, err := c.Agents[0].StatBlob(t.Context(), "demo/none", d); !errors.Is(err, registry.ErrUnavailable) {
+		t.Errorf("an origin that may have it is down: %v, want ErrUnavailable", err)
+	}
+}
+
+func TestTagsAreTrue(t *testing.T) {
+	c := New(t, 2)
+	ctx, repo := t.Context(), "demo/tags"
+	for i := range 3 {
+		raw, _ := image(t, c.Proxy, repo, "latest", noise(100, byte(20+i)))
+		for _, a := range c.Agents {
+			wantManifest(t, a, repo, "latest", raw)
+		}
+	}
+	if err := c.Proxy.DeleteManifest(ctx, repo, registry.Reference{Tag: "latest"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range c.Agents {
+		if _, err := a.GetManifest(ctx, repo, registry.Reference{Tag: "latest"}, registry.GetOptions{}); !errors.Is(err, registry.ErrManifestUnknown) {
+			t.Errorf("deleted tag: %v, want ErrManifestUnknown", err)
+		}
+	}
+}
+
+func TestCompareAndSwap(t *testing.T) {
+	c := New(t, 0)
+	ctx, repo := t.Context(), "demo/cas"
+	raw, d := image(t, c.Proxy, repo, "v1", noise(100, 30))
+	put := func(have digest.Digest) error {
+		_, err := c.Proxy.PutManifest(ctx, repo, registry.Reference{Tag: "v1"}, v1.MediaTypeImageManifest, raw, registry.PutOptions{IfMatch: have})
+		return err
+	}
+	if err := put(digest.FromString("other")); !errors.Is(err, registry.ErrPrecondition) {
+		t.Errorf("wrong digest: %v, want ErrPrecondition", err)
+	}
+	if err := put(d); err != nil {
+		t.Errorf("right digest: %v", err)
+	}
+}
+
+func TestMembership(t *testing.T) {
+	c := New(t, 0)
+	ctx := t.Context()
+	b := noise(5000, 31)
+	d := digest.FromBytes(b)
+	if err := pushBlob(ctx, c.Proxy, "demo/a", b); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Proxy.StatBlob(ctx, "demo/b", d); !errors.Is(err, registry.ErrBlobUnknown) {
+		t.Errorf("another repository: %v, want ErrBlobUnknown", err)
+	}
+	if _, err := c.Proxy.MountBlob(ctx, "demo/b", "demo/a", d); err != nil {
+		t.Fatalf("mount: %v", err)
+	}
+	wantBlob(t, c.Proxy, "demo/b", b)
+	if err := c.Proxy.DeleteBlob(ctx, "demo/b", d); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Proxy.StatBlob(ctx, "demo/b", d); !errors.Is(err, registry.ErrBlobUnknown) {
+		t.Errorf("after delete: %v, want ErrBlobUnknown", err)
+	}
+	wantBlob(t, c.Proxy, "demo/a", b)
+}
+
+// writtenBack waits until nothing is left to write to the bucket.
+func writtenBack(t *testing.T, c *Cluster) {
+	t.Helper()
+	Eventually(t, time.Minute, func() error {
+		for _, name := range []string{"origin-01", "origin-02", "origin-03", "build-index"} {
+			_, b, err := get("http://" + c.Admin(name) + "/writeback")
+			if err != nil {
+				return err
+			}
+			var s registry.WritebackStatus
+			if err := json.Unmarshal(b, &s); err != nil {
+				return err
+			}
+			if s.Pending+s.Names > 0 {
+				return fmt.Errorf("%s has %+v", name, s)
+			}
+		}
+		return nil
+	})
+}
+
+func TestBucketDownThenEveryDiskLost(t *testing.T) {
+	c := New(t, 2)
+	repo := "demo/ha"
+	layer := noise(3<<20, 40)
+	c.Bucket.SetDown(true)
+	raw, d := image(t, c.Proxy, repo, "v1", layer)
+	for _, p := range append([]*Part{c.BuildIndex}, c.Origins...) {
+		p.Stop()
+		p.Start()
+	}
+	wantManifest(t, c.Agents[0], repo, "v1", raw)
+	wantBlob(t, c.Agents[0], repo, layer)
+
+	// The index loses its disk while the bucket has nothing: the origins' records are enough.
+	c.BuildIndex.Stop()
+	if err := os.RemoveAll(c.StateDir("build-index")); err != nil {
+		t.Fatal(err)
+	}
+	c.Bucket.SetDown(false)
+	c.BuildIndex.Start()
+	Eventually(t, 30*time.Second, func() error {
+		_, err := c.Proxy.GetManifest(t.Context(), repo, registry.Reference{Tag: "v1"}, registry.GetOptions{})
+		return err
+	})
+
+	writtenBack(t, c)
+	for i, p := range append([]*Part{c.BuildIndex}, c.Origins...) {
+		p.Stop()
+		name := "build-index"
+		if i > 0 {
+			name = fmt.Sprintf("origin-%02d", i)
+		}
+		if err := os.RemoveAll(c.StateDir(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, p := range append(c.Origins, c.BuildIndex) {
+		p.Start()
+	}
+	Eventually(t, 30*time.Second, func() error {
+		_, err := c.Proxy.GetManifest(t.Context(), repo, registry.Reference{Tag: "v1"}, registry.GetOptions{})
+		if err != nil && !errors.Is(err, registry.ErrUnavailable) {
+			t.Fatalf("while names are restored: %v, want ErrUnavailable", err)
+		}
+		return err
+	})
+	wantManifest(t, c.Agents[1], repo, d.String(), raw)
+	wantBlob(t, c.Agents[1], repo, layer)
+	wantBlob(t, c.Proxy, repo, layer)
+}
+
+func TestControlPlaneDown(t *testing.T) {
+	c := New(t, 1)
+	repo := "demo/down"
+	big, small := noise(4<<20, 50), noise(100, 51)
+	raw, d := image(t, c.Proxy, repo, "v1", big, small)
+	wantManifest(t, c.Agents[0], repo, "v1", raw)
+	for _, p := range []*Part{c.Tracker, c.BuildIndex, c.ProxyPart} {
+		p.Stop()
+	}
+	m, err := c.Agents[0].GetManifest(t.Context(), repo, registry.Reference{Tag: "v1"}, registry.GetOptions{})
+	if err != nil || !strings.HasPrefix(m.Warning, "110 ") {
+		t.Errorf("by tag: %+v, %v, want a stale answer with a warning", m, err)
+	}
+	wantManifest(t, c.Agents[0], repo, d.String(), raw)
+	wantBlob(t, c.Agents[0], repo, big)
+	wantBlob(t, c.Agents[0], repo, small)
+}
+
+func TestAgentRestartKeepsItsCache(t *testing.T) {
+	c := New(t, 1)
+	layer := noise(4<<20, 60)
+	image(t, c.Proxy, "demo/app", "v1", layer)
+	wantBlob(t, c.Agents[0], "demo/app", layer)
+	c.AgentParts[0].Stop()
+	c.AgentParts[0].Start()
+	for _, o := range c.Origins {
+		o.Stop()
+	}
+	wantBlob(t, c.Agents[0], "demo/app", layer)
+}
