@@ -109,6 +109,14 @@ func (c *conn) judge(m *pp.Message) verdict {
 	info := c.t.m
 	n := info.NumPieces()
 	i := int(m.Index)
+	if c.stranger {
+		// Nothing is asked of a stranger (our blocks are too long for other clients), so what it has need not be known. It may also
+		// say it in ways of its own: aria2 sends bitfields in the middle of a conversation.
+		switch m.Type {
+		case pp.Have, pp.Bitfield, pp.HaveAll, pp.HaveNone:
+			return silence
+		}
+	}
 	switch m.Type {
 	case pp.Choke, pp.Unchoke, pp.Interested, pp.NotInterested:
 		return pass
@@ -119,14 +127,16 @@ func (c *conn) judge(m *pp.Message) verdict {
 			return refuse
 		}
 		c.saidHave = true
-		return c.holds(i)
+		c.holds(i)
+		return pass
 	case pp.Bitfield, pp.HaveAll, pp.HaveNone:
 		// Once, and before any Have (BEP 3, BEP 6).
 		if c.saidField || c.saidHave || m.Type == pp.Bitfield && len(m.Bitfield) != (n+7)/8*8 {
 			return refuse
 		}
 		c.saidField = true
-		return c.holdsField(m, n)
+		c.holdsField(m, n)
+		return pass
 	case pp.Request:
 		if i >= n || m.Length == 0 || int64(m.Length) > maxBlock || int64(m.Begin)+int64(m.Length) > info.PieceSize(i) {
 			return refuse
@@ -149,30 +159,23 @@ func (c *conn) judge(m *pp.Message) verdict {
 	}
 }
 
-// holds notes that the peer has a piece. Strangers are not asked for any: our blocks are too long for them.
-func (c *conn) holds(i int) verdict {
+// holds notes that the peer has a piece.
+func (c *conn) holds(i int) {
 	b := c.t.data.board()
-	if c.stranger {
-		return silence
-	}
 	if b == nil || c.all || c.have.Has(i) {
-		return pass
+		return
 	}
 	if c.have.Len() == 0 {
 		c.have = blob.NewBitmap(b.m.NumPieces())
 	}
 	c.have.Set(i)
 	b.gained(i)
-	return pass
 }
 
-func (c *conn) holdsField(m *pp.Message, n int) verdict {
-	if c.stranger {
-		return silence
-	}
+func (c *conn) holdsField(m *pp.Message, n int) {
 	b := c.t.data.board()
 	if b == nil {
-		return pass
+		return
 	}
 	switch m.Type {
 	case pp.HaveAll:
@@ -187,7 +190,6 @@ func (c *conn) holdsField(m *pp.Message, n int) verdict {
 			}
 		}
 	}
-	return pass
 }
 
 func (s *Swarm) receivedBlock(e torrent.ReceivedUsefulDataEvent) {

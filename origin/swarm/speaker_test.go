@@ -105,7 +105,7 @@ func (s *speaker) hangsUp() bool {
 	}
 }
 
-// seeder is a seed that answers every request with what block says. It counts what it sent.
+// seeder is a seed that answers every request with what answer says. It counts its answers.
 type seeder struct {
 	peer  Peer
 	mu    sync.Mutex
@@ -119,8 +119,8 @@ func (x *seeder) counts() (sent, conns int) {
 	return x.sent, x.conns
 }
 
-// newSeeder listens and has everything. block returns the answer to a request, nil for none.
-func newSeeder(t testing.TB, m *blob.Metainfo, id [20]byte, block func(off, n int64) []byte) *seeder {
+// newSeeder listens and has everything. answer returns the answer to a request.
+func newSeeder(t testing.TB, m *blob.Metainfo, id [20]byte, answer func(r pp.Message) []pp.Message) *seeder {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -150,14 +150,14 @@ func newSeeder(t testing.TB, m *blob.Metainfo, id [20]byte, block func(off, n in
 			mu.Unlock()
 			wg.Go(func() {
 				defer nc.Close()
-				x.serve(t, nc, m, block)
+				x.serve(t, nc, m, answer)
 			})
 		}
 	})
 	return x
 }
 
-func (x *seeder) serve(t testing.TB, nc net.Conn, m *blob.Metainfo, block func(off, n int64) []byte) {
+func (x *seeder) serve(t testing.TB, nc net.Conn, m *blob.Metainfo, answer func(r pp.Message) []pp.Message) {
 	s, err := handshake(t, nc, x.peer.ID, m.InfoHash(), false)
 	if err != nil {
 		return
@@ -176,24 +176,28 @@ func (x *seeder) serve(t testing.TB, nc net.Conn, m *blob.Metainfo, block func(o
 		if r.Type != pp.Request || r.Keepalive {
 			continue
 		}
-		b := block(int64(r.Index)*m.PieceLength()+int64(r.Begin), int64(r.Length))
-		if b == nil {
-			continue
-		}
 		x.mu.Lock()
 		x.sent++
 		x.mu.Unlock()
-		if s.say(pp.Message{Type: pp.Piece, Index: r.Index, Begin: r.Begin, Piece: b}) != nil {
+		if s.say(answer(r)...) != nil {
 			return
 		}
 	}
 }
 
-// lies answers with wrong bytes.
-func lies(b []byte) func(off, n int64) []byte {
-	return func(off, n int64) []byte {
+// blocks answers with blocks.
+func blocks(m *blob.Metainfo, block func(off, n int64) []byte) func(r pp.Message) []pp.Message {
+	return func(r pp.Message) []pp.Message {
+		b := block(int64(r.Index)*m.PieceLength()+int64(r.Begin), int64(r.Length))
+		return []pp.Message{{Type: pp.Piece, Index: r.Index, Begin: r.Begin, Piece: b}}
+	}
+}
+
+// lies answers with wrong blocks.
+func lies(m *blob.Metainfo, b []byte) func(r pp.Message) []pp.Message {
+	return blocks(m, func(off, n int64) []byte {
 		out := append([]byte(nil), b[off:off+n]...)
 		out[n/2] ^= 0xff
 		return out
-	}
+	})
 }
