@@ -250,9 +250,9 @@ func (cl *cluster) checkPorts() error {
 func (cl *cluster) await(ctx context.Context, c *component) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	last := errors.New("no answer yet")
 	for {
-		if last = ready(ctx, c); last == nil {
+		last := ready(ctx, c)
+		if last == nil {
 			return nil
 		}
 		if !cl.rt.alive(ctx, c) && ctx.Err() == nil {

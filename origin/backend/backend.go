@@ -97,7 +97,7 @@ func Open(ctx context.Context, cfg Config) (Bucket, error) {
 		}
 		return &bucket{b: b, name: cfg.Name}, nil
 	}
-	return nil, fmt.Errorf("bucket %s: %q: want file:, s3: or mem:", cfg.Name, cfg.URL)
+	return nil, fmt.Errorf("bucket %s: %q: want file://, s3:// or mem:// as its scheme", cfg.Name, cfg.URL)
 }
 
 func openS3(ctx context.Context, cfg Config, u *url.URL) (*blob.Bucket, error) {

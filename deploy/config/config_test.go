@@ -1,0 +1,53 @@
+// Package config holds the commented sample of every role's configuration, which is the reference, and sees that each loads.
+package config
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"kraken/agent"
+	"kraken/buildindex"
+	"kraken/origin"
+	"kraken/proto/config"
+	"kraken/proxy"
+	"kraken/tracker"
+)
+
+func samples() map[string]any {
+	return map[string]any{
+		"agent.yaml": &agent.Config{}, "build-index.yaml": &buildindex.Config{}, "origin.yaml": &origin.Config{},
+		"proxy.yaml": &proxy.Config{}, "tracker.yaml": &tracker.Config{},
+	}
+}
+
+func TestSamplesLoad(t *testing.T) {
+	for file, into := range samples() {
+		if err := config.Load(file, into); err != nil {
+			t.Errorf("%s: %v", file, err)
+		}
+	}
+	es, err := os.ReadDir(".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range es {
+		if strings.HasSuffix(e.Name(), ".yaml") && samples()[e.Name()] == nil {
+			t.Errorf("%s is loaded by no test", e.Name())
+		}
+	}
+}
+
+func TestUnknownKeysAreRefused(t *testing.T) {
+	for file, into := range samples() {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		err = config.Decode(file, strings.NewReader(string(b)+"\nno_such_key: 1\n"), into)
+		if err == nil || !strings.Contains(err.Error(), "no_such_key") || !strings.Contains(err.Error(), file) {
+			t.Errorf("%s with an unknown key: %v, want an error that names the key and the file", file, err)
+		}
+	}
+}
