@@ -38,7 +38,6 @@ type node struct {
 	*Swarm
 	t     testing.TB
 	store *store.Store
-	reg   *prometheus.Registry
 }
 
 func newNode(t testing.TB, change func(*Config)) *node {
