@@ -1,10 +1,18 @@
 package swarm
 
 import (
+	"context"
 	"fmt"
+	"io"
+	"slices"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/time/rate"
+
+	"kraken/proto/blob"
 )
 
 // cpu is what the process has used so far.
@@ -45,6 +53,87 @@ func BenchmarkFetch(b *testing.B) {
 			gib := float64(c.mib) / 1024 * float64(c.leechers) * float64(b.N)
 			b.SetBytes(int64(c.mib) << 20 * int64(c.leechers))
 			b.ReportMetric(used.Seconds()/gib, "cpu-s/GiB")
+		})
+	}
+}
+
+// slowSource sends no more than a rate in all.
+type slowSource struct {
+	*leaseServer
+	l *rate.Limiter
+}
+
+func (s slowSource) ReadRange(ctx context.Context, m *blob.Metainfo, off, n int64) (io.ReadCloser, error) {
+	r, err := s.leaseServer.ReadRange(ctx, m, off, n)
+	return slowBody{r, ctx, s.l}, err
+}
+
+type slowBody struct {
+	io.ReadCloser
+	ctx context.Context
+	l   *rate.Limiter
+}
+
+func (s slowBody) Read(b []byte) (int, error) {
+	n, err := s.ReadCloser.Read(b[:min(len(b), 16<<10)])
+	if werr := s.l.WaitN(s.ctx, n); werr != nil {
+		return n, werr
+	}
+	return n, err
+}
+
+// BenchmarkFlashCrowd lets agents fetch a blob at the same time from one origin; every uplink has 25 Mbit/s. It reports the time of the
+// median and of the last agent as a ratio to the lower bound max(F/u, N*F/(N+1)u), and how many copies the origin sent.
+func BenchmarkFlashCrowd(b *testing.B) {
+	const uplink, size = 25_000_000 / 8, 32 << 20
+	for _, agents := range []int{1, 4, 8} {
+		b.Run(fmt.Sprint(agents), func(b *testing.B) {
+			content := randomBytes(91, size)
+			m := metainfoOf(b, content)
+			var median, last, copies float64
+			for b.Loop() {
+				origin := newLeaseServer(content)
+				origin.again = time.Second
+				src := slowSource{origin, rate.NewLimiter(uplink, 64<<10)}
+				var nodes []*node
+				var peers []Peer
+				for range agents {
+					n := newNode(b, func(c *Config) { c.UploadRate = uplink })
+					nodes, peers = append(nodes, n), append(peers, n.peer())
+				}
+				began := time.Now()
+				took := make([]time.Duration, agents)
+				var wg sync.WaitGroup
+				for i, n := range nodes {
+					d := n.fetch(m, []Source{src}, peers...)
+					wg.Go(func() { // a reader, with a window before it
+						for k := range m.NumPieces() {
+							if k%16 == 0 {
+								d.SetWindow(1, int64(k)*m.PieceLength(), 8<<20)
+							}
+							if d.part.Wait(context.Background(), k) != nil {
+								return
+							}
+						}
+					})
+					wg.Go(func() {
+						<-d.Done()
+						took[i] = time.Since(began)
+						d.part.Commit(context.Background())
+						d.Close()
+						d.part.Close()
+					})
+				}
+				wg.Wait()
+				slices.Sort(took)
+				bound := max(1, float64(agents)/float64(agents+1)) * size / uplink
+				median += took[agents/2].Seconds() / bound
+				last += took[agents-1].Seconds() / bound
+				copies += float64(origin.bytesSent()) / size
+			}
+			b.ReportMetric(median/float64(b.N), "median/bound")
+			b.ReportMetric(last/float64(b.N), "last/bound")
+			b.ReportMetric(copies/float64(b.N), "origin-copies")
 		})
 	}
 }

@@ -307,6 +307,9 @@ const urgent = 2
 
 // prioritize tells the library what is claimed by Sources, what readers wait for, and what has become ordinary again.
 func (f *Fetch) prioritize() {
+	if f.t == nil { // an empty blob
+		return
+	}
 	f.prioMu.Lock()
 	defer f.prioMu.Unlock()
 	want := map[int]torrent.PiecePriority{}

@@ -58,7 +58,9 @@ func (l *leaseServer) Lease(_ context.Context, m *blob.Metainfo, r LeaseRequest)
 		}
 	}
 	for _, i := range r.Want {
-		give(i, 0)
+		if i < len(l.leased) {
+			give(i, l.leased[i])
+		}
 	}
 	for times := range 8 {
 		for i := range l.leased {

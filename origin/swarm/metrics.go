@@ -1,7 +1,6 @@
 package swarm
 
 import (
-	"errors"
 	"fmt"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -48,13 +47,14 @@ func newMetrics(s *Swarm, reg prometheus.Registerer) (*metrics, error) {
 	if reg == nil {
 		return m, nil
 	}
-	var errs []error
-	for _, c := range m.all {
+	for i, c := range m.all {
 		if err := reg.Register(c); err != nil {
-			errs = append(errs, fmt.Errorf("register metric of the swarm: %w", err))
+			m.all = m.all[:i]
+			m.unregister()
+			return nil, fmt.Errorf("register metrics of the swarm: %w", err)
 		}
 	}
-	return m, errors.Join(errs...)
+	return m, nil
 }
 
 // unregister lets a closed swarm be forgotten.

@@ -66,7 +66,7 @@ type Config struct {
 type TLS struct{ Server, Client *tls.Config }
 
 // uploadBurst is fixed from the start: the library panics when a block is longer than the burst of its limiter.
-const uploadBurst = 4 << 20
+const uploadBurst = 1 << 20
 
 func (c *Config) setDefaults() error {
 	if c.Store == nil {
