@@ -18,7 +18,7 @@ func (a *Agent) handler(reg *prometheus.Registry) http.Handler {
 	r.Get("/readiness", a.health.Readiness)
 	r.Mount("/", registry.Server{
 		Blobs: a, Manifests: a, Tags: a.names, Catalog: a.names, Referrers: a.names,
-		Namespaces: a.cfg.Names, Log: a.log,
+		Namespaces: a.cfg.Names, ReadOnly: "an agent only serves pulls; push to the proxy", Log: a.log,
 	}.Handler())
 	return r
 }

@@ -1,0 +1,412 @@
+package registry
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"kraken/proto/ring"
+)
+
+func TestOCINames(t *testing.T) {
+	for name, ok := range map[string]bool{
+		"a": true, "library/alpine": true, "a/b/c/d": true, "a.b_c__d---e/f": true, "0": true, strings.Repeat("a", 255): true,
+		"": false, "/a": false, "a/": false, "a//b": false, "A": false, "a..b": false, "a___b": false, "-a": false, "a/../b": false,
+		"a b": false, "a:b": false, strings.Repeat("a", 256): false,
+	} {
+		if err := CheckName(name); (err == nil) != ok || (err != nil && !errors.Is(err, ErrNameInvalid)) {
+			t.Errorf("CheckName(%q) = %v", name, err)
+		}
+	}
+	hex64 := strings.Repeat("0a", 32)
+	for ref, ok := range map[string]bool{
+		"latest": true, "v1.2.3_x-y": true, "_x": true, "sha256:" + hex64: true, strings.Repeat("t", 128): true,
+		"": false, ".x": false, "-x": false, "a/b": false, "sha256:" + hex64[1:]: false, strings.Repeat("t", 129): false, "md5:00": false,
+	} {
+		if _, err := ParseReference(ref); (err == nil) != ok {
+			t.Errorf("ParseReference(%q) = %v", ref, err)
+		}
+	}
+}
+
+func TestOCIRoutes(t *testing.T) {
+	for path, want := range map[string]route{
+		"":                               {},
+		"_catalog":                       {kind: "catalog"},
+		"a/tags/list":                    {kind: "tags", repo: "a"},
+		"tags/list/tags/list":            {kind: "tags", repo: "tags/list"},
+		"a/b/manifests/v1":               {"manifest", "a/b", "v1"},
+		"a/manifests/manifests/v1":       {"manifest", "a/manifests", "v1"},
+		"a/blobs/sha256:00":              {"blob", "a", "sha256:00"},
+		"a/blobs/uploads/":               {"uploads", "a", ""},
+		"a/blobs/uploads":                {"uploads", "a", ""},
+		"a/blobs/uploads/id":             {"upload", "a", "id"},
+		"blobs/uploads/blobs/uploads/id": {"upload", "blobs/uploads", "id"},
+		"a/referrers/sha256:00":          {"referrers", "a", "sha256:00"},
+		"a/b/_kraken/lease/sha256:00":    {"extension", "a/b", "lease/sha256:00"},
+		"_kraken/names":                  {"extension", "", "names"},
+	} {
+		if got, ok := parseRoute(path); !ok || got != want {
+			t.Errorf("parseRoute(%q) = %+v, %v, want %+v", path, got, ok, want)
+		}
+	}
+	for _, path := range []string{"a", "a/b", "a/unknown/b", "_kraken/"} {
+		if got, ok := parseRoute(path); ok {
+			t.Errorf("parseRoute(%q) = %+v, want none", path, got)
+		}
+	}
+}
+
+func FuzzParseRoute(f *testing.F) {
+	for _, s := range []string{"a/b/manifests/v1", "a/blobs/uploads/id", "_kraken/x", "//", "a/_kraken/_kraken/b"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		rt, ok := parseRoute(s)
+		if ok && rt.repo != "" && !strings.HasPrefix(s, rt.repo) {
+			t.Errorf("parseRoute(%q) = %+v", s, rt)
+		}
+	})
+}
+
+func FuzzContentRange(f *testing.F) {
+	for _, s := range []string{"0-99", "bytes 0-99/*", "bytes=5-6/7", "-", "9-3", "18446744073709551616-1"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if first, last, err := parseContentRange(s); err == nil && (first < 0 || last < first) {
+			t.Errorf("parseContentRange(%q) = %d, %d", s, first, last)
+		}
+		if r := rangeHint(s); r.Offset < 0 || (r.Length < 1 && r.Length != -1) {
+			t.Errorf("rangeHint(%q) = %+v", s, r)
+		}
+	})
+}
+
+func FuzzReference(f *testing.F) {
+	f.Add("latest")
+	f.Add("sha256:" + strings.Repeat("0", 64))
+	f.Fuzz(func(t *testing.T, s string) {
+		if r, err := ParseReference(s); err == nil && r.String() != s {
+			t.Errorf("ParseReference(%q) = %+v", s, r)
+		}
+	})
+}
+
+// TestScripts runs testdata/*.txt. A script is requests and what must come back:
+//
+//	> METHOD path            a request; {name} is a captured value
+//	> Header: value
+//	> | body
+//	< status                 what must come back
+//	< Header: value          a value may be {name}, which captures it, or * for any
+//	< ! Header               must not be there
+//	< | text                 the body contains it
+func TestScripts(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no scripts: %v", err)
+	}
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			m := newMemory()
+			s := m.server()
+			s.Namespaces = []string{"kraken.example"}
+			if strings.Contains(file, "readonly") {
+				s = Server{Blobs: m, Manifests: m, Tags: m, Catalog: m, Namespaces: s.Namespaces, ReadOnly: "push to the proxy"}
+			}
+			srv := httptest.NewServer(s.Handler())
+			defer srv.Close()
+			runScript(t, file, srv.URL)
+		})
+	}
+}
+
+func runScript(t *testing.T, file, base string) {
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	vars := map[string]string{"digest-of-hello": digest.FromString("hello").String(), "digest-of-nothing": digest.FromString("nobody has this").String()}
+	expand := func(s string) string {
+		for k, v := range vars {
+			s = strings.ReplaceAll(s, "{"+k+"}", v)
+		}
+		return s
+	}
+	var req *http.Request
+	var body strings.Builder
+	var resp *http.Response
+	var got string
+	send := func() {
+		req.Body, req.ContentLength = io.NopCloser(strings.NewReader(body.String())), int64(body.Len())
+		if resp, err = http.DefaultTransport.RoundTrip(req); err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, req = string(b), nil
+		body.Reset()
+	}
+	sc := bufio.NewScanner(f)
+	for n := 1; sc.Scan(); n++ {
+		mark, rest, _ := strings.Cut(sc.Text(), " ")
+		rest = expand(rest)
+		fail := func(format string, args ...any) {
+			t.Errorf("%s:%d: %s: %s\n(status %s, headers %v, body %.300s)", file, n, sc.Text(), fmt.Sprintf(format, args...), resp.Status, resp.Header, got)
+		}
+		switch mark {
+		case ">":
+			if text, ok := strings.CutPrefix(rest, "| "); ok {
+				body.WriteString(text)
+			} else if k, v, ok := strings.Cut(rest, ": "); ok && req != nil {
+				req.Header.Add(k, v)
+			} else {
+				method, path, _ := strings.Cut(rest, " ")
+				if req, err = http.NewRequest(method, base+path, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+		case "<":
+			if req != nil {
+				send()
+			}
+			if text, ok := strings.CutPrefix(rest, "| "); ok {
+				if !strings.Contains(got, text) {
+					fail("the body lacks it")
+				}
+			} else if k, ok := strings.CutPrefix(rest, "! "); ok {
+				if resp.Header.Get(k) != "" {
+					fail("it is there")
+				}
+			} else if k, v, ok := strings.Cut(rest, ": "); ok {
+				have := resp.Header.Get(k)
+				if name, ok := strings.CutPrefix(v, "{"); ok {
+					vars[strings.TrimSuffix(name, "}")] = have
+				} else if have == "" || (v != "*" && v != have) {
+					fail("got %q", have)
+				}
+			} else if fmt.Sprint(resp.StatusCode) != rest {
+				fail("other status")
+			}
+		}
+	}
+}
+
+func pair(t *testing.T) (*memory, *Client) {
+	t.Helper()
+	m := newMemory()
+	srv := httptest.NewServer(m.server().Handler())
+	t.Cleanup(srv.Close)
+	c, err := NewClient(srv.URL, srv.Client())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m, c
+}
+
+func TestClientSpeaksToServer(t *testing.T) {
+	_, c := pair(t)
+	ctx, repo := t.Context(), "demo/app"
+	b := bytes.Repeat([]byte("0123456789"), 10_000)
+	d := digest.FromBytes(b)
+	u, err := c.StartUpload(ctx, repo, UploadOptions{Size: int64(len(b)), Digest: d})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if u, err = c.WriteUpload(ctx, repo, u.ID, Chunk{0, 1, bytes.NewReader(b[:1])}); err != nil || u.Offset != 1 {
+		t.Fatalf("one byte: %+v, %v", u, err)
+	}
+	var re *RangeError
+	if _, err := c.WriteUpload(ctx, repo, u.ID, Chunk{7, 1, bytes.NewReader(b[7:8])}); !errors.As(err, &re) || re.Upload.Offset != 1 || re.Got != 7 {
+		t.Errorf("gap: %v", err)
+	}
+	if _, err := c.CommitUpload(ctx, repo, u.ID, d, Chunk{1, int64(len(b) - 1), bytes.NewReader(b[1:])}); err != nil {
+		t.Fatal(err)
+	}
+	if desc, err := c.StatBlob(ctx, repo, d); err != nil || desc.Size != int64(len(b)) {
+		t.Errorf("stat %+v, %v", desc, err)
+	}
+	for _, r := range []Range{Whole, {5, 10}, {50_000, -1}} {
+		body, err := c.OpenBlob(ctx, repo, d, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if body.Size != int64(len(b)) {
+			t.Errorf("range %+v: size %d", r, body.Size)
+		}
+		if _, err := body.Body.Seek(r.Offset, io.SeekStart); err != nil {
+			t.Error(err)
+		}
+		if got, err := io.ReadAll(body.Body); err != nil || !bytes.Equal(got, b[r.Offset:]) {
+			t.Errorf("range %+v: %d bytes, %v", r, len(got), err)
+		}
+		if err := body.Close(); err != nil {
+			t.Error(err)
+		}
+		if _, err := body.Body.Read(make([]byte, 1)); err == nil {
+			t.Error("a closed body still reads")
+		}
+	}
+	raw := []byte(`{"schemaVersion":2}`)
+	res, err := c.PutManifest(ctx, repo, Reference{Tag: "v1"}, v1.MediaTypeImageManifest, raw, PutOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := c.GetManifest(ctx, repo, Reference{Tag: "v1"}, GetOptions{})
+	if err != nil || !bytes.Equal(got.Bytes, raw) || got.MediaType != v1.MediaTypeImageManifest || got.Digest != res.Digest {
+		t.Errorf("manifest %+v, %v", got, err)
+	}
+	if got, err := c.GetManifest(ctx, repo, Reference{Tag: "v1"}, GetOptions{Have: res.Digest}); err != nil || got.Bytes != nil {
+		t.Errorf("unchanged manifest %+v, %v", got, err)
+	}
+	if l, err := c.ListTags(ctx, repo, Page{N: -1}); err != nil || len(l.Names) != 1 || l.More {
+		t.Errorf("tags %+v, %v", l, err)
+	}
+	p, err := c.ListReferrers(ctx, repo, res.Digest, "x/y", "")
+	if err != nil || len(p.Descriptors) != 1 || !p.Filtered || p.Next != "more" {
+		t.Errorf("referrers %+v, %v", p, err)
+	}
+	if _, err := c.MountBlob(ctx, "demo/other", repo, d); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.MountBlob(ctx, "demo/other", repo, digest.FromString("none")); !errors.Is(err, ErrBlobUnknown) {
+		t.Errorf("mount of nothing: %v", err)
+	}
+}
+
+// TestErrorsCrossTheWire: errors.Is holds on the other side for every line of the table.
+func TestErrorsCrossTheWire(t *testing.T) {
+	for _, want := range table {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			WriteError(w, r, fmt.Errorf("%w: the reason", want))
+		}))
+		c, err := NewClient(srv.URL, srv.Client())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = c.GetLayer(t.Context(), "demo/app", digest.FromString("x"))
+		if !errors.Is(err, want) && !(want == ErrRangeInvalid && errors.Is(err, ErrRangeInvalid)) {
+			t.Errorf("%s %d came back as %v", want.Code, want.Status, err)
+		}
+		if want != ErrInternal && want != ErrRangeInvalid && !strings.Contains(fmt.Sprint(err), "the reason") {
+			t.Errorf("%s: the reason was lost: %v", want.Code, err)
+		}
+		srv.Close()
+	}
+}
+
+func TestUnreachableIsNotMissing(t *testing.T) {
+	m, c := pair(t)
+	m.down = true
+	d := digest.FromString("x")
+	_, err := c.OpenBlob(t.Context(), "demo/app", d, Whole)
+	var retry *RetryError
+	if !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrBlobUnknown) || !errors.As(err, &retry) {
+		t.Errorf("503: %v, want ErrUnavailable with a time to retry", err)
+	}
+	gone, err := NewClient("http://127.0.0.1:1", http.DefaultClient)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := gone.StatBlob(t.Context(), "demo/app", d); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("refused: %v, want ErrUnavailable", err)
+	}
+}
+
+func TestOriginsWalk(t *testing.T) {
+	var members []ring.Member
+	stores := map[string]*memory{}
+	for _, id := range []string{"o1", "o2", "o3"} {
+		m := newMemory()
+		srv := httptest.NewServer(m.server().Handler())
+		t.Cleanup(srv.Close)
+		members, stores[id] = append(members, ring.Member{ID: id, URL: srv.URL}), m
+	}
+	o, err := NewOrigins(members, 2, http.DefaultClient)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := digest.FromString("hello")
+	owners := o.Owners(d)
+	if _, err := o.StatBlob(t.Context(), "a", d); !errors.Is(err, ErrBlobUnknown) {
+		t.Errorf("nobody has it: %v", err)
+	}
+	stores[owners[0].ID].down = true
+	stores[owners[1].ID].put("a", []byte("hello"), d)
+	if desc, err := o.StatBlob(t.Context(), "a", d); err != nil || desc.Size != 5 {
+		t.Errorf("the second owner has it: %+v, %v", desc, err)
+	}
+	for _, m := range stores {
+		m.down = true
+	}
+	if _, err := o.StatBlob(t.Context(), "a", d); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("all are down: %v", err)
+	}
+	if _, err := NewOrigins(append(members, members[0]), 2, http.DefaultClient); err == nil {
+		t.Error("an id that is there twice was taken")
+	}
+}
+
+// cut is a blob that breaks off.
+type cut struct{ *bytes.Reader }
+
+func (c cut) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	if err == io.EOF {
+		err = errors.New("swarm is gone")
+	}
+	return n, err
+}
+
+type broken struct{ *memory }
+
+func (broken) OpenBlob(_ context.Context, _ string, d digest.Digest, _ Range) (*Content, error) {
+	return &Content{Digest: d, Size: 1 << 20, Body: longer{cut{bytes.NewReader(make([]byte, 1000))}}, Close: func() error { return nil }}, nil
+}
+
+// longer claims to have more bytes than come.
+type longer struct{ cut }
+
+func (l longer) Seek(off int64, whence int) (int64, error) {
+	if whence == io.SeekEnd {
+		return 1 << 20, nil
+	}
+	return l.cut.Seek(off, whence)
+}
+
+func TestBrokenBodyNeverEndsClean(t *testing.T) {
+	srv := httptest.NewServer(Server{Blobs: broken{newMemory()}}.Handler())
+	defer srv.Close()
+	c, err := NewClient(srv.URL, srv.Client())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	body, err := c.OpenBlob(ctx, "a", digest.FromString("x"), Whole)
+	if err != nil {
+		return // cut before the headers: as good
+	}
+	defer body.Close()
+	if n, err := io.Copy(io.Discard, body.Body); err == nil {
+		t.Errorf("%d bytes and a clean end", n)
+	}
+}
