@@ -1,0 +1,194 @@
+package sql
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/proto/registry"
+)
+
+func open(t *testing.T) (*Store, string) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "names.db")
+	s, err := Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s, path
+}
+
+func update(t *testing.T, s *Store, f func(*Tx) error) {
+	t.Helper()
+	if err := s.Update(t.Context(), f); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func manifest(repo, text string, gen int64) Manifest {
+	return Manifest{Repository: repo, Digest: digest.FromString(text), MediaType: "x/y", Generation: gen, Bytes: []byte(text)}
+}
+
+func TestTagsFollowGenerations(t *testing.T) {
+	s, _ := open(t)
+	a, b := manifest("r", "a", 1), manifest("r", "b", 2)
+	update(t, s, func(tx *Tx) error {
+		return errors.Join(tx.PutManifest(a), tx.PutManifest(b), tx.PutTag("r", "v", b.Digest, 20), tx.PutTag("r", "v", a.Digest, 10))
+	})
+	if d, gen, err := s.Tag(t.Context(), "r", "v"); err != nil || d != b.Digest || gen != 20 {
+		t.Errorf("tag %s at %d, %v: an older generation won", d, gen, err)
+	}
+	if m, err := s.ManifestByTag(t.Context(), "r", "v"); err != nil || string(m.Bytes) != "b" {
+		t.Errorf("manifest %+v, %v", m, err)
+	}
+	if err := s.Update(t.Context(), func(tx *Tx) error { return tx.DeleteTag("r", "v", 15) }); !errors.Is(err, ErrNotFound) {
+		t.Errorf("an older deletion: %v, want ErrNotFound", err)
+	}
+	update(t, s, func(tx *Tx) error { return tx.DeleteTag("r", "v", 30) })
+	if _, _, err := s.Tag(t.Context(), "r", "v"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("deleted tag: %v", err)
+	}
+}
+
+func TestDeletedManifestTakesItsTags(t *testing.T) {
+	s, _ := open(t)
+	m := manifest("r", "a", 1)
+	update(t, s, func(tx *Tx) error {
+		return errors.Join(tx.PutManifest(m), tx.PutTag("r", "v1", m.Digest, 1), tx.PutTag("r", "v2", m.Digest, 1))
+	})
+	var tags []string
+	update(t, s, func(tx *Tx) (err error) {
+		tags, err = tx.DeleteManifest("r", m.Digest, 9)
+		return err
+	})
+	slices.Sort(tags)
+	if !slices.Equal(tags, []string{"v1", "v2"}) {
+		t.Errorf("tags that went: %v", tags)
+	}
+	var n int
+	if err := s.r.QueryRow(`SELECT count(*) FROM contents`).Scan(&n); err != nil || n != 0 {
+		t.Errorf("%d contents stay, %v", n, err)
+	}
+}
+
+func TestFailedTransactionChangesNothing(t *testing.T) {
+	s, _ := open(t)
+	no := errors.New("no")
+	err := s.Update(t.Context(), func(tx *Tx) error {
+		return errors.Join(tx.PutLayer("r", digest.FromString("x"), 1), tx.Enqueue(registry.NameRecord{}), no)
+	})
+	if !errors.Is(err, no) {
+		t.Errorf("update: %v", err)
+	}
+	if n, err := s.OutboxLen(t.Context()); err != nil || n != 0 {
+		t.Errorf("outbox has %d rows, %v", n, err)
+	}
+	if ok, err := s.HasRepository(t.Context(), "r"); err != nil || ok {
+		t.Errorf("repository: %v, %v", ok, err)
+	}
+}
+
+func TestOutboxSurvives(t *testing.T) {
+	s, path := open(t)
+	update(t, s, func(tx *Tx) error { return tx.Enqueue(registry.NameRecord{Repository: "r", Tag: "v", Generation: 7}) })
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	rows, err := s.Outbox(t.Context(), 0, 10)
+	if err != nil || len(rows) != 1 || rows[0].Record.Generation != 7 {
+		t.Fatalf("rows %+v, %v", rows, err)
+	}
+	if err := s.Done(t.Context(), rows[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := s.OutboxLen(t.Context()); err != nil || n != 0 {
+		t.Errorf("%d rows are left, %v", n, err)
+	}
+}
+
+func TestNewerSchemaIsRefused(t *testing.T) {
+	s, path := open(t)
+	if _, err := s.w.Exec(`INSERT INTO goose_db_version (version_id, is_applied) VALUES (999, 1)`); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	if _, err := Open(context.Background(), path); !errors.Is(err, ErrNewerSchema) || !strings.Contains(err.Error(), "999") {
+		t.Errorf("open: %v, want ErrNewerSchema with the version", err)
+	}
+}
+
+// TestPagingReadsAnIndex: neither scan nor sort, whatever the number of tags.
+func TestPagingReadsAnIndex(t *testing.T) {
+	s, _ := open(t)
+	for name, q := range map[string]struct {
+		text string
+		args []any
+	}{
+		"tags":         {queryTags, []any{"r", "", 100}},
+		"repositories": {queryRepositories, []any{"", 100}},
+		"referrers":    {queryReferrers, []any{"r", "d", "", 100}},
+	} {
+		rows, err := s.r.Query(`EXPLAIN QUERY PLAN `+q.text, q.args...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var plan []string
+		for rows.Next() {
+			var id, parent, unused int
+			var detail string
+			if err := rows.Scan(&id, &parent, &unused, &detail); err != nil {
+				t.Fatal(err)
+			}
+			plan = append(plan, detail)
+		}
+		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+			t.Fatal(err)
+		}
+		for _, step := range plan {
+			if strings.HasPrefix(step, "SCAN") || strings.Contains(step, "TEMP B-TREE") {
+				t.Errorf("%s: %s", name, step)
+			}
+		}
+		if len(plan) == 0 {
+			t.Errorf("%s: no plan", name)
+		}
+	}
+}
+
+func TestPages(t *testing.T) {
+	s, _ := open(t)
+	m := manifest("r", "a", 1)
+	update(t, s, func(tx *Tx) error {
+		err := tx.PutManifest(m)
+		for i := range 25 {
+			err = errors.Join(err, tx.PutTag("r", fmt.Sprintf("v%02d", i), m.Digest, 1))
+		}
+		return err
+	})
+	var all []string
+	for last := ""; ; {
+		page, err := s.Tags(t.Context(), "r", last, 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(page) == 0 {
+			break
+		}
+		all, last = append(all, page...), page[len(page)-1]
+	}
+	if len(all) != 25 || !slices.IsSorted(all) {
+		t.Errorf("pages add up to %v", all)
+	}
+}

@@ -1,0 +1,144 @@
+package origin
+
+import (
+	"encoding/json"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/proto/blob"
+	"kraken/proto/registry"
+)
+
+// metainfoOf is of a blob with n pieces of zeroes.
+func metainfoOf(t testing.TB, n int) *blob.Metainfo {
+	t.Helper()
+	size := int64(n) * blob.MinPieceLength
+	h := blob.NewPieceHasher(size)
+	zero := make([]byte, blob.MinPieceLength)
+	for range n {
+		if _, err := h.Write(zero); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m, err := h.Sum(digest.FromString("zeroes"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func TestEachPieceOnceBeforeAnyTwice(t *testing.T) {
+	m := metainfoOf(t, 40)
+	l := newLeases(8)
+	sent := make([]int, 40)
+	for range 5 { // five agents with nothing, eight pieces each
+		for _, i := range l.hand(m, blob.NewBitmap(40), registry.LeaseRequest{Max: 8}, 0, 1).Pieces {
+			sent[i]++
+		}
+	}
+	if slices.Min(sent) != 1 || slices.Max(sent) != 1 {
+		t.Errorf("pieces were sent %v times, want each once", sent)
+	}
+	if out := l.hand(m, blob.NewBitmap(40), registry.LeaseRequest{Max: 8}, 0, 1); len(out.Pieces) != 0 || out.RetryAfter <= 0 {
+		t.Errorf("everything was sent a moment ago: %+v, want a time to ask again", out)
+	}
+}
+
+func TestLeastSentComesNext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := metainfoOf(t, 12)
+		l := newLeases(8)
+		first := l.hand(m, blob.NewBitmap(12), registry.LeaseRequest{Max: 12}, 0, 1).Pieces
+		for _, i := range first {
+			l.sending(m.Digest, registry.Range{Offset: int64(i) * m.PieceLength(), Length: m.PieceLength()}, m.Size)
+		}
+		time.Sleep(2 * againAfter)
+		have := blob.NewBitmap(12)
+		have.Set(3)
+		again := l.hand(m, have, registry.LeaseRequest{Max: 4}, 0, 1).Pieces
+		if len(again) != 4 || slices.Contains(again, 3) {
+			t.Fatalf("a late agent was handed %v", again)
+		}
+		time.Sleep(2 * againAfter)
+		for _, i := range l.hand(m, blob.NewBitmap(12), registry.LeaseRequest{Max: 8}, 0, 1).Pieces {
+			if slices.Contains(again, i) {
+				t.Errorf("piece %d was sent a third time before others a second", i)
+			}
+		}
+	})
+}
+
+func TestExpiredLeaseGoesToAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := metainfoOf(t, 4)
+		l := newLeases(8)
+		l.hand(m, blob.NewBitmap(4), registry.LeaseRequest{Max: 4}, 0, 1)
+		l.sending(m.Digest, registry.Range{Offset: 0, Length: m.PieceLength()}, m.Size) // only piece 0 was fetched
+		time.Sleep(leaseFor + time.Second)
+		l.hand(m, blob.NewBitmap(4), registry.LeaseRequest{Max: 3}, 0, 1)
+		b := l.blobs[m.Digest]
+		if !slices.Equal(b.sent, []uint16{1, 1, 1, 1}) {
+			t.Errorf("sent %v: an unused lease counts, or a used one doesn't", b.sent)
+		}
+	})
+}
+
+func TestReplicasLeadWithDisjointPieces(t *testing.T) {
+	m := metainfoOf(t, 64)
+	a, b := newLeases(8), newLeases(8)
+	first := a.hand(m, blob.NewBitmap(64), registry.LeaseRequest{Max: 32}, 0, 2).Pieces
+	second := b.hand(m, blob.NewBitmap(64), registry.LeaseRequest{Max: 32}, 1, 2).Pieces
+	for _, i := range first {
+		if slices.Contains(second, i) {
+			t.Errorf("both replicas lead with piece %d", i)
+		}
+	}
+	if len(first)+len(second) != 64 {
+		t.Errorf("%d and %d pieces were handed out", len(first), len(second))
+	}
+}
+
+func TestReadersComeFirst(t *testing.T) {
+	m := metainfoOf(t, 64)
+	out := newLeases(8).hand(m, blob.NewBitmap(64), registry.LeaseRequest{Max: 4, Want: []int{50, 51, -7, 1000}}, 0, 1).Pieces
+	if !slices.Equal(out[:2], []int{50, 51}) {
+		t.Errorf("handed out %v, want what a reader waits for first", out)
+	}
+}
+
+func TestLeasersAreBounded(t *testing.T) {
+	m := metainfoOf(t, 4)
+	l := newLeases(2)
+	l.hand(m, blob.NewBitmap(4), registry.LeaseRequest{Max: 1}, 0, 1)
+	if !l.enter(m.Digest) || !l.enter(m.Digest) || l.enter(m.Digest) {
+		t.Error("want two at once and no third")
+	}
+	l.leave(m.Digest)
+	if !l.enter(m.Digest) {
+		t.Error("one left, and nobody may enter")
+	}
+}
+
+func FuzzLeaseRequest(f *testing.F) {
+	m := metainfoOf(f, 20)
+	f.Add([]byte(`{"have":"AAAA","want":[1,2,-3,99],"max":5}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var r registry.LeaseRequest
+		if json.Unmarshal(b, &r) != nil {
+			return
+		}
+		have, err := blob.ParseBitmap(m.NumPieces(), r.Have)
+		if err != nil {
+			return
+		}
+		for _, i := range newLeases(1).hand(m, have, r, 0, 2).Pieces {
+			if i < 0 || i >= 20 || have.Has(i) {
+				t.Errorf("handed out piece %d for %s", i, b)
+			}
+		}
+	})
+}

@@ -1,0 +1,95 @@
+package proxy
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"testing"
+	"testing/iotest"
+	"time"
+
+	"kraken/proto/registry"
+)
+
+func TestFanOutCopiesToAll(t *testing.T) {
+	for _, size := range []int{0, 1, blockSize, 5*blockSize + 7} {
+		body := bytes.Repeat([]byte{7}, size)
+		got := make([]bytes.Buffer, 3)
+		errs, readErr := fanOut(t.Context(), iotest.HalfReader(bytes.NewReader(body)), 3, time.Second, func(_ context.Context, i int, r io.Reader) error {
+			_, err := got[i].ReadFrom(r)
+			return err
+		})
+		if readErr != nil || errors.Join(errs...) != nil {
+			t.Errorf("%d bytes: %v, %v", size, readErr, errs)
+		}
+		for i := range got {
+			if !bytes.Equal(got[i].Bytes(), body) {
+				t.Errorf("destination %d got %d of %d bytes", i, got[i].Len(), size)
+			}
+		}
+	}
+}
+
+func TestFanOutLeavesTheStalledBehind(t *testing.T) {
+	body := bytes.Repeat([]byte{7}, 20*blockSize)
+	var n int64
+	errs, readErr := fanOut(t.Context(), bytes.NewReader(body), 2, 50*time.Millisecond, func(ctx context.Context, i int, r io.Reader) (err error) {
+		if i == 0 {
+			<-ctx.Done() // takes nothing
+			return context.Cause(ctx)
+		}
+		n, err = io.Copy(io.Discard, r)
+		return err
+	})
+	if readErr != nil || !errors.Is(errs[0], errStalled) || errs[1] != nil || n != int64(len(body)) {
+		t.Errorf("%v, %v; the other got %d of %d bytes", readErr, errs, n, len(body))
+	}
+}
+
+func TestFanOutGoesOnWithoutTheFailed(t *testing.T) {
+	body := bytes.Repeat([]byte{7}, 20*blockSize)
+	refused := errors.New("refused")
+	var n int64
+	errs, _ := fanOut(t.Context(), bytes.NewReader(body), 2, time.Minute, func(_ context.Context, i int, r io.Reader) (err error) {
+		if i == 0 {
+			return refused
+		}
+		n, err = io.Copy(io.Discard, r)
+		return err
+	})
+	if !errors.Is(errs[0], refused) || errs[1] != nil || n != int64(len(body)) {
+		t.Errorf("%v; the other got %d of %d bytes", errs, n, len(body))
+	}
+}
+
+func TestFanOutTellsOfABrokenBody(t *testing.T) {
+	lost := errors.New("client went away")
+	body := io.MultiReader(bytes.NewReader(make([]byte, 3*blockSize)), iotest.ErrReader(lost))
+	errs, readErr := fanOut(t.Context(), body, 2, time.Minute, func(_ context.Context, _ int, r io.Reader) error {
+		_, err := io.Copy(io.Discard, r)
+		return err
+	})
+	if !errors.Is(readErr, lost) || !errors.Is(errs[0], lost) || !errors.Is(errs[1], lost) {
+		t.Errorf("%v, %v: a destination took a cut body for a whole one", readErr, errs)
+	}
+}
+
+func TestSessionIDs(t *testing.T) {
+	p := &Proxy{}
+	for _, id := range []string{"", "x", "e30", session{V: 2, Repo: "a", S: []part{{"o", "u"}}}.id(), session{V: 1, Repo: "other", S: []part{{"o", "u"}}}.id(), session{V: 1, Repo: "a"}.id()} {
+		if _, err := p.open("a", id); !errors.Is(err, registry.ErrBlobUploadUnknown) {
+			t.Errorf("id %q: %v, want ErrBlobUploadUnknown", id, err)
+		}
+	}
+}
+
+func FuzzSessionID(f *testing.F) {
+	f.Add(session{V: 1, Repo: "other", S: []part{{"o", "u"}}}.id())
+	p := &Proxy{}
+	f.Fuzz(func(t *testing.T, id string) {
+		if _, err := p.open("a/name/that/no/seed/has", id); err == nil {
+			t.Errorf("id %q was taken", id)
+		}
+	})
+}
