@@ -11,7 +11,7 @@ BUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X kraken/proto/tra
 TOOL := $(GO) tool -modfile=test/tools/go.mod
 
 .DEFAULT_GOAL := help
-.PHONY: help check-go build images devcluster stop-devcluster test test-go test-setup test-python test-tools lint fuzz clean
+.PHONY: help check-go build images devcluster stop-devcluster test test-go test-setup test-python test-containers test-tools lint fuzz clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -41,7 +41,7 @@ devcluster: build $(if $(filter docker,$(RUNTIME)),images) ## start a whole clus
 stop-devcluster: ## end what devcluster started
 	@if [ -x bin/devcluster ]; then bin/devcluster --dir $(STATE) down; else echo "nothing to stop: bin/devcluster was never built"; fi
 
-test: test-go test-python ## run all tests; installs what is missing when root
+test: test-go test-python test-containers ## run all tests; installs what is missing when root
 
 test-go: check-go ## Go tests with the race detector
 	@test/setup.sh gcc
@@ -56,6 +56,11 @@ test-tools: check-go ## build the test programs that are Go modules, into bin/to
 
 test-python: build test-setup test-tools ## tests with real clients and processes
 	cd test/python && /usr/bin/python3 -m pytest -v
+
+test-containers: test-setup ## the cluster's scenarios once more, against containers; needs a docker daemon
+	@if docker info >/dev/null 2>&1; then \
+		$(MAKE) images && cd test/python && RUNTIME=docker /usr/bin/python3 -m pytest -v test_oci.py test_docker.py; \
+	else echo "skipped: no docker daemon answers"; [ "$$KRAKEN_TEST_REQUIRE" != 1 ]; fi
 
 lint: check-go ## gofmt, vet, staticcheck, govulncheck
 	@out=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "gofmt would change:"; echo "$$out"; exit 1; fi

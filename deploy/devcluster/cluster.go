@@ -382,7 +382,11 @@ func (cl *cluster) wipe(name string) error {
 	return cl.makeStateDir(c)
 }
 
-func (cl *cluster) stateDir(c *component) string { return filepath.Join(cl.Dir, c.Name, "state") }
+// stateDir differs by runtime: containers run as another user, who can't use a process's files.
+func (cl *cluster) stateDir(c *component) string {
+	return filepath.Join(cl.Dir, c.Name, "state-"+cl.Runtime)
+}
+
 func (cl *cluster) configPath(c *component) string {
 	return filepath.Join(cl.Dir, c.Name, "config.yaml")
 }

@@ -53,7 +53,7 @@ class Component:
 
     @property
     def state_dir(self):
-        return os.path.join(DIR, self.name, "state")
+        return os.path.join(DIR, self.name, "state-" + RUNTIME)
 
     def stop(self):
         self.cluster.control("stop", self.name)
