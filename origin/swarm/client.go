@@ -52,6 +52,7 @@ func (s *Swarm) clientConfig() *torrent.ClientConfig {
 	c.TotalHalfOpenConns = s.cfg.MaxConns
 	c.DialRateLimiter = rate.NewLimiter(rate.Inf, 1)
 	c.NominalDialTimeout, c.MinDialTimeout = 5*time.Second, 3*time.Second
+	c.HandshakesTimeout = 10 * time.Second
 	c.UploadRateLimiter = rate.NewLimiter(rate.Inf, uploadBurst)
 	if s.cfg.UploadRate > 0 {
 		c.UploadRateLimiter.SetLimit(rate.Limit(s.cfg.UploadRate))
