@@ -1,11 +1,13 @@
 package transport
 
 import (
+	"context"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -17,6 +19,7 @@ func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 // pipes is a listener and dialer in memory, so that deadlines run on the clock of a synctest bubble.
 type pipes struct {
+	dials atomic.Int32
 	conns chan net.Conn
 	done  chan struct{}
 	once  sync.Once
@@ -40,7 +43,10 @@ func (p *pipes) Close() error {
 
 func (p *pipes) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1} }
 
+func (p *pipes) dialContext(context.Context, string, string) (net.Conn, error) { return p.dial() }
+
 func (p *pipes) dial() (net.Conn, error) {
+	p.dials.Add(1)
 	ours, theirs := net.Pipe()
 	select {
 	case p.conns <- theirs:

@@ -1,0 +1,240 @@
+package transport
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"kraken/proto/config"
+)
+
+const patience = 10 * time.Second
+
+// overPipes is a client of NewClient's shape whose connections go over p.
+func overPipes(t *testing.T, p *pipes) *http.Client {
+	t.Helper()
+	c, err := NewClient(ClientConfig{ProgressTimeout: config.Duration(patience)}, quiet())
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, ok := c.Transport.(*progress).next.(*http.Transport)
+	if !ok {
+		t.Fatalf("the client's transport is a %T", c.Transport.(*progress).next)
+	}
+	next.DialContext = p.dialContext
+	t.Cleanup(next.CloseIdleConnections)
+	return c
+}
+
+// TestClientGivesUpOnSilence: each phase of a request may go without a byte for the progress timeout, and no longer.
+func TestClientGivesUpOnSilence(t *testing.T) {
+	for name, tc := range map[string]struct {
+		h    http.HandlerFunc
+		body io.Reader
+	}{
+		"no header": {func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, nil},
+		"no body": {func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Length", "10")
+			_, _ = io.WriteString(w, "1234")
+			_ = http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+		}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := overPipes(t, onPipes(t, tc.h))
+				began := time.Now()
+				err := fetch(t, c, tc.body)
+				if !errors.Is(err, ErrNoProgress) {
+					t.Errorf("ended with %v, want ErrNoProgress", err)
+				}
+				if d := time.Since(began); d != patience {
+					t.Errorf("gave up after %s, want %s", d, patience)
+				}
+			})
+		})
+	}
+}
+
+// TestClientGivesUpOnUnreadUpload: nobody reads what is sent.
+func TestClientGivesUpOnUnreadUpload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPipes()
+		c := overPipes(t, p)
+		accepted := make(chan struct{})
+		go func() {
+			defer close(accepted)
+			conn, err := p.Accept()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Close()
+			time.Sleep(3 * patience) // a connection that is open, and silent
+		}()
+		began := time.Now()
+		err := fetch(t, c, strings.NewReader(strings.Repeat("x", 1<<20)))
+		if !errors.Is(err, ErrNoProgress) {
+			t.Errorf("ended with %v, want ErrNoProgress", err)
+		}
+		if d := time.Since(began); d != patience {
+			t.Errorf("gave up after %s, want %s", d, patience)
+		}
+		<-accepted
+	})
+}
+
+// TestSlowIsNotSilent: a transfer of any length goes on as long as bytes move, and neither a slow source nor a slow reader of ours is
+// the other side's fault.
+func TestSlowIsNotSilent(t *testing.T) {
+	const step = patience - time.Second
+	t.Run("slow answer", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			c := overPipes(t, onPipes(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				for range 5 {
+					time.Sleep(step)
+					_, _ = io.WriteString(w, "x")
+					_ = http.NewResponseController(w).Flush()
+				}
+			})))
+			if err := fetch(t, c, nil); err != nil {
+				t.Error(err)
+			}
+		})
+	})
+	t.Run("slow source", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			c := overPipes(t, onPipes(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })))
+			if err := fetch(t, c, &slowReader{n: 3, pause: 5 * patience}); err != nil {
+				t.Error(err)
+			}
+		})
+	})
+	t.Run("slow reader", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			c := overPipes(t, onPipes(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				_, _ = io.WriteString(w, strings.Repeat("x", 300<<10))
+			})))
+			resp, err := c.Get("http://test/")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			for n := 0; n < 300<<10; {
+				time.Sleep(3 * patience)
+				k, err := io.ReadAtLeast(resp.Body, make([]byte, 100<<10), 100<<10)
+				if err != nil {
+					t.Fatalf("after %d bytes: %v", n, err)
+				}
+				n += k
+			}
+		})
+	})
+}
+
+// TestCallersCancelStaysACancel: the caller's own end is not taken for the other side's silence.
+func TestCallersCancelStaysACancel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := overPipes(t, onPipes(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://test/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp, err := c.Do(req); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrNoProgress) {
+			if err == nil {
+				resp.Body.Close()
+			}
+			t.Errorf("ended with %v, want the caller's deadline", err)
+		}
+	})
+}
+
+// TestConnectionsAreKept pins that answers read to their end leave a connection for the next request.
+func TestConnectionsAreKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := onPipes(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "x") }))
+		c := overPipes(t, p)
+		for range 5 {
+			if err := fetch(t, c, nil); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+		}
+		if n := p.dials.Load(); n != 1 {
+			t.Errorf("%d connections for five requests", n)
+		}
+	})
+}
+
+func TestClientNeitherFollowsNorInflates(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := overPipes(t, onPipes(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if e := r.Header.Get("Accept-Encoding"); e != "" {
+				t.Errorf("asked for encoding %q", e)
+			}
+			http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect)
+		})))
+		resp, err := c.Get("http://test/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		readAll(t, resp.Body)
+		if resp.StatusCode != http.StatusTemporaryRedirect {
+			t.Errorf("status %d, want the redirect itself", resp.StatusCode)
+		}
+	})
+}
+
+func TestClientRefusesBadFiles(t *testing.T) {
+	for name, cfg := range map[string]ClientConfig{
+		"no such authority": {CA: "/nonexistent"},
+		"key alone":         {Key: "/nonexistent"},
+		"no such pair":      {Cert: "/nonexistent", Key: "/nonexistent"},
+	} {
+		if _, err := NewClient(cfg, quiet()); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+func fetch(t *testing.T, c *http.Client, body io.Reader) error {
+	t.Helper()
+	method := http.MethodGet
+	if body != nil {
+		method = http.MethodPut
+	}
+	req, err := http.NewRequestWithContext(t.Context(), method, "http://test/", body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(io.Discard, resp.Body)
+	return err
+}
+
+// slowReader gives n bytes, each after a pause.
+type slowReader struct {
+	n     int
+	pause time.Duration
+}
+
+func (s *slowReader) Read(p []byte) (int, error) {
+	if s.n == 0 {
+		return 0, io.EOF
+	}
+	time.Sleep(s.pause)
+	s.n--
+	p[0] = 'x'
+	return 1, nil
+}
