@@ -14,8 +14,11 @@ import (
 const (
 	// leaseFor is how long an agent may take to fetch a piece before it counts as not sent.
 	leaseFor = 10 * time.Second
-	// againAfter is how long a piece that was sent is not sent again: agents trade it meanwhile.
-	againAfter = time.Second
+	// againAfter is how long a piece that was sent is not sent again: agents trade it meanwhile. It is also how long a replica
+	// leaves the pieces that another one leads with to that one: else each piece would be sent once by each.
+	againAfter = 3 * time.Second
+	// patience is the same for a piece that a reader waits for.
+	patience = 500 * time.Millisecond
 	// stripe is how many neighbouring pieces one replica leads with, so that agents read long ranges.
 	stripe = 4
 )
@@ -34,6 +37,7 @@ type lease struct {
 	sent    []uint16    // how often a piece was leased
 	at      []time.Time // when it was leased last; zero for never
 	fetched []uint16    // how often its range was asked for
+	began   time.Time   // of the first lease
 	used    time.Time
 	asking  int
 }
@@ -51,7 +55,7 @@ func (l *leases) hand(m *blob.Metainfo, have blob.Bitmap, r registry.LeaseReques
 	b := l.blobs[m.Digest]
 	if b == nil {
 		n := m.NumPieces()
-		b = &lease{sent: make([]uint16, n), at: make([]time.Time, n), fetched: make([]uint16, n)}
+		b = &lease{sent: make([]uint16, n), at: make([]time.Time, n), fetched: make([]uint16, n), began: now}
 		l.blobs[m.Digest] = b
 	}
 	b.used = now
@@ -76,23 +80,24 @@ func (l *leases) hand(m *blob.Metainfo, have blob.Bitmap, r registry.LeaseReques
 			b.sent[i] = b.fetched[i]
 		}
 	}
-	// A reader waits for these: a second copy is cheaper than its patience.
-	for _, i := range r.Want {
-		if i >= 0 && i < len(b.sent) && (b.sent[i] == 0 || now.Sub(b.at[i]) > againAfter) && !give(i) {
-			return out
+	// rest is how long piece i has been left to others.
+	rest := func(i int) time.Duration {
+		switch {
+		case b.sent[i] > 0:
+			return now.Sub(b.at[i])
+		case (i/stripe)%max(1, replicas) == replica:
+			return leaseFor // it is ours to send first
 		}
+		return now.Sub(b.began)
 	}
-	for pass := range 2 {
-		for i := range b.sent {
-			mine := (i/stripe)%max(1, replicas) == replica
-			if b.sent[i] == 0 && mine == (pass == 0) && !give(i) {
-				return out
-			}
+	for _, i := range r.Want {
+		if i >= 0 && i < len(b.sent) && rest(i) > patience && !give(i) {
+			return out
 		}
 	}
 	order := make([]int, 0, len(b.sent))
 	for i := range b.sent {
-		if !have.Has(i) && now.Sub(b.at[i]) > againAfter {
+		if !have.Has(i) && rest(i) > againAfter {
 			order = append(order, i)
 		}
 	}

@@ -102,6 +102,28 @@ func TestReplicasLeadWithDisjointPieces(t *testing.T) {
 	}
 }
 
+func TestReplicaStepsInForAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := metainfoOf(t, 64)
+		l := newLeases(8)
+		ask := func(want ...int) []int {
+			return l.hand(m, blob.NewBitmap(64), registry.LeaseRequest{Max: 64, Want: want}, 0, 2).Pieces
+		}
+		if got := ask(); len(got) != 32 {
+			t.Errorf("%d pieces at once, want our half", len(got))
+		}
+		theirs := stripe // the first piece that the other replica leads with
+		time.Sleep(patience + time.Millisecond)
+		if got := ask(theirs); !slices.Equal(got, []int{theirs}) {
+			t.Errorf("a reader has waited for piece %d and was handed %v", theirs, got)
+		}
+		time.Sleep(againAfter + time.Millisecond)
+		if got := ask(); len(got) != 64 {
+			t.Errorf("%d pieces after a time, want all that were left to others", len(got))
+		}
+	})
+}
+
 func TestReadersComeFirst(t *testing.T) {
 	m := metainfoOf(t, 64)
 	out := newLeases(8).hand(m, blob.NewBitmap(64), registry.LeaseRequest{Max: 4, Want: []int{50, 51, -7, 1000}}, 0, 1).Pieces
