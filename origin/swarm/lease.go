@@ -55,10 +55,9 @@ func (f *Fetch) AddSource(src Source) {
 		return
 	}
 	f.sources = append(f.sources, src)
-	w := &worker{f: f, src: src}
 	for range workersPerSource {
-		x := *w
-		f.wg.Go(x.run)
+		w := &worker{f: f, src: src, size: leaseFirst}
+		f.wg.Go(w.run)
 	}
 }
 
@@ -73,7 +72,6 @@ type worker struct {
 
 func (w *worker) run() {
 	f := w.f
-	w.size = leaseFirst
 	for f.ctx.Err() == nil {
 		pieces, wait := w.next()
 		claimed := f.board.claim(pieces)
