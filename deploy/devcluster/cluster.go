@@ -66,6 +66,9 @@ type cluster struct {
 
 const stateFile = "cluster.json"
 
+// errNone is that up has started nothing, or down has ended it.
+var errNone = errors.New("no cluster is running")
+
 // startTimeout bounds how long a component may take until it is ready.
 const startTimeout = 25 * time.Second
 
@@ -143,7 +146,7 @@ func load(o options) (*cluster, error) {
 	}
 	b, err := os.ReadFile(filepath.Join(cl.Dir, stateFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("no cluster in %s: start one with `make devcluster`", cl.Dir)
+		return nil, fmt.Errorf("%w in %s: start one with `make devcluster`", errNone, cl.Dir)
 	}
 	if err != nil {
 		return nil, err

@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -81,6 +82,10 @@ func onRunning(o *options, use, short string, named bool, run func(*cobra.Comman
 	}
 	return &cobra.Command{Use: use, Short: short, Args: args, RunE: func(c *cobra.Command, a []string) error {
 		cl, err := load(*o)
+		if errors.Is(err, errNone) && c.Name() == "down" {
+			fmt.Fprintln(c.OutOrStdout(), "nothing to stop:", err)
+			return nil
+		}
 		if err != nil {
 			return err
 		}

@@ -126,9 +126,9 @@ class Cluster:
         self.started = True
 
     def end(self):
-        if self.started:
+        if self.started and os.path.exists(os.path.join(DIR, "cluster.json")):
             run("make", "stop-devcluster", cwd=ROOT)
-            self.started = False
+        self.started = False
 
     def revive(self):
         """Starts whatever a test left stopped."""
