@@ -99,6 +99,8 @@ const (
 	// retryMin and retryMax bound the pauses between dials of one peer.
 	retryMin, retryMax = time.Second, 10 * time.Second
 	maxCandidates      = 500
+	// staleAfter is after how many stall timeouts without a piece connections are made anew.
+	staleAfter = 5
 )
 
 // Fetch starts to fill req.Partial and returns at once. There is one Fetch for a blob at a time: ErrBusy. It ends when all pieces
@@ -153,6 +155,7 @@ func (f *Fetch) run() {
 	t := time.NewTicker(tick)
 	defer t.Stop()
 	var before int64
+	reconnected := time.Now()
 	f.dial()
 	for {
 		select {
@@ -173,8 +176,25 @@ func (f *Fetch) run() {
 		if idle := f.idle(); idle > f.s.cfg.GiveUp {
 			f.finish(fmt.Errorf("fetch %s: %w for %s", f.m.Digest, ErrNoProgress, idle.Round(time.Second)))
 			return
+		} else if limit := staleAfter * f.s.cfg.StallTimeout; idle > limit && time.Since(reconnected) > limit {
+			reconnected = time.Now()
+			f.reconnect()
 		}
 		f.dial()
+	}
+}
+
+// reconnect ends the connections of a fetch that nothing comes for; dial makes them again. Once in some hundred fetches of a single
+// piece the library misses that a peer has become useful, and asking it to look again does not help; a new connection does.
+func (f *Fetch) reconnect() {
+	f.t.mu.Lock()
+	conns := make([]*conn, 0, len(f.t.conns))
+	for c := range f.t.conns {
+		conns = append(conns, c)
+	}
+	f.t.mu.Unlock()
+	for _, c := range conns {
+		c.Close()
 	}
 }
 
