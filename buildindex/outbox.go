@@ -105,6 +105,9 @@ func (x *Index) publish(ctx context.Context, r registry.NameRecord) error {
 	case registry.NameManifest:
 		return x.publishManifest(ctx, b, r)
 	case registry.NameLayer:
+		if _, err := x.db.Layer(ctx, r.Repository, r.Digest); err != nil {
+			return ignoreMissing(err) // deleted before it was written
+		}
 		if err := x.durable(ctx, r.Repository, []digest.Digest{r.Digest}); err != nil {
 			return err
 		}
@@ -126,6 +129,9 @@ type tagRecord struct {
 }
 
 func (x *Index) publishManifest(ctx context.Context, b backend.Bucket, r registry.NameRecord) error {
+	if ok, err := x.db.HasManifest(ctx, r.Repository, r.Digest); err != nil || !ok {
+		return err // deleted before it was written
+	}
 	p, err := parseManifest(r.MediaType, r.Bytes)
 	if err != nil {
 		return err

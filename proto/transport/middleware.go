@@ -15,8 +15,8 @@ import (
 // stallTimeout is how long a client may take no byte, or send none, before its connection is cut.
 const stallTimeout = time.Minute
 
-// chunk is how much goes to sendfile before the deadline is moved on.
-const chunk = 4 << 20
+// chunk is how much goes to sendfile before the deadline is moved on: a client is cut below 4 KiB a second, not above.
+const chunk = 256 << 10
 
 // Middleware counts requests, moves deadlines while bytes move, and keeps a panic from ending the process. It keeps sendfile.
 func Middleware(role string, log *slog.Logger, reg prometheus.Registerer) func(http.Handler) http.Handler {

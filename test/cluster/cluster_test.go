@@ -365,6 +365,34 @@ func TestBucketDownThenEveryDiskLost(t *testing.T) {
 	wantBlob(t, c.Proxy, repo, layer)
 }
 
+// TestDeletionOvertakesItsPush: what was deleted before it was in the bucket must not come back from there.
+func TestDeletionOvertakesItsPush(t *testing.T) {
+	c := New(t, 0)
+	ctx, repo := t.Context(), "demo/gone"
+	c.Bucket.SetDown(true)
+	_, d := image(t, c.Proxy, repo, "v1", noise(100, 45))
+	if err := c.Proxy.DeleteManifest(ctx, repo, registry.Reference{Digest: d}); err != nil {
+		t.Fatal(err)
+	}
+	c.Bucket.SetDown(false)
+	writtenBack(t, c)
+	c.BuildIndex.Stop()
+	if err := os.RemoveAll(c.StateDir("build-index")); err != nil {
+		t.Fatal(err)
+	}
+	c.BuildIndex.Start()
+	Eventually(t, 30*time.Second, func() error {
+		_, err := c.Proxy.GetManifest(ctx, repo, registry.Reference{Digest: d}, registry.GetOptions{})
+		if errors.Is(err, registry.ErrManifestUnknown) {
+			return nil
+		}
+		if err == nil {
+			t.Fatal("a deleted manifest came back")
+		}
+		return err
+	})
+}
+
 func TestControlPlaneDown(t *testing.T) {
 	c := New(t, 1)
 	repo := "demo/down"
