@@ -181,11 +181,21 @@ func (a *Agent) Run(ctx context.Context) error {
 	return errors.Join(g.Run(ctx), a.store.Close())
 }
 
-// housekeeping removes upload sessions that a crash left behind.
+// partialIdle is how long a partial blob that nobody fetches is kept for the next pull; it takes space that nothing else may evict.
+const partialIdle = 6 * time.Hour
+
+// housekeeping removes upload sessions that a crash left behind, and partial blobs that nobody came back for.
 func (a *Agent) housekeeping(ctx context.Context) error {
 	t := time.NewTicker(time.Minute)
 	defer t.Stop()
+	var swept time.Time
 	for {
+		if time.Since(swept) > partialIdle/6 {
+			swept = time.Now()
+			if n, err := a.store.DropPartials(partialIdle); err != nil || n > 0 {
+				a.log.Info("removed partial blobs that nobody came back for", "blobs", n, "error", err)
+			}
+		}
 		if n := a.store.ExpireUploads(10 * time.Minute); n > 0 {
 			a.log.Info("removed fetches that were cut off", "sessions", n)
 		}
