@@ -9,7 +9,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -173,15 +175,26 @@ func (c *Cluster) part(name string, mk func() (Role, error)) *Part {
 	return p
 }
 
+// nextPort walks a range below the one that the kernel takes ports of outgoing connections from (32768 and up), so that no
+// connection gets a port between the choice and the listener.
+var nextPort atomic.Int32
+
+const firstPort, ports = 20_000, 10_000
+
 // freeAddr is a loopback address that was free a moment ago: parts must know each other's before they start.
 func freeAddr(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range ports {
+		port := firstPort + (int(nextPort.Add(1))+os.Getpid()*101)%ports
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			continue
+		}
+		defer l.Close()
+		return l.Addr().String()
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal("no free port")
+	return ""
 }
 
 func client(t *testing.T, addr string) *registry.Client {
