@@ -33,6 +33,12 @@ func newMetrics(s *Swarm, reg prometheus.Registerer) (*metrics, error) {
 	m.all = append(m.all, prometheus.NewCounterFunc(
 		prometheus.CounterOpts{Name: "kraken_swarm_sent_bytes_total", Help: "Bytes of blobs sent to peers."},
 		func() float64 { st := s.client.ConnStats(); return float64(st.BytesWrittenData.Int64()) }))
+	m.all = append(m.all, prometheus.NewCounterFunc(
+		prometheus.CounterOpts{Name: "kraken_swarm_duplicate_bytes_total", Help: "Bytes of blobs that peers sent though they were here already."},
+		func() float64 {
+			st := s.client.ConnStats()
+			return float64(st.BytesReadData.Int64() - st.BytesReadUsefulData.Int64())
+		}))
 	gauge("connections", "Connections with peers.", func() float64 {
 		s.mu.Lock()
 		defer s.mu.Unlock()

@@ -79,7 +79,7 @@ def test_four_agents_share(blob):
         assert abs(counted - received) < 0.05 * received, "metrics say %d bytes, the kernel %d" % (counted, received)
 
 
-RECEIVED = ["kraken_swarm_received_peer_bytes_total", "kraken_swarm_received_origin_bytes_total", "kraken_agent_origin_http_bytes_total"]
+RECEIVED = ["kraken_swarm_received_peer_bytes_total", "kraken_swarm_duplicate_bytes_total", "kraken_swarm_received_origin_bytes_total", "kraken_agent_origin_http_bytes_total"]
 
 
 def wait_quiet(rig, timeout=60):
