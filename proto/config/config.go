@@ -2,6 +2,7 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -31,9 +32,20 @@ func Load(path string, into any) error {
 
 // Decode is Load from a reader; name stands for the file in errors.
 func Decode(name string, r io.Reader, into any) error {
-	err := yaml.NewDecoder(io.LimitReader(r, maxFile), yaml.DisallowUnknownField()).Decode(into)
-	if err != nil && !errors.Is(err, io.EOF) {
+	b, err := io.ReadAll(io.LimitReader(r, maxFile+1))
+	if err != nil {
+		return fmt.Errorf("configuration %s: %w", name, err)
+	}
+	if len(b) > maxFile {
+		return fmt.Errorf("configuration %s: longer than %s", name, Size(maxFile))
+	}
+	d := yaml.NewDecoder(bytes.NewReader(b), yaml.DisallowUnknownField())
+	if err := d.Decode(into); err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("configuration %s: %s", name, strings.TrimSpace(yaml.FormatError(err, false, true)))
+	}
+	var rest any
+	if err := d.Decode(&rest); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("configuration %s: one document is expected, and another follows after a line of ---", name)
 	}
 	if v, ok := into.(interface{ Validate() error }); ok {
 		if err := v.Validate(); err != nil {
@@ -87,7 +99,7 @@ func (r *Rate) UnmarshalText(b []byte) error {
 			}
 		}
 		v, err := strconv.ParseFloat(strings.TrimSpace(bits), 64)
-		if err != nil || v < 0 || v*scale > 1e15 {
+		if err != nil || !(v >= 0 && v*scale <= 1e15) { // so written, NaN is refused
 			return fmt.Errorf("rate %q: want e.g. 25Mbit/s", b)
 		}
 		*r = Rate(v * scale / 8)

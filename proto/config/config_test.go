@@ -62,6 +62,10 @@ func TestRefusals(t *testing.T) {
 		"name: bad\n":              {"f.yaml", "must not be bad"},
 		"key: file:/nonexistent\n": {"f.yaml", "secret"},
 		"name: [\n":                {"f.yaml"},
+		"speed: NaNbit/s\n":        {"f.yaml", "rate"},
+		"speed: -1Mbit/s\n":        {"f.yaml", "rate"},
+		"name: x\n---\nnmae: y\n":  {"f.yaml", "---"},
+		"name: x\n" + strings.Repeat("#\n", 1<<19) + "nmae: y\n": {"f.yaml", "longer"},
 	} {
 		var s sample
 		err := Decode("f.yaml", strings.NewReader(text), &s)
