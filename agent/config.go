@@ -55,6 +55,8 @@ type Peer struct {
 	Advertise string `yaml:"advertise"`
 	// StockPeers lets any BitTorrent client join, without TLS. For development.
 	StockPeers bool `yaml:"stock_peers"`
+	// TLS is mutual TLS with the other peers; the same in every origin and agent, and not together with StockPeers.
+	TLS transport.PeerTLS `yaml:"tls"`
 	// UploadRate and DownloadRate bound the traffic with peers, e.g. 25Mbit/s; 0 is unlimited.
 	UploadRate   config.Rate `yaml:"upload_rate"`
 	DownloadRate config.Rate `yaml:"download_rate"`
@@ -93,6 +95,9 @@ func (c *Config) Validate() error {
 	need("cache.dir", c.Cache.Dir)
 	need("build_index.url", c.BuildIndex.URL)
 	need("tracker.url", c.Tracker.URL)
+	if c.Peer.StockPeers && c.Peer.TLS != (transport.PeerTLS{}) {
+		errs = append(errs, errors.New("peer: stock_peers can't speak tls, set one of both"))
+	}
 	if len(c.Origins) == 0 {
 		errs = append(errs, errors.New("origins: at least one is needed"))
 	}

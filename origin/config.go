@@ -51,6 +51,8 @@ type Peer struct {
 	Listen string `yaml:"listen"`
 	// StockPeers lets any BitTorrent client join. For development.
 	StockPeers bool `yaml:"stock_peers"`
+	// TLS is mutual TLS with the other peers; the same in every origin and agent, and not together with StockPeers.
+	TLS transport.PeerTLS `yaml:"tls"`
 	// UploadRate and DownloadRate bound the traffic with peers; 0 is unlimited.
 	UploadRate   config.Rate `yaml:"upload_rate"`
 	DownloadRate config.Rate `yaml:"download_rate"`
@@ -75,6 +77,9 @@ func (c *Config) Validate() error {
 	need("peer.listen", c.Peer.Listen)
 	if !slices.ContainsFunc(c.Origins, func(m ring.Member) bool { return m.ID == c.ID }) {
 		errs = append(errs, fmt.Errorf("origins: this origin, %q, is not among them", c.ID))
+	}
+	if c.Peer.StockPeers && c.Peer.TLS != (transport.PeerTLS{}) {
+		errs = append(errs, errors.New("peer: stock_peers can't speak tls, set one of both"))
 	}
 	if len(c.Buckets) == 0 {
 		errs = append(errs, errors.New("buckets: at least one is needed"))

@@ -102,8 +102,12 @@ func New(cfg Config, deps Deps) (_ *Origin, err error) {
 	}
 	undo = append(undo, o.store.Close)
 	o.m = newMetrics(deps.Registry, o)
+	accept, dial, err := cfg.Peer.TLS.Configs()
+	if err != nil {
+		return nil, fmt.Errorf("peer: %w", err)
+	}
 	o.swarm, err = swarm.New(swarm.Config{
-		Listen: cfg.Peer.Listen, Store: o.store, StockPeers: cfg.Peer.StockPeers,
+		Listen: cfg.Peer.Listen, Store: o.store, StockPeers: cfg.Peer.StockPeers, TLS: swarm.TLS{Server: accept, Client: dial},
 		UploadRate: int64(cfg.Peer.UploadRate), DownloadRate: int64(cfg.Peer.DownloadRate),
 		Logger: deps.Log, Registerer: deps.Registry,
 	})

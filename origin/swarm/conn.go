@@ -233,7 +233,7 @@ func (l *listener) Accept() (net.Conn, error) {
 			}
 			continue
 		}
-		if t := l.s.cfg.TLS; t != nil {
+		if t := l.s.cfg.TLS; t.Server != nil {
 			nc = tls.Server(nc, t.Server)
 		}
 		text := nc.RemoteAddr().String()
@@ -271,7 +271,7 @@ func (d dialer) Dial(ctx context.Context, text string) (net.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dial peer %s: %w", a.addr, err)
 	}
-	if t := d.s.cfg.TLS; t != nil {
+	if t := d.s.cfg.TLS; t.Client != nil {
 		tc := tls.Client(nc, t.Client)
 		if err := tc.HandshakeContext(ctx); err != nil {
 			return nil, errors.Join(fmt.Errorf("TLS with peer %s: %w", a.addr, err), nc.Close())

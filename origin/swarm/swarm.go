@@ -43,7 +43,7 @@ type Config struct {
 	// nothing: only TLS keeps strangers out.
 	StockPeers bool
 	// TLS, where set, is spoken on every connection, accepted (Server) and dialled (Client). It excludes StockPeers.
-	TLS *TLS
+	TLS TLS
 	// UploadRate and DownloadRate bound the traffic with peers in bytes a second, together for all blobs; 0 is unlimited.
 	// Reads from Sources are not counted.
 	UploadRate, DownloadRate int64
@@ -72,7 +72,7 @@ func (c *Config) setDefaults() error {
 	if c.Store == nil {
 		return errors.New("swarm: a store is needed")
 	}
-	if c.TLS != nil && (c.StockPeers || c.TLS.Server == nil || c.TLS.Client == nil) {
+	if (c.TLS.Server == nil) != (c.TLS.Client == nil) || c.TLS.Server != nil && c.StockPeers {
 		return errors.New("swarm: TLS needs both its sides, and excludes stock peers")
 	}
 	if c.UploadRate < 0 || c.DownloadRate < 0 {

@@ -14,7 +14,7 @@ import (
 )
 
 // mutualTLS is both sides of a node that trusts only its own certificate.
-func mutualTLS(t *testing.T) *TLS {
+func mutualTLS(t *testing.T) TLS {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -36,7 +36,7 @@ func mutualTLS(t *testing.T) *TLS {
 	pool := x509.NewCertPool()
 	pool.AddCert(cert)
 	own := []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}
-	return &TLS{
+	return TLS{
 		Server: &tls.Config{Certificates: own, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert},
 		Client: &tls.Config{Certificates: own, RootCAs: pool, ServerName: "127.0.0.1"},
 	}
@@ -45,7 +45,7 @@ func mutualTLS(t *testing.T) *TLS {
 func TestMutualTLSBetweenPeers(t *testing.T) {
 	b := randomBytes(60, 4<<20)
 	ours := mutualTLS(t)
-	withTLS := func(c *TLS) func(*Config) { return func(cfg *Config) { cfg.TLS = c } }
+	withTLS := func(c TLS) func(*Config) { return func(cfg *Config) { cfg.TLS = c } }
 	seed, leech := newNode(t, withTLS(ours)), newNode(t, withTLS(ours))
 	m := seed.seed(b)
 	leech.fetch(m, nil, seed.peer()).finish()

@@ -38,6 +38,51 @@ func (t TLS) server() (*tls.Config, error) {
 	return c, nil
 }
 
+// PeerTLS names the files of a node's identity in the swarm: mutual TLS, both for connections that it accepts and ones that it dials.
+type PeerTLS struct {
+	Cert string `yaml:"cert"` // PEM file; its extended key usages are server and client
+	Key  string `yaml:"key"`  // PEM file
+	// CA is the PEM file of the authority that issues the cluster's nodes, and nobody else's: whoever has its certificate may join.
+	CA string `yaml:"ca"`
+}
+
+// Configs are both sides; nil without an error when nothing is configured. A peer is dialled by an address that another role announced
+// and that changes with the node, so the authority alone vouches for it: names are not compared.
+func (t PeerTLS) Configs() (server, client *tls.Config, err error) {
+	if t == (PeerTLS{}) {
+		return nil, nil, nil
+	}
+	if t.CA == "" {
+		return nil, nil, errors.New("tls: ca is needed to know the cluster's peers by")
+	}
+	p, err := newPair(t.Cert, t.Key)
+	if err != nil {
+		return nil, nil, err
+	}
+	roots, err := pool(t.CA)
+	if err != nil {
+		return nil, nil, err
+	}
+	server = &tls.Config{
+		MinVersion: tls.VersionTLS13, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: roots,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return p.get() },
+	}
+	client = &tls.Config{
+		MinVersion:           tls.VersionTLS13,
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return p.get() },
+		InsecureSkipVerify:   true, // the chain is verified below, without the name
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			opts := x509.VerifyOptions{Roots: roots, Intermediates: x509.NewCertPool()}
+			for _, c := range cs.PeerCertificates[1:] {
+				opts.Intermediates.AddCert(c)
+			}
+			_, err := cs.PeerCertificates[0].Verify(opts)
+			return err
+		},
+	}
+	return server, client, nil
+}
+
 func pool(path string) (*x509.CertPool, error) {
 	b, err := os.ReadFile(path)
 	if err != nil {

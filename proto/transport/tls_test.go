@@ -184,6 +184,65 @@ func TestMutualTLS(t *testing.T) {
 	}
 }
 
+func TestPeerTLS(t *testing.T) {
+	ca, stranger := newAuthority(t), newAuthority(t)
+	dir := t.TempDir()
+	id := func(a *authority, name, ca string) PeerTLS {
+		p := PeerTLS{Cert: filepath.Join(dir, name+".pem"), Key: filepath.Join(dir, name+".key"), CA: ca}
+		a.issue(t, name, p.Cert, p.Key)
+		return p
+	}
+	member := id(ca, "member", ca.file)
+	for name, tc := range map[string]struct {
+		accepts, dials PeerTLS
+		ok             bool
+	}{
+		"two members":         {member, id(ca, "another", ca.file), true},
+		"a stranger dials":    {member, id(stranger, "dialler", ca.file), false},
+		"a stranger accepts":  {id(stranger, "acceptor", ca.file), member, false},
+		"of two authorities":  {id(stranger, "one", stranger.file), member, false},
+		"no name is compared": {member, member, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server, _, err := tc.accepts.Configs()
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, client, err := tc.dials.Configs()
+			if err != nil {
+				t.Fatal(err)
+			}
+			a, b := net.Pipe()
+			defer a.Close()
+			defer b.Close()
+			accepted := make(chan error, 1)
+			go func() {
+				s := tls.Server(a, server)
+				err := s.Handshake()
+				if err == nil {
+					_, err = s.Write([]byte("x"))
+				}
+				a.Close()
+				accepted <- err
+			}()
+			c := tls.Client(b, client)
+			_, err = io.ReadFull(c, make([]byte, 1))
+			b.Close()
+			if other := <-accepted; (err == nil && other == nil) != tc.ok {
+				t.Errorf("the dialling side: %v, the accepting one: %v", err, other)
+			}
+		})
+	}
+	for name, p := range map[string]PeerTLS{"no authority": {Cert: member.Cert, Key: member.Key}, "no key": {Cert: member.Cert, CA: member.CA}, "only an authority": {CA: member.CA}} {
+		if _, _, err := p.Configs(); err == nil {
+			t.Errorf("%s was accepted", name)
+		}
+	}
+	if s, c, err := (PeerTLS{}).Configs(); s != nil || c != nil || err != nil {
+		t.Error("nothing configured is not nothing")
+	}
+}
+
 func TestOldTLSIsRefused(t *testing.T) {
 	ca := newAuthority(t)
 	dir := t.TempDir()

@@ -4,9 +4,16 @@ package cluster
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"log/slog"
+	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -90,10 +97,24 @@ type Cluster struct {
 	Proxy  *registry.Client
 	Agents []*registry.Client
 	admins map[string]string // part → address of its admin listener
+
+	// Listeners are the addresses of every part but testfs, admin listeners apart.
+	Listeners []string
 }
 
-// New starts a cluster with three origins and n agents. It ends with the test.
+// New starts a cluster with three origins and n agents, on plain HTTP. It ends with the test.
 func New(t *testing.T, n int) *Cluster {
+	t.Helper()
+	return start(t, n, "http://", transport.PeerTLS{})
+}
+
+// NewMutualTLS is New with a cluster that takes only its own nodes, on every listener.
+func NewMutualTLS(t *testing.T, n int) *Cluster {
+	t.Helper()
+	return start(t, n, "https://", issue(t))
+}
+
+func start(t *testing.T, n int, scheme string, id transport.PeerTLS) *Cluster {
 	t.Helper()
 	c := &Cluster{t: t, Dir: t.TempDir(), admins: map[string]string{}}
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
@@ -102,8 +123,15 @@ func New(t *testing.T, n int) *Cluster {
 	}
 	deps := func(name string) *slog.Logger { return log.With("part", name) }
 	server := func(addr string) transport.ServerConfig {
+		return transport.ServerConfig{
+			Listen: addr, DrainTimeout: config.Duration(5 * time.Second), TLS: transport.TLS{Cert: id.Cert, Key: id.Key, ClientCA: id.CA},
+		}
+	}
+	admin := func(addr string) transport.ServerConfig {
 		return transport.ServerConfig{Listen: addr, DrainTimeout: config.Duration(5 * time.Second)}
 	}
+	clients := transport.ClientConfig{CA: id.CA, Cert: id.Cert, Key: id.Key}
+	stock := id == transport.PeerTLS{} // a stock client can't speak TLS
 
 	bucket := c.part("testfs", func() (Role, error) {
 		s, err := testfs.New(testfs.Config{Listen: "127.0.0.1:0", Dir: filepath.Join(c.Dir, "bucket"), Log: deps("testfs")})
@@ -117,46 +145,51 @@ func New(t *testing.T, n int) *Cluster {
 	}}
 	var members []ring.Member
 	for i := range 3 {
-		members = append(members, ring.Member{ID: fmt.Sprintf("origin-%02d", i+1), URL: "http://" + freeAddr(t), Peer: freeAddr(t)})
+		members = append(members, ring.Member{ID: fmt.Sprintf("origin-%02d", i+1), URL: scheme + freeAddr(t), Peer: freeAddr(t)})
 	}
 	for _, m := range members {
-		admin := freeAddr(t)
-		c.admins[m.ID] = admin
+		adminAddr := freeAddr(t)
+		c.admins[m.ID] = adminAddr
 		c.Origins = append(c.Origins, c.part(m.ID, func() (Role, error) {
 			return origin.New(origin.Config{
-				ID: m.ID, Server: server(m.URL[len("http://"):]), Admin: server(admin), Origins: members,
-				Dir: c.StateDir(m.ID), Buckets: buckets, Peer: origin.Peer{Listen: m.Peer, StockPeers: true},
+				ID: m.ID, Server: server(m.URL[len(scheme):]), Admin: admin(adminAddr), Client: clients, Origins: members,
+				Dir: c.StateDir(m.ID), Buckets: buckets, Peer: origin.Peer{Listen: m.Peer, StockPeers: stock, TLS: id},
 			}, origin.Deps{Log: deps(m.ID), Registry: prometheus.NewRegistry()})
 		}))
 	}
 	trackerAddr, indexAddr, indexAdmin, proxyAddr := freeAddr(t), freeAddr(t), freeAddr(t), freeAddr(t)
 	c.admins["build-index"] = indexAdmin
 	c.Tracker = c.part("tracker", func() (Role, error) {
-		return tracker.New(tracker.Config{Server: server(trackerAddr), Origins: members, StockPeers: true}, tracker.Deps{Log: deps("tracker"), Registry: prometheus.NewRegistry()})
+		return tracker.New(tracker.Config{Server: server(trackerAddr), Client: clients, Origins: members, StockPeers: stock}, tracker.Deps{Log: deps("tracker"), Registry: prometheus.NewRegistry()})
 	})
 	c.BuildIndex = c.part("build-index", func() (Role, error) {
 		return buildindex.New(buildindex.Config{
-			Server: server(indexAddr), Admin: server(indexAdmin), Origins: members,
+			Server: server(indexAddr), Admin: admin(indexAdmin), Client: clients, Origins: members,
 			Database: filepath.Join(c.StateDir("build-index"), "names.db"), Buckets: buckets,
 		}, buildindex.Deps{Log: deps("build-index"), Registry: prometheus.NewRegistry()})
 	})
 	c.ProxyPart = c.part("proxy", func() (Role, error) {
 		return proxy.New(proxy.Config{
-			Server: server(proxyAddr), Origins: members, BuildIndex: proxy.Endpoint{URL: "http://" + indexAddr},
+			Server: server(proxyAddr), Client: clients, Origins: members, BuildIndex: proxy.Endpoint{URL: scheme + indexAddr},
 		}, proxy.Deps{Log: deps("proxy"), Registry: prometheus.NewRegistry()})
 	})
-	c.Proxy = client(t, proxyAddr)
+	c.Proxy = client(t, scheme+proxyAddr, clients)
 	for i := range n {
 		name, addr, peer := fmt.Sprintf("agent-%02d", i+1), freeAddr(t), freeAddr(t)
 		c.AgentParts = append(c.AgentParts, c.part(name, func() (Role, error) {
 			return agent.New(agent.Config{
-				Server: server(addr), Node: name, Origins: members,
-				BuildIndex: agent.Endpoint{URL: "http://" + indexAddr}, Tracker: agent.Endpoint{URL: "http://" + trackerAddr},
-				Peer: agent.Peer{Listen: peer, StockPeers: true}, Cache: agent.Cache{Dir: c.StateDir(name)},
+				Server: server(addr), Client: clients, Node: name, Origins: members,
+				BuildIndex: agent.Endpoint{URL: scheme + indexAddr}, Tracker: agent.Endpoint{URL: scheme + trackerAddr},
+				Peer: agent.Peer{Listen: peer, StockPeers: stock, TLS: id}, Cache: agent.Cache{Dir: c.StateDir(name)},
 			}, agent.Deps{Log: deps(name), Registry: prometheus.NewRegistry()})
 		}))
-		c.Agents = append(c.Agents, client(t, addr))
+		c.Listeners = append(c.Listeners, addr, peer)
+		c.Agents = append(c.Agents, client(t, scheme+addr, clients))
 	}
+	for _, m := range members {
+		c.Listeners = append(c.Listeners, m.URL[len(scheme):], m.Peer)
+	}
+	c.Listeners = append(c.Listeners, trackerAddr, indexAddr, proxyAddr)
 	for _, p := range append(append(append([]*Part{}, c.Origins...), c.Tracker, c.BuildIndex, c.ProxyPart), c.AgentParts...) {
 		p.Start()
 	}
@@ -197,18 +230,63 @@ func freeAddr(t *testing.T) string {
 	return ""
 }
 
-func client(t *testing.T, addr string) *registry.Client {
+func client(t *testing.T, url string, cfg transport.ClientConfig) *registry.Client {
 	t.Helper()
-	hc, err := transport.NewClient(transport.ClientConfig{}, nil)
+	hc, err := transport.NewClient(cfg, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(hc.CloseIdleConnections)
-	c, err := registry.NewClient("http://"+addr, hc)
+	c, err := registry.NewClient(url, hc)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return c
+}
+
+// issue writes an authority and the one certificate of all nodes of a cluster.
+func issue(t *testing.T) transport.PeerTLS {
+	t.Helper()
+	dir := t.TempDir()
+	write := func(name, kind string, der []byte) string {
+		file := filepath.Join(dir, name)
+		if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	key := func() *ecdsa.PrivateKey {
+		k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	sign := func(c, parent *x509.Certificate, k, by *ecdsa.PrivateKey) []byte {
+		der, err := x509.CreateCertificate(rand.Reader, c, parent, k.Public(), by)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return der
+	}
+	caKey, nodeKey := key(), key()
+	ca := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "cluster"}, NotAfter: time.Now().AddDate(1, 0, 0),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	node := &x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "node"}, NotAfter: time.Now().AddDate(1, 0, 0),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	nodeKeyDER, err := x509.MarshalPKCS8PrivateKey(nodeKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return transport.PeerTLS{
+		CA:   write("ca.pem", "CERTIFICATE", sign(ca, ca, caKey, caKey)),
+		Cert: write("node.pem", "CERTIFICATE", sign(node, ca, nodeKey, caKey)),
+		Key:  write("node.key", "PRIVATE KEY", nodeKeyDER),
+	}
 }
 
 type testWriter struct{ t *testing.T }

@@ -3,11 +3,13 @@ package cluster
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"os"
 	"strings"
 	"sync"
@@ -117,6 +119,34 @@ func TestPushAndPullThroughTheSwarm(t *testing.T) {
 	l, err := c.Agents[0].ListTags(t.Context(), "demo/app", registry.Page{N: -1})
 	if err != nil || len(l.Names) != 1 || l.Names[0] != "v1" {
 		t.Errorf("tags %v, %v", l, err)
+	}
+}
+
+func TestMutualTLSEverywhere(t *testing.T) {
+	c := NewMutualTLS(t, 2)
+	layer := noise(8<<20, 3)
+	raw, _ := image(t, c.Proxy, "demo/tls", "v1", layer)
+	var wg sync.WaitGroup
+	for _, a := range c.Agents {
+		wg.Go(func() {
+			wantManifest(t, a, "demo/tls", "v1", raw)
+			wantBlob(t, a, "demo/tls", layer)
+		})
+	}
+	wg.Wait()
+	// No listener, of HTTP or of peers, serves whoever lacks a certificate of the cluster.
+	for _, m := range c.Listeners {
+		conn, err := net.DialTimeout("tcp", m, time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+		tc := tls.Client(conn, &tls.Config{InsecureSkipVerify: true})
+		_, err = tc.Read(make([]byte, 1)) // in TLS 1.3 the refusal comes after the handshake
+		if !strings.Contains(fmt.Sprint(err), "certificate required") {
+			t.Errorf("%s answered a stranger with %v", m, err)
+		}
+		conn.Close()
 	}
 }
 
