@@ -19,6 +19,9 @@ const (
 	againAfter = 3 * time.Second
 	// patience is the same for a piece that a reader waits for.
 	patience = 500 * time.Millisecond
+	// lead is how long a piece that a reader waits for first of all is left to the replica that leads with it. That one may be busy
+	// or not have hashed the blob yet, and the reader would see it.
+	lead = 50 * time.Millisecond
 	// stripe is how many neighbouring pieces one replica leads with, so that agents read long ranges.
 	stripe = 4
 )
@@ -89,6 +92,11 @@ func (l *leases) hand(m *blob.Metainfo, have blob.Bitmap, r registry.LeaseReques
 			return leaseFor // it is ours to send first
 		}
 		return now.Sub(b.began)
+	}
+	if len(r.Want) > 0 {
+		if i := r.Want[0]; i >= 0 && i < len(b.sent) && b.sent[i] == 0 && now.Sub(b.began) > lead && !give(i) {
+			return out
+		}
 	}
 	for _, i := range r.Want {
 		if i >= 0 && i < len(b.sent) && rest(i) > patience && !give(i) {

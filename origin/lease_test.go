@@ -124,6 +124,29 @@ func TestReplicaStepsInForAnother(t *testing.T) {
 	})
 }
 
+// What a reader waits for first of all is left to the replica that leads with it only for a moment, and once: with what was sent
+// already the others go by patience.
+func TestReadersFirstPieceComesSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := metainfoOf(t, 64)
+		l := newLeases(8)
+		theirs := stripe
+		ask := func() []int {
+			return l.hand(m, blob.NewBitmap(64), registry.LeaseRequest{Max: 1, Want: []int{theirs, theirs + 1}}, 0, 2).Pieces
+		}
+		if got := ask(); slices.Contains(got, theirs) {
+			t.Errorf("piece %d was handed out at once, though another replica leads with it", theirs)
+		}
+		time.Sleep(lead + time.Millisecond)
+		if got := ask(); !slices.Equal(got, []int{theirs}) {
+			t.Errorf("a reader has waited %v for piece %d and was handed %v", lead, theirs, got)
+		}
+		if got := ask(); slices.Contains(got, theirs) {
+			t.Errorf("piece %d was sent a moment ago and is sent again", theirs)
+		}
+	})
+}
+
 func TestReadersComeFirst(t *testing.T) {
 	m := metainfoOf(t, 64)
 	out := newLeases(8).hand(m, blob.NewBitmap(64), registry.LeaseRequest{Max: 4, Want: []int{50, 51, -7, 1000}}, 0, 1).Pieces

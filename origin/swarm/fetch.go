@@ -322,6 +322,18 @@ func (f *Fetch) windowPieces() []int {
 	return out
 }
 
+// readerWaits says whether a reader's next byte is missing.
+func (f *Fetch) readerWaits() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, w := range f.windows {
+		if i := w.off / f.m.PieceLength(); i < int64(f.m.NumPieces()) && !f.part.Has(int(i)) {
+			return true
+		}
+	}
+	return false
+}
+
 // urgent is how many pieces at the front of the windows have the highest priority. The rest is asked for in order as well.
 const urgent = 2
 

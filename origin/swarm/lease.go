@@ -33,9 +33,12 @@ type Source interface {
 const (
 	workersPerSource = 2 // one reads while the other asks
 	// A lease is sized to be read in leaseTime.
-	leaseTime              = 200 * time.Millisecond
-	leaseFirst, leaseLimit = 1 << 20, 16 << 20
-	maxLease               = 256 // pieces; the protocol's limit
+	leaseTime = 200 * time.Millisecond
+	// The first lease is a piece or so: what a reader waits for should share a slow link with little else.
+	leaseFirst, leaseLimit = 256 << 10, 16 << 20
+	// headStart is for how long at most a source has one worker, so that a reader's first piece comes soon.
+	headStart = time.Second
+	maxLease  = 256 // pieces; the protocol's limit
 	// horizon is for how long peers are trusted to deliver at their rate; new peers are trusted without one for grace.
 	horizon, grace = 2 * time.Second, time.Second
 	// minProgress is what a source must send within StallTimeout.
@@ -55,10 +58,8 @@ func (f *Fetch) AddSource(src Source) {
 		return
 	}
 	f.sources = append(f.sources, src)
-	for range workersPerSource {
-		w := &worker{f: f, src: src, size: leaseFirst}
-		f.wg.Go(w.run)
-	}
+	w := &worker{f: f, src: src, size: leaseFirst, began: time.Now(), idle: workersPerSource - 1}
+	f.wg.Go(w.run)
 }
 
 // worker leases pieces from one source and reads them, batch after batch.
@@ -68,6 +69,8 @@ type worker struct {
 	size  int64 // of the next lease, in bytes
 	fails int
 	wrong int
+	began time.Time
+	idle  int // workers of this source that have not begun
 }
 
 func (w *worker) run() {
@@ -103,6 +106,10 @@ func (w *worker) run() {
 		}
 		w.fails = 0
 		w.resize(n, time.Since(began))
+		for ; w.idle > 0 && (!f.readerWaits() || time.Since(w.began) > headStart); w.idle-- {
+			another := &worker{f: f, src: w.src, size: w.size}
+			f.wg.Go(another.run)
+		}
 		if wait > 0 && !w.pause(wait) {
 			return
 		}
