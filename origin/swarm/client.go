@@ -31,6 +31,11 @@ func blockSize(pieceLength int64) int64 { return min(pieceLength, maxBlock) }
 
 func isOwn(id [20]byte) bool { return strings.HasPrefix(string(id[:]), ownPrefix) }
 
+// wakeUp is how often a connection that is of use looks again for what it could send, and says keep-alive when there is nothing. The
+// library's writer loses a wake-up that comes after it has filled its buffer and before it waits (v1.61.0, peerConnMsgWriter.run): a
+// request would then lie for its default of a minute.
+const wakeUp = 500 * time.Millisecond
+
 // clientConfig turns the library into a plain TCP peer without any discovery of its own.
 func (s *Swarm) clientConfig() *torrent.ClientConfig {
 	c := torrent.NewDefaultClientConfig()
@@ -53,6 +58,7 @@ func (s *Swarm) clientConfig() *torrent.ClientConfig {
 	c.DialRateLimiter = rate.NewLimiter(rate.Inf, 1)
 	c.NominalDialTimeout, c.MinDialTimeout = 5*time.Second, 3*time.Second
 	c.HandshakesTimeout = 10 * time.Second
+	c.KeepAliveTimeout = wakeUp
 	c.UploadRateLimiter = rate.NewLimiter(rate.Inf, uploadBurst)
 	if s.cfg.UploadRate > 0 {
 		c.UploadRateLimiter.SetLimit(rate.Limit(s.cfg.UploadRate))
