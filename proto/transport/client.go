@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"kraken/proto/config"
@@ -80,10 +81,15 @@ func (p *progress) RoundTrip(req *http.Request) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(req.Context())
 	t := time.AfterFunc(p.timeout, func() { cancel(fmt.Errorf("%w for %s", ErrNoProgress, p.timeout)) })
 	req = req.WithContext(ctx)
+	var sent *sentBody
 	if req.Body != nil && req.Body != http.NoBody {
-		req.Body = &sentBody{req.Body, t, p.timeout}
+		sent = &sentBody{ReadCloser: req.Body, t: t, timeout: p.timeout}
+		req.Body = sent
 	}
 	resp, err := p.next.RoundTrip(req)
+	if sent != nil {
+		sent.answered()
+	}
 	if err != nil {
 		t.Stop()
 		err = because(ctx, err)
@@ -103,18 +109,35 @@ func because(ctx context.Context, err error) error {
 	return err
 }
 
-// sentBody stops the clock while the source is read: its slowness is not the other side's.
+// sentBody stops the clock while the source is read: its slowness is not the other side's. Once there is an answer the clock is the
+// answer's, although the rest of the body may still be on its way.
 type sentBody struct {
 	io.ReadCloser
-	t       *time.Timer
 	timeout time.Duration
+
+	mu sync.Mutex
+	t  *time.Timer // nil: answered
 }
 
 func (b *sentBody) Read(p []byte) (int, error) {
-	b.t.Stop()
+	b.clock(func(t *time.Timer) { t.Stop() })
 	n, err := b.ReadCloser.Read(p)
-	b.t.Reset(b.timeout)
+	b.clock(func(t *time.Timer) { t.Reset(b.timeout) })
 	return n, err
+}
+
+func (b *sentBody) clock(f func(*time.Timer)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.t != nil {
+		f(b.t)
+	}
+}
+
+func (b *sentBody) answered() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.t = nil
 }
 
 // receivedBody runs the clock only while somebody waits for bytes: a slow reader is not the other side's fault.

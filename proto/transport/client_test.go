@@ -137,6 +137,30 @@ func TestSlowIsNotSilent(t *testing.T) {
 	})
 }
 
+// TestAnswerBeforeTheBodyEnds: a source that goes on after the answer has begun does not start the clock of an answer that nobody reads yet.
+func TestAnswerBeforeTheBodyEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := overPipes(t, onPipes(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			rc := http.NewResponseController(w)
+			if err := rc.EnableFullDuplex(); err != nil {
+				t.Error(err)
+			}
+			_, _ = io.WriteString(w, "early")
+			_ = rc.Flush()
+			_, _ = io.Copy(io.Discard, r.Body)
+			time.Sleep(3 * patience)
+		})))
+		resp, err := c.Post("http://test/", "", &slowReader{n: 3, pause: time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(3*patience + 2*time.Second)
+		if got := readAll(t, resp.Body); got != "early" {
+			t.Errorf("read %q", got)
+		}
+	})
+}
+
 // TestCallersCancelStaysACancel: the caller's own end is not taken for the other side's silence.
 func TestCallersCancelStaysACancel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 )
 
 // LogConfig configures a process's log.
@@ -71,11 +72,16 @@ func (g *Group) Add(name string, run func(context.Context) error) {
 // Run returns when every part has returned, with all their errors.
 func (g *Group) Run(ctx context.Context) error {
 	n := len(g.parts)
+	if n == 0 {
+		return nil
+	}
 	errs := make([]error, n)
 	cancels := make([]context.CancelFunc, n)
 	done := make([]chan struct{}, n)
-	ended := make(chan struct{})
+	ended := make(chan struct{}) // a part has failed, or all are done
 	var once sync.Once
+	var left atomic.Int64
+	left.Store(int64(n))
 	for i, run := range g.parts {
 		pctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 		cancels[i], done[i] = cancel, make(chan struct{})
@@ -83,6 +89,9 @@ func (g *Group) Run(ctx context.Context) error {
 			defer close(done[i])
 			if err := run(pctx); err != nil && !errors.Is(err, context.Canceled) {
 				errs[i] = fmt.Errorf("%s: %w", g.names[i], err)
+				once.Do(func() { close(ended) })
+			}
+			if left.Add(-1) == 0 {
 				once.Do(func() { close(ended) })
 			}
 		}()

@@ -136,6 +136,19 @@ func TestGroupGoesOn(t *testing.T) {
 	}
 }
 
+// TestGroupIsDone: when every part is done so is the group, whatever its context says; a group of none is done at once.
+func TestGroupIsDone(t *testing.T) {
+	var g Group
+	if err := g.Run(context.Background()); err != nil {
+		t.Errorf("a group of none ended with %v", err)
+	}
+	g.Add("a", func(context.Context) error { return nil })
+	g.Add("b", func(context.Context) error { return context.Canceled })
+	if err := g.Run(context.Background()); err != nil {
+		t.Errorf("ended with %v", err)
+	}
+}
+
 func TestVersion(t *testing.T) {
 	if v := Version(); !strings.HasPrefix(v, version) {
 		t.Errorf("version %q", v)
