@@ -8,7 +8,6 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 	_ "golang.org/x/crypto/x509roots/fallback" // images carry no CA roots of their own
 
@@ -45,7 +44,7 @@ func command() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			o, err := origin.New(cfg, origin.Deps{Log: log, Registry: prometheus.NewRegistry()})
+			o, err := origin.New(cfg, origin.Deps{Log: log, Registry: transport.NewRegistry("origin")})
 			if err != nil {
 				return err
 			}

@@ -8,7 +8,6 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 	_ "golang.org/x/crypto/x509roots/fallback" // images carry no CA roots of their own
 
@@ -45,7 +44,7 @@ func command() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			p, err := proxy.New(cfg, proxy.Deps{Log: log, Registry: prometheus.NewRegistry()})
+			p, err := proxy.New(cfg, proxy.Deps{Log: log, Registry: transport.NewRegistry("proxy")})
 			if err != nil {
 				return err
 			}
