@@ -22,6 +22,7 @@ type parsed struct {
 	annotations  map[string]string
 	blobs        []digest.Digest // that must be members of the repository
 	manifests    []digest.Digest // that must be manifests of the repository
+	either       []digest.Digest // that must be one or the other: children of an index whose media type tells nothing
 	members      []digest.Digest // config and layers, for the links in the bucket
 }
 
@@ -103,7 +104,12 @@ func (p *parsed) index(doc *document) error {
 		if err != nil {
 			return err
 		}
-		p.manifests = append(p.manifests, d)
+		switch m.MediaType {
+		case v1.MediaTypeImageIndex, v1.MediaTypeImageManifest, registry.MediaTypeDockerManifestList, registry.MediaTypeDockerManifest:
+			p.manifests = append(p.manifests, d)
+		default: // an implementation must not refuse what it does not know (image-spec, image-index.md)
+			p.either = append(p.either, d)
+		}
 	}
 	return nil
 }

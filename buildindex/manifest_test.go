@@ -3,6 +3,7 @@ package buildindex
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -59,6 +60,14 @@ func TestOCIParseManifest(t *testing.T) {
 	}
 }
 
+// A child of an index that is of no known kind may be a manifest or a blob.
+func TestOCIIndexOfAnything(t *testing.T) {
+	p, err := parseManifest("", []byte(`{"schemaVersion":2,"manifests":[{"mediaType":"application/x-other","digest":"`+digestA+`","size":5}]}`))
+	if err != nil || len(p.manifests) != 0 || len(p.either) != 1 {
+		t.Errorf("%+v, %v", p, err)
+	}
+}
+
 func FuzzParseManifest(f *testing.F) {
 	f.Add("", `{"schemaVersion":2,"config":{"digest":"`+digestA+`"},"layers":[]}`)
 	f.Add(v1.MediaTypeImageIndex, `{"schemaVersion":2,"manifests":[{}]}`)
@@ -67,7 +76,7 @@ func FuzzParseManifest(f *testing.F) {
 		if err != nil {
 			return
 		}
-		for _, d := range append(p.blobs, p.manifests...) {
+		for _, d := range slices.Concat(p.blobs, p.manifests, p.either, p.members) {
 			if d.Validate() != nil || strings.Contains(d.Encoded(), "/") {
 				t.Errorf("digest %q came through", d)
 			}

@@ -137,10 +137,20 @@ func (x *Index) publishManifest(ctx context.Context, b backend.Bucket, r registr
 		return err
 	}
 	if !x.cfg.lax(r.Repository) {
-		if err := x.durable(ctx, r.Repository, p.blobs); err != nil {
+		blobs, manifests := p.blobs, p.manifests
+		for _, d := range p.either {
+			if ok, err := x.db.HasManifest(ctx, r.Repository, d); err != nil {
+				return err
+			} else if ok {
+				manifests = append(manifests, d)
+			} else {
+				blobs = append(blobs, d)
+			}
+		}
+		if err := x.durable(ctx, r.Repository, blobs); err != nil {
 			return err
 		}
-		for _, d := range p.manifests {
+		for _, d := range manifests {
 			if _, err := b.Stat(ctx, backend.BlobKey(d)); errors.Is(err, backend.ErrNotFound) {
 				return fmt.Errorf("manifest %s: %w", d, errNotDurable)
 			} else if err != nil {

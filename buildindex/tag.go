@@ -107,6 +107,17 @@ func (x *Index) checkReferences(ctx context.Context, repo string, p *parsed) err
 			missing = append(missing, "manifest "+d.String())
 		}
 	}
+	for _, d := range p.either {
+		ok, err := x.db.HasManifest(ctx, repo, d)
+		if err == nil && !ok {
+			_, err = x.db.Layer(ctx, repo, d)
+		}
+		if errors.Is(err, sql.ErrNotFound) {
+			missing = append(missing, d.String())
+		} else if err != nil {
+			return fmt.Errorf("check references: %w", err)
+		}
+	}
 	if len(missing) == 0 {
 		return nil
 	}
@@ -198,19 +209,23 @@ func (x *Index) ListRepositories(ctx context.Context, p registry.Page) (registry
 	return listed(names, n), nil
 }
 
-// referrersPage bounds one answer: descriptors with their annotations can be large.
-const referrersPage = 200
+// One answer of referrers holds at most so many descriptors, and about so many bytes: their annotations can be large.
+const (
+	referrersPage  = 200
+	referrersBytes = 1 << 20
+)
 
 // ListReferrers is one page of the manifests whose subject is d.
 func (x *Index) ListReferrers(ctx context.Context, repo string, d digest.Digest, artifactType, cursor string) (registry.ReferrersPage, error) {
 	out := registry.ReferrersPage{Filtered: artifactType != ""}
+	room := referrersBytes
 	for len(out.Descriptors) < referrersPage {
 		rows, err := x.db.Referrers(ctx, repo, d, cursor, referrersPage+1)
 		if err != nil {
 			return out, fmt.Errorf("list referrers of %s in %s: %w", d, repo, err)
 		}
 		for i, m := range rows {
-			if len(out.Descriptors) == referrersPage {
+			if len(out.Descriptors) == referrersPage || room <= 0 {
 				out.Next = cursor
 				return out, nil
 			}
@@ -225,6 +240,7 @@ func (x *Index) ListReferrers(ctx context.Context, repo string, d digest.Digest,
 			if err != nil {
 				return out, fmt.Errorf("referrer %s of %s: %w", m.Digest, d, err)
 			}
+			room -= len(m.Bytes) // more than its annotations
 			out.Descriptors = append(out.Descriptors, v1.Descriptor{
 				MediaType: m.MediaType, Digest: m.Digest, Size: int64(len(m.Bytes)), ArtifactType: m.ArtifactType, Annotations: p.annotations,
 			})
