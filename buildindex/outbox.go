@@ -61,7 +61,7 @@ func (x *Index) outbox(ctx context.Context) error {
 // drain works once through the outbox. left says that rows have to wait; an error, that the bucket or the origins could not be
 // asked.
 func (x *Index) drain(ctx context.Context) (left bool, err error) {
-	// Of one name, later changes wait for earlier ones.
+	// A deletion waits for earlier changes of its name: its tombstone is what keeps them deleted if this disk is lost.
 	waiting := map[string]bool{}
 	after := int64(0)
 	for {
@@ -74,13 +74,16 @@ func (x *Index) drain(ctx context.Context) (left bool, err error) {
 		}
 		for _, row := range rows {
 			after = row.ID
-			key := registry.NameKey(row.Record)
-			if waiting[key] {
+			if row.Record.Kind == registry.NameDeleted && waiting[tombKey(row.Record)] {
+				left = true
 				continue
 			}
 			err := x.publish(ctx, row.Record)
 			if errors.Is(err, errNotDurable) {
-				left, waiting[key] = true, true
+				left = true
+				for _, k := range namesOf(row.Record) {
+					waiting[k] = true
+				}
 				continue
 			}
 			if err != nil {

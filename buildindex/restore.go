@@ -1,11 +1,13 @@
 package buildindex
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,133 +19,252 @@ import (
 	"kraken/proto/registry"
 )
 
-// metaRestored is set once SQL has everything that the bucket and the origins know.
-const metaRestored = "restored"
+const (
+	metaRestored = "restored" // set once SQL has what the bucket and enough origins know
+	metaUnheard  = "unheard"  // the origins, a JSON list of ids, that could not be asked at that time
+)
 
-// restore fills an empty database from the bucket and from the records that origins keep; the highest generation wins. At every
-// start it adopts records of the origins that are newer than SQL. It tries until it is done.
+const (
+	reconcileEvery = time.Minute
+	restoreMax     = 5 * time.Second // between tries of a restoration
+	// settled is the age from which a record belongs to no change that is still under way.
+	settled = time.Minute
+)
+
+// restore fills an empty database from the bucket and from the records that origins keep, then compares SQL with these records now and
+// then, until ctx is done.
 func (x *Index) restore(ctx context.Context) error {
+	began := time.Now()
 	wait := 200 * time.Millisecond
 	for {
-		err := x.restoreOnce(ctx)
-		if err == nil || ctx.Err() != nil {
-			return nil
+		var err error
+		next := reconcileEvery
+		if x.restored.Load() {
+			err = x.reconcile(ctx, began)
+		} else if err = x.fill(ctx); err != nil {
+			next = wait
+			wait = min(2*wait, restoreMax)
+		} else {
+			next = 0 // origins that were not heard
 		}
-		x.log.Warn("names are not restored yet", "again_in", wait, "error", err)
+		if err != nil && ctx.Err() == nil {
+			x.log.Warn("not all names that origins keep are known", "restored", x.restored.Load(), "again_in", next, "error", err)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(wait):
+		case <-time.After(next):
 		}
-		wait = min(2*wait, 5*time.Second)
 	}
 }
 
-func (x *Index) restoreOnce(ctx context.Context) error {
+// fill restores. The bucket and all but replicas - 1 origins must be heard: a record is on as many origins as there are replicas.
+func (x *Index) fill(ctx context.Context) error {
 	began := time.Now()
-	fresh := !x.restored.Load()
-	dead := map[string]int64{} // tombstones: repository, NUL, tag or digest → generation
-	// A record is on as many origins as there are replicas, so one that is missing may be overlooked.
-	spare := max(0, x.cfg.Replicas-1)
 	var records []registry.NameRecord
 	var errs []error
+	var unheard []string
 	for _, o := range x.origins.All() {
-		err := o.Names(ctx, func(r registry.NameRecord) error {
-			records = append(records, r)
-			return nil
-		})
-		if err == nil && fresh {
-			err = o.Pending(ctx, func(p registry.PendingBlob) error { return x.adoptPending(ctx, p) })
+		mine, err := x.recordsOf(ctx, o)
+		if err == nil {
+			err = x.adoptPending(ctx, o)
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("origin %s: %w", o.ID, err))
+			unheard = append(unheard, o.ID)
+			continue
 		}
+		records = append(records, mine...)
 	}
-	if len(errs) > spare {
+	if len(errs) > max(0, x.cfg.Replicas-1) {
 		return errors.Join(errs...)
 	}
+	dead := tombstones(records)
+	err := x.buckets.All(func(name string, b backend.Bucket) error { return x.fromBucket(ctx, name, b, dead) })
+	if err != nil {
+		return err
+	}
+	if err := x.adoptAll(ctx, records, dead); err != nil {
+		return err
+	}
+	err = x.db.Update(ctx, func(tx *sql.Tx) error {
+		return errors.Join(tx.RaiseGeneration(x.generation.Load()), setUnheard(tx, unheard), tx.SetMeta(metaRestored, time.Now().UTC().Format(time.RFC3339)))
+	})
+	if err != nil {
+		return err
+	}
+	x.restored.Store(true)
+	x.log.Info("names are restored", "seconds", time.Since(began).Seconds(), "records", len(records), "origins_not_heard", unheard)
+	return nil
+}
+
+func setUnheard(tx *sql.Tx, ids []string) error {
+	b, err := json.Marshal(ids)
+	if err != nil {
+		return err
+	}
+	return tx.SetMeta(metaUnheard, string(b))
+}
+
+// reconcile asks every origin for its records. One that could not be asked when SQL was restored is heard in full. Of the others, a record
+// that is newer than SQL is adopted (SQL went back in time), and one whose change is in the bucket already is taken back: its origin was
+// away when the others forgot it. Records of this process may belong to changes under way and are left alone until they are settled.
+func (x *Index) reconcile(ctx context.Context, began time.Time) error {
+	var unheard []string
+	v, err := x.db.Meta(ctx, metaUnheard)
+	if err == nil && v != "" {
+		err = json.Unmarshal([]byte(v), &unheard)
+	}
+	if err != nil {
+		return fmt.Errorf("origins that were not heard: %w", err)
+	}
+	var errs []error
+	for _, o := range x.origins.All() {
+		late := slices.Contains(unheard, o.ID)
+		if err := x.reconcileWith(ctx, o, late, began); err != nil {
+			errs = append(errs, fmt.Errorf("origin %s: %w", o.ID, err))
+		} else if late {
+			unheard = slices.DeleteFunc(unheard, func(id string) bool { return id == o.ID })
+			errs = append(errs, x.db.Update(ctx, func(tx *sql.Tx) error { return setUnheard(tx, unheard) }))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (x *Index) reconcileWith(ctx context.Context, o *registry.Origin, late bool, began time.Time) error {
+	known, err := x.db.LastGeneration(ctx)
+	if err != nil {
+		return err
+	}
+	records, err := x.recordsOf(ctx, o)
+	if err != nil {
+		return err
+	}
+	if late {
+		if err := x.adoptPending(ctx, o); err != nil {
+			return err
+		}
+		return x.adoptAll(ctx, records, tombstones(records))
+	}
+	var newer []registry.NameRecord
 	for _, r := range records {
+		if r.Time.After(began) && time.Since(r.Time) < settled {
+			continue
+		}
+		if r.Generation > known {
+			newer = append(newer, r)
+			continue
+		}
+		if queued, err := x.db.Queued(ctx, r.Generation); err != nil {
+			return err
+		} else if !queued {
+			if err := o.DeleteName(ctx, r); err != nil {
+				return err
+			}
+		}
+	}
+	return x.adoptAll(ctx, newer, tombstones(newer))
+}
+
+func (x *Index) recordsOf(ctx context.Context, o *registry.Origin) (out []registry.NameRecord, err error) {
+	err = o.Names(ctx, func(r registry.NameRecord) error {
 		x.sawGeneration(r.Generation)
+		out = append(out, r)
+		return nil
+	})
+	return out, err
+}
+
+// tombstones are the newest deletions of names.
+func tombstones(records []registry.NameRecord) map[string]int64 {
+	dead := map[string]int64{}
+	for _, r := range records {
 		if r.Kind == registry.NameDeleted {
-			k := tombKey(r.Repository, nameOf(r))
+			k := tombKey(r)
 			dead[k] = max(dead[k], r.Generation)
 		}
 	}
-	if fresh {
-		err := x.buckets.All(func(name string, b backend.Bucket) error { return x.fromBucket(ctx, name, b, dead) })
-		if err != nil {
-			return err
-		}
+	return dead
+}
+
+// tombKey is the name that a record changes: a tag, a manifest, or a membership.
+func tombKey(r registry.NameRecord) string {
+	switch {
+	case r.Tag != "":
+		return tagName(r.Repository, r.Tag)
+	case r.Kind == registry.NameLayer || r.MediaType == registry.NameLayer:
+		return layerName(r.Repository, r.Digest)
 	}
+	return manifestName(r.Repository, r.Digest)
+}
+
+// namesOf are all names that a record changes: a push by tag changes the tag and the manifest.
+func namesOf(r registry.NameRecord) []string {
+	if r.Kind == registry.NameManifest && r.Tag != "" {
+		return []string{tombKey(r), manifestName(r.Repository, r.Digest)}
+	}
+	return []string{tombKey(r)}
+}
+
+func tagName(repo, tag string) string                  { return repo + "\x00tag " + tag }
+func manifestName(repo string, d digest.Digest) string { return repo + "\x00manifest " + d.String() }
+func layerName(repo string, d digest.Digest) string    { return repo + "\x00layer " + d.String() }
+
+func (x *Index) adoptPending(ctx context.Context, o *registry.Origin) error {
+	return o.Pending(ctx, func(p registry.PendingBlob) error {
+		for _, repo := range p.Repositories {
+			if err := x.putLayer(ctx, repo, registry.Layer{Digest: p.Digest, Size: p.Size}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// adoptAll takes over, oldest first, the records that SQL does not know, and queues them for the bucket.
+func (x *Index) adoptAll(ctx context.Context, records []registry.NameRecord, dead map[string]int64) error {
+	slices.SortFunc(records, func(a, b registry.NameRecord) int {
+		return cmp.Or(cmp.Compare(a.Generation, b.Generation), strings.Compare(registry.NameKey(a), registry.NameKey(b)))
+	})
+	records = slices.CompactFunc(records, func(a, b registry.NameRecord) bool { // replicas
+		return a.Generation == b.Generation && registry.NameKey(a) == registry.NameKey(b)
+	})
 	for _, r := range records {
 		if err := x.adopt(ctx, r, dead); err != nil {
 			return err
 		}
 	}
-	if fresh {
-		if err := x.db.SetMeta(ctx, metaRestored, time.Now().UTC().Format(time.RFC3339)); err != nil {
-			return err
-		}
-		x.restored.Store(true)
-		x.log.Info("names are restored", "seconds", time.Since(began).Seconds(), "records", len(records))
+	if len(records) == 0 {
+		return nil
 	}
 	select {
 	case x.kick <- struct{}{}:
 	default:
 	}
-	return nil
+	// SQL has all changes up to here now: what origins still keep of them can go.
+	return x.db.Update(ctx, func(tx *sql.Tx) error { return tx.RaiseGeneration(records[len(records)-1].Generation) })
 }
 
-func nameOf(r registry.NameRecord) string {
-	switch {
-	case r.Tag != "":
-		return r.Tag
-	case r.Kind == registry.NameLayer || r.MediaType == registry.NameLayer:
-		return registry.NameLayer + " " + r.Digest.String()
-	}
-	return r.Digest.String()
-}
-
-func tombKey(repo, name string) string { return repo + "\x00" + name }
-
-func (x *Index) adoptPending(ctx context.Context, p registry.PendingBlob) error {
-	for _, repo := range p.Repositories {
-		if err := x.putLayer(ctx, repo, registry.Layer{Digest: p.Digest, Size: p.Size}); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// adopt takes over a record that SQL does not know, and queues it for the bucket.
 func (x *Index) adopt(ctx context.Context, r registry.NameRecord, dead map[string]int64) error {
-	if r.Kind != registry.NameDeleted && dead[tombKey(r.Repository, nameOf(r))] > r.Generation {
-		return nil
-	}
-	known := false
-	switch {
-	case r.Kind == registry.NameLayer:
-		_, err := x.db.Layer(ctx, r.Repository, r.Digest)
-		known = err == nil
-	case r.Tag != "":
-		_, gen, err := x.db.Tag(ctx, r.Repository, r.Tag)
-		known = err == nil && gen >= r.Generation
-	case r.Kind == registry.NameManifest:
-		ok, err := x.db.HasManifest(ctx, r.Repository, r.Digest)
-		if err != nil {
-			return err
+	if r.Kind == registry.NameManifest {
+		if dead[manifestName(r.Repository, r.Digest)] > r.Generation {
+			return nil
 		}
-		known = ok
-	}
-	if known {
+		if r.Tag != "" && dead[tagName(r.Repository, r.Tag)] > r.Generation {
+			r.Tag = "" // the tag is gone, the manifest is not
+		}
+	} else if r.Kind == registry.NameLayer && dead[tombKey(r)] > r.Generation {
 		return nil
+	}
+	if known, err := x.known(ctx, r); err != nil || known {
+		return err
 	}
 	return x.db.Update(ctx, func(tx *sql.Tx) error {
 		switch {
 		case r.Kind == registry.NameManifest:
 			p, err := parseManifest(r.MediaType, r.Bytes)
 			if err != nil {
-				return nil // from a program that accepts more; it stays on the origins
+				return fmt.Errorf("manifest %s of %s was accepted by another version: start that one: %w", r.Digest, r.Repository, err)
 			}
 			if err := x.apply(tx, r, p); err != nil {
 				return err
@@ -167,6 +288,23 @@ func (x *Index) adopt(ctx context.Context, r registry.NameRecord, dead map[strin
 		}
 		return tx.Enqueue(r)
 	})
+}
+
+// known says whether SQL has what a record says.
+func (x *Index) known(ctx context.Context, r registry.NameRecord) (bool, error) {
+	switch r.Kind {
+	case registry.NameLayer:
+		_, err := x.db.Layer(ctx, r.Repository, r.Digest)
+		return err == nil, ignoreMissing(err)
+	case registry.NameManifest:
+		ok, err := x.db.HasManifest(ctx, r.Repository, r.Digest)
+		if err != nil || !ok || r.Tag == "" {
+			return ok, err
+		}
+		_, gen, err := x.db.Tag(ctx, r.Repository, r.Tag)
+		return err == nil && gen >= r.Generation, ignoreMissing(err)
+	}
+	return false, nil
 }
 
 // fromBucket reads every name in a bucket: first what is there, then the tags, which need the manifests.
@@ -206,7 +344,7 @@ func read(ctx context.Context, b backend.Bucket, key string, limit int64) ([]byt
 }
 
 func (x *Index) restoreManifest(ctx context.Context, b backend.Bucket, repo string, d digest.Digest, dead map[string]int64) error {
-	if dead[tombKey(repo, d.String())] > 0 {
+	if dead[manifestName(repo, d)] > 0 {
 		return nil
 	}
 	raw, err := read(ctx, b, backend.BlobKey(d), registry.MaxManifest+1)
@@ -240,7 +378,7 @@ func (x *Index) restoreManifest(ctx context.Context, b backend.Bucket, repo stri
 }
 
 func (x *Index) restoreLayer(ctx context.Context, b backend.Bucket, repo string, d digest.Digest, dead map[string]int64) error {
-	if dead[tombKey(repo, registry.NameLayer+" "+d.String())] > 0 {
+	if dead[layerName(repo, d)] > 0 {
 		return nil
 	}
 	o, err := b.Stat(ctx, backend.BlobKey(d))
@@ -275,7 +413,7 @@ func (x *Index) restoreTag(ctx context.Context, b backend.Bucket, repo, tag stri
 	}
 	x.sawGeneration(rec.Generation)
 	ok, err := x.db.HasManifest(ctx, repo, rec.Digest)
-	if err != nil || !ok || dead[tombKey(repo, tag)] > rec.Generation {
+	if err != nil || !ok || dead[tagName(repo, tag)] > rec.Generation {
 		return err
 	}
 	return x.db.Update(ctx, func(tx *sql.Tx) error { return tx.PutTag(repo, tag, rec.Digest, rec.Generation) })

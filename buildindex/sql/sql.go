@@ -104,16 +104,16 @@ func (s *Store) Meta(ctx context.Context, key string) (v string, err error) {
 	return v, err
 }
 
-// SetMeta writes a setting.
-func (s *Store) SetMeta(ctx context.Context, key, v string) error {
-	_, err := s.w.ExecContext(ctx, `INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value`, key, v)
-	return err
+// LastGeneration is the highest generation of a change that was committed.
+func (s *Store) LastGeneration(ctx context.Context) (n int64, err error) {
+	err = s.r.QueryRowContext(ctx, `SELECT generation FROM last_generation`).Scan(&n)
+	return n, err
 }
 
-// LastGeneration is the highest generation of a tag or manifest.
-func (s *Store) LastGeneration(ctx context.Context) (n int64, err error) {
-	err = s.r.QueryRowContext(ctx, `SELECT max((SELECT ifnull(max(generation), 0) FROM tags), (SELECT ifnull(max(generation), 0) FROM manifests))`).Scan(&n)
-	return n, err
+// Queued says whether a change of this generation is in the outbox.
+func (s *Store) Queued(ctx context.Context, generation int64) (ok bool, err error) {
+	err = s.r.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM outbox WHERE generation = ?)`, generation).Scan(&ok)
+	return ok, err
 }
 
 // Manifest is a row of manifests, with its bytes.

@@ -57,6 +57,24 @@ func TestTagsFollowGenerations(t *testing.T) {
 	}
 }
 
+func TestEmptiedRepositoryEnds(t *testing.T) {
+	s, _ := open(t)
+	m, layer := manifest("r", "a", 1), digest.FromString("layer")
+	update(t, s, func(tx *Tx) error { return errors.Join(tx.PutManifest(m), tx.PutLayer("r", layer, 5)) })
+	for _, step := range []struct {
+		delete func(*Tx) error
+		want   bool
+	}{
+		{func(tx *Tx) error { _, err := tx.DeleteManifest("r", m.Digest, 9); return err }, true},
+		{func(tx *Tx) error { return tx.DeleteLayer("r", layer) }, false},
+	} {
+		update(t, s, step.delete)
+		if ok, err := s.HasRepository(t.Context(), "r"); err != nil || ok != step.want {
+			t.Errorf("the repository exists: %v, %v; want %v", ok, err, step.want)
+		}
+	}
+}
+
 func TestDeletedManifestTakesItsTags(t *testing.T) {
 	s, _ := open(t)
 	m := manifest("r", "a", 1)

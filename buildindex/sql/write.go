@@ -106,8 +106,16 @@ func (t *Tx) DeleteManifest(repo string, d digest.Digest, generation int64) (tag
 	if err := rows.Err(); err != nil {
 		return nil, err
 	}
-	_, err = t.exec(`DELETE FROM contents WHERE digest = ? AND NOT EXISTS (SELECT 1 FROM manifests WHERE digest = ?)`, d, d)
-	return tags, err
+	if _, err = t.exec(`DELETE FROM contents WHERE digest = ? AND NOT EXISTS (SELECT 1 FROM manifests WHERE digest = ?)`, d, d); err != nil {
+		return tags, err
+	}
+	return tags, t.emptied(repo)
+}
+
+// emptied ends a repository that has neither a manifest nor a blob any more.
+func (t *Tx) emptied(repo string) error {
+	_, err := t.exec(`DELETE FROM repositories WHERE name = ?1 AND NOT EXISTS (SELECT 1 FROM manifests WHERE repository = ?1) AND NOT EXISTS (SELECT 1 FROM layers WHERE repository = ?1)`, repo)
+	return err
 }
 
 // PutLayer makes a blob a member of a repository.
@@ -121,7 +129,10 @@ func (t *Tx) PutLayer(repo string, d digest.Digest, size int64) error {
 
 // DeleteLayer ends a membership, ErrNotFound when there is none.
 func (t *Tx) DeleteLayer(repo string, d digest.Digest) error {
-	return t.gone(`DELETE FROM layers WHERE repository = ? AND digest = ?`, repo, d)
+	if err := t.gone(`DELETE FROM layers WHERE repository = ? AND digest = ?`, repo, d); err != nil {
+		return err
+	}
+	return t.emptied(repo)
 }
 
 // Enqueue adds a change for the bucket.
@@ -130,6 +141,20 @@ func (t *Tx) Enqueue(r registry.NameRecord) error {
 	if err != nil {
 		return err
 	}
-	_, err = t.exec(`INSERT INTO outbox (record) VALUES (?)`, b)
+	if _, err = t.exec(`INSERT INTO outbox (record, generation) VALUES (?, ?)`, b, r.Generation); err != nil {
+		return err
+	}
+	return t.RaiseGeneration(r.Generation)
+}
+
+// RaiseGeneration says that changes up to this generation are known.
+func (t *Tx) RaiseGeneration(n int64) error {
+	_, err := t.exec(`UPDATE last_generation SET generation = max(generation, ?)`, n)
+	return err
+}
+
+// SetMeta writes a setting.
+func (t *Tx) SetMeta(key, v string) error {
+	_, err := t.exec(`INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value`, key, v)
 	return err
 }

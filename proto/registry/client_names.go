@@ -220,13 +220,14 @@ func (c *Client) Durable(ctx context.Context, repo string, ds []digest.Digest) (
 	return out, c.post(ctx, extension(repo, "durable", ""), DurableRequest{ds}, &out)
 }
 
-// NameKey is where a record is kept: one per tag, manifest without a tag, or layer of a repository.
+// NameKey is where a record is kept. A record is replaced only by one of the same change: the same kind, repository, tag and digest. So a
+// tag that was moved twice leaves two records, and neither manifest is lost.
 func NameKey(r NameRecord) string {
-	what := r.Tag
-	if what == "" {
-		what = r.Digest.String()
+	kind := r.Kind
+	if kind == NameDeleted && r.MediaType == NameLayer {
+		kind += " " + NameLayer // of two things with this digest, the membership is meant
 	}
-	sum := sha256.Sum256([]byte(r.Repository + "\x00" + what))
+	sum := sha256.Sum256([]byte(strings.Join([]string{kind, r.Repository, r.Tag, r.Digest.String()}, "\x00")))
 	return hex.EncodeToString(sum[:])
 }
 

@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -193,7 +194,26 @@ func start(t *testing.T, n int, scheme string, id transport.PeerTLS) *Cluster {
 	for _, p := range append(append(append([]*Part{}, c.Origins...), c.Tracker, c.BuildIndex, c.ProxyPart), c.AgentParts...) {
 		p.Start()
 	}
+	Eventually(t, time.Minute, func() error { return c.owed("build-index") }) // until then what it lacks is 503
 	return c
+}
+
+// owed says what some parts have not written to the bucket, or, a build-index, not restored yet.
+func (c *Cluster) owed(names ...string) error {
+	for _, name := range names {
+		_, b, err := get("http://" + c.Admin(name) + "/writeback")
+		if err != nil {
+			return err
+		}
+		var s registry.WritebackStatus
+		if err := json.Unmarshal(b, &s); err != nil {
+			return err
+		}
+		if s.Pending+s.Names > 0 {
+			return fmt.Errorf("%s has %+v", name, s)
+		}
+	}
+	return nil
 }
 
 // StateDir is a part's disk.

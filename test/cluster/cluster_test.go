@@ -326,22 +326,7 @@ func TestMembership(t *testing.T) {
 // writtenBack waits until nothing is left to write to the bucket.
 func writtenBack(t *testing.T, c *Cluster) {
 	t.Helper()
-	Eventually(t, time.Minute, func() error {
-		for _, name := range []string{"origin-01", "origin-02", "origin-03", "build-index"} {
-			_, b, err := get("http://" + c.Admin(name) + "/writeback")
-			if err != nil {
-				return err
-			}
-			var s registry.WritebackStatus
-			if err := json.Unmarshal(b, &s); err != nil {
-				return err
-			}
-			if s.Pending+s.Names > 0 {
-				return fmt.Errorf("%s has %+v", name, s)
-			}
-		}
-		return nil
-	})
+	Eventually(t, time.Minute, func() error { return c.owed("origin-01", "origin-02", "origin-03", "build-index") })
 }
 
 func TestBucketDownThenEveryDiskLost(t *testing.T) {

@@ -1,0 +1,340 @@
+package buildindex
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"kraken/buildindex/sql"
+	"kraken/origin/backend"
+	"kraken/proto/registry"
+	"kraken/proto/ring"
+	"kraken/proto/transport"
+)
+
+// fakeOrigin keeps name records as an origin does, and says which blobs are in the bucket.
+type fakeOrigin struct {
+	*httptest.Server
+	mu      sync.Mutex
+	down    bool
+	names   map[string]registry.NameRecord
+	pending []registry.PendingBlob
+	durable bool
+}
+
+func newFakeOrigin(t *testing.T) *fakeOrigin {
+	f := &fakeOrigin{names: map[string]registry.NameRecord{}}
+	f.Server = httptest.NewServer(f)
+	t.Cleanup(f.Close)
+	return f
+}
+
+func (f *fakeOrigin) set(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+}
+
+func (f *fakeOrigin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.down {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return
+	}
+	parts := strings.Split(r.URL.Path, "/")
+	key := parts[len(parts)-1]
+	enc := json.NewEncoder(w)
+	switch {
+	case r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, "/names"), r.Method == http.MethodGet && key == "" && parts[len(parts)-2] == "names":
+		for _, rec := range f.names {
+			enc.Encode(rec)
+		}
+	case r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/pending"):
+		for _, p := range f.pending {
+			enc.Encode(p)
+		}
+	case r.Method == http.MethodPut:
+		var rec registry.NameRecord
+		if err := json.NewDecoder(r.Body).Decode(&rec); err != nil || registry.NameKey(rec) != key {
+			w.WriteHeader(http.StatusBadRequest)
+			return
+		}
+		if f.names[key].Generation < rec.Generation {
+			f.names[key] = rec
+		}
+		w.WriteHeader(http.StatusCreated)
+	case r.Method == http.MethodDelete:
+		gen, _ := strconv.ParseInt(r.URL.Query().Get("generation"), 10, 64)
+		if f.names[key].Generation <= gen {
+			delete(f.names, key)
+		}
+		w.WriteHeader(http.StatusAccepted)
+	case r.Method == http.MethodPost:
+		var q registry.DurableRequest
+		json.NewDecoder(r.Body).Decode(&q)
+		var a registry.DurableResponse
+		if f.durable {
+			a.Durable = q.Digests
+		} else {
+			a.Pending = q.Digests
+		}
+		enc.Encode(a)
+	}
+}
+
+func (f *fakeOrigin) kept() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.names)
+}
+
+// rig is a build-index over two fake origins and a bucket in a folder; its parts are run by hand.
+type rig struct {
+	*testing.T
+	dir     string
+	origins []*fakeOrigin
+	x       *Index
+}
+
+func newRig(t *testing.T) *rig {
+	r := &rig{T: t, dir: t.TempDir(), origins: []*fakeOrigin{newFakeOrigin(t), newFakeOrigin(t)}}
+	r.start("first.db")
+	return r
+}
+
+// start opens a build-index on this database; another name is a lost disk.
+func (r *rig) start(database string) {
+	r.Helper()
+	cfg := Config{
+		Server: transport.ServerConfig{Listen: "127.0.0.1:0"}, Database: filepath.Join(r.dir, database),
+		Buckets: []backend.Config{{Name: "b", URL: "file://" + filepath.Join(r.dir, "bucket")}},
+	}
+	for i, o := range r.origins {
+		cfg.Origins = append(cfg.Origins, ring.Member{ID: fmt.Sprintf("origin-%02d", i+1), URL: o.URL})
+	}
+	if r.x != nil {
+		r.stop()
+	}
+	x, err := New(cfg, Deps{Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry()})
+	if err != nil {
+		r.Fatal(err)
+	}
+	r.x = x
+	r.Cleanup(r.stop)
+}
+
+func (r *rig) stop() {
+	if r.x != nil {
+		if err := errors.Join(r.x.server.Close(), r.x.db.Close()); err != nil {
+			r.Error(err)
+		}
+		r.x = nil
+	}
+}
+
+func (r *rig) must(err error) {
+	r.Helper()
+	if err != nil {
+		r.Fatal(err)
+	}
+}
+
+// put pushes a manifest of one layer, which text tells apart.
+func (r *rig) put(tag, text string) digest.Digest {
+	r.Helper()
+	layer := digest.FromString(text)
+	r.must(r.x.putLayer(r.Context(), "repo", registry.Layer{Digest: layer, Size: int64(len(text))}))
+	desc := v1.Descriptor{MediaType: "application/octet-stream", Digest: layer, Size: int64(len(text))}
+	raw, err := json.Marshal(v1.Manifest{MediaType: v1.MediaTypeImageManifest, Config: desc, Layers: []v1.Descriptor{desc}})
+	r.must(err)
+	raw = []byte(strings.Replace(string(raw), "{", `{"schemaVersion":2,`, 1))
+	raw = []byte(strings.Replace(string(raw), `"schemaVersion":0,`, "", 1))
+	ref := registry.Reference{Tag: tag}
+	if tag == "" {
+		ref = registry.Reference{Digest: digest.FromBytes(raw)}
+	}
+	res, err := r.x.PutManifest(r.Context(), "repo", ref, v1.MediaTypeImageManifest, raw, registry.PutOptions{})
+	r.must(err)
+	return res.Digest
+}
+
+func (r *rig) delete(ref registry.Reference) {
+	r.Helper()
+	r.must(r.x.DeleteManifest(r.Context(), "repo", ref))
+}
+
+// lose restores on an empty disk.
+func (r *rig) lose() {
+	r.Helper()
+	r.start("second.db")
+	r.must(r.x.fill(r.Context()))
+}
+
+func (r *rig) wantTag(tag string, want digest.Digest) {
+	r.Helper()
+	got, _, err := r.x.db.Tag(r.Context(), "repo", tag)
+	if errors.Is(err, sql.ErrNotFound) {
+		err = nil
+	}
+	if err != nil || got != want {
+		r.Errorf("tag %s is %q, %v, want %q", tag, got, err, want)
+	}
+}
+
+func (r *rig) wantManifest(d digest.Digest, want bool) {
+	r.Helper()
+	if ok, err := r.x.db.HasManifest(r.Context(), "repo", d); err != nil || ok != want {
+		r.Errorf("manifest %s: there is one: %v, %v; want %v", d, ok, err, want)
+	}
+}
+
+func (r *rig) durable(yes bool) {
+	for _, o := range r.origins {
+		o.set(func() { o.durable = yes })
+	}
+}
+
+// The bucket is behind all along: what is restored comes from the origins' records alone.
+func TestRestoreWithoutTheBucket(t *testing.T) {
+	t.Run("a tag that moved keeps both manifests", func(t *testing.T) {
+		r := newRig(t)
+		a, b := r.put("v", "one"), r.put("v", "two")
+		r.lose()
+		r.wantTag("v", b)
+		r.wantManifest(a, true)
+		r.wantManifest(b, true)
+	})
+	t.Run("a deleted tag leaves its manifest", func(t *testing.T) {
+		r := newRig(t)
+		a := r.put("v", "one")
+		r.delete(registry.Reference{Tag: "v"})
+		r.lose()
+		r.wantTag("v", "")
+		r.wantManifest(a, true)
+	})
+	t.Run("a deleted manifest takes its tags", func(t *testing.T) {
+		r := newRig(t)
+		a := r.put("v", "one")
+		r.delete(registry.Reference{Digest: a})
+		r.lose()
+		r.wantTag("v", "")
+		r.wantManifest(a, false)
+	})
+	t.Run("what was pushed again is there", func(t *testing.T) {
+		r := newRig(t)
+		a := r.put("v", "one")
+		r.delete(registry.Reference{Digest: a})
+		r.put("v", "one")
+		r.lose()
+		r.wantTag("v", a)
+		r.wantManifest(a, true)
+	})
+	t.Run("a deletion waits for the push before it", func(t *testing.T) {
+		r := newRig(t)
+		r.put("v", "one")
+		r.delete(registry.Reference{Tag: "v"})
+		if left, err := r.x.drain(r.Context()); err != nil || !left {
+			t.Fatalf("left %v, %v", left, err)
+		}
+		r.lose()
+		r.wantTag("v", "")
+	})
+}
+
+// A push and a deletion reach the bucket, in order, and the origins forget them.
+func TestOutboxReachesTheBucket(t *testing.T) {
+	r := newRig(t)
+	r.durable(true)
+	a, b := r.put("v", "one"), r.put("w", "two")
+	r.delete(registry.Reference{Tag: "w"})
+	if left, err := r.x.drain(r.Context()); err != nil || left {
+		t.Fatalf("left %v, %v", left, err)
+	}
+	if n := r.origins[0].kept() + r.origins[1].kept(); n != 0 {
+		t.Errorf("origins keep %d records", n)
+	}
+	r.lose()
+	r.wantTag("v", a)
+	r.wantTag("w", "")
+	r.wantManifest(b, true)
+}
+
+// An origin that was away when names were restored is heard when it is back.
+func TestLateOriginIsHeard(t *testing.T) {
+	r := newRig(t)
+	r.origins[1].set(func() { r.origins[1].down = true })
+	a := r.put("v", "one") // on the first origin alone
+	only := digest.FromString("only there")
+	r.origins[0].set(func() {
+		r.origins[0].pending = []registry.PendingBlob{{Digest: only, Size: 10, Repositories: []string{"repo"}}}
+		r.origins[0].down = true
+	})
+	r.origins[1].set(func() { r.origins[1].down = false })
+	r.lose()
+	r.wantManifest(a, false)
+	r.start("second.db") // a restart does not forget whom to ask
+	if err := r.x.reconcile(r.Context(), time.Now()); err == nil {
+		t.Error("an origin could not be asked, and nobody says so")
+	}
+	r.origins[0].set(func() { r.origins[0].down = false })
+	r.must(r.x.reconcile(r.Context(), time.Now()))
+	r.wantTag("v", a)
+	if _, err := r.x.getLayer(r.Context(), "repo", only); err != nil {
+		t.Errorf("a blob that the late origin owes: %v", err)
+	}
+}
+
+// An origin that was away while names went to the bucket and were deleted does not bring them back.
+func TestStaleRecordsAreTakenBack(t *testing.T) {
+	r := newRig(t)
+	r.durable(true)
+	r.must(r.x.fill(r.Context()))
+	r.put("v", "one")
+	r.origins[1].set(func() { r.origins[1].down = true })
+	if _, err := r.x.drain(r.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.delete(registry.Reference{Tag: "v"})
+	if _, err := r.x.drain(r.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.origins[1].set(func() { r.origins[1].down = false })
+	r.must(r.x.reconcile(r.Context(), time.Now()))
+	r.wantTag("v", "")
+	if n := r.origins[1].kept(); n != 0 {
+		t.Errorf("the origin that was away keeps %d records", n)
+	}
+}
+
+// What an origin has of a change that SQL lost (its disk went back in time) is adopted; what may be under way is left alone.
+func TestRecordsNewerThanSQL(t *testing.T) {
+	r := newRig(t)
+	r.must(r.x.fill(r.Context()))
+	a := r.put("v", "one")
+	recs, err := r.x.recordsOf(r.Context(), r.x.origins.All()[0])
+	r.must(err)
+	newer := recs[0]
+	newer.Tag, newer.Generation, newer.Time = "w", newer.Generation+1, time.Now()
+	r.origins[0].set(func() { r.origins[0].names[registry.NameKey(newer)] = newer })
+	r.must(r.x.reconcile(r.Context(), newer.Time.Add(-time.Second)))
+	r.wantTag("w", "")
+	r.must(r.x.reconcile(r.Context(), newer.Time.Add(time.Second)))
+	r.wantTag("w", a)
+	if r.origins[0].kept() == 0 {
+		t.Error("records that the bucket lacks were taken back")
+	}
+}
