@@ -212,7 +212,7 @@ func TestPeerTLS(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			a, b := net.Pipe()
+			a, b := sockets(t) // a pipe has no buffer: two ends that refuse each other at once would wait for ever
 			defer a.Close()
 			defer b.Close()
 			accepted := make(chan error, 1)
@@ -285,4 +285,21 @@ func TestTLSConfigurationIsRefused(t *testing.T) {
 			t.Errorf("%s: accepted", name)
 		}
 	}
+}
+
+// sockets are both ends of a connection over loopback.
+func sockets(t *testing.T) (accepted, dialled net.Conn) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if dialled, err = net.Dial("tcp", l.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if accepted, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	return accepted, dialled
 }
