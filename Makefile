@@ -52,7 +52,9 @@ test-setup: ## install the clients and runtimes that the tests use
 
 test-tools: check-go ## build the test programs that are Go modules, into bin/tools
 	@mkdir -p bin/tools
-	cd test/tools && CGO_ENABLED=0 $(GO) build -o ../../bin/tools/crictl sigs.k8s.io/cri-tools/cmd/crictl
+	cd test/tools && CGO_ENABLED=0 $(GO) build -o ../../bin/tools/ sigs.k8s.io/cri-tools/cmd/crictl \
+		github.com/google/go-containerregistry/cmd/crane github.com/regclient/regclient/cmd/regctl oras.land/oras/cmd/oras \
+		github.com/opencontainers/distribution-spec/conformance
 
 test-python: build test-setup test-tools ## tests with real clients and processes
 	cd test/python && /usr/bin/python3 -m pytest -v
