@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -163,11 +164,22 @@ func (x *Index) sawGeneration(n int64) {
 	}
 }
 
-// lock lets one writer at a time change a name.
-func (x *Index) lock(repo, name string) *sync.Mutex {
-	m := &x.stripes[maphash.String(x.seed, repo+"\x00"+name)%uint64(len(x.stripes))]
-	m.Lock()
-	return m
+// lock lets one writer at a time change some names of a repository. The caller calls what it returns.
+func (x *Index) lock(repo string, names ...string) (unlock func()) {
+	var held []int
+	for _, n := range names {
+		held = append(held, int(maphash.String(x.seed, repo+"\x00"+n)%uint64(len(x.stripes))))
+	}
+	slices.Sort(held) // so that two writers can't wait for each other
+	held = slices.Compact(held)
+	for _, i := range held {
+		x.stripes[i].Lock()
+	}
+	return func() {
+		for _, i := range held {
+			x.stripes[i].Unlock()
+		}
+	}
 }
 
 // miss is the answer for what SQL does not have.
@@ -199,21 +211,34 @@ func (x *Index) second(ctx context.Context, r registry.NameRecord) error {
 	return &registry.RetryError{Err: fmt.Errorf("%w: no origin keeps the name: %w", registry.ErrUnavailable, errors.Join(errs...)), After: time.Second}
 }
 
-// change makes a change durable in its second place and commits it in SQL with its outbox row.
-func (x *Index) change(ctx context.Context, r registry.NameRecord, f func(*sql.Tx) error) error {
+// change makes changes durable in their second place and commits them in SQL with their outbox rows, all or none.
+func (x *Index) change(ctx context.Context, rs []registry.NameRecord, f func(*sql.Tx) error) error {
 	// What has begun is finished: a client that goes away must not leave one place ahead of the other.
 	ctx = context.WithoutCancel(ctx)
-	if err := x.second(ctx, r); err != nil {
-		return err
+	undo := func(n int) {
+		for _, r := range rs[:n] {
+			x.forget(ctx, r)
+		}
+	}
+	for i, r := range rs {
+		if err := x.second(ctx, r); err != nil {
+			undo(i)
+			return err
+		}
 	}
 	err := x.db.Update(ctx, func(tx *sql.Tx) error {
 		if err := f(tx); err != nil {
 			return err
 		}
-		return tx.Enqueue(r)
+		for _, r := range rs {
+			if err := tx.Enqueue(r); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	if err != nil {
-		x.forget(ctx, r)
+		undo(len(rs))
 		return err
 	}
 	select {

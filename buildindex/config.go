@@ -38,7 +38,10 @@ type Policy struct {
 	// References is strict (default: what a manifest refers to must be in the repository) or lax (anything goes).
 	References string `yaml:"references"`
 
-	re *regexp.Regexp
+	// ImmutableTags is a regular expression for whole tags that, once pushed, can neither be moved nor deleted; default none, ".*" for all.
+	ImmutableTags string `yaml:"immutable_tags"`
+
+	re, immutable *regexp.Regexp
 }
 
 // Validate fills in defaults and refuses what can't work.
@@ -68,6 +71,11 @@ func (c *Config) Validate() error {
 		if p.re, err = regexp.Compile(`^(?:` + p.Match + `)$`); err != nil || p.Match == "" {
 			errs = append(errs, fmt.Errorf("repositories[%d].match: %q is no regular expression", i, p.Match))
 		}
+		if p.ImmutableTags != "" {
+			if p.immutable, err = regexp.Compile(`^(?:` + p.ImmutableTags + `)$`); err != nil {
+				errs = append(errs, fmt.Errorf("repositories[%d].immutable_tags: %q is no regular expression", i, p.ImmutableTags))
+			}
+		}
 		if p.References != "" && p.References != "strict" && p.References != "lax" {
 			errs = append(errs, fmt.Errorf("repositories[%d].references: %q: want strict or lax", i, p.References))
 		}
@@ -75,12 +83,21 @@ func (c *Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// lax says that manifests of a repository may refer to what is not there.
-func (c *Config) lax(repo string) bool {
+// policy is the first whose pattern matches.
+func (c *Config) policy(repo string) (p Policy) {
 	for _, p := range c.Repositories {
 		if p.re.MatchString(repo) {
-			return p.References == "lax"
+			return p
 		}
 	}
-	return false
+	return p
+}
+
+// lax says that manifests of a repository may refer to what is not there.
+func (c *Config) lax(repo string) bool { return c.policy(repo).References == "lax" }
+
+// immutable says that a tag must neither move nor go.
+func (c *Config) immutable(repo, tag string) bool {
+	p := c.policy(repo)
+	return p.immutable != nil && p.immutable.MatchString(tag)
 }

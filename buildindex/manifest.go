@@ -23,6 +23,7 @@ type parsed struct {
 	blobs        []digest.Digest // that must be members of the repository
 	manifests    []digest.Digest // that must be manifests of the repository
 	either       []digest.Digest // that must be one or the other: children of an index whose media type tells nothing
+	children     []v1.Descriptor // of an index
 	members      []digest.Digest // config and layers, for the links in the bucket
 }
 
@@ -98,7 +99,7 @@ func (p *parsed) index(doc *document) error {
 	if doc.Manifests == nil || doc.Config != nil || doc.Layers != nil {
 		return invalid("an index has manifests, and neither config nor layers")
 	}
-	p.artifactType = doc.ArtifactType
+	p.artifactType, p.children = doc.ArtifactType, *doc.Manifests
 	for i, m := range *doc.Manifests {
 		d, err := p.digest(fmt.Sprintf("manifests[%d]", i), m)
 		if err != nil {

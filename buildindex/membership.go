@@ -33,13 +33,13 @@ func (x *Index) getLayer(ctx context.Context, repo string, d digest.Digest) (reg
 }
 
 func (x *Index) deleteLayer(ctx context.Context, repo string, d digest.Digest) error {
-	defer x.lock(repo, d.String()).Unlock()
+	defer x.lock(repo, d.String())()
 	if _, err := x.getLayer(ctx, repo, d); err != nil {
 		return err
 	}
 	r := x.record(registry.NameDeleted, repo, "", d)
 	r.MediaType = registry.NameLayer // of two things with this digest, the membership is meant
-	if err := x.change(ctx, r, func(tx *sql.Tx) error { return tx.DeleteLayer(repo, d) }); err != nil {
+	if err := x.change(ctx, []registry.NameRecord{r}, func(tx *sql.Tx) error { return tx.DeleteLayer(repo, d) }); err != nil {
 		if errors.Is(err, sql.ErrNotFound) {
 			return x.miss(registry.ErrBlobUnknown, "blob %s of %s", d, repo)
 		}
@@ -64,10 +64,10 @@ func (x *Index) mount(ctx context.Context, repo, from string, d digest.Digest) (
 	if err != nil {
 		return registry.Layer{}, fmt.Errorf("mount %s from %q: %w", d, from, err)
 	}
-	defer x.lock(repo, d.String()).Unlock()
+	defer x.lock(repo, d.String())()
 	r := x.record(registry.NameLayer, repo, "", d)
 	r.Size = size
-	if err := x.change(ctx, r, func(tx *sql.Tx) error { return tx.PutLayer(repo, d, size) }); err != nil {
+	if err := x.change(ctx, []registry.NameRecord{r}, func(tx *sql.Tx) error { return tx.PutLayer(repo, d, size) }); err != nil {
 		return registry.Layer{}, fmt.Errorf("mount %s into %s: %w", d, repo, err)
 	}
 	return registry.Layer{Digest: d, Size: size}, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -52,20 +53,58 @@ func (x *Index) PutManifest(ctx context.Context, repo string, ref registry.Refer
 			return registry.PutResult{}, err
 		}
 	}
-	defer x.lock(repo, ref.String()).Unlock()
-	if o.IfMatch != "" && ref.Tag != "" {
-		if now, _, err := x.db.Tag(ctx, repo, ref.Tag); (err != nil && !errors.Is(err, sql.ErrNotFound)) || now != o.IfMatch {
-			return registry.PutResult{}, errors.Join(fmt.Errorf("%w: %s:%s is %q, not %s", registry.ErrPrecondition, repo, ref.Tag, now, o.IfMatch), ignoreMissing(err))
+	tags := o.Tags
+	if ref.Tag != "" {
+		tags = []string{ref.Tag}
+	}
+	defer x.lock(repo, append(tags, d.String())...)()
+	for _, tag := range tags {
+		if err := x.mayTag(ctx, repo, tag, d, o); err != nil {
+			return registry.PutResult{}, err
 		}
 	}
-	r := x.record(registry.NameManifest, repo, ref.Tag, d)
-	r.MediaType, r.Size, r.Bytes = p.mediaType, int64(len(raw)), raw
-	err = x.change(ctx, r, func(tx *sql.Tx) error { return x.apply(tx, r, p) })
+	var rs []registry.NameRecord
+	for i := range max(1, len(tags)) {
+		r := x.record(registry.NameManifest, repo, "", d)
+		r.MediaType, r.Size, r.Bytes = p.mediaType, int64(len(raw)), raw
+		if len(tags) > 0 {
+			r.Tag = tags[i]
+		}
+		rs = append(rs, r)
+	}
+	err = x.change(ctx, rs, func(tx *sql.Tx) error {
+		for _, r := range rs {
+			if err := x.apply(tx, r, p); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 	if err != nil {
 		return registry.PutResult{}, fmt.Errorf("put manifest %s of %s: %w", ref, repo, err)
 	}
 	x.m.pushed.Inc()
-	return registry.PutResult{Digest: d, Subject: p.subject}, nil
+	return registry.PutResult{Digest: d, Subject: p.subject, Tags: o.Tags}, nil
+}
+
+// mayTag says whether a tag may be pointed at d: by the request's conditions, and by what is configured.
+func (x *Index) mayTag(ctx context.Context, repo, tag string, d digest.Digest, o registry.PutOptions) error {
+	now, _, err := x.db.Tag(ctx, repo, tag)
+	exists := err == nil
+	if ignoreMissing(err) != nil {
+		return fmt.Errorf("tag %s:%s: %w", repo, tag, err)
+	}
+	switch {
+	case o.IfAbsent && exists:
+		return fmt.Errorf("%w: %s:%s exists, it is %s", registry.ErrPrecondition, repo, tag, now)
+	case (o.IfExists || o.IfMatch != nil) && !exists:
+		return fmt.Errorf("%w: %s:%s does not exist", registry.ErrPrecondition, repo, tag)
+	case o.IfMatch != nil && !slices.Contains(o.IfMatch, now):
+		return fmt.Errorf("%w: %s:%s is %s now", registry.ErrPrecondition, repo, tag, now)
+	case exists && now != d && x.cfg.immutable(repo, tag):
+		return fmt.Errorf("%w: tag %s of %s is immutable by this registry's configuration and is %s: push another tag", registry.ErrDenied, tag, repo, now)
+	}
+	return nil
 }
 
 func ignoreMissing(err error) error {
@@ -126,7 +165,7 @@ func (x *Index) checkReferences(ctx context.Context, repo string, p *parsed) err
 
 // DeleteManifest removes a tag, or a manifest with its tags.
 func (x *Index) DeleteManifest(ctx context.Context, repo string, ref registry.Reference) error {
-	defer x.lock(repo, ref.String()).Unlock()
+	defer x.lock(repo, ref.String())()
 	// Look first: a record for what is not there would be for nothing.
 	var err error
 	if ref.Tag != "" {
@@ -143,8 +182,11 @@ func (x *Index) DeleteManifest(ctx context.Context, repo string, ref registry.Re
 	if err != nil {
 		return fmt.Errorf("delete %s of %s: %w", ref, repo, err)
 	}
+	if err := x.mayDelete(ctx, repo, ref); err != nil {
+		return err
+	}
 	r := x.record(registry.NameDeleted, repo, ref.Tag, ref.Digest)
-	err = x.change(ctx, r, func(tx *sql.Tx) error {
+	err = x.change(ctx, []registry.NameRecord{r}, func(tx *sql.Tx) error {
 		if ref.Tag != "" {
 			return tx.DeleteTag(repo, ref.Tag, r.Generation)
 		}
@@ -161,6 +203,23 @@ func (x *Index) DeleteManifest(ctx context.Context, repo string, ref registry.Re
 	}
 	if err != nil {
 		return fmt.Errorf("delete %s of %s: %w", ref, repo, err)
+	}
+	return nil
+}
+
+// mayDelete refuses to delete an immutable tag, or the manifest that it names.
+func (x *Index) mayDelete(ctx context.Context, repo string, ref registry.Reference) error {
+	tags := []string{ref.Tag}
+	if ref.Tag == "" {
+		var err error
+		if tags, err = x.db.TagsOf(ctx, repo, ref.Digest); err != nil {
+			return fmt.Errorf("delete %s of %s: %w", ref, repo, err)
+		}
+	}
+	for _, tag := range tags {
+		if x.cfg.immutable(repo, tag) {
+			return fmt.Errorf("%w: tag %s of %s is immutable by this registry's configuration", registry.ErrDenied, tag, repo)
+		}
 	}
 	return nil
 }
@@ -246,9 +305,45 @@ func (x *Index) ListReferrers(ctx context.Context, repo string, d digest.Digest,
 			})
 		}
 		if len(rows) <= referrersPage {
-			return out, nil
+			return out, x.addFallback(ctx, repo, d, artifactType, &out)
 		}
 	}
 	out.Next = cursor
 	return out, nil
+}
+
+// addFallback adds what clients listed under the referrers tag schema (specification, "Referrers Tag Schema") and SQL does not: these wrote
+// it for a registry without the API, and this one may have been filled from such a one. It goes with the last page.
+func (x *Index) addFallback(ctx context.Context, repo string, d digest.Digest, artifactType string, out *registry.ReferrersPage) error {
+	m, err := x.db.ManifestByTag(ctx, repo, fallbackTag(d))
+	if errors.Is(err, sql.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("list referrers of %s in %s: %w", d, repo, err)
+	}
+	p, err := parseManifest(m.MediaType, m.Bytes)
+	if err != nil || p.children == nil {
+		return nil // a tag of this name that is no index
+	}
+	for _, c := range p.children {
+		if artifactType != "" && c.ArtifactType != artifactType {
+			continue
+		}
+		subject, err := x.db.Subject(ctx, repo, c.Digest)
+		if errors.Is(err, sql.ErrNotFound) || err == nil && subject == d {
+			continue // deleted, or listed already
+		}
+		if err != nil {
+			return fmt.Errorf("list referrers of %s in %s: %w", d, repo, err)
+		}
+		out.Descriptors = append(out.Descriptors, c)
+	}
+	return nil
+}
+
+// fallbackTag is the tag of the referrers of d: algorithm and hex digits, cut to 32 and 64 characters.
+func fallbackTag(d digest.Digest) string {
+	cut := func(s string, n int) string { return s[:min(n, len(s))] }
+	return cut(d.Algorithm().String(), 32) + "-" + cut(d.Encoded(), 64)
 }

@@ -27,6 +27,9 @@ type Config struct {
 	BuildIndex Endpoint `yaml:"build_index"`
 	// StallTimeout is after how long without progress an origin is left behind in an upload, default 5s.
 	StallTimeout config.Duration `yaml:"stall_timeout"`
+	// ChunkMinLength is what clients that upload in chunks are asked to send at least in each (OCI-Chunk-Min-Length), default 1MiB. Shorter
+	// chunks are taken as well; each costs a round trip to every replica.
+	ChunkMinLength config.Size `yaml:"chunk_min_length"`
 }
 
 // Endpoint is a role that is reached by URL.
@@ -44,6 +47,9 @@ func (c *Config) Validate() error {
 	}
 	if c.StallTimeout == 0 {
 		c.StallTimeout = config.Duration(5 * time.Second)
+	}
+	if c.ChunkMinLength == 0 {
+		c.ChunkMinLength = 1 << 20
 	}
 	var errs []error
 	if len(c.Origins) == 0 {
@@ -65,8 +71,8 @@ func (c *Config) Validate() error {
 	if c.BuildIndex.URL == "" {
 		errs = append(errs, errors.New("build_index.url: is needed"))
 	}
-	if c.StallTimeout < 0 {
-		errs = append(errs, errors.New("stall_timeout: must not be negative"))
+	if c.StallTimeout < 0 || c.ChunkMinLength < 0 {
+		errs = append(errs, errors.New("stall_timeout and chunk_min_length must not be negative"))
 	}
 	return errors.Join(errs...)
 }

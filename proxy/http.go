@@ -19,7 +19,7 @@ func (p *Proxy) handler(reg *prometheus.Registry) http.Handler {
 	r.Mount("/", registry.Server{
 		Blobs: p, BlobDeleter: p, Uploads: p, Mounter: p,
 		Manifests: p.names, ManifestWriter: p.names, Tags: p.names, Catalog: p.names, Referrers: p.names,
-		Log: p.log,
+		ChunkMinLength: p.chunkMin, Log: p.log,
 	}.Handler())
 	return r
 }

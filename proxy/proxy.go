@@ -30,6 +30,7 @@ type Proxy struct {
 	names    *registry.Client // build-index
 	replicas int
 	stall    time.Duration
+	chunkMin int64
 	health   *transport.Health
 	server   *transport.Server
 	admin    *transport.Server
@@ -46,7 +47,7 @@ func New(cfg Config, deps Deps) (_ *Proxy, err error) {
 	}
 	p := &Proxy{
 		log: deps.Log, m: newMetrics(deps.Registry),
-		replicas: min(cfg.Replicas, len(cfg.Origins)), stall: time.Duration(cfg.StallTimeout), health: transport.NewHealth(),
+		replicas: min(cfg.Replicas, len(cfg.Origins)), stall: time.Duration(cfg.StallTimeout), chunkMin: int64(cfg.ChunkMinLength), health: transport.NewHealth(),
 	}
 	if p.origins, err = registry.NewOrigins(cfg.Origins, cfg.Replicas, hc); err != nil {
 		return nil, err

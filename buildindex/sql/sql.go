@@ -155,6 +155,12 @@ func (s *Store) HasManifest(ctx context.Context, repo string, d digest.Digest) (
 	return ok, err
 }
 
+// Subject is the subject of a manifest, empty for none.
+func (s *Store) Subject(ctx context.Context, repo string, d digest.Digest) (subject digest.Digest, err error) {
+	err = s.r.QueryRowContext(ctx, `SELECT subject FROM manifests WHERE repository = ? AND digest = ?`, repo, d).Scan(&subject)
+	return subject, none(err)
+}
+
 // Layer is the size of a member of a repository.
 func (s *Store) Layer(ctx context.Context, repo string, d digest.Digest) (size int64, err error) {
 	err = s.r.QueryRowContext(ctx, `SELECT size FROM layers WHERE repository = ? AND digest = ?`, repo, d).Scan(&size)
@@ -183,6 +189,11 @@ const (
 // Tags is up to n tags after last.
 func (s *Store) Tags(ctx context.Context, repo, last string, n int) ([]string, error) {
 	return s.strings(ctx, queryTags, repo, last, n)
+}
+
+// TagsOf is the tags that name a manifest.
+func (s *Store) TagsOf(ctx context.Context, repo string, d digest.Digest) ([]string, error) {
+	return s.strings(ctx, `SELECT tag FROM tags WHERE repository = ? AND digest = ?`, repo, d)
 }
 
 // Repositories is up to n repositories after last.

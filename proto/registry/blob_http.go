@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -27,12 +28,20 @@ func (s Server) blob(w http.ResponseWriter, r *http.Request, repo, arg string) e
 			return err
 		}
 		blobHeaders(w.Header(), d)
+		if has(r, d) {
+			w.WriteHeader(http.StatusNotModified)
+			return nil
+		}
 		w.Header().Set("Accept-Ranges", "bytes")
 		w.Header().Set("Content-Length", strconv.FormatInt(desc.Size, 10))
 		w.WriteHeader(http.StatusOK)
 		return nil
 	case r.Method == http.MethodGet && s.Blobs != nil:
-		if r.Header.Get("If-None-Match") == etag(d) {
+		if has(r, d) {
+			// Only what exists is not modified.
+			if _, err := s.Blobs.StatBlob(r.Context(), repo, d); err != nil {
+				return err
+			}
 			blobHeaders(w.Header(), d)
 			w.WriteHeader(http.StatusNotModified)
 			return nil
@@ -51,6 +60,12 @@ func (s Server) blob(w http.ResponseWriter, r *http.Request, repo, arg string) e
 		return nil
 	}
 	return s.unsupported(w, r, "GET, HEAD")
+}
+
+// has says whether the client holds the blob already (If-None-Match).
+func has(r *http.Request, d digest.Digest) bool {
+	ds, any := etags(r.Header.Values("If-None-Match"))
+	return any || slices.Contains(ds, d)
 }
 
 func etag(d digest.Digest) string { return `"` + d.String() + `"` }
@@ -155,6 +170,9 @@ func (s Server) startUpload(w http.ResponseWriter, r *http.Request, repo string)
 			return err
 		}
 		uploadHeaders(w.Header(), uploadsOf(repo), u)
+		if s.ChunkMinLength > 0 {
+			w.Header().Set("OCI-Chunk-Min-Length", strconv.FormatInt(s.ChunkMinLength, 10))
+		}
 		w.WriteHeader(http.StatusAccepted)
 		return nil
 	}

@@ -63,14 +63,23 @@ func (c *Client) GetManifest(ctx context.Context, repo string, ref Reference, o 
 // PutManifest is PUT.
 func (c *Client) PutManifest(ctx context.Context, repo string, ref Reference, mediaType string, raw []byte, o PutOptions) (PutResult, error) {
 	h := http.Header{"Content-Type": {mediaType}}
-	if o.IfMatch != "" {
-		h.Set("If-Match", etag(o.IfMatch))
+	switch {
+	case o.IfExists:
+		h.Set("If-Match", "*")
+	case o.IfMatch != nil:
+		h.Set("If-Match", `""`) // matches nothing
+		for _, d := range o.IfMatch {
+			h.Add("If-Match", etag(d))
+		}
 	}
-	got, err := c.call(ctx, request{method: http.MethodPut, path: manifestPath(repo, ref), header: h, body: bytes.NewReader(raw), length: int64(len(raw))}, http.StatusCreated)
+	if o.IfAbsent {
+		h.Set("If-None-Match", "*")
+	}
+	got, err := c.call(ctx, request{method: http.MethodPut, path: manifestPath(repo, ref), query: url.Values{"tag": o.Tags}, header: h, body: bytes.NewReader(raw), length: int64(len(raw))}, http.StatusCreated)
 	if err != nil {
 		return PutResult{}, err
 	}
-	var res PutResult
+	res := PutResult{Tags: got.Values("OCI-Tag")}
 	if res.Digest, err = parseDigest(got.Get("Docker-Content-Digest")); err != nil {
 		return PutResult{}, fmt.Errorf("%w: put manifest %s of %s: answer: %w", ErrUnavailable, ref, repo, err)
 	}

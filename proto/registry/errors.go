@@ -30,13 +30,14 @@ var (
 	ErrManifestUnknown     = &Error{"MANIFEST_UNKNOWN", http.StatusNotFound, "manifest unknown to registry"}
 	ErrNameInvalid         = &Error{"NAME_INVALID", http.StatusBadRequest, "invalid repository name"}
 	ErrTagInvalid          = &Error{"MANIFEST_INVALID", http.StatusBadRequest, "invalid tag"}
+	ErrTooManyTags         = &Error{"MANIFEST_INVALID", http.StatusRequestURITooLong, "too many tag parameters"}
 	ErrNameUnknown         = &Error{"NAME_UNKNOWN", http.StatusNotFound, "repository name not known to registry"}
 	ErrSizeInvalid         = &Error{"SIZE_INVALID", http.StatusBadRequest, "length does not match the content"}
 	ErrPaginationInvalid   = &Error{"PAGINATION_NUMBER_INVALID", http.StatusBadRequest, "invalid number of results requested"}
 	ErrUnauthorized        = &Error{"UNAUTHORIZED", http.StatusUnauthorized, "authentication required"}
 	ErrDenied              = &Error{"DENIED", http.StatusForbidden, "requested access to the resource is denied"}
 	ErrUnsupported         = &Error{"UNSUPPORTED", http.StatusMethodNotAllowed, "the operation is unsupported"}
-	ErrPrecondition        = &Error{"PRECONDITION_FAILED", http.StatusPreconditionFailed, "the tag has another digest"}
+	ErrPrecondition        = &Error{"PRECONDITION_FAILED", http.StatusPreconditionFailed, "the tag is not what the request expects it to be"}
 	ErrTooManyRequests     = &Error{"TOOMANYREQUESTS", http.StatusTooManyRequests, "too many requests"}
 	ErrUnavailable         = &Error{"UNAVAILABLE", http.StatusServiceUnavailable, "not reachable now, try again"}
 	ErrStorageFull         = &Error{"INSUFFICIENT_STORAGE", http.StatusInsufficientStorage, "no space left for this content"}
@@ -46,7 +47,7 @@ var (
 // table holds every Error in the order in which the client matches a response: code and status first, then status alone.
 var table = []*Error{
 	ErrBlobUnknown, ErrBlobUploadInvalid, ErrBlobUploadUnknown, ErrRangeInvalid, ErrDigestInvalid, ErrManifestBlobUnknown,
-	ErrManifestInvalid, ErrManifestTooLarge, ErrManifestUnknown, ErrNameInvalid, ErrNameUnknown, ErrSizeInvalid,
+	ErrManifestInvalid, ErrManifestTooLarge, ErrManifestUnknown, ErrNameInvalid, ErrTooManyTags, ErrNameUnknown, ErrSizeInvalid,
 	ErrPaginationInvalid, ErrUnauthorized, ErrDenied, ErrUnsupported, ErrPrecondition, ErrTooManyRequests, ErrUnavailable,
 	ErrStorageFull, ErrInternal,
 }

@@ -7,6 +7,7 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -35,7 +36,11 @@ func (s Server) manifest(w http.ResponseWriter, r *http.Request, repo, arg strin
 }
 
 func (s Server) getManifest(w http.ResponseWriter, r *http.Request, repo string, ref Reference) error {
-	have := parseETag(r.Header.Get("If-None-Match"))
+	known, any := etags(r.Header.Values("If-None-Match"))
+	var have digest.Digest // what the backend need not send
+	if len(known) == 1 {
+		have = known[0]
+	}
 	m, err := s.Manifests.GetManifest(r.Context(), repo, ref, GetOptions{Have: have})
 	if err != nil {
 		return err
@@ -49,7 +54,7 @@ func (s Server) getManifest(w http.ResponseWriter, r *http.Request, repo string,
 	if m.MediaType != "" {
 		h.Set("Content-Type", m.MediaType)
 	}
-	if have == m.Digest {
+	if any || slices.Contains(known, m.Digest) {
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}
@@ -62,14 +67,58 @@ func (s Server) getManifest(w http.ResponseWriter, r *http.Request, repo string,
 }
 
 func parseETag(h string) digest.Digest {
-	d, err := parseDigest(strings.Trim(strings.TrimPrefix(h, "W/"), `"`))
+	d, err := parseDigest(strings.Trim(strings.TrimPrefix(strings.TrimSpace(h), "W/"), `"`))
 	if err != nil {
 		return ""
 	}
 	return d
 }
 
+// etags reads a list of entity tags (RFC 9110 section 13.1). What is none of ours can't match and is left out; any says that the list
+// is "*". The result is nil only without a header.
+func etags(values []string) (ds []digest.Digest, any bool) {
+	if len(values) == 0 {
+		return nil, false
+	}
+	ds = []digest.Digest{}
+	for _, v := range strings.Split(strings.Join(values, ","), ",") {
+		if strings.TrimSpace(v) == "*" {
+			any = true
+		} else if d := parseETag(v); d != "" {
+			ds = append(ds, d)
+		}
+	}
+	return ds, any
+}
+
+// putOptions reads the conditions and the tag parameters of a push.
+func putOptions(r *http.Request, ref Reference) (o PutOptions, err error) {
+	if o.IfMatch, o.IfExists = etags(r.Header.Values("If-Match")); o.IfExists {
+		o.IfMatch = nil
+	}
+	_, o.IfAbsent = etags(r.Header.Values("If-None-Match"))
+	if ref.Tag != "" {
+		return o, nil
+	}
+	for _, t := range r.URL.Query()["tag"] {
+		if !tagGrammar.MatchString(t) {
+			return o, badTag(t)
+		}
+		if !slices.Contains(o.Tags, t) {
+			o.Tags = append(o.Tags, t)
+		}
+	}
+	if len(o.Tags) > MaxTagParameters {
+		return o, fmt.Errorf("%w: %d, at most %d", ErrTooManyTags, len(o.Tags), MaxTagParameters)
+	}
+	return o, nil
+}
+
 func (s Server) putManifest(w http.ResponseWriter, r *http.Request, repo string, ref Reference) error {
+	o, err := putOptions(r, ref)
+	if err != nil {
+		return err
+	}
 	if r.ContentLength > MaxManifest {
 		return fmt.Errorf("%w: it has %d bytes", ErrManifestTooLarge, r.ContentLength)
 	}
@@ -84,7 +133,7 @@ func (s Server) putManifest(w http.ResponseWriter, r *http.Request, repo string,
 	if mt, _, err := mime.ParseMediaType(mediaType); err == nil {
 		mediaType = mt
 	}
-	res, err := s.ManifestWriter.PutManifest(r.Context(), repo, ref, mediaType, raw, PutOptions{IfMatch: parseETag(r.Header.Get("If-Match"))})
+	res, err := s.ManifestWriter.PutManifest(r.Context(), repo, ref, mediaType, raw, o)
 	if err != nil {
 		return err
 	}
@@ -93,6 +142,9 @@ func (s Server) putManifest(w http.ResponseWriter, r *http.Request, repo string,
 	h.Set("Docker-Content-Digest", res.Digest.String())
 	if res.Subject != "" {
 		h.Set("OCI-Subject", res.Subject.String())
+	}
+	for _, t := range res.Tags {
+		h.Add("OCI-Tag", t)
 	}
 	h.Set("Content-Length", "0")
 	w.WriteHeader(http.StatusCreated)

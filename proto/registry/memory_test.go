@@ -199,21 +199,28 @@ func (m *memory) PutManifest(_ context.Context, repo string, ref Reference, medi
 		return PutResult{}, err
 	}
 	defer leave()
-	if o.IfMatch != "" && m.tags[repo][ref.Tag] != o.IfMatch {
-		return PutResult{}, ErrPrecondition
+	tags := o.Tags
+	if ref.Tag != "" {
+		tags = []string{ref.Tag}
+	}
+	for _, t := range tags {
+		now, exists := m.tags[repo][t]
+		if o.IfAbsent && exists || o.IfExists && !exists || o.IfMatch != nil && !slices.Contains(o.IfMatch, now) {
+			return PutResult{}, ErrPrecondition
+		}
 	}
 	d := digest.FromBytes(raw)
 	if ref.Digest != "" && ref.Digest != d {
 		return PutResult{}, ErrDigestInvalid
 	}
 	m.contents[d] = &Manifest{Digest: d, MediaType: mediaType, Bytes: raw}
-	if ref.Tag != "" {
+	for _, t := range tags {
 		if m.tags[repo] == nil {
 			m.tags[repo] = map[string]digest.Digest{}
 		}
-		m.tags[repo][ref.Tag] = d
+		m.tags[repo][t] = d
 	}
-	return PutResult{Digest: d}, nil
+	return PutResult{Digest: d, Tags: o.Tags}, nil
 }
 
 func (m *memory) DeleteManifest(_ context.Context, repo string, ref Reference) error {

@@ -33,9 +33,13 @@ func ParseReference(s string) (Reference, error) {
 		return Reference{Digest: d}, err
 	}
 	if !tagGrammar.MatchString(s) {
-		return Reference{}, fmt.Errorf("%w: %.200q: want at most 128 of [a-zA-Z0-9._-]", ErrTagInvalid, s)
+		return Reference{}, badTag(s)
 	}
 	return Reference{Tag: s}, nil
+}
+
+func badTag(s string) error {
+	return fmt.Errorf("%w: %.200q: want at most 128 of [a-zA-Z0-9._-]", ErrTagInvalid, s)
 }
 
 func parseDigest(s string) (digest.Digest, error) {

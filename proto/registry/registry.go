@@ -128,16 +128,24 @@ type Manifests interface {
 	GetManifest(ctx context.Context, repo string, ref Reference, o GetOptions) (*Manifest, error)
 }
 
-// PutOptions refines a manifest write.
+// PutOptions refines a manifest write. The conditions are on every tag that is written; ErrPrecondition when one does not hold.
 type PutOptions struct {
-	// IfMatch is the digest that the tag must have now, for compare-and-swap; ErrPrecondition when it has another.
-	IfMatch digest.Digest
+	// Tags are set in the same step, for a manifest that is pushed by digest (?tag=, at most MaxTagParameters).
+	Tags []string
+	// IfMatch, unless nil, are the digests of which the tag must have one now, for compare-and-swap.
+	IfMatch []digest.Digest
+	// IfExists wants the tag to exist (If-Match: *), IfAbsent wants it not to (If-None-Match: *).
+	IfExists, IfAbsent bool
 }
+
+// MaxTagParameters bounds the tags of one push.
+const MaxTagParameters = 100
 
 // PutResult is what a manifest write answers.
 type PutResult struct {
 	Digest  digest.Digest
 	Subject digest.Digest // set when the manifest has a subject: the referrers API will list it
+	Tags    []string      // that were set because of PutOptions.Tags
 }
 
 // ManifestWriter is the write half for manifests. PutManifest returns when the manifest and the tag are durable.

@@ -33,6 +33,9 @@ type Server struct {
 	Extension func(w http.ResponseWriter, r *http.Request, x ExtensionPath) error
 	// Namespaces are the registry names (?ns=) that this server answers for; empty: all.
 	Namespaces []string
+	// ChunkMinLength, where set, is the length in bytes that clients are asked to give their chunks at least (OCI-Chunk-Min-Length).
+	// Shorter ones are taken as well: which one is the last can't be told from a chunk.
+	ChunkMinLength int64
 	// ReadOnly is what a client that tries to write is told, beside 405.
 	ReadOnly string
 	Log      *slog.Logger

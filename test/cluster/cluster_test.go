@@ -288,7 +288,7 @@ func TestCompareAndSwap(t *testing.T) {
 	ctx, repo := t.Context(), "demo/cas"
 	raw, d := image(t, c.Proxy, repo, "v1", noise(100, 30))
 	put := func(have digest.Digest) error {
-		_, err := c.Proxy.PutManifest(ctx, repo, registry.Reference{Tag: "v1"}, v1.MediaTypeImageManifest, raw, registry.PutOptions{IfMatch: have})
+		_, err := c.Proxy.PutManifest(ctx, repo, registry.Reference{Tag: "v1"}, v1.MediaTypeImageManifest, raw, registry.PutOptions{IfMatch: []digest.Digest{have}})
 		return err
 	}
 	if err := put(digest.FromString("other")); !errors.Is(err, registry.ErrPrecondition) {
