@@ -15,7 +15,10 @@ const (
 	branchQueue = 4
 )
 
-var errStalled = errors.New("no progress, left behind")
+var (
+	errStalled = errors.New("no progress, left behind")
+	errOver    = errors.New("nobody waits for this copy any more")
+)
 
 // block is a piece of a body on its way to every branch; the last one that is done with it gives it back.
 type block struct {
@@ -38,8 +41,12 @@ type branch struct {
 	cancel context.CancelCauseFunc
 	in     chan *block
 	end    error // what Read returns after in was closed; set before the close
-	cur    *block
-	off    int
+
+	// net/http may read a body after it has given the answer.
+	mu   sync.Mutex // held while reading
+	over bool
+	cur  *block
+	off  int
 
 	done chan struct{} // closed when send returned
 	err  error         // of send; read after done
@@ -47,6 +54,11 @@ type branch struct {
 
 // Read is called by the destination's HTTP client.
 func (b *branch) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.over {
+		return 0, errOver
+	}
 	for b.cur == nil {
 		select {
 		case blk, ok := <-b.in:
@@ -98,7 +110,7 @@ func fanOut(ctx context.Context, body io.Reader, n int, stall time.Duration, sen
 	live := make([]*branch, 0, n)
 	for i := range branches {
 		bctx, cancel := context.WithCancelCause(ctx)
-		b := &branch{ctx: bctx, cancel: cancel, in: make(chan *block, branchQueue), end: io.EOF, done: make(chan struct{})}
+		b := &branch{ctx: bctx, cancel: cancel, in: make(chan *block, branchQueue), end: errOver, done: make(chan struct{})}
 		branches[i], live = b, append(live, b)
 		go func() {
 			defer close(b.done)
@@ -128,8 +140,8 @@ func fanOut(ctx context.Context, body io.Reader, n int, stall time.Duration, sen
 		}
 		readErr = err
 	}
-	for _, b := range live {
-		if readErr != nil {
+	for _, b := range live { // only these were given the whole body
+		if b.end = io.EOF; readErr != nil {
 			b.end = readErr
 		}
 	}
@@ -146,8 +158,11 @@ func fanOut(ctx context.Context, body io.Reader, n int, stall time.Duration, sen
 	return errs, readErr
 }
 
-// drain gives back what the destination did not read.
+// drain gives back what the destination did not read. The branch was cancelled, so that no Read waits.
 func (b *branch) drain() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.over = true
 	if b.cur != nil {
 		b.cur.release()
 		b.cur = nil

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -73,6 +74,37 @@ func TestFanOutTellsOfABrokenBody(t *testing.T) {
 	if !errors.Is(readErr, lost) || !errors.Is(errs[0], lost) || !errors.Is(errs[1], lost) {
 		t.Errorf("%v, %v: a destination took a cut body for a whole one", readErr, errs)
 	}
+}
+
+// net/http goes on reading a request's body after the answer has come: an origin that answers early must not take the process with it.
+func TestFanOutSurvivesLateReaders(t *testing.T) {
+	var late sync.WaitGroup
+	for range 50 {
+		body := bytes.Repeat([]byte{7}, 20*blockSize)
+		fanOut(t.Context(), bytes.NewReader(body), 2, time.Minute, func(_ context.Context, i int, r io.Reader) error {
+			if i == 1 {
+				_, err := io.Copy(io.Discard, r)
+				return err
+			}
+			reading := make(chan struct{})
+			late.Go(func() {
+				var once sync.Once
+				for b := make([]byte, 1000); ; {
+					_, err := r.Read(b)
+					once.Do(func() { close(reading) })
+					if err != nil {
+						if err == io.EOF {
+							t.Error("a body that was not read to its end ended clean")
+						}
+						return
+					}
+				}
+			})
+			<-reading
+			return errors.New("refused")
+		})
+	}
+	late.Wait()
 }
 
 func TestSessionIDs(t *testing.T) {
