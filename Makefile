@@ -11,7 +11,7 @@ BUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X kraken/proto/tra
 TOOL := $(GO) tool -modfile=test/tools/go.mod
 
 .DEFAULT_GOAL := help
-.PHONY: help check-go build images devcluster stop-devcluster test test-go test-setup test-python test-containers test-tools lint fuzz clean
+.PHONY: help check-go build images devcluster stop-devcluster test test-go test-setup test-python test-containers test-tools conformance lint fuzz clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ test-tools: check-go ## build the test programs that are Go modules, into bin/to
 
 test-python: build test-setup test-tools ## tests with real clients and processes
 	cd test/python && /usr/bin/python3 -m pytest -v
+
+conformance: build test-tools ## run the distribution specification's own conformance suite, at the proxy and at an agent
+	cd test/python && /usr/bin/python3 -m pytest -q -s test_conformance.py
 
 test-containers: test-setup ## the cluster's scenarios once more, against containers; needs a docker daemon
 	@if docker info >/dev/null 2>&1; then \
