@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -208,5 +209,40 @@ func TestPages(t *testing.T) {
 	}
 	if len(all) != 25 || !slices.IsSorted(all) {
 		t.Errorf("pages add up to %v", all)
+	}
+}
+
+// A page costs the same in a repository of 100,000 tags, first or last, as in one of 100.
+func TestPagesOfManyTags(t *testing.T) {
+	s, _ := open(t)
+	const n, page = 100_000, 100
+	for repo, tags := range map[string]int{"many": n, "few": page} {
+		_, err := s.w.Exec(`WITH RECURSIVE c (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM c WHERE i + 1 < ?)
+			INSERT INTO tags (repository, tag, digest, generation) SELECT ?, printf('v%06d', i), ?, 1 FROM c`, tags, repo, digest.FromString("a"))
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	pages := map[string][2]string{"of few": {"few", ""}, "first": {"many", ""}, "last": {"many", fmt.Sprintf("v%06d", n-page-1)}}
+	took := map[string][]time.Duration{}
+	for range 100 {
+		for name, p := range pages {
+			began := time.Now()
+			tags, err := s.Tags(t.Context(), p[0], p[1], page)
+			if err != nil || len(tags) != page {
+				t.Fatalf("%s: %d tags, %v", name, len(tags), err)
+			}
+			took[name] = append(took[name], time.Since(began))
+		}
+	}
+	median := func(name string) time.Duration {
+		slices.Sort(took[name])
+		return took[name][len(took[name])/2]
+	}
+	for _, name := range []string{"first", "last"} {
+		t.Logf("%s page of %d tags: %v, page of %d: %v", name, n, median(name), page, median("of few"))
+		if median(name) > median("of few")*3/2 {
+			t.Errorf("%s page of %d tags took %v, a page of %d %v", name, n, median(name), page, median("of few"))
+		}
 	}
 }

@@ -84,6 +84,9 @@ func (p *Part) Stop() {
 	}
 }
 
+// ManifestTTL is the agents'.
+const ManifestTTL = time.Second
+
 // Cluster is a whole cluster.
 type Cluster struct {
 	t          *testing.T
@@ -95,9 +98,9 @@ type Cluster struct {
 	ProxyPart  *Part
 	AgentParts []*Part
 
-	Proxy  *registry.Client
-	Agents []*registry.Client
-	admins map[string]string // part → address of its admin listener
+	Proxy, OtherProxy *registry.Client
+	Agents            []*registry.Client
+	admins            map[string]string // part → address of its admin listener
 
 	// Listeners are the addresses of every part but testfs, admin listeners apart.
 	Listeners []string
@@ -169,12 +172,17 @@ func start(t *testing.T, n int, scheme string, id transport.PeerTLS) *Cluster {
 			Database: filepath.Join(c.StateDir("build-index"), "names.db"), Buckets: buckets,
 		}, buildindex.Deps{Log: deps("build-index"), Registry: prometheus.NewRegistry()})
 	})
-	c.ProxyPart = c.part("proxy", func() (Role, error) {
-		return proxy.New(proxy.Config{
-			Server: server(proxyAddr), Client: clients, Origins: members, BuildIndex: proxy.Endpoint{URL: scheme + indexAddr},
-		}, proxy.Deps{Log: deps("proxy"), Registry: prometheus.NewRegistry()})
-	})
-	c.Proxy = client(t, scheme+proxyAddr, clients)
+	newProxy := func(name, addr string) *Part {
+		return c.part(name, func() (Role, error) {
+			return proxy.New(proxy.Config{
+				Server: server(addr), Client: clients, Origins: members, BuildIndex: proxy.Endpoint{URL: scheme + indexAddr},
+			}, proxy.Deps{Log: deps(name), Registry: prometheus.NewRegistry()})
+		})
+	}
+	c.ProxyPart = newProxy("proxy", proxyAddr)
+	otherAddr := freeAddr(t)
+	other := newProxy("other proxy", otherAddr)
+	c.Proxy, c.OtherProxy = client(t, scheme+proxyAddr, clients), client(t, scheme+otherAddr, clients)
 	for i := range n {
 		name, addr, peer := fmt.Sprintf("agent-%02d", i+1), freeAddr(t), freeAddr(t)
 		c.AgentParts = append(c.AgentParts, c.part(name, func() (Role, error) {
@@ -182,6 +190,7 @@ func start(t *testing.T, n int, scheme string, id transport.PeerTLS) *Cluster {
 				Server: server(addr), Client: clients, Node: name, Origins: members,
 				BuildIndex: agent.Endpoint{URL: scheme + indexAddr}, Tracker: agent.Endpoint{URL: scheme + trackerAddr},
 				Peer: agent.Peer{Listen: peer, StockPeers: stock, TLS: id}, Cache: agent.Cache{Dir: c.StateDir(name)},
+				ManifestTTL: config.Duration(ManifestTTL),
 			}, agent.Deps{Log: deps(name), Registry: prometheus.NewRegistry()})
 		}))
 		c.Listeners = append(c.Listeners, addr, peer)
@@ -190,8 +199,8 @@ func start(t *testing.T, n int, scheme string, id transport.PeerTLS) *Cluster {
 	for _, m := range members {
 		c.Listeners = append(c.Listeners, m.URL[len(scheme):], m.Peer)
 	}
-	c.Listeners = append(c.Listeners, trackerAddr, indexAddr, proxyAddr)
-	for _, p := range append(append(append([]*Part{}, c.Origins...), c.Tracker, c.BuildIndex, c.ProxyPart), c.AgentParts...) {
+	c.Listeners = append(c.Listeners, trackerAddr, indexAddr, proxyAddr, otherAddr)
+	for _, p := range append(append(append([]*Part{}, c.Origins...), c.Tracker, c.BuildIndex, c.ProxyPart, other), c.AgentParts...) {
 		p.Start()
 	}
 	Eventually(t, time.Minute, func() error { return c.owed("build-index") }) // until then what it lacks is 503

@@ -283,6 +283,52 @@ func TestTagsAreTrue(t *testing.T) {
 	}
 }
 
+// A deleted manifest is gone at an agent that has it in its cache after the time that is configured.
+func TestDeletedDigestGoesAtAgents(t *testing.T) {
+	c := New(t, 1)
+	ctx, repo := t.Context(), "demo/digests"
+	raw, d := image(t, c.Proxy, repo, "v1", noise(100, 40))
+	wantManifest(t, c.Agents[0], repo, d.String(), raw)
+	if err := c.Proxy.DeleteManifest(ctx, repo, registry.Reference{Digest: d}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Agents[0].GetManifest(ctx, repo, registry.Reference{Tag: "v1"}, registry.GetOptions{}); !errors.Is(err, registry.ErrManifestUnknown) {
+		t.Errorf("its tag: %v, want ErrManifestUnknown", err)
+	}
+	Eventually(t, 5*ManifestTTL, func() error {
+		if _, err := c.Agents[0].GetManifest(ctx, repo, registry.Reference{Digest: d}, registry.GetOptions{}); !errors.Is(err, registry.ErrManifestUnknown) {
+			return fmt.Errorf("deleted digest: %v, want ErrManifestUnknown", err)
+		}
+		return nil
+	})
+}
+
+// An upload goes on at any proxy: these keep nothing.
+func TestUploadGoesOnAtAnotherProxy(t *testing.T) {
+	c := New(t, 0)
+	ctx, repo := t.Context(), "demo/moves"
+	b := noise(300_000, 41)
+	d := digest.FromBytes(b)
+	u, err := c.Proxy.StartUpload(ctx, repo, registry.UploadOptions{Size: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const half = 100_000
+	if u, err = c.Proxy.WriteUpload(ctx, repo, u.ID, registry.Chunk{Length: half, Body: bytes.NewReader(b[:half])}); err != nil {
+		t.Fatal(err)
+	}
+	c.ProxyPart.Stop()
+	got, err := c.OtherProxy.UploadStatus(ctx, repo, u.ID)
+	if err != nil || got.Offset != half {
+		t.Fatalf("the other proxy sees %+v, %v", got, err)
+	}
+	rest := registry.Chunk{Offset: half, Length: int64(len(b) - half), Body: bytes.NewReader(b[half:])}
+	if _, err := c.OtherProxy.CommitUpload(ctx, repo, got.ID, d, rest); err != nil {
+		t.Fatal(err)
+	}
+	wantBlob(t, c.OtherProxy, repo, b)
+}
+
 func TestCompareAndSwap(t *testing.T) {
 	c := New(t, 0)
 	ctx, repo := t.Context(), "demo/cas"
