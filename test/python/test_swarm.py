@@ -27,7 +27,8 @@ def netns(tool):
 def blob(tmp_path_factory):
     """A file of 256 MiB and its digest."""
     path = str(tmp_path_factory.mktemp("blob") / "blob")
-    return path, file_of(path, BIG, seed=256)
+    yield path, file_of(path, BIG, seed=256)
+    os.unlink(path)
 
 
 def pull(agent, repo, digest, out="/dev/null", results=None, **kw):
