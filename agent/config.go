@@ -60,6 +60,21 @@ type Peer struct {
 	// UploadRate and DownloadRate bound the traffic with peers, e.g. 25Mbit/s; 0 is unlimited.
 	UploadRate   config.Rate `yaml:"upload_rate"`
 	DownloadRate config.Rate `yaml:"download_rate"`
+	// LinkRate is the speed of this node's link, where it is what bounds pulls: uploads to peers are then paced a little under it,
+	// because a full uplink delays the acknowledgements of the node's own downloads. 0: not known, uploads are not paced.
+	LinkRate config.Rate `yaml:"link_rate"`
+}
+
+// pace is the share of the link that uploads may take.
+const pace = 0.9
+
+// uploads is the bound on uploads to peers in bytes a second, 0 for none.
+func (p Peer) uploads() int64 {
+	paced := int64(pace * float64(p.LinkRate))
+	if paced == 0 || p.UploadRate > 0 && int64(p.UploadRate) < paced {
+		return int64(p.UploadRate)
+	}
+	return paced
 }
 
 // Cache configures the disk.

@@ -17,8 +17,8 @@ const (
 	// againAfter is how long a piece that was sent is not sent again: agents trade it meanwhile. It is also how long a replica
 	// leaves the pieces that another one leads with to that one: else each piece would be sent once by each.
 	againAfter = 3 * time.Second
-	// patience is the same for a piece that a reader waits for.
-	patience = 500 * time.Millisecond
+	// patience is the same for the piece that a reader waits for first of all.
+	patience = time.Second
 	// lead is how long a piece that a reader waits for first of all is left to the replica that leads with it. That one may be busy
 	// or not have hashed the blob yet, and the reader would see it.
 	lead = 50 * time.Millisecond
@@ -98,8 +98,12 @@ func (l *leases) hand(m *blob.Metainfo, have blob.Bitmap, r registry.LeaseReques
 			return out
 		}
 	}
-	for _, i := range r.Want {
-		if i >= 0 && i < len(b.sent) && rest(i) > patience && !give(i) {
+	for k, i := range r.Want {
+		wait := againAfter
+		if k == 0 {
+			wait = patience
+		}
+		if i >= 0 && i < len(b.sent) && rest(i) > wait && !give(i) {
 			return out
 		}
 	}

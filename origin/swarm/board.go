@@ -67,7 +67,9 @@ func (b *board) get(i int) *moving {
 	return p
 }
 
-func (b *board) asked(i int) {
+// asked and unasked note a request for a block, and that it is over. They say whether the piece has become one to ask nobody else for,
+// or is such a piece no more.
+func (b *board) asked(i int) (taken bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p := b.get(i)
@@ -75,15 +77,19 @@ func (b *board) asked(i int) {
 		p.askedAt = time.Now()
 	}
 	p.asked++
+	return b.whole(i, p)
 }
 
-func (b *board) unasked(i int) {
+func (b *board) unasked(i int) (free bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if p := b.moving[i]; p != nil && p.asked > 0 {
+		was := b.whole(i, p)
 		p.asked--
+		free = was && !b.whole(i, p)
 		b.tidy(i, p)
 	}
+	return free
 }
 
 // tidy forgets a piece about which nothing is known any more.
@@ -100,6 +106,7 @@ func (b *board) received(i int, off, size int64, from *conn) (ask int) {
 	defer b.mu.Unlock()
 	b.get(i).blocks[off] = block{off: off, size: size, from: from}
 	from.unproven++
+	from.speed.add(size, time.Now())
 	return b.limit(from)
 }
 
@@ -115,7 +122,7 @@ func (b *board) limit(c *conn) int {
 	size := blockSize(l)
 	if l == size || c.proven {
 		// A piece of one block is judged before the next message of its sender is read.
-		return int(max(2, inFlight/size))
+		return int(min(max(2, c.speed.in(askAhead)/size+1), inFlight/size))
 	}
 	return max(1, int(l/size)-c.unproven)
 }
@@ -349,19 +356,6 @@ func (b *board) has(i int) bool {
 	return b.got.Has(i)
 }
 
-// claims lists the pieces that Sources deliver now.
-func (b *board) claims() []int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	var out []int
-	for i, p := range b.moving {
-		if p.claimed {
-			out = append(out, i)
-		}
-	}
-	return out
-}
-
 // gained and lost count the connected peers that have pieces.
 func (b *board) gained(i int) {
 	b.mu.Lock()
@@ -383,6 +377,27 @@ type view struct {
 	have    blob.Bitmap // pieces that need not be leased
 	want    []int       // of the windows, the ones that should be leased, in order
 	missing int         // pieces that are not in have
+}
+
+// whole says that peers were asked for all blocks of a piece that are not here.
+func (b *board) whole(i int, p *moving) bool {
+	size := blockSize(b.m.PieceLength())
+	return p.asked > 0 && int64(p.asked+len(p.blocks)) >= (b.m.PieceSize(i)+size-1)/size
+}
+
+// taken lists the pieces that nobody else should be asked for: Sources deliver them, or peers were asked for all that is missing, not
+// longer than overdue ago.
+func (b *board) taken(overdue time.Duration) []int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	var out []int
+	for i, p := range b.moving {
+		if p.claimed || b.whole(i, p) && now.Sub(p.askedAt) < overdue {
+			out = append(out, i)
+		}
+	}
+	return out
 }
 
 // look decides which pieces to ask a Source for: not what is here or on its way, and not what peers have and will deliver soon.

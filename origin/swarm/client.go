@@ -22,8 +22,10 @@ const (
 	// maxBlock is the longest block that we ask other nodes of ours for, and that we serve to anyone. While a piece is one block,
 	// it comes from one peer alone, so that a wrong one tells who lied, and it is hashed from memory.
 	maxBlock = 256 << 10
-	// inFlight is how many bytes are asked of one peer ahead.
+	// inFlight is how many bytes are asked of one peer ahead at most, and askAhead for how long at the rate at which it delivers. What
+	// lies in a queue for longer is stolen for another peer, leased as overdue, and comes twice.
 	inFlight = 4 << 20
+	askAhead = 500 * time.Millisecond
 )
 
 // blockSize is what we ask for at once of a torrent with this piece length.

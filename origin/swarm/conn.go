@@ -60,7 +60,8 @@ type conn struct {
 	proven   bool // a piece with its help has passed
 	excused  bool // is not held any more
 	unproven int  // blocks that it sent
-	merit    int  // blocks that were right
+	speed    speed
+	merit    int // blocks that were right
 
 	// Under the library's lock.
 	saidField bool        // a bitfield, HaveAll or HaveNone was received
@@ -68,6 +69,30 @@ type conn struct {
 	all       bool        // has everything
 	have      blob.Bitmap // what it has otherwise; only while we fetch
 }
+
+// speed measures bytes a second, over spans of some hundred milliseconds.
+type speed struct {
+	since time.Time
+	n     int64
+	rate  float64
+}
+
+// span is what a speed is measured over.
+const span = 250 * time.Millisecond
+
+func (s *speed) add(n int64, now time.Time) {
+	if s.since.IsZero() {
+		s.since = now
+	}
+	s.n += n
+	if d := now.Sub(s.since); d >= span {
+		s.rate = (s.rate + float64(s.n)/d.Seconds()) / 2
+		s.since, s.n = now, 0
+	}
+}
+
+// in is how many bytes come in d.
+func (s *speed) in(d time.Duration) int64 { return int64(s.rate * d.Seconds()) }
 
 func (s *Swarm) wrap(nc net.Conn, a *address, outgoing bool) *conn {
 	c := &conn{Conn: nc, s: s, address: a, outgoing: outgoing, gone: make(chan struct{})}

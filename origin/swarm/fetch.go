@@ -68,8 +68,10 @@ type Fetch struct {
 	prioMu sync.Mutex
 	prio   map[int]torrent.PiecePriority // of the pieces in a window or claimed, as the library was told
 
+	began    time.Time
 	progress atomic.Int64 // time of the last verified piece, in ns
 	rate     atomic.Int64 // bytes a second from peers, smoothed
+	whole    atomic.Int64 // bytes a second from peers and Sources, smoothed
 
 	fromPeers, fromSources, pieces, wasted atomic.Int64
 }
@@ -109,7 +111,7 @@ func (s *Swarm) Fetch(ctx context.Context, req Request) (*Fetch, error) {
 	m := req.Partial.Metainfo()
 	f := &Fetch{
 		s: s, m: m, part: req.Partial, board: newBoard(m, req.Partial), peers: map[netip.AddrPort]*candidate{},
-		windows: map[int64]window{}, done: make(chan struct{}), kick: make(chan struct{}, 1), prio: map[int]torrent.PiecePriority{},
+		began: time.Now(), windows: map[int64]window{}, done: make(chan struct{}), kick: make(chan struct{}, 1), prio: map[int]torrent.PiecePriority{},
 	}
 	f.progress.Store(time.Now().UnixNano())
 	f.ctx, f.cancel = context.WithCancel(ctx)
@@ -154,7 +156,7 @@ func (s *Swarm) Fetch(ctx context.Context, req Request) (*Fetch, error) {
 func (f *Fetch) run() {
 	t := time.NewTicker(tick)
 	defer t.Stop()
-	var before int64
+	var before, beforeAll int64
 	reconnected := time.Now()
 	f.dial()
 	for {
@@ -173,6 +175,10 @@ func (f *Fetch) run() {
 		per := float64(now-before) / tick.Seconds()
 		before = now
 		f.rate.Store(int64(0.9*float64(f.rate.Load()) + 0.1*per))
+		all := now + f.fromSources.Load()
+		f.whole.Store(int64(0.9*float64(f.whole.Load()) + 0.1*float64(all-beforeAll)/tick.Seconds()))
+		beforeAll = all
+		f.prioritize()
 		if idle := f.idle(); idle > f.s.cfg.GiveUp {
 			f.finish(fmt.Errorf("fetch %s: %w for %s", f.m.Digest, ErrNoProgress, idle.Round(time.Second)))
 			return
@@ -296,11 +302,17 @@ func (f *Fetch) DropWindow(reader int64) {
 func (f *Fetch) windowPieces() []int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	type ahead struct{ piece, distance int }
+	type waited struct{ piece, distance int }
 	near := map[int]int{}
 	l := f.m.PieceLength()
+	// Readers are fed in time when what they will get within the horizon is there in order. More in order would make every node of a
+	// swarm want the same pieces, and leave them nothing to trade.
+	ahead := max(urgent*l, int64(float64(f.whole.Load())*windowTime.Seconds()))
+	if time.Since(f.began) < headStart {
+		ahead = f.m.Size // no rate is known yet
+	}
 	for _, w := range f.windows {
-		first, last := w.off/l, min(w.off+w.length-1, f.m.Size-1)/l
+		first, last := w.off/l, min(w.off+min(w.length, ahead)-1, f.m.Size-1)/l
 		for i := first; i <= last && i >= 0; i++ {
 			d := int(i - first)
 			if old, ok := near[int(i)]; !ok || d < old {
@@ -308,13 +320,13 @@ func (f *Fetch) windowPieces() []int {
 			}
 		}
 	}
-	var all []ahead
+	var all []waited
 	for i, d := range near {
 		if !f.part.Has(i) {
-			all = append(all, ahead{i, d})
+			all = append(all, waited{i, d})
 		}
 	}
-	slices.SortFunc(all, func(a, b ahead) int { return cmp.Or(a.distance-b.distance, a.piece-b.piece) })
+	slices.SortFunc(all, func(a, b waited) int { return cmp.Or(a.distance-b.distance, a.piece-b.piece) })
 	out := make([]int, len(all))
 	for k, a := range all {
 		out[k] = a.piece
@@ -334,8 +346,12 @@ func (f *Fetch) readerWaits() bool {
 	return false
 }
 
-// urgent is how many pieces at the front of the windows have the highest priority. The rest is asked for in order as well.
-const urgent = 2
+const (
+	// urgent is how many pieces at the front of the windows have the highest priority. The rest is asked for in order as well.
+	urgent = 2
+	// windowTime is for how long ahead of a reader pieces are fetched in order.
+	windowTime = 500 * time.Millisecond
+)
 
 // prioritize tells the library what is claimed by Sources, what readers wait for, and what has become ordinary again.
 func (f *Fetch) prioritize() {
@@ -354,7 +370,9 @@ func (f *Fetch) prioritize() {
 	for _, i := range f.board.failures() {
 		want[i] = torrent.PiecePriorityNow
 	}
-	for _, i := range f.board.claims() {
+	// The library takes requests from one peer to give them to another that has less to do: what is on its way would come twice. It
+	// leaves alone what it does not want, and takes it all the same.
+	for _, i := range f.board.taken(f.s.cfg.StallTimeout) {
 		want[i] = torrent.PiecePriorityNone
 	}
 	f.t.use(func(lib *torrent.Torrent) {
@@ -419,11 +437,15 @@ func (f *Fetch) wrongPiece(i int, liars, doubtful []*conn) {
 		c.Close()
 	}
 	if len(doubtful) > 0 {
-		// Not from here: the library waits for this call with its lock held when a torrent is dropped.
-		select {
-		case f.kick <- struct{}{}:
-		default:
-		}
+		f.reprioritize()
+	}
+}
+
+// reprioritize makes run set priorities anew. The library's callbacks can't do it themselves: they hold its lock.
+func (f *Fetch) reprioritize() {
+	select {
+	case f.kick <- struct{}{}:
+	default:
 	}
 }
 

@@ -205,16 +205,16 @@ func (s *Swarm) receivedBlock(e torrent.ReceivedUsefulDataEvent) {
 
 func (s *Swarm) askedBlock(e torrent.PeerRequestEvent) {
 	if c := connOf(e.Peer); c != nil && c.t != nil {
-		if b := c.t.data.board(); b != nil {
-			b.asked(int(e.Index))
+		if b := c.t.data.board(); b != nil && b.asked(int(e.Index)) {
+			c.t.data.fetch.reprioritize()
 		}
 	}
 }
 
 func (s *Swarm) unaskedBlock(e torrent.PeerRequestEvent) {
 	if c := connOf(e.Peer); c != nil && c.t != nil {
-		if b := c.t.data.board(); b != nil {
-			b.unasked(int(e.Index))
+		if b := c.t.data.board(); b != nil && b.unasked(int(e.Index)) {
+			c.t.data.fetch.reprioritize()
 		}
 	}
 }
