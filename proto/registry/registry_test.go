@@ -410,3 +410,40 @@ func TestBrokenBodyNeverEndsClean(t *testing.T) {
 		t.Errorf("%d bytes and a clean end", n)
 	}
 }
+
+// fileSink is a connection that takes files as they are, as net/http's does for sendfile.
+type fileSink struct {
+	*httptest.ResponseRecorder
+	files int
+}
+
+func (s *fileSink) ReadFrom(r io.Reader) (int64, error) {
+	if l, ok := r.(*io.LimitedReader); ok {
+		if _, ok := l.R.(*os.File); ok {
+			s.files++
+		}
+	}
+	return io.Copy(s.Body, r)
+}
+
+func TestFilesReachTheConnectionAsFiles(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "data")
+	if err := os.WriteFile(name, []byte("hello"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for header, want := range map[string]string{"": "hello", "bytes=1-2": "el"} {
+		f, err := os.Open(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := httptest.NewRequest(http.MethodGet, "/", nil)
+		if header != "" {
+			r.Header.Set("Range", header)
+		}
+		w := &fileSink{ResponseRecorder: httptest.NewRecorder()}
+		err = ServeContent(w, r, &Content{Digest: digest.FromString("hello"), Size: 5, Body: f, Close: f.Close})
+		if err != nil || w.files != 1 || w.Body.String() != want {
+			t.Errorf("Range %q: %q, %d files, %v, want %q as one file", header, w.Body, w.files, err, want)
+		}
+	}
+}
