@@ -309,6 +309,9 @@ func TestErrorsCrossTheWire(t *testing.T) {
 		if want != ErrInternal && want != ErrRangeInvalid && !strings.Contains(fmt.Sprint(err), "the reason") {
 			t.Errorf("%s: the reason was lost: %v", want.Code, err)
 		}
+		if want.Status < 500 && strings.Contains(fmt.Sprint(err), srv.URL) {
+			t.Errorf("%s: the caller's mistake is told with where this registry asked: %v", want.Code, err)
+		}
 		srv.Close()
 	}
 }
