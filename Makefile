@@ -64,7 +64,7 @@ conformance: build test-tools ## run the distribution specification's own confor
 
 test-containers: test-setup ## the cluster's scenarios once more, against containers; needs a docker daemon
 	@if docker info >/dev/null 2>&1; then \
-		$(MAKE) images && cd test/python && RUNTIME=docker /usr/bin/python3 -m pytest -v test_oci.py test_docker.py; \
+		$(MAKE) images && cd test/python && RUNTIME=docker /usr/bin/python3 -m pytest -v test_oci.py test_docker.py test_devcluster.py; \
 	else echo "skipped: no docker daemon answers"; [ "$$KRAKEN_TEST_REQUIRE" != 1 ]; fi
 
 bench-swarm: build ## measure the swarm on shaped links and loopback; needs root (ROWS=regexp, REPEAT=n)

@@ -108,8 +108,8 @@ func (n *announcer) state() error {
 	return n.err
 }
 
-func (n *announcer) completed(repo string, m *blob.Metainfo) {
-	s := announce.BlobState{Digest: m.Digest, Repository: repo, Size: m.Size}
+func (n *announcer) completed(repo string, m *blob.Metainfo, received int64) {
+	s := announce.BlobState{Digest: m.Digest, Repository: repo, Size: m.Size, Downloaded: received}
 	n.mu.Lock()
 	n.held[m.Digest] = s
 	s.Event = announce.EventCompleted
@@ -193,11 +193,23 @@ func (n *announcer) batch(full bool) (states []announce.BlobState, wanted bool) 
 		}
 	}
 	n.mu.Unlock()
-	for _, p := range n.a.fetching() {
+	for p, f := range n.a.fetching() {
 		wanted = true
-		states = append(states, announce.BlobState{Digest: p.digest, Repository: p.repo, Size: p.size, Left: p.left(), Want: true})
+		states = append(states, announce.BlobState{Digest: p.digest, Repository: p.repo, Size: p.size, Left: p.left(), Downloaded: received(f), Want: true})
+	}
+	if len(states) > 0 {
+		sent := n.a.swarm.Sent()
+		for i := range states {
+			states[i].Uploaded = sent[states[i].Digest]
+		}
 	}
 	return states, wanted
+}
+
+// received is how many bytes a fetch has got and verified.
+func received(f *swarm.Fetch) int64 {
+	s := f.Stats()
+	return s.BytesFromPeers + s.BytesFromOrigins
 }
 
 // again keeps the events of a request that failed. What is held and fetched is in the next request anyway.
@@ -258,14 +270,14 @@ func (n *announcer) leave() error {
 }
 
 // fetching lists the pulls that swarm now.
-func (a *Agent) fetching() []*pull {
+func (a *Agent) fetching() map[*pull]*swarm.Fetch {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	var out []*pull
+	out := map[*pull]*swarm.Fetch{}
 	for _, p := range a.pulls {
 		p.mu.Lock()
 		if p.fetch != nil {
-			out = append(out, p)
+			out[p] = p.fetch
 		}
 		p.mu.Unlock()
 	}

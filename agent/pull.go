@@ -251,7 +251,7 @@ func (a *Agent) overSwarm(ctx context.Context, p *pull, m *blob.Metainfo, peers 
 		}
 		return fmt.Errorf("commit %s: %w", p.digest, err)
 	}
-	a.announcer.completed(p.repo, m)
+	a.announcer.completed(p.repo, m, received(f))
 	s := f.Stats()
 	a.log.Info("pulled", "repository", p.repo, "digest", p.digest, "size", m.Size, "from_peers", s.BytesFromPeers, "from_origins", s.BytesFromOrigins)
 	return nil

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"kraken/proto/registry"
@@ -82,4 +83,35 @@ func FuzzParseManifest(f *testing.F) {
 			}
 		}
 	})
+}
+
+// What a manifest refers to is missing only when everything that may have it was asked.
+func TestMissingReferences(t *testing.T) {
+	r := newRig(t)
+	gone := digest.FromString("nobody pushed this")
+	m := []byte(`{"schemaVersion":2,"mediaType":"` + v1.MediaTypeImageManifest + `","config":{"mediaType":"a/b","digest":"` + gone.String() + `","size":1},"layers":[]}`)
+	put := func(want, other error) {
+		t.Helper()
+		_, err := r.x.PutManifest(t.Context(), "repo", registry.Reference{Tag: "v"}, v1.MediaTypeImageManifest, m, registry.PutOptions{})
+		if !errors.Is(err, want) || errors.Is(err, other) || !strings.Contains(fmt.Sprint(err), gone.String()) {
+			t.Errorf("put: %v, want %v, with the digest", err, want)
+		}
+		r.wantTag("v", "")
+		r.wantManifest(digest.FromBytes(m), false)
+	}
+	r.must(r.x.fill(t.Context()))
+	put(registry.ErrManifestBlobUnknown, registry.ErrUnavailable)
+
+	for _, o := range r.origins {
+		o.set(func() { o.down = true })
+	}
+	r.start("second.db")
+	if err := r.x.fill(t.Context()); err == nil {
+		t.Error("restored without the origins")
+	}
+	put(registry.ErrUnavailable, registry.ErrManifestBlobUnknown)
+
+	r.origins[0].set(func() { r.origins[0].down = false })
+	r.must(r.x.fill(t.Context()))
+	put(registry.ErrManifestBlobUnknown, registry.ErrUnavailable)
 }

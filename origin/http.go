@@ -106,8 +106,7 @@ func (o *Origin) extension(w http.ResponseWriter, r *http.Request, x registry.Ex
 		if err != nil {
 			return err
 		}
-		registry.ServeContent(w, r, c)
-		return nil
+		return registry.ServeContent(w, r, c)
 	case "PUT blobs":
 		fresh, err := o.replicate(r.Context(), x.Repository, d, r.ContentLength, isTrue(r.Header.Get("Kraken-Writeback")), r.Body)
 		if err != nil {

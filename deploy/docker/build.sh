@@ -18,6 +18,15 @@ else
   exit 1
 fi
 
+# quiet runs a command and shows what it said only when it fails: builders warn about themselves, once for every role.
+quiet() {
+  local out
+  if ! out=$("$@" 2>&1); then
+    echo "$out" >&2
+    return 1
+  fi
+}
+
 context=$(mktemp -d)
 trap 'rm -rf "$context"' EXIT
 mkdir "$context/state"
@@ -29,8 +38,8 @@ for role in "${roles[@]}"; do
   fi
   cp "$bin/kraken-$role" "$context/"
   case $builder in
-    docker) docker build -q --build-arg "ROLE=$role" -t "kraken-$role:dev" "$context" >/dev/null ;;
-    buildah) buildah bud -q --format oci --build-arg "ROLE=$role" -t "kraken-$role:dev" "$context" >/dev/null ;;
+    docker) quiet docker build -q --build-arg "ROLE=$role" -t "kraken-$role:dev" "$context" ;;
+    buildah) quiet buildah bud -q --format oci --build-arg "ROLE=$role" -t "kraken-$role:dev" "$context" ;;
   esac
   rm "$context/kraken-$role"
   echo "  kraken-$role:dev built with $builder"

@@ -8,10 +8,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/url"
 	"os"
+	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -211,6 +215,12 @@ func (b *bucket) Delete(ctx context.Context, key string) error {
 }
 
 func (b *bucket) List(ctx context.Context, prefix string, fn func(Object) error) error {
+	if b.dir != "" {
+		if _, err := os.Stat(b.dir); err != nil { // a folder that is not mounted is not an empty one
+			return b.fail("list", prefix, fmt.Errorf("%s: %w", b.dir, errUnmounted))
+		}
+		return b.walk(ctx, path.Dir(prefix+"x"), prefix, fn)
+	}
 	it := b.b.List(&blob.ListOptions{Prefix: prefix})
 	for {
 		o, err := it.Next(ctx)
@@ -224,6 +234,51 @@ func (b *bucket) List(ctx context.Context, prefix string, fn func(Object) error)
 			return err
 		}
 	}
+}
+
+var errUnmounted = errors.New("the folder is not there")
+
+// walk lists a folder in the order of keys. fileblob's own listing visits a/ before a-b/, repeats keys from page to page for that, and
+// skips what it can't read.
+func (b *bucket) walk(ctx context.Context, dir, prefix string, fn func(Object) error) error {
+	es, err := os.ReadDir(filepath.Join(b.dir, filepath.FromSlash(dir)))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // gone since it was seen, or nothing has this prefix
+	}
+	if err != nil {
+		return b.fail("list", dir, err)
+	}
+	keys := make([]string, len(es))
+	for i, e := range es {
+		if keys[i] = path.Join(dir, e.Name()); e.IsDir() {
+			keys[i] += "/"
+		}
+	}
+	slices.Sort(keys)
+	for _, key := range keys {
+		if err := ctx.Err(); err != nil {
+			return b.fail("list", dir, err)
+		}
+		sub, isDir := strings.CutSuffix(key, "/")
+		switch {
+		case isDir && (strings.HasPrefix(key, prefix) || strings.HasPrefix(prefix, key)):
+			if err := b.walk(ctx, sub, prefix, fn); err != nil {
+				return err
+			}
+		case !isDir && strings.HasPrefix(key, prefix):
+			fi, err := os.Stat(filepath.Join(b.dir, filepath.FromSlash(key)))
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return b.fail("list", key, err)
+			}
+			if err := fn(Object{key, fi.Size()}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // Set is the configured buckets.

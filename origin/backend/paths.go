@@ -7,6 +7,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"kraken/proto/blob"
+	"kraken/proto/registry"
 )
 
 // The layout of distribution's registry, version 2.
@@ -68,20 +69,20 @@ const (
 	KindTagRecord
 )
 
-// ParseKey is the inverse of the functions above, for restoring names from a bucket.
+// ParseKey is the inverse of the functions above, for restoring names from a bucket. What no client could have pushed is KindOther.
 func ParseKey(key string) (kind Kind, repo, tag string, d digest.Digest) {
 	rest, ok := strings.CutPrefix(key, RepositoriesRoot)
 	if !ok {
 		return KindOther, "", "", ""
 	}
 	if repo, link, ok := strings.Cut(rest, "/_layers/"); ok {
-		if d, ok := parseLink(link); ok {
+		if d, ok := parseLink(link); ok && registry.CheckName(repo) == nil {
 			return KindLayer, repo, "", d
 		}
 		return KindOther, "", "", ""
 	}
 	repo, rest, ok = strings.Cut(rest, "/_manifests/")
-	if !ok {
+	if !ok || registry.CheckName(repo) != nil {
 		return KindOther, "", "", ""
 	}
 	if link, ok := strings.CutPrefix(rest, "revisions/"); ok {
@@ -91,14 +92,19 @@ func ParseKey(key string) (kind Kind, repo, tag string, d digest.Digest) {
 		return KindOther, "", "", ""
 	}
 	if rest, ok := strings.CutPrefix(rest, "tags/"); ok {
-		if tag, ok := strings.CutSuffix(rest, "/current/link"); ok && !strings.Contains(tag, "/") {
+		if tag, ok := strings.CutSuffix(rest, "/current/link"); ok && isTag(tag) {
 			return KindTagCurrent, repo, tag, ""
 		}
-		if tag, ok := strings.CutSuffix(rest, "/current/kraken"); ok && !strings.Contains(tag, "/") {
+		if tag, ok := strings.CutSuffix(rest, "/current/kraken"); ok && isTag(tag) {
 			return KindTagRecord, repo, tag, ""
 		}
 	}
 	return KindOther, "", "", ""
+}
+
+func isTag(s string) bool {
+	ref, err := registry.ParseReference(s)
+	return err == nil && ref.Tag == s
 }
 
 // parseLink reads <algorithm>/<hex>/link.

@@ -96,8 +96,20 @@ func (s *Swarm) load(ih blob.InfoHash) *loaded {
 	return s.add(m, &content{m: m, file: r}, nil)
 }
 
+// sent is how many bytes of the blob the torrent has sent.
+func (t *loaded) sent() (n int64) {
+	t.use(func(lib *torrent.Torrent) {
+		st := lib.Stats()
+		n = st.BytesWrittenData.Int64()
+	})
+	return n
+}
+
 // drop takes a torrent from the library; its connections are closed, its files too. loadMu is held.
 func (s *Swarm) drop(t *loaded) {
+	if n := t.sent(); n > 0 {
+		s.sent[t.m.Digest] += n
+	}
 	s.mu.Lock()
 	delete(s.loaded, t.m.InfoHash())
 	s.mu.Unlock()

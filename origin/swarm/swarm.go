@@ -12,8 +12,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -114,8 +116,9 @@ type Swarm struct {
 	bans     bans
 	m        *metrics
 
-	loadMu sync.Mutex // adding and dropping torrents
-	closed bool       // under loadMu
+	loadMu sync.Mutex              // adding and dropping torrents
+	closed bool                    // under loadMu
+	sent   map[digest.Digest]int64 // under loadMu: bytes of torrents that were dropped since, for each blob that peers may ask for
 
 	mu     sync.Mutex
 	loaded map[blob.InfoHash]*loaded
@@ -137,6 +140,7 @@ func New(cfg Config) (*Swarm, error) {
 	}
 	s := &Swarm{
 		cfg: cfg, log: cfg.Logger, loaded: map[blob.InfoHash]*loaded{}, conns: map[*conn]struct{}{}, closing: make(chan struct{}),
+		sent: map[digest.Digest]int64{},
 	}
 	s.index.init()
 	s.bans.time = cfg.BanTime
@@ -229,6 +233,23 @@ func (s *Swarm) Forget(d digest.Digest) {
 	if t := s.find(ih); t != nil && t.fetch.Load() == nil {
 		s.drop(t)
 	}
+	delete(s.sent, d)
+}
+
+// Sent is how many bytes of each blob went to peers since the start; a blob that none has asked for, or that was forgotten, is not in it.
+func (s *Swarm) Sent() map[digest.Digest]int64 {
+	s.loadMu.Lock() // so that no torrent is dropped, and counted twice or not at all, meanwhile
+	defer s.loadMu.Unlock()
+	out := maps.Clone(s.sent)
+	s.mu.Lock()
+	ts := slices.Collect(maps.Values(s.loaded))
+	s.mu.Unlock()
+	for _, t := range ts {
+		if n := t.sent(); n > 0 {
+			out[t.m.Digest] += n
+		}
+	}
+	return out
 }
 
 // Bans lists the peers that are kept out.

@@ -50,8 +50,7 @@ func (s Server) blob(w http.ResponseWriter, r *http.Request, repo, arg string) e
 		if err != nil {
 			return err
 		}
-		ServeContent(w, r, c)
-		return nil
+		return ServeContent(w, r, c)
 	case r.Method == http.MethodDelete && s.BlobDeleter != nil:
 		if err := s.BlobDeleter.DeleteBlob(r.Context(), repo, d); err != nil {
 			return err
@@ -77,21 +76,49 @@ func blobHeaders(h http.Header, d digest.Digest) {
 	h.Set("Cache-Control", "public, max-age=31536000, immutable")
 }
 
-// ServeContent sends an open blob, by sendfile where it is a file, and closes it. A body that fails midway resets the
-// connection: a clean end would make a cut or wrong blob look whole.
-func ServeContent(w http.ResponseWriter, r *http.Request, c *Content) {
+// ServeContent sends an open blob, by sendfile where it is a file, and closes it. A range that the blob does not have is
+// ErrRangeNotSatisfiable, with nothing sent. A body that fails midway resets the connection: a clean end would make a cut or
+// wrong blob look whole.
+func ServeContent(w http.ResponseWriter, r *http.Request, c *Content) error {
 	defer c.Close()
 	blobHeaders(w.Header(), c.Digest)
+	rw := &rangeWriter{ResponseWriter: w}
 	if _, ok := c.Body.(*os.File); ok {
-		http.ServeContent(w, r, "", time.Time{}, c.Body)
-		return
+		http.ServeContent(rw, r, "", time.Time{}, c.Body)
+	} else {
+		body := &watched{ReadSeeker: c.Body}
+		http.ServeContent(rw, r, "", time.Time{}, body)
+		if body.err != nil {
+			panic(http.ErrAbortHandler)
+		}
 	}
-	body := &watched{ReadSeeker: c.Body}
-	http.ServeContent(w, r, "", time.Time{}, body)
-	if body.err != nil {
-		panic(http.ErrAbortHandler)
+	if rw.refused {
+		return fmt.Errorf("%w: Range %.100q of %s, which has %d bytes", ErrRangeNotSatisfiable, r.Header.Get("Range"), c.Digest, c.Size)
+	}
+	return nil
+}
+
+// rangeWriter holds back the 416 of http.ServeContent, which is plain text; its header Content-Range stays.
+type rangeWriter struct {
+	http.ResponseWriter
+	refused bool
+}
+
+func (w *rangeWriter) WriteHeader(status int) {
+	if w.refused = status == http.StatusRequestedRangeNotSatisfiable; !w.refused {
+		w.ResponseWriter.WriteHeader(status)
 	}
 }
+
+func (w *rangeWriter) Write(b []byte) (int, error) {
+	if w.refused {
+		return len(b), nil
+	}
+	return w.ResponseWriter.Write(b)
+}
+
+// ReadFrom keeps sendfile: http.ServeContent copies after it has sent the header.
+func (w *rangeWriter) ReadFrom(r io.Reader) (int64, error) { return io.Copy(w.ResponseWriter, r) }
 
 // watched remembers that a read failed: http.ServeContent doesn't tell.
 type watched struct {

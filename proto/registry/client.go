@@ -83,7 +83,11 @@ func (c *Client) do(ctx context.Context, q request, want ...int) (*http.Response
 		}
 	}
 	defer resp.Body.Close()
-	return nil, fmt.Errorf("%s %s: %w", q.method, u, decodeError(resp))
+	err = decodeError(resp)
+	if resp.StatusCode < http.StatusInternalServerError {
+		return nil, err // the caller's mistake is passed on to who made it, who need not know where this registry asked
+	}
+	return nil, fmt.Errorf("%s %s: %w", q.method, u, err)
 }
 
 // unwrapURL drops the URL that net/http puts into errors: it is named already.

@@ -23,6 +23,7 @@ var (
 	ErrBlobUploadInvalid   = &Error{"BLOB_UPLOAD_INVALID", http.StatusBadRequest, "blob upload invalid"}
 	ErrBlobUploadUnknown   = &Error{"BLOB_UPLOAD_UNKNOWN", http.StatusNotFound, "blob upload unknown to registry"}
 	ErrRangeInvalid        = &Error{"BLOB_UPLOAD_INVALID", http.StatusRequestedRangeNotSatisfiable, "chunk is out of order"}
+	ErrRangeNotSatisfiable = &Error{"RANGE_INVALID", http.StatusRequestedRangeNotSatisfiable, "the blob does not have this range"}
 	ErrDigestInvalid       = &Error{"DIGEST_INVALID", http.StatusBadRequest, "digest is malformed or does not match the content"}
 	ErrManifestBlobUnknown = &Error{"MANIFEST_BLOB_UNKNOWN", http.StatusNotFound, "manifest references content unknown to the repository"}
 	ErrManifestInvalid     = &Error{"MANIFEST_INVALID", http.StatusBadRequest, "manifest invalid"}
@@ -46,7 +47,7 @@ var (
 
 // table holds every Error in the order in which the client matches a response: code and status first, then status alone.
 var table = []*Error{
-	ErrBlobUnknown, ErrBlobUploadInvalid, ErrBlobUploadUnknown, ErrRangeInvalid, ErrDigestInvalid, ErrManifestBlobUnknown,
+	ErrBlobUnknown, ErrBlobUploadInvalid, ErrBlobUploadUnknown, ErrRangeInvalid, ErrRangeNotSatisfiable, ErrDigestInvalid, ErrManifestBlobUnknown,
 	ErrManifestInvalid, ErrManifestTooLarge, ErrManifestUnknown, ErrNameInvalid, ErrTooManyTags, ErrNameUnknown, ErrSizeInvalid,
 	ErrPaginationInvalid, ErrUnauthorized, ErrDenied, ErrUnsupported, ErrPrecondition, ErrTooManyRequests, ErrUnavailable,
 	ErrStorageFull, ErrInternal,

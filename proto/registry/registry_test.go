@@ -309,6 +309,9 @@ func TestErrorsCrossTheWire(t *testing.T) {
 		if want != ErrInternal && want != ErrRangeInvalid && !strings.Contains(fmt.Sprint(err), "the reason") {
 			t.Errorf("%s: the reason was lost: %v", want.Code, err)
 		}
+		if want.Status < 500 && strings.Contains(fmt.Sprint(err), srv.URL) {
+			t.Errorf("%s: the caller's mistake is told with where this registry asked: %v", want.Code, err)
+		}
 		srv.Close()
 	}
 }
@@ -408,5 +411,42 @@ func TestBrokenBodyNeverEndsClean(t *testing.T) {
 	defer body.Close()
 	if n, err := io.Copy(io.Discard, body.Body); err == nil {
 		t.Errorf("%d bytes and a clean end", n)
+	}
+}
+
+// fileSink is a connection that takes files as they are, as net/http's does for sendfile.
+type fileSink struct {
+	*httptest.ResponseRecorder
+	files int
+}
+
+func (s *fileSink) ReadFrom(r io.Reader) (int64, error) {
+	if l, ok := r.(*io.LimitedReader); ok {
+		if _, ok := l.R.(*os.File); ok {
+			s.files++
+		}
+	}
+	return io.Copy(s.Body, r)
+}
+
+func TestFilesReachTheConnectionAsFiles(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "data")
+	if err := os.WriteFile(name, []byte("hello"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for header, want := range map[string]string{"": "hello", "bytes=1-2": "el"} {
+		f, err := os.Open(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := httptest.NewRequest(http.MethodGet, "/", nil)
+		if header != "" {
+			r.Header.Set("Range", header)
+		}
+		w := &fileSink{ResponseRecorder: httptest.NewRecorder()}
+		err = ServeContent(w, r, &Content{Digest: digest.FromString("hello"), Size: 5, Body: f, Close: f.Close})
+		if err != nil || w.files != 1 || w.Body.String() != want {
+			t.Errorf("Range %q: %q, %d files, %v, want %q as one file", header, w.Body, w.files, err, want)
+		}
 	}
 }

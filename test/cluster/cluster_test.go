@@ -115,6 +115,26 @@ func TestPushAndPullThroughTheSwarm(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	Eventually(t, 15*time.Second, func() error { // the tracker is told what moved
+		_, b, err := get("http://" + c.Tracker.role.(interface{ Addr() string }).Addr() + "/swarms")
+		if err != nil {
+			return err
+		}
+		var page struct {
+			Nodes []struct{ Downloaded int64 }
+		}
+		if err := json.Unmarshal(b, &page); err != nil {
+			return err
+		}
+		var n int64
+		for _, node := range page.Nodes {
+			n += node.Downloaded
+		}
+		if n < 3*int64(len(layer)) {
+			return fmt.Errorf("nodes have received %d bytes, the tracker's page says", n)
+		}
+		return nil
+	})
 	wantBlob(t, c.Proxy, "demo/app", layer)
 	l, err := c.Agents[0].ListTags(t.Context(), "demo/app", registry.Page{N: -1})
 	if err != nil || len(l.Names) != 1 || l.Names[0] != "v1" {

@@ -64,21 +64,31 @@ def test_wrong_digest_is_refused(cluster, proxy):
             assert requests.head("%s/v2/%s/_kraken/blobs/%s" % (o.url, repo, d), timeout=10).status_code == 404
 
 
-@pytest.mark.parametrize("method,path,data,headers,status,code", [
-    ("GET", "UPPER/case/manifests/v1", None, {}, 400, "NAME_INVALID"),
-    ("GET", "a/b/blobs/sha256:zz", None, {}, 400, "DIGEST_INVALID"),
-    ("GET", "a/b/blobs/md5:d41d8cd98f00b204e9800998ecf8427e", None, {}, 400, "DIGEST_INVALID"),
-    ("PUT", "a/b/manifests/v1", b"not json", {"Content-Type": OCI_MANIFEST}, 400, "MANIFEST_INVALID"),
-    ("PUT", "a/b/manifests/v1", b"{}" + b" " * (4 << 20), {"Content-Type": OCI_MANIFEST}, 413, "MANIFEST_INVALID"),
-    ("GET", "a/b/blobs/uploads/nosuchsession", None, {}, 404, "BLOB_UPLOAD_UNKNOWN"),
-    ("PATCH", "a/b/blobs/uploads/nosuchsession", b"x", {}, 404, "BLOB_UPLOAD_UNKNOWN"),
-    ("GET", "a/b/tags/list?n=-3", None, {}, 400, "PAGINATION_NUMBER_INVALID"),
-])
-def test_bad_input(proxy, method, path, data, headers, status, code):
-    """The specification's JSON error and status."""
-    r = proxy.request(method, path, want=status, data=data, headers=headers)
+@pytest.mark.parametrize("method,path,data,headers,status,code,names", [
+    ("GET", "UPPER/case/manifests/v1", None, {}, 400, "NAME_INVALID", "UPPER/case"),
+    ("POST", "{repo}-/blobs/uploads/", None, {}, 400, "NAME_INVALID", "{repo}-"),
+    ("GET", "{repo}/manifests/-tag", None, {}, 400, "MANIFEST_INVALID", "-tag"),
+    ("GET", "{repo}/blobs/sha256:zz", None, {}, 400, "DIGEST_INVALID", "sha256:zz"),
+    ("GET", "{repo}/blobs/md5:d41d8cd98f00b204e9800998ecf8427e", None, {}, 400, "DIGEST_INVALID", "md5:d41d8cd98f00b204e9800998ecf8427e"),
+    ("POST", "{repo}/blobs/uploads/?digest=sha256:zz", b"x", {}, 400, "DIGEST_INVALID", "sha256:zz"),
+    ("PUT", "{repo}/manifests/v1", b"not json", {"Content-Type": OCI_MANIFEST}, 400, "MANIFEST_INVALID", "JSON"),
+    ("PUT", "{repo}/manifests/v1", b'{"schemaVersion":1}', {"Content-Type": OCI_MANIFEST}, 400, "MANIFEST_INVALID", "schemaVersion is 1"),
+    ("PUT", "{repo}/manifests/v1", b"{}" + b" " * (4 << 20), {"Content-Type": OCI_MANIFEST}, 413, "MANIFEST_INVALID", "%d bytes" % ((4 << 20) + 2)),
+    ("GET", "{repo}/blobs/uploads/nosuchsession", None, {}, 404, "BLOB_UPLOAD_UNKNOWN", "nosuchsession"),
+    ("PATCH", "{repo}/blobs/uploads/nosuchsession", b"x", {}, 404, "BLOB_UPLOAD_UNKNOWN", "nosuchsession"),
+    ("PUT", "{repo}/blobs/uploads/nosuchsession?digest=" + sha256(b"x"), b"x", {}, 404, "BLOB_UPLOAD_UNKNOWN", "nosuchsession"),
+    ("GET", "{repo}/tags/list?n=-3", None, {}, 400, "PAGINATION_NUMBER_INVALID", "-3"),
+], ids=lambda v: "long" if isinstance(v, bytes) and len(v) > 100 else None)
+def test_bad_input(cluster, proxy, method, path, data, headers, status, code, names):
+    """The specification's JSON error and status; it says what was wrong, and not where inside the cluster; nothing changes."""
+    repo = unique("test/bad")
+    r = proxy.request(method, path.format(repo=repo), want=status, data=data, headers=headers)
     assert error_code(r) == code
     assert r.headers["Content-Type"].startswith("application/json")
+    assert names.format(repo=repo) in r.json()["errors"][0]["message"]
+    assert cluster.build_index.addr not in r.text
+    assert error_code(proxy.request("GET", repo + "/tags/list", want=404)) == "NAME_UNKNOWN"
+    assert repo not in proxy.catalog()
 
 
 def test_out_of_order_chunk(proxy):

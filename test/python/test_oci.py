@@ -77,7 +77,8 @@ def test_oci_blob_retrieval(proxy, agent):
         for header, want in (("bytes=0-99", content[:100]), ("bytes=1000-", content[1000:]), ("bytes=-7", content[-7:])):
             r = registry.blob(repo, layer, want=206, headers={"Range": header})
             assert r.content == want
-        assert registry.blob(repo, layer, want=416, headers={"Range": "bytes=%d-" % (len(content) + 1)}) is not None
+        r = registry.blob(repo, layer, want=416, headers={"Range": "bytes=%d-" % (len(content) + 1)})
+        assert error_code(r) == "RANGE_INVALID" and r.headers["Content-Range"] == "bytes */%d" % len(content)
         assert error_code(registry.blob(repo, sha256(b"nobody has this"), want=404)) == "BLOB_UNKNOWN"
         assert error_code(registry.blob(repo, "sha256:short", want=400)) == "DIGEST_INVALID"
 
