@@ -11,7 +11,7 @@ BUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X kraken/proto/tra
 TOOL := $(GO) tool -modfile=test/tools/go.mod
 
 .DEFAULT_GOAL := help
-.PHONY: help check-go build images devcluster stop-devcluster test test-go test-setup test-python test-containers test-tools conformance bench-swarm lint fuzz clean
+.PHONY: help check-go build images devcluster stop-devcluster test test-go test-setup test-python test-containers test-tools conformance bench-registry bench-swarm lint fuzz clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -70,6 +70,10 @@ test-containers: test-setup ## the cluster's scenarios once more, against contai
 bench-swarm: build ## measure the swarm on shaped links and loopback; needs root (ROWS=regexp, REPEAT=n)
 	$(GO) build -o bin/bench-swarm ./test/bench/swarm
 	bin/bench-swarm --rows '$(or $(ROWS),.)' --repeat $(or $(REPEAT),3)
+
+bench-registry: build test-tools ## measure the registry beside Debian's docker-registry (ROWS=regexp REPEAT=5)
+	@test/setup.sh bench
+	$(GO) run ./test/bench/registry -rows '$(ROWS)' $(if $(REPEAT),-repeat $(REPEAT))
 
 lint: check-go ## gofmt, vet, staticcheck, govulncheck
 	@out=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "gofmt would change:"; echo "$$out"; exit 1; fi

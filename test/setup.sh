@@ -2,9 +2,10 @@
 # Installs what tests need from Debian's packages.
 #   setup.sh gcc    what the race detector needs
 #   setup.sh all    clients and runtimes as well, and a docker daemon when none answers
+#   setup.sh bench  what benchmarks run beside Kraken; its service is not started
 # Without root nothing is installed: what is missing is named, and with KRAKEN_TEST_REQUIRE=1 that is an error.
 set -euo pipefail
-what=${1:?usage: setup.sh gcc|all}
+what=${1:?usage: setup.sh gcc|all|bench}
 
 # command:package
 need=(gcc:gcc)
@@ -12,6 +13,10 @@ if [ "$what" = all ]; then
   need+=(docker:docker.io dockerd:docker.io skopeo:skopeo podman:podman containerd:containerd ctr:containerd runc:runc
     aria2c:aria2 nginx:nginx-light ip:iproute2 curl:curl openssl:openssl unshare:util-linux /usr/share/doc/python3-pytest:python3-pytest
     /usr/share/doc/python3-requests:python3-requests)
+fi
+if [ "$what" = bench ]; then
+  need=(docker-registry:docker-registry)
+  export RUNLEVEL=1 # Debian starts a service that it installs, except in single-user mode
 fi
 
 missing=()

@@ -112,6 +112,18 @@ func number(f float64) string {
 	return strings.TrimSuffix(strings.TrimRight(s, "0"), ".")
 }
 
+// ReadFile reads what WriteFile wrote.
+func ReadFile(path string) (rows []Row, err error) {
+	b, err := os.ReadFile(path)
+	if err == nil {
+		err = json.Unmarshal(b, &rows)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("report: %w", err)
+	}
+	return rows, nil
+}
+
 // WriteFile replaces the file at path by a JSON array of the rows; its folder is made.
 func WriteFile(path string, rows []Row) error {
 	out := make([]Row, 0, len(rows)) // [] when there is none, and {} for absent maps: readers need no special case

@@ -2,6 +2,8 @@ package report
 
 import (
 	"encoding/json"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -68,6 +70,20 @@ func TestFile(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+func TestReadBack(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.json")
+	if err := WriteFile(path, rows()); err != nil {
+		t.Fatal(err)
+	}
+	got, err := ReadFile(path)
+	if err != nil || len(got) != len(rows()) || got[1].Goal != "<= 1.5" || got[1].Holds || got[0].Params["size"] != "1GiB" {
+		t.Errorf("%v, %+v", err, got)
+	}
+	if _, err := ReadFile(path + "none"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a file that is not there: %v", err)
 	}
 }
 
