@@ -97,11 +97,12 @@ func New(cfg Config, deps Deps) (_ *Agent, err error) {
 	}
 	a.checked = expirable.NewLRU[string, string](knownManifests, nil, time.Duration(cfg.ManifestTTL))
 
-	a.store, err = store.Open(store.Config{Dir: cfg.Cache.Dir, Capacity: int64(cfg.Cache.Capacity), Logger: deps.Log, OnEvict: a.evicted})
+	a.store, err = store.Open(store.Config{Dir: cfg.Cache.Dir, Capacity: int64(cfg.Cache.Capacity), Keep: cfg.Cache.Keep, Logger: deps.Log, OnEvict: a.evicted})
 	if err != nil {
 		return nil, fmt.Errorf("cache: %w", err)
 	}
 	undo = append(undo, a.store.Close)
+	a.store.RegisterMetrics(deps.Registry)
 	accept, dial, err := cfg.Peer.TLS.Configs()
 	if err != nil {
 		return nil, fmt.Errorf("peer: %w", err)
@@ -129,7 +130,7 @@ func New(cfg Config, deps Deps) (_ *Agent, err error) {
 	}
 	undo = append(undo, a.server.Close)
 	if cfg.Admin.Listen != "" {
-		if a.admin, err = transport.NewServer("admin", cfg.Admin, transport.AdminHandler(a.health, deps.Registry), deps.Log); err != nil {
+		if a.admin, err = transport.NewServer("admin", cfg.Admin, a.adminHandler(deps.Registry), deps.Log); err != nil {
 			return nil, err
 		}
 		undo = append(undo, a.admin.Close)
@@ -164,6 +165,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Add("swarm", a.swarm.Run)
 	g.Add("announcer", a.announcer.run)
 	g.Add("housekeeping", a.housekeeping)
+	g.Add("scrub", a.store.RunScrub)
 	g.Add("pulls", func(ctx context.Context) error {
 		<-ctx.Done()
 		a.mu.Lock()
@@ -211,7 +213,7 @@ func (a *Agent) housekeeping(ctx context.Context) error {
 	}
 }
 
-// evicted tells the swarm and the tracker that a blob has gone.
+// evicted tells the swarm and the tracker that a blob has gone: it made room for others, or was rotten.
 func (a *Agent) evicted(d digest.Digest) {
 	a.m.evicted.Inc()
 	if a.swarm != nil {

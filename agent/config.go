@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"kraken/origin/store"
 	"kraken/proto/config"
 	"kraken/proto/ring"
 	"kraken/proto/transport"
@@ -82,7 +83,8 @@ type Cache struct {
 	// Dir is a folder that only this agent uses.
 	Dir string `yaml:"dir"`
 	// Capacity bounds the bytes on disk; 0 is unbounded. Least recently used blobs go first.
-	Capacity config.Size `yaml:"capacity"`
+	Capacity   config.Size `yaml:"capacity"`
+	store.Keep `yaml:",inline"`
 }
 
 // Validate fills in defaults and refuses what can't work.
@@ -120,6 +122,9 @@ func (c *Config) Validate() error {
 		if o.ID == "" || o.URL == "" {
 			errs = append(errs, fmt.Errorf("origins[%d]: id and url are needed", i))
 		}
+	}
+	if err := c.Cache.Validate(); err != nil {
+		errs = append(errs, fmt.Errorf("cache: %w", err))
 	}
 	if c.Replicas < 1 || c.SmallBlob < 0 || c.Cache.Capacity < 0 || c.ManifestTTL < 0 || c.StaleTags < 0 {
 		errs = append(errs, errors.New("replicas, small_blob, cache.capacity, manifest_ttl and stale_tags must not be negative"))

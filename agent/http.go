@@ -22,3 +22,10 @@ func (a *Agent) handler(reg *prometheus.Registry) http.Handler {
 	}.Handler())
 	return r
 }
+
+// adminHandler is for operators alone.
+func (a *Agent) adminHandler(reg *prometheus.Registry) http.Handler {
+	m := transport.AdminHandler(a.health, reg)
+	a.store.AdminRoutes(m)
+	return m
+}

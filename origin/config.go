@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"kraken/origin/backend"
+	"kraken/origin/store"
 	"kraken/proto/config"
 	"kraken/proto/ring"
 	"kraken/proto/transport"
@@ -31,7 +32,8 @@ type Config struct {
 	// Dir is a folder that only this origin uses.
 	Dir string `yaml:"dir"`
 	// Capacity bounds the bytes on disk; 0 is unbounded. What is not written back is never evicted.
-	Capacity config.Size `yaml:"capacity"`
+	Capacity   config.Size `yaml:"capacity"`
+	store.Keep `yaml:",inline"`
 	// Buckets are the durable storage; the first whose pattern matches a repository is its bucket.
 	Buckets []backend.Config `yaml:"buckets"`
 	// Peer is the BitTorrent side.
@@ -86,6 +88,9 @@ func (c *Config) Validate() error {
 	}
 	if _, _, err := net.SplitHostPort(c.Peer.Listen); c.Peer.Listen != "" && err != nil {
 		errs = append(errs, fmt.Errorf("peer.listen: %w", err))
+	}
+	if err := c.Keep.Validate(); err != nil {
+		errs = append(errs, err)
 	}
 	if c.Replicas < 1 || c.Capacity < 0 || c.UploadIdle < 0 || c.Takeover < 0 || c.WritebackWorkers < 1 || c.Leasers < 1 {
 		errs = append(errs, errors.New("replicas, capacity, upload_idle, takeover, writeback_workers and leasers must not be negative"))

@@ -31,6 +31,7 @@ func (o *Origin) handler(reg *prometheus.Registry) http.Handler {
 
 func (o *Origin) adminHandler(reg *prometheus.Registry) http.Handler {
 	m := transport.AdminHandler(o.health, reg)
+	o.store.AdminRoutes(m)
 	m.HandleFunc("GET /writeback", func(w http.ResponseWriter, _ *http.Request) {
 		if err := answer(w, http.StatusOK, o.status()); err != nil {
 			o.log.Debug("client went away", "error", err)

@@ -97,11 +97,12 @@ func New(cfg Config, deps Deps) (_ *Origin, err error) {
 	if o.buckets, err = backend.OpenAll(o.ctx, cfg.Buckets); err != nil {
 		return nil, err
 	}
-	if o.store, err = store.Open(store.Config{Dir: cfg.Dir, Capacity: int64(cfg.Capacity), Logger: deps.Log, OnEvict: o.evicted}); err != nil {
+	if o.store, err = store.Open(store.Config{Dir: cfg.Dir, Capacity: int64(cfg.Capacity), Keep: cfg.Keep, Logger: deps.Log, OnEvict: o.evicted}); err != nil {
 		return nil, err
 	}
 	undo = append(undo, o.store.Close)
 	o.m = newMetrics(deps.Registry, o)
+	o.store.RegisterMetrics(deps.Registry)
 	accept, dial, err := cfg.Peer.TLS.Configs()
 	if err != nil {
 		return nil, fmt.Errorf("peer: %w", err)
@@ -163,6 +164,7 @@ func (o *Origin) Run(ctx context.Context) error {
 	})
 	g.Add("write-back", o.writeback)
 	g.Add("housekeeping", o.housekeeping)
+	g.Add("scrub", o.store.RunScrub)
 	if o.admin != nil {
 		g.Add("admin", o.admin.Run)
 	}

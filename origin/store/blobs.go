@@ -1,13 +1,11 @@
 package store
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
@@ -116,7 +114,7 @@ func (s *Store) Delete(d digest.Digest) error {
 // drop removes a blob's folder; the store's lock is held.
 func (s *Store) drop(d digest.Digest, e *entry) error {
 	delete(s.entries, d)
-	s.used -= e.size
+	s.used -= e.disk
 	if err := s.root.RemoveAll(blobDir(d)); err != nil {
 		return fmt.Errorf("remove blob %s: %w", d, err)
 	}
@@ -148,111 +146,9 @@ func (s *Store) Ingest(ctx context.Context, d digest.Digest, size int64, r io.Re
 	return i, nil
 }
 
-// Scrub verifies a whole blob again. One that has rotted is removed, unless it is the only copy that is not written back:
-// ErrDigestMismatch either way.
-func (s *Store) Scrub(ctx context.Context, d digest.Digest) error {
-	r, err := s.Open(d)
-	if err != nil {
-		return err
-	}
-	v := d.Verifier()
-	_, err = io.Copy(v, readerFunc(func(b []byte) (int, error) {
-		if ctx.Err() != nil {
-			return 0, context.Cause(ctx)
-		}
-		return r.f.Read(b)
-	}))
-	r.Close()
-	if err != nil {
-		return fmt.Errorf("scrub %s: %w", d, err)
-	}
-	if v.Verified() {
-		return nil
-	}
-	err = fmt.Errorf("scrub %s: %w", d, ErrDigestMismatch)
-	if derr := s.Delete(d); derr != nil {
-		return errors.Join(err, derr)
-	}
-	return err
-}
-
 type readerFunc func([]byte) (int, error)
 
 func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
-
-// reserve accounts for n more bytes and evicts what is least recently used to make room. The caller must not hold the lock.
-func (s *Store) reserve(n int64) error {
-	s.mu.Lock()
-	if s.cfg.Capacity == 0 || s.used+n <= s.cfg.Capacity {
-		s.used += n
-		s.mu.Unlock()
-		return nil
-	}
-	type candidate struct {
-		d digest.Digest
-		e *entry
-	}
-	var cs []candidate
-	for d, e := range s.entries {
-		if e.open == 0 && !e.marked && !e.pinned {
-			cs = append(cs, candidate{d, e})
-		}
-	}
-	slices.SortFunc(cs, func(a, b candidate) int { return cmp.Compare(a.e.access.UnixNano(), b.e.access.UnixNano()) })
-	low := int64(float64(s.cfg.Capacity) * s.cfg.LowWater)
-	var gone []digest.Digest
-	var err error
-	for _, c := range cs {
-		if s.used+n <= low {
-			break
-		}
-		if err = s.drop(c.d, c.e); err != nil {
-			break
-		}
-		gone = append(gone, c.d)
-	}
-	if err == nil && s.used+n > s.cfg.Capacity {
-		err = fmt.Errorf("%w: %d of %d bytes are in use by what is open, pinned or not written back, %d more are needed", ErrFull, s.used, s.cfg.Capacity, n)
-	}
-	if err == nil {
-		s.used += n
-	}
-	s.mu.Unlock()
-	if s.cfg.OnEvict != nil {
-		for _, d := range gone {
-			s.cfg.OnEvict(d)
-		}
-	}
-	return err
-}
-
-func (s *Store) unreserve(n int64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.used -= n
-}
-
-// Pin keeps a whole blob from being evicted until Unpin, across restarts.
-func (s *Store) Pin(d digest.Digest) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	e := s.entries[d]
-	if e == nil {
-		return fmt.Errorf("pin: %w: %s", ErrNotFound, d)
-	}
-	e.pinned = true
-	return s.writeFile(blobFile(d, filePin), nil)
-}
-
-// Unpin ends Pin.
-func (s *Store) Unpin(d digest.Digest) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if e := s.entries[d]; e != nil {
-		e.pinned = false
-	}
-	return s.remove(blobFile(d, filePin))
-}
 
 // Metainfo is what is known of the pieces of a whole or partial blob, ErrNotFound when nothing is.
 func (s *Store) Metainfo(d digest.Digest) (*blob.Metainfo, error) {
@@ -281,11 +177,15 @@ func (s *Store) PutMetainfo(m *blob.Metainfo) error {
 	if err := s.writeFile(blobFile(m.Digest, fileMetainfo), m.Marshal()); err != nil {
 		return fmt.Errorf("put metainfo of %s: %w", m.Digest, err)
 	}
+	s.settle(m.Digest)
 	return nil
 }
 
 // DropMetainfo forgets the metainfo of a whole blob.
-func (s *Store) DropMetainfo(d digest.Digest) error { return s.remove(blobFile(d, fileMetainfo)) }
+func (s *Store) DropMetainfo(d digest.Digest) error {
+	defer s.settle(d)
+	return s.remove(blobFile(d, fileMetainfo))
+}
 
 // ComputeMetainfo reads the blob once and stores its metainfo.
 func (s *Store) ComputeMetainfo(ctx context.Context, d digest.Digest) (*blob.Metainfo, error) {

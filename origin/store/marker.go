@@ -31,6 +31,7 @@ func (s *Store) Mark(d digest.Digest, m Marker) error {
 	if err := s.mark(d, m); err != nil {
 		return fmt.Errorf("mark %s: %w", d, err)
 	}
+	s.resettle(d)
 	return nil
 }
 
@@ -131,6 +132,7 @@ func (s *Store) Unmark(d digest.Digest, m Marker, target string) error {
 	if e := s.entries[d]; e != nil {
 		e.marked = false
 	}
+	s.resettle(d)
 	return nil
 }
 

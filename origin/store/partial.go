@@ -381,7 +381,7 @@ func (p *Partial) Commit(ctx context.Context) (Info, error) {
 		return Info{}, fmt.Errorf("commit %s: %w", d, err)
 	}
 	delete(s.partials, d)
-	s.entries[d] = &entry{size: p.m.Size, access: time.Now()}
+	s.admit(d, p.m.Size, false)
 	return Info{d, p.m.Size}, nil
 }
 

@@ -1,6 +1,6 @@
 // Package store keeps blobs on a local disk: whole ones by digest, partial ones by pieces, upload sessions, write-back markers
 // and name records. Origin and agent use it. What it has acknowledged survives kill -9 and power loss; everything else is found
-// and dropped, or resumed, at the next Open. It talks to no network and knows no swarm.
+// and dropped, or resumed, at the next Open. It talks to no network (its role serves AdminRoutes) and knows no swarm.
 package store
 
 import (
@@ -42,10 +42,9 @@ const formatPrefix = "kraken-store "
 // Config configures a Store.
 type Config struct {
 	Dir      string // only this process may use it
-	Capacity int64  // bytes that blobs and uploads may take, 0 is unbounded
-	// LowWater is the fraction of Capacity down to which an eviction goes, default 0.9.
-	LowWater float64
-	// OnEvict is told of each blob that made room for others, without the store's lock. May be nil.
+	Capacity int64  // bytes that blobs and uploads may take on disk, 0 is unbounded
+	Keep
+	// OnEvict is told of each blob that made room for others, or was found rotten, without the store's lock. May be nil.
 	OnEvict func(digest.Digest)
 	Logger  *slog.Logger
 }
@@ -61,16 +60,21 @@ type Store struct {
 	entries  map[digest.Digest]*entry
 	uploads  map[string]*Upload
 	partials map[digest.Digest]*Partial
-	used     int64 // bytes of blobs, partial blobs and uploads
+	pins     map[digest.Digest]bool // true: by configuration
+	used     int64                  // bytes that blobs, partial blobs and uploads take on disk
+	retryAt  int64                  // value of used up to which a fruitless eviction is not tried again
+
+	avail func() (int64, error) // bytes that are free on the file system; tests have another
+	scrub scrubState
 }
 
 // entry is a whole blob.
 type entry struct {
 	size   int64
+	disk   int64 // bytes that its folder takes
 	access time.Time
 	open   int // readers and writers that keep it from being evicted
 	marked bool
-	pinned bool
 }
 
 // Info describes a whole blob.
@@ -84,8 +88,11 @@ func Open(cfg Config) (_ *Store, err error) {
 	if cfg.Dir == "" {
 		return nil, errors.New("open store: no directory is configured")
 	}
-	if cfg.LowWater == 0 {
-		cfg.LowWater = 0.9
+	if cfg.Capacity < 0 {
+		return nil, errors.New("open store: the capacity is negative")
+	}
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -94,6 +101,7 @@ func Open(cfg Config) (_ *Store, err error) {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
 	s := &Store{cfg: cfg, log: cfg.Logger, entries: map[digest.Digest]*entry{}, uploads: map[string]*Upload{}, partials: map[digest.Digest]*Partial{}}
+	s.avail, s.scrub.now = s.statfs, make(chan struct{}, 1)
 	if s.lock, err = os.OpenFile(filepath.Join(cfg.Dir, "lock"), os.O_CREATE|os.O_RDWR, 0o644); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
@@ -114,12 +122,12 @@ func Open(cfg Config) (_ *Store, err error) {
 	if err := s.checkFormat(); err != nil {
 		return nil, err
 	}
-	for _, d := range []string{"blobs", "uploads", "names"} {
+	for _, d := range []string{"blobs", "uploads", "names", "pins"} {
 		if err := s.root.MkdirAll(d, 0o755); err != nil {
 			return nil, fmt.Errorf("open store: %w", err)
 		}
 	}
-	if err := s.scan(); err != nil {
+	if err := errors.Join(s.scan(), s.scanPins()); err != nil {
 		return nil, fmt.Errorf("open store %s: %w", cfg.Dir, err)
 	}
 	return s, nil
@@ -177,7 +185,6 @@ const (
 	fileMetainfo = "metainfo"
 	filePieces   = "pieces"
 	fileMarker   = "writeback"
-	filePin      = "pin"
 )
 
 func blobFile(d digest.Digest, name string) string { return path.Join(blobDir(d), name) }
@@ -276,27 +283,16 @@ func (s *Store) scanBlob(d digest.Digest) error {
 		s.used += occupied(fi)
 		return nil // partial; opened when somebody wants it
 	}
-	s.used += fi.Size()
-	s.entries[d] = &entry{size: fi.Size(), access: fi.ModTime(), marked: s.has(d, fileMarker), pinned: s.has(d, filePin)}
+	disk, err := s.footprint(d)
+	if err != nil {
+		return err
+	}
+	s.used += disk
+	s.entries[d] = &entry{size: fi.Size(), disk: disk, access: fi.ModTime(), marked: s.has(d, fileMarker)}
 	return nil
 }
 
 func (s *Store) has(d digest.Digest, name string) bool {
 	_, err := s.root.Stat(blobFile(d, name))
 	return err == nil
-}
-
-// occupied is what a file takes on disk: sparse partial blobs take less than their size.
-func occupied(fi fs.FileInfo) int64 {
-	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
-		return min(st.Blocks*512, fi.Size())
-	}
-	return fi.Size()
-}
-
-// Usage is the bytes in use and the capacity (0: unbounded).
-func (s *Store) Usage() (used, capacity int64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.used, s.cfg.Capacity
 }

@@ -370,6 +370,7 @@ func (s *Store) adopt(u *Upload, d digest.Digest, size int64, m *Marker) error {
 			}
 		}
 	}
+	s.supersede(d)
 	if err := s.root.Rename(uploadFile(u.id, fileData), blobFile(d, fileData)); err != nil {
 		return err
 	}
@@ -380,7 +381,7 @@ func (s *Store) adopt(u *Upload, d digest.Digest, size int64, m *Marker) error {
 	if err := s.syncDir(blobDir(d)); err != nil {
 		return err
 	}
-	s.entries[d] = &entry{size: size, access: time.Now(), marked: m != nil}
+	s.admit(d, size, m != nil)
 	u.adopted = true
 	return nil
 }

@@ -1,0 +1,73 @@
+package store
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/proto/blob"
+)
+
+// status is the answer to GET /cache. Sizes are bytes.
+type status struct {
+	Used      int64           `json:"used"`
+	Capacity  int64           `json:"capacity"` // 0: unbounded
+	HighWater float64         `json:"high_water"`
+	LowWater  float64         `json:"low_water"`
+	MinFree   int64           `json:"min_free"`
+	Blobs     int             `json:"blobs"`
+	Partial   int             `json:"partial"` // that are written now
+	Pins      []digest.Digest `json:"pins"`
+	Rotten    int64           `json:"rotten"` // found since the start
+}
+
+func (s *Store) status() status {
+	pins := s.Pins()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return status{
+		Used: s.used, Capacity: s.cfg.Capacity, HighWater: s.cfg.HighWater, LowWater: s.cfg.LowWater, MinFree: int64(s.cfg.MinFree),
+		Blobs: len(s.entries), Partial: len(s.partials), Pins: pins, Rotten: s.scrub.rotten.Load(),
+	}
+}
+
+// AdminRoutes adds what operators may do to m, which must be out of the reach of others:
+//
+//	GET    /cache                what is used, and what is pinned
+//	PUT    /cache/pins/<digest>  keep a blob from being evicted, also one that is not there yet
+//	DELETE /cache/pins/<digest>  end that
+//	POST   /cache/scrub          verify all blobs again, from now on
+func (s *Store) AdminRoutes(m *http.ServeMux) {
+	m.HandleFunc("GET /cache", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		if err := json.NewEncoder(w).Encode(s.status()); err != nil {
+			s.log.Debug("client went away", "error", err)
+		}
+	})
+	m.HandleFunc("PUT /cache/pins/{digest}", pinRoute(s.Pin))
+	m.HandleFunc("DELETE /cache/pins/{digest}", pinRoute(s.Unpin))
+	m.HandleFunc("POST /cache/scrub", func(w http.ResponseWriter, _ *http.Request) {
+		s.ScrubNow()
+		w.WriteHeader(http.StatusAccepted)
+	})
+}
+
+func pinRoute(change func(digest.Digest) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		d, err := blob.ParseDigest(r.PathValue("digest"))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		switch err := change(d); {
+		case errors.Is(err, ErrConfigured):
+			http.Error(w, err.Error(), http.StatusConflict)
+		case err != nil:
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+		default:
+			w.WriteHeader(http.StatusNoContent)
+		}
+	}
+}

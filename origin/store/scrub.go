@@ -1,0 +1,207 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"sync/atomic"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/time/rate"
+
+	"kraken/proto/config"
+)
+
+// ScrubConfig configures the reading and verifying of all blobs again, in the background.
+type ScrubConfig struct {
+	// Off reads nothing unless an operator asks for a pass.
+	Off bool `yaml:"off"`
+	// Rate bounds the reading, bytes a second, default 10MiB/s.
+	Rate config.Rate `yaml:"rate"`
+	// Every is the time from the begin of one pass to the begin of the next, default 168h.
+	Every config.Duration `yaml:"every"`
+}
+
+// Validate fills in defaults.
+func (c *ScrubConfig) Validate() error {
+	if c.Rate == 0 {
+		c.Rate = 10 << 20
+	}
+	if c.Every == 0 {
+		c.Every = config.Duration(7 * 24 * time.Hour)
+	}
+	if c.Rate < 0 || c.Every < 0 {
+		return errors.New("scrub: rate and every must not be negative")
+	}
+	return nil
+}
+
+// scrubState is what the metrics show, and how a pass is asked for.
+type scrubState struct {
+	now                          chan struct{}
+	bytes, blobs, rotten, passes atomic.Int64
+	last                         atomic.Int64 // end of the last pass, Unix seconds
+}
+
+const (
+	scrubChunk = 1 << 20
+	scrubAlign = 4096
+	// scrubDelay keeps the first pass away from a start, when all else begins as well.
+	scrubDelay = time.Minute
+)
+
+// ScrubNow asks RunScrub for a pass now; one that is under way is that pass.
+func (s *Store) ScrubNow() {
+	select {
+	case s.scrub.now <- struct{}{}:
+	default:
+	}
+}
+
+// RunScrub verifies all blobs, pass after pass, until ctx is done.
+func (s *Store) RunScrub(ctx context.Context) error {
+	cfg := s.cfg.Scrub
+	limit := rate.NewLimiter(rate.Limit(cfg.Rate), scrubChunk)
+	wait := scrubDelay
+	for {
+		t := time.NewTimer(wait)
+		due := t.C
+		if cfg.Off {
+			due = nil
+		}
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return nil
+		case <-due:
+		case <-s.scrub.now:
+			t.Stop()
+		}
+		began := time.Now()
+		if err := s.scrubAll(ctx, limit); err != nil {
+			return nil // ctx is done
+		}
+		wait = max(time.Duration(cfg.Every)-time.Since(began), 0)
+	}
+}
+
+// scrubAll is one pass. It begins anywhere: a process that is restarted often should come to all blobs all the same.
+func (s *Store) scrubAll(ctx context.Context, limit *rate.Limiter) error {
+	s.mu.Lock()
+	all := make([]digest.Digest, 0, len(s.entries))
+	for d := range s.entries {
+		all = append(all, d)
+	}
+	s.mu.Unlock()
+	slices.Sort(all)
+	if len(all) > 0 {
+		at := rand.IntN(len(all))
+		all = append(all[at:], all[:at]...)
+	}
+	began, rotten := time.Now(), 0
+	for _, d := range all {
+		err := s.scrubBlob(ctx, d, limit)
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case errors.Is(err, ErrDigestMismatch):
+			rotten++
+		case err != nil && !errors.Is(err, ErrNotFound):
+			s.log.Warn("a blob was not verified", "digest", d, "error", err)
+		}
+	}
+	s.scrub.passes.Add(1)
+	s.scrub.last.Store(time.Now().Unix())
+	s.log.Info("verified all blobs", "blobs", len(all), "rotten", rotten, "took", time.Since(began).Round(time.Millisecond))
+	return nil
+}
+
+// Scrub verifies a whole blob again. One that has rotted is removed, unless it is owed to the bucket: ErrDigestMismatch either
+// way. It is not an access, and does not keep the blob from being evicted.
+func (s *Store) Scrub(ctx context.Context, d digest.Digest) error {
+	return s.scrubBlob(ctx, d, rate.NewLimiter(rate.Inf, 0))
+}
+
+func (s *Store) scrubBlob(ctx context.Context, d digest.Digest, limit *rate.Limiter) error {
+	s.mu.Lock()
+	e := s.entries[d]
+	s.mu.Unlock()
+	if e == nil {
+		return fmt.Errorf("scrub: %w: %s", ErrNotFound, d)
+	}
+	good, err := s.intact(ctx, d, e.size, limit)
+	if err != nil {
+		return fmt.Errorf("scrub %s: %w", d, err)
+	}
+	s.scrub.blobs.Add(1)
+	if good {
+		return nil
+	}
+	s.mu.Lock()
+	if s.entries[d] != e { // evicted, and perhaps fetched again, while it was read
+		s.mu.Unlock()
+		return nil
+	}
+	s.scrub.rotten.Add(1)
+	err = fmt.Errorf("scrub %s: %w", d, ErrDigestMismatch)
+	if e.marked {
+		s.mu.Unlock()
+		s.log.Error("a blob is rotten that the bucket still lacks: it is kept, write it back from the other owner", "digest", d)
+		return errors.Join(err, ErrMarked)
+	}
+	err = errors.Join(err, s.drop(d, e))
+	s.mu.Unlock()
+	s.log.Error("a blob was rotten and is removed", "digest", d, "size", e.size)
+	s.evicted([]digest.Digest{d})
+	return err
+}
+
+// intact reads a blob around the page cache where the file system can: what is to be verified is the disk, and what others read
+// should stay cached. A disk that can't give the bytes back counts as rot.
+func (s *Store) intact(ctx context.Context, d digest.Digest, size int64, limit *rate.Limiter) (bool, error) {
+	f, err := s.root.OpenFile(blobFile(d, fileData), os.O_RDONLY|syscall.O_DIRECT, 0)
+	if errors.Is(err, syscall.EINVAL) {
+		f, err = s.root.Open(blobFile(d, fileData))
+	}
+	if errors.Is(err, os.ErrNotExist) {
+		return false, fmt.Errorf("%w: %s", ErrNotFound, d)
+	}
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	buf := aligned(scrubChunk)
+	v := d.Verifier()
+	var read int64
+	for {
+		n, err := f.Read(buf)
+		v.Write(buf[:n])
+		read += int64(n)
+		s.scrub.bytes.Add(int64(n))
+		switch {
+		case err == io.EOF:
+			return read == size && v.Verified(), nil
+		case errors.Is(err, syscall.EIO):
+			return false, nil
+		case err != nil:
+			return false, err
+		}
+		if err := limit.WaitN(ctx, n); err != nil {
+			return false, err
+		}
+	}
+}
+
+// aligned allocates memory as direct reads need it (open(2), O_DIRECT).
+func aligned(n int) []byte {
+	b := make([]byte, n+scrubAlign)
+	off := -int(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) & (scrubAlign - 1)
+	return b[off : off+n]
+}

@@ -1,0 +1,94 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// rot replaces the bytes of a blob by others, as a disk does.
+func rot(t *testing.T, s *Store, d digest.Digest, n int) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(s.cfg.Dir, blobFile(d, fileData)), noise(n, 99), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestScrub(t *testing.T) {
+	var gone []digest.Digest
+	s := open(t, Config{OnEvict: func(d digest.Digest) { gone = append(gone, d) }})
+	const n = 3<<20 + 1 // more than one read, and no whole block
+	good, bad, owed, short := ingest(t, s, noise(n, 15), nil), ingest(t, s, noise(n, 16), nil),
+		ingest(t, s, noise(n, 17), &Marker{Targets: []string{"b"}}), ingest(t, s, noise(n, 18), nil)
+	rot(t, s, bad, n)
+	rot(t, s, owed, n)
+	rot(t, s, short, n-1)
+	accessed := s.entries[good].access
+	if err := s.Scrub(t.Context(), good); err != nil {
+		t.Error(err)
+	}
+	if s.entries[good].access != accessed {
+		t.Error("verifying counted as an access")
+	}
+	for _, d := range []digest.Digest{bad, short} {
+		if err := s.Scrub(t.Context(), d); !errors.Is(err, ErrDigestMismatch) {
+			t.Errorf("rotten blob: %v, want ErrDigestMismatch", err)
+		}
+		if there(s, d) {
+			t.Error("the rotten blob is still there")
+		}
+	}
+	if err := s.Scrub(t.Context(), owed); !errors.Is(err, ErrDigestMismatch) || !errors.Is(err, ErrMarked) {
+		t.Errorf("rotten blob that the bucket lacks: %v, want ErrDigestMismatch and ErrMarked", err)
+	}
+	if !there(s, good) || !there(s, owed) {
+		t.Error("the good blob, or the one that is owed, is gone")
+	}
+	if !slices.Equal(gone, []digest.Digest{bad, short}) {
+		t.Errorf("told of %v, want of the two that were removed", gone)
+	}
+	if used, _ := s.Usage(); used != onDisk(t, s) {
+		t.Errorf("%d bytes are counted, %d are on the disk", used, onDisk(t, s))
+	}
+}
+
+func TestScrubInTheBackground(t *testing.T) {
+	// Off: only the pass that is asked for.
+	s := open(t, Config{Keep: Keep{Scrub: ScrubConfig{Off: true, Rate: 8 << 20}}})
+	for i := range byte(4) {
+		ingest(t, s, noise(1<<20, i), nil)
+	}
+	bad := ingest(t, s, noise(1000, 50), nil)
+	rot(t, s, bad, 1000)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	began := time.Now()
+	go func() { done <- s.RunScrub(ctx) }()
+	s.ScrubNow()
+	for s.scrub.passes.Load() == 0 {
+		if time.Since(began) > 20*time.Second {
+			t.Fatal("no pass in 20 s")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	// 4 MiB at 8 MiB/s, less the burst of 1 MiB.
+	if took := time.Since(began); took < 350*time.Millisecond {
+		t.Errorf("4 MiB at 8 MiB/s were read in %s", took)
+	}
+	if there(s, bad) {
+		t.Error("the rotten blob is still there")
+	}
+	if blobs, rotten := s.scrub.blobs.Load(), s.scrub.rotten.Load(); blobs != 5 || rotten != 1 {
+		t.Errorf("counted %d verified and %d rotten, want 5 and 1", blobs, rotten)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
