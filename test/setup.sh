@@ -10,7 +10,7 @@ what=${1:?usage: setup.sh gcc|all|bench}
 # command:package
 need=(gcc:gcc)
 if [ "$what" = all ]; then
-  need+=(docker:docker.io dockerd:docker.io skopeo:skopeo podman:podman containerd:containerd ctr:containerd runc:runc
+  need+=(docker:docker.io dockerd:docker.io skopeo:skopeo podman:podman buildah:buildah zstd:zstd containerd:containerd ctr:containerd runc:runc
     aria2c:aria2 nginx:nginx-light ip:iproute2 curl:curl openssl:openssl unshare:util-linux /usr/share/doc/python3-pytest:python3-pytest
     /usr/share/doc/python3-requests:python3-requests)
 fi

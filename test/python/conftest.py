@@ -17,6 +17,14 @@ def skip(reason):
     pytest.skip(reason)
 
 
+TABLES = []  # what tests have to show beyond passed and failed
+
+
+def pytest_terminal_summary(terminalreporter):
+    for text in TABLES:
+        terminalreporter.write_line("\n" + text)
+
+
 @pytest.fixture(scope="session")
 def _cluster():
     c = Cluster(agents=int(os.environ.get("AGENTS", "2")))

@@ -3,14 +3,13 @@
 import json
 import os
 import shutil
-import subprocess
 import tempfile
-import time
 
 import pytest
 
-from components import ROOT, run
-from utils import index_of, noise, small_image, tar_of, unique
+from components import run
+from containerd import Containerd
+from utils import index_of, noise, small_image, tar_of, unique, write_oci_layout
 
 BIG = 256 << 20
 
@@ -57,26 +56,11 @@ def big(cluster, proxy, docker, images):
     return images["big"]
 
 
-def write_oci_layout(folder, image):
-    """An OCI image layout of one image, for skopeo."""
-    blobs = os.path.join(folder, "blobs", "sha256")
-    os.makedirs(blobs)
-    for d, b in list(image.blobs.items()) + [(image.digest, image.manifest)]:
-        with open(os.path.join(blobs, d.split(":")[1]), "wb") as f:
-            f.write(b)
-    with open(os.path.join(folder, "oci-layout"), "w") as f:
-        json.dump({"imageLayoutVersion": "1.0.0"}, f)
-    d = image.descriptor()
-    d["annotations"] = {"org.opencontainers.image.ref.name": "v1"}
-    with open(os.path.join(folder, "index.json"), "w") as f:
-        json.dump({"schemaVersion": 2, "manifests": [d]}, f)
-
-
 def test_skopeo_push_and_copy_back(tool, cluster, proxy, tmp_path):
     """skopeo copies an OCI layout to the proxy and from an agent to a layout; the manifest's bytes stay as they were."""
     tool("skopeo")
     repo, image = unique("test/skopeo"), small_image()
-    write_oci_layout(str(tmp_path / "in"), image)
+    write_oci_layout(str(tmp_path / "in"), image.descriptor(), dict(image.blobs, **{image.digest: image.manifest}))
     run("skopeo", "--insecure-policy", "copy", "--dest-tls-verify=false", "oci:%s:v1" % (tmp_path / "in"), "docker://%s/%s:v1" % (cluster.proxy.addr, repo))
     assert manifest_digest(proxy, repo) == image.digest
     for i, a in enumerate(cluster.agents):
@@ -128,49 +112,6 @@ def test_podman_pull(tool, cluster, small, big):
     finally:
         run(*podman, "system", "reset", "-f", check=False)
         shutil.rmtree(home, ignore_errors=True)
-
-
-class Containerd:
-    """A containerd of this test's own, with the CRI plugin and a hosts.toml that sends the proxy's name to an agent."""
-
-    def __init__(self, mirrored, agent):
-        self.dir = tempfile.mkdtemp(prefix="kc", dir="/tmp")
-        self.sock = self.dir + "/c.sock"
-        hosts = "%s/certs.d/%s" % (self.dir, mirrored)
-        os.makedirs(hosts)
-        with open(hosts + "/hosts.toml", "w") as f:
-            f.write('server = "http://%s"\n[host."http://%s"]\n  capabilities = ["pull", "resolve"]\n' % (agent, agent))
-        with open(self.dir + "/config.toml", "w") as f:
-            f.write("""version = 2
-root = "{0}/root"
-state = "{0}/state"
-[grpc]
-  address = "{0}/c.sock"
-[plugins."io.containerd.grpc.v1.cri"]
-  disable_tcp_service = true
-  [plugins."io.containerd.grpc.v1.cri".registry]
-    config_path = "{0}/certs.d"
-""".format(self.dir))
-        self.log = open(self.dir + "/log", "w")
-        self.p = subprocess.Popen(["containerd", "--config", self.dir + "/config.toml"], stdout=self.log, stderr=self.log)
-        deadline = time.monotonic() + 30
-        while self.ctr("version", check=False).returncode != 0:
-            if time.monotonic() > deadline or self.p.poll() is not None:
-                with open(self.dir + "/log") as f:
-                    raise AssertionError("containerd did not start:\n" + f.read()[-3000:])
-            time.sleep(0.1)
-
-    def ctr(self, *args, **kw):
-        return run("ctr", "-a", self.sock, *args, **kw)
-
-    def crictl(self, *args, **kw):
-        return run(os.path.join(ROOT, "bin", "tools", "crictl"), "--runtime-endpoint", "unix://" + self.sock, "--image-endpoint", "unix://" + self.sock, "--timeout", "120s", *args, **kw)
-
-    def end(self):
-        self.p.terminate()
-        self.p.wait(30)
-        self.log.close()
-        shutil.rmtree(self.dir, ignore_errors=True)
 
 
 @pytest.fixture

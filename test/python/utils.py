@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import subprocess
 import tarfile
 import uuid
 
@@ -15,6 +16,7 @@ OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 OCI_LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
+OCI_LAYER_ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd"
 OCI_LAYER_PLAIN = "application/vnd.oci.image.layer.v1.tar"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
@@ -51,15 +53,19 @@ def tar_of(files):
 
 
 class Image:
-    """An image in memory: layers, config, manifest. docker=True uses Docker schema 2 media types."""
+    """An image in memory: layers, config, manifest. docker=True uses Docker schema 2 media types; compress="zstd" needs the program."""
 
     def __init__(self, layers, docker=False, architecture="amd64", compress=True, media_type=True):
         self.blobs, descriptors, diff_ids = {}, [], []
         for files in layers:
             plain = tar_of(files)
             diff_ids.append(sha256(plain))
-            packed = gzip.compress(plain, compresslevel=1, mtime=0) if compress else plain
-            kind = DOCKER_LAYER if docker else (OCI_LAYER if compress else OCI_LAYER_PLAIN)
+            if compress == "zstd":
+                packed, kind = subprocess.run(["zstd", "-q", "-1"], input=plain, stdout=subprocess.PIPE, check=True).stdout, OCI_LAYER_ZSTD
+            elif compress:
+                packed, kind = gzip.compress(plain, compresslevel=1, mtime=0), DOCKER_LAYER if docker else OCI_LAYER
+            else:
+                packed, kind = plain, DOCKER_LAYER if docker else OCI_LAYER_PLAIN
             descriptors.append(self._add(packed, kind))
         config = json.dumps({
             "architecture": architecture, "os": "linux", "config": {"Cmd": ["/hello"]},
@@ -91,6 +97,18 @@ def small_image(seed=None, **kw):
 def index_of(images, docker=False):
     kind = DOCKER_LIST if docker else OCI_INDEX
     return kind, json.dumps({"schemaVersion": 2, "mediaType": kind, "manifests": [i.descriptor() for i in images]}).encode()
+
+
+def write_oci_layout(folder, descriptor, blobs):
+    """An OCI image layout of one manifest, called v1. blobs: digest to bytes, manifests as well."""
+    os.makedirs(os.path.join(folder, "blobs", "sha256"))
+    for d, b in blobs.items():
+        with open(os.path.join(folder, "blobs", "sha256", d.split(":")[1]), "wb") as f:
+            f.write(b)
+    with open(os.path.join(folder, "oci-layout"), "w") as f:
+        json.dump({"imageLayoutVersion": "1.0.0"}, f)
+    with open(os.path.join(folder, "index.json"), "w") as f:
+        json.dump({"schemaVersion": 2, "manifests": [dict(descriptor, annotations={"org.opencontainers.image.ref.name": "v1"})]}, f)
 
 
 class Registry:
