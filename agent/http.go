@@ -16,6 +16,7 @@ func (a *Agent) handler(reg *prometheus.Registry) http.Handler {
 	r.Use(transport.Middleware("agent", a.log, reg))
 	r.Get("/health", a.health.Health)
 	r.Get("/readiness", a.health.Readiness)
+	r.MethodNotAllowed(registry.UnknownMethod)
 	r.Mount("/", registry.Server{
 		Blobs: a, Manifests: a, Tags: a.names, Catalog: a.names, Referrers: a.names,
 		Namespaces: a.cfg.Names, ReadOnly: "an agent only serves pulls; push to the proxy", Log: a.log,

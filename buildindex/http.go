@@ -20,6 +20,7 @@ func (x *Index) handler(reg *prometheus.Registry) http.Handler {
 	r.Use(transport.Middleware("build-index", x.log, reg))
 	r.Get("/health", x.health.Health)
 	r.Get("/readiness", x.health.Readiness)
+	r.MethodNotAllowed(registry.UnknownMethod)
 	r.Mount("/", registry.Server{
 		Manifests: x, ManifestWriter: x, Tags: x, Catalog: x, Referrers: x, Extension: x.extension, Log: x.log,
 	}.Handler())

@@ -25,6 +25,7 @@ func (o *Origin) handler(reg *prometheus.Registry) http.Handler {
 	r.Use(transport.Middleware("origin", o.log, reg))
 	r.Get("/health", o.health.Health)
 	r.Get("/readiness", o.health.Readiness)
+	r.MethodNotAllowed(registry.UnknownMethod)
 	r.Mount("/", registry.Server{Blobs: counting{o}, BlobDeleter: o, Uploads: o, Extension: o.extension, Log: o.log}.Handler())
 	return r
 }

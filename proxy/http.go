@@ -16,6 +16,7 @@ func (p *Proxy) handler(reg *prometheus.Registry) http.Handler {
 	r.Use(transport.Middleware("proxy", p.log, reg))
 	r.Get("/health", p.health.Health)
 	r.Get("/readiness", p.health.Readiness)
+	r.MethodNotAllowed(registry.UnknownMethod)
 	r.Mount("/", registry.Server{
 		Blobs: p, BlobDeleter: p, Uploads: p, Mounter: p,
 		Manifests: p.names, ManifestWriter: p.names, Tags: p.names, Catalog: p.names, Referrers: p.names,

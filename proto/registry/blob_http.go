@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"os"
 	"slices"
@@ -147,7 +148,7 @@ func rangeHint(header string) Range {
 		return Whole
 	}
 	end, err := strconv.ParseInt(to, 10, 64)
-	if err != nil || end < start {
+	if err != nil || end < start || end == math.MaxInt64 { // one more than that has no length
 		return Range{start, -1}
 	}
 	return Range{start, end - start + 1}
@@ -343,7 +344,7 @@ func parseContentRange(h string) (first, last int64, err error) {
 	a, b, ok := strings.Cut(strings.TrimPrefix(strings.TrimSpace(spec), "="), "-")
 	first, err1 := strconv.ParseInt(a, 10, 64)
 	last, err2 := strconv.ParseInt(b, 10, 64)
-	if !ok || err1 != nil || err2 != nil || first < 0 || last < first {
+	if !ok || err1 != nil || err2 != nil || first < 0 || last < first || last == math.MaxInt64 {
 		return 0, 0, fmt.Errorf("%w: Content-Range %.60q: want <first>-<last>", ErrBlobUploadInvalid, h)
 	}
 	return first, last, nil

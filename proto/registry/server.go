@@ -55,7 +55,13 @@ func (s Server) Handler() http.Handler {
 	r.NotFound(func(w http.ResponseWriter, r *http.Request) {
 		WriteError(w, r, fmt.Errorf("%w: no such path %.200q", errPath, r.URL.Path))
 	})
+	r.MethodNotAllowed(UnknownMethod)
 	return r
+}
+
+// UnknownMethod answers methods that chi has never heard of, which it would do without a body. A router around a Server's Handler needs it too.
+func UnknownMethod(w http.ResponseWriter, r *http.Request) {
+	WriteError(w, r, fmt.Errorf("%w: %.20q", ErrUnsupported, r.Method))
 }
 
 var errPath = &Error{"NOT_FOUND", http.StatusNotFound, "not found"}
