@@ -28,7 +28,7 @@ func (l *lease) Name() string { return l.origin.ID }
 // Lease asks the origin which pieces to fetch from it now.
 func (l *lease) Lease(ctx context.Context, m *blob.Metainfo, r swarm.LeaseRequest) ([]int, time.Duration, error) {
 	resp, err := l.origin.Lease(ctx, l.repo, m.Digest, registry.LeaseRequest{
-		Peer: hex.EncodeToString(l.peer[:]), Have: r.Have.Bytes(), Want: r.Want, Max: r.Max,
+		Peer: hex.EncodeToString(l.peer[:]), Have: r.Have.Bytes(), Want: r.Want, Max: r.Max, Alone: r.Alone,
 	})
 	if err != nil {
 		return nil, 0, fmt.Errorf("lease pieces of %s from %s: %w", m.Digest, l.origin.ID, err)

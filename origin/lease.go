@@ -86,6 +86,8 @@ func (l *leases) hand(m *blob.Metainfo, have blob.Bitmap, r registry.LeaseReques
 	// rest is how long piece i has been left to others.
 	rest := func(i int) time.Duration {
 		switch {
+		case r.Alone && b.sent[i] > 0:
+			return leaseFor
 		case b.sent[i] > 0:
 			return now.Sub(b.at[i])
 		case (i/stripe)%max(1, replicas) == replica:

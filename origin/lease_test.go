@@ -189,3 +189,17 @@ func FuzzLeaseRequest(f *testing.F) {
 		}
 	})
 }
+
+func TestTheOnlyAgentDoesNotWait(t *testing.T) {
+	m := metainfoOf(t, 8)
+	l := newLeases(8)
+	if got := l.hand(m, blob.NewBitmap(8), registry.LeaseRequest{Max: 8}, 0, 1).Pieces; len(got) != 8 {
+		t.Fatalf("an agent that died since was handed %v", got)
+	}
+	if got := l.hand(m, blob.NewBitmap(8), registry.LeaseRequest{Max: 8}, 0, 1).Pieces; len(got) != 0 {
+		t.Errorf("an agent that may trade was handed %v", got)
+	}
+	if got := l.hand(m, blob.NewBitmap(8), registry.LeaseRequest{Max: 3, Want: []int{5}, Alone: true}, 0, 1).Pieces; len(got) != 3 || got[0] != 5 {
+		t.Errorf("an agent that knows no other was handed %v, want what it waits for and two more", got)
+	}
+}

@@ -19,6 +19,8 @@ type LeaseRequest struct {
 	Have blob.Bitmap // pieces that are not needed: here, on their way, or at peers that will deliver them
 	Want []int       // pieces that readers wait for, most urgent first
 	Max  int         // at most so many
+	// Alone: no other peer is known, so that what was sent to others lately is not to be had from them.
+	Alone bool
 }
 
 // Source leases pieces that few others have, and serves them; an origin over HTTP. Both calls may be made concurrently.
@@ -127,7 +129,7 @@ func (w *worker) next() (pieces []int, wait time.Duration) {
 	n := int(min(max(w.size/f.m.PieceLength(), 1), maxLease))
 	ctx, cancel := context.WithTimeout(f.ctx, f.s.cfg.StallTimeout)
 	defer cancel()
-	pieces, wait, err := w.src.Lease(ctx, f.m, LeaseRequest{Have: v.have, Want: v.want, Max: n})
+	pieces, wait, err := w.src.Lease(ctx, f.m, LeaseRequest{Have: v.have, Want: v.want, Max: n, Alone: f.alone()})
 	if err == nil && len(pieces) > 0 {
 		return pieces, wait
 	}
@@ -141,6 +143,21 @@ func (w *worker) next() (pieces []int, wait time.Duration) {
 		return nil, w.backoff()
 	}
 	return nil, max(wait, tick/2)
+}
+
+// alone says that no peer but origins is known.
+func (f *Fetch) alone() bool {
+	if !f.board.availableSince().IsZero() {
+		return false
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, p := range f.peers {
+		if !p.Origin {
+			return false
+		}
+	}
+	return true
 }
 
 // trust is how many bytes the connected peers are expected to deliver soon.
