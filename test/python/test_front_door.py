@@ -1,6 +1,7 @@
 """The proxy as operators run it: behind nginx with TLS, and on a read-only filesystem with little memory."""
 
 import glob
+import hashlib
 import os
 import shutil
 import subprocess
@@ -69,6 +70,36 @@ def test_docker_behind_nginx(docker, nginx, cluster, proxy):
     docker("rmi", "-f", ref)
     r = requests.post("https://127.0.0.1:%d/v2/%s/blobs/uploads/" % (port, repo), verify=cert, timeout=10)
     assert r.status_code == 202 and r.headers["Location"].startswith("/v2/")
+
+
+def test_chunked_push_behind_nginx(nginx, proxy):
+    """A layer of a length that nobody names, in two chunks, out of order once; the algorithm of its digest is named at the end. Then it is read back, whole and in part."""
+    port, cert = nginx
+    base, repo, b = "https://127.0.0.1:%d/v2/" % port, unique("test/nginx-chunks"), noise(128 * MIB, "nginx")
+    half, digest = 100 * MIB, "sha512:" + hashlib.sha512(b).hexdigest()
+
+    def pieces(first, last):
+        for at in range(first, last, MIB):
+            yield b[at:min(at + MIB, last)]
+
+    with requests.Session() as s:
+        s.verify, s.trust_env = cert, False  # the environment may name other certificates, which would go first
+        r = s.post(base + repo + "/blobs/uploads/", timeout=60)
+        assert r.status_code == 202
+        r = s.patch(requests.compat.urljoin(r.url, r.headers["Location"]), data=pieces(0, half), timeout=60)
+        assert r.status_code == 202 and r.headers["Range"] == "0-%d" % (half - 1), r.text
+        at = requests.compat.urljoin(r.url, r.headers["Location"])
+        assert at.startswith(base)
+        r = s.patch(at, data=b[:10], headers={"Content-Range": "0-9"}, timeout=60)
+        assert r.status_code == 416 and r.headers["Range"] == "0-%d" % (half - 1)
+        r = s.put(at, params={"digest": digest}, data=pieces(half, len(b)), timeout=60)
+        assert r.status_code == 201, r.text
+        blob = requests.compat.urljoin(r.url, r.headers["Location"])
+        assert blob.startswith(base)
+        assert s.get(blob, timeout=60).content == b
+        r = s.get(blob, headers={"Range": "bytes=%d-" % (half + 5)}, timeout=60)
+        assert r.status_code == 206 and r.content == b[half + 5:]
+    proxy.request("DELETE", "%s/blobs/%s" % (repo, digest), want=202)
 
 
 def test_cut_through(tool, cluster, tmp_path):
