@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"kraken/origin/store"
+	"kraken/origin/swarm"
 	"kraken/proto/config"
 	"kraken/proto/ring"
 	"kraken/proto/transport"
@@ -58,9 +59,8 @@ type Peer struct {
 	StockPeers bool `yaml:"stock_peers"`
 	// TLS is mutual TLS with the other peers; the same in every origin and agent, and not together with StockPeers.
 	TLS transport.PeerTLS `yaml:"tls"`
-	// UploadRate and DownloadRate bound the traffic with peers, e.g. 25Mbit/s; 0 is unlimited.
-	UploadRate   config.Rate `yaml:"upload_rate"`
-	DownloadRate config.Rate `yaml:"download_rate"`
+	// Rates bound the traffic of blobs, e.g. 25Mbit/s; 0 is unlimited. PUT /limits on admin changes them.
+	swarm.Rates `yaml:",inline"`
 	// LinkRate is the speed of this node's link, where it is what bounds pulls: uploads to peers are then paced a little under it,
 	// because a full uplink delays the acknowledgements of the node's own downloads. 0: not known, uploads are not paced.
 	LinkRate config.Rate `yaml:"link_rate"`
@@ -69,13 +69,14 @@ type Peer struct {
 // pace is the share of the link that uploads may take.
 const pace = 0.9
 
-// uploads is the bound on uploads to peers in bytes a second, 0 for none.
-func (p Peer) uploads() int64 {
-	paced := int64(pace * float64(p.LinkRate))
-	if paced == 0 || p.UploadRate > 0 && int64(p.UploadRate) < paced {
-		return int64(p.UploadRate)
+// rates are the limits to begin with: uploads are bounded by upload_rate and by the pace of the link.
+func (p Peer) rates() swarm.Rates {
+	r := p.Rates
+	paced := config.Rate(pace * float64(p.LinkRate))
+	if paced > 0 && (r.UploadRate == 0 || paced < r.UploadRate) {
+		r.UploadRate = paced
 	}
-	return paced
+	return r
 }
 
 // Cache configures the disk.
@@ -112,6 +113,9 @@ func (c *Config) Validate() error {
 	need("cache.dir", c.Cache.Dir)
 	need("build_index.url", c.BuildIndex.URL)
 	need("tracker.url", c.Tracker.URL)
+	if err := c.Peer.Rates.Validate(); err != nil {
+		errs = append(errs, fmt.Errorf("peer: %w", err))
+	}
 	if c.Peer.StockPeers && c.Peer.TLS != (transport.PeerTLS{}) {
 		errs = append(errs, errors.New("peer: stock_peers can't speak tls, set one of both"))
 	}

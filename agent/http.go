@@ -28,5 +28,6 @@ func (a *Agent) handler(reg *prometheus.Registry) http.Handler {
 func (a *Agent) adminHandler(reg *prometheus.Registry) http.Handler {
 	m := transport.AdminHandler(a.health, reg)
 	a.store.AdminRoutes(m)
+	a.swarm.AdminRoutes(m)
 	return m
 }

@@ -20,6 +20,7 @@ type lease struct {
 	repo   string
 	peer   [20]byte
 	bytes  prometheus.Counter
+	swarm  *swarm.Swarm // whose rates it keeps to
 }
 
 // Name is the origin's id.
@@ -49,7 +50,7 @@ func (l *lease) ReadRange(ctx context.Context, m *blob.Metainfo, off, n int64) (
 		c.Close()
 		return nil, err
 	}
-	return &ranged{io.LimitReader(c.Body, n), l.bytes, c.Close}, nil
+	return &ranged{l.swarm.LimitDownload(ctx, m.Digest, io.LimitReader(c.Body, n)), l.bytes, c.Close}, nil
 }
 
 // ranged counts what is read of a range.

@@ -215,7 +215,7 @@ func (a *Agent) overSwarm(ctx context.Context, p *pull, m *blob.Metainfo, peers 
 	}
 	var sources []swarm.Source
 	for _, o := range a.origins.Owners(p.digest) {
-		sources = append(sources, &lease{origin: o, repo: p.repo, peer: a.swarm.PeerID(), bytes: a.m.fromOrigins})
+		sources = append(sources, &lease{origin: o, repo: p.repo, peer: a.swarm.PeerID(), bytes: a.m.fromOrigins, swarm: a.swarm})
 	}
 	f, err := a.swarm.Fetch(ctx, swarm.Request{Partial: part, Sources: sources, Peers: peers})
 	if err != nil {
@@ -296,7 +296,7 @@ func (a *Agent) overHTTP(ctx context.Context, p *pull) error {
 		return errors.Join(err, u.Abort())
 	}
 	p.publish(c.Size, b, func() int64 { return c.Size - b.written() })
-	_, err = u.Write(ctx, 0, &counted{c.Body, b, a.m.fromHTTP})
+	_, err = u.Write(ctx, 0, &counted{a.swarm.LimitDownload(ctx, p.digest, c.Body), b, a.m.fromHTTP})
 	if err == nil && b.written() != c.Size {
 		err = fmt.Errorf("origin sent %d of %d bytes: %w", b.written(), c.Size, io.ErrUnexpectedEOF)
 	}

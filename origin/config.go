@@ -9,6 +9,7 @@ import (
 
 	"kraken/origin/backend"
 	"kraken/origin/store"
+	"kraken/origin/swarm"
 	"kraken/proto/config"
 	"kraken/proto/ring"
 	"kraken/proto/transport"
@@ -55,9 +56,8 @@ type Peer struct {
 	StockPeers bool `yaml:"stock_peers"`
 	// TLS is mutual TLS with the other peers; the same in every origin and agent, and not together with StockPeers.
 	TLS transport.PeerTLS `yaml:"tls"`
-	// UploadRate and DownloadRate bound the traffic with peers; 0 is unlimited.
-	UploadRate   config.Rate `yaml:"upload_rate"`
-	DownloadRate config.Rate `yaml:"download_rate"`
+	// Rates bound the traffic of blobs, e.g. 25Mbit/s; 0 is unlimited. PUT /limits on admin changes them.
+	swarm.Rates `yaml:",inline"`
 }
 
 // Validate fills in defaults and refuses what can't work.
@@ -79,6 +79,9 @@ func (c *Config) Validate() error {
 	need("peer.listen", c.Peer.Listen)
 	if !slices.ContainsFunc(c.Origins, func(m ring.Member) bool { return m.ID == c.ID }) {
 		errs = append(errs, fmt.Errorf("origins: this origin, %q, is not among them", c.ID))
+	}
+	if err := c.Peer.Rates.Validate(); err != nil {
+		errs = append(errs, fmt.Errorf("peer: %w", err))
 	}
 	if c.Peer.StockPeers && c.Peer.TLS != (transport.PeerTLS{}) {
 		errs = append(errs, errors.New("peer: stock_peers can't speak tls, set one of both"))

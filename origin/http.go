@@ -33,6 +33,7 @@ func (o *Origin) handler(reg *prometheus.Registry) http.Handler {
 func (o *Origin) adminHandler(reg *prometheus.Registry) http.Handler {
 	m := transport.AdminHandler(o.health, reg)
 	o.store.AdminRoutes(m)
+	o.swarm.AdminRoutes(m)
 	m.HandleFunc("GET /writeback", func(w http.ResponseWriter, _ *http.Request) {
 		if err := answer(w, http.StatusOK, o.status()); err != nil {
 			o.log.Debug("client went away", "error", err)
@@ -41,7 +42,7 @@ func (o *Origin) adminHandler(reg *prometheus.Registry) http.Handler {
 	return m
 }
 
-// counting tells the leases which ranges are read.
+// counting tells the leases which ranges are read, and keeps their reading to the upload rates.
 type counting struct{ *Origin }
 
 // OpenBlob implements registry.Blobs.
@@ -49,6 +50,7 @@ func (c counting) OpenBlob(ctx context.Context, repo string, d digest.Digest, hi
 	content, err := c.Origin.OpenBlob(ctx, repo, d, hint)
 	if err == nil {
 		c.leases.sending(d, hint, content.Size)
+		content.Body = c.swarm.LimitUpload(ctx, d, content.Body)
 	}
 	return content, err
 }

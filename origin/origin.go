@@ -109,8 +109,7 @@ func New(cfg Config, deps Deps) (_ *Origin, err error) {
 	}
 	o.swarm, err = swarm.New(swarm.Config{
 		Listen: cfg.Peer.Listen, Store: o.store, StockPeers: cfg.Peer.StockPeers, TLS: swarm.TLS{Server: accept, Client: dial},
-		UploadRate: int64(cfg.Peer.UploadRate), DownloadRate: int64(cfg.Peer.DownloadRate),
-		Logger: deps.Log, Registerer: deps.Registry,
+		Rates: cfg.Peer.Rates, Logger: deps.Log, Registerer: deps.Registry,
 	})
 	if err != nil {
 		return nil, err

@@ -61,10 +61,7 @@ func (s *Swarm) clientConfig() *torrent.ClientConfig {
 	c.NominalDialTimeout, c.MinDialTimeout = 5*time.Second, 3*time.Second
 	c.HandshakesTimeout = 10 * time.Second
 	c.KeepAliveTimeout = wakeUp
-	c.UploadRateLimiter = rate.NewLimiter(rate.Inf, uploadBurst)
-	if s.cfg.UploadRate > 0 {
-		c.UploadRateLimiter.SetLimit(rate.Limit(s.cfg.UploadRate))
-	}
+	c.UploadRateLimiter = s.limits.up
 	c.MaxUnverifiedBytes = 0       // a bound makes every node want the same low pieces
 	c.DefaultStorage = noStorage{} // the library's own would leave a .torrent.db in the working directory
 	c.Slogger = slog.New(demoted{s.log.Handler()})

@@ -16,12 +16,10 @@ import (
 
 	"github.com/anacrolix/torrent"
 	pp "github.com/anacrolix/torrent/peer_protocol"
+	"github.com/opencontainers/go-digest"
 
 	"kraken/proto/blob"
 )
-
-// readBurst is the most that one read of a rate limited connection takes.
-const readBurst = 256 << 10
 
 // address is a peer's address as the library holds it. It leads from the library's connection back to ours, so that a peer can
 // be disconnected without the library's lock.
@@ -150,19 +148,15 @@ func (c *conn) Read(b []byte) (int, error) {
 		return c.Read(b)
 	}
 	c.wait()
-	l := c.s.download
-	if l != nil {
-		b = b[:min(len(b), readBurst)]
+	var key digest.Digest
+	if c.t != nil {
+		key = c.t.m.Digest
 	}
+	b = b[:min(len(b), turnOf(c.s.limits.now.Load().down.rate))]
 	n, err := c.Conn.Read(b)
 	c.received += n
-	if n > 0 && l != nil {
-		t := time.NewTimer(l.ReserveN(time.Now(), n).Delay())
-		defer t.Stop()
-		select {
-		case <-t.C:
-		case <-c.gone:
-		}
+	if n > 0 {
+		c.s.limits.download(c.gone, key, n)
 	}
 	return n, err
 }

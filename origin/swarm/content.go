@@ -17,8 +17,10 @@ import (
 
 // content is the library's storage of one torrent: a whole blob of the store, or a partial one that is fetched.
 type content struct {
-	m     *blob.Metainfo
-	fetch *Fetch // nil: only seeded
+	m      *blob.Metainfo
+	fetch  *Fetch        // nil: only seeded
+	limits *limits       // set when the library is given the torrent
+	gone   chan struct{} // closed by close
 
 	mu     sync.RWMutex // held for reading while a file is in use
 	part   *store.Partial
@@ -47,6 +49,9 @@ func (c *content) OpenTorrent(context.Context, *metainfo.Info, metainfo.Hash) (s
 func (c *content) close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if !c.closed && c.gone != nil {
+		close(c.gone)
+	}
 	c.closed, c.part = true, nil
 	if r := c.file; r != nil {
 		c.file = nil
@@ -90,7 +95,12 @@ type pieceContent struct {
 
 func (p pieceContent) offset() int64 { return int64(p.i) * p.c.m.PieceLength() }
 
+// ReadAt reads a block for a peer: nothing else here makes the library read. So this is where the uploads of a blob are limited. The
+// library has a goroutine for each connection that reads its peer's blocks one after the other; messages don't wait for it.
 func (p pieceContent) ReadAt(b []byte, off int64) (int, error) {
+	if p.c.limits != nil {
+		p.c.limits.uploadOf(p.c.gone, p.c.m.Digest, len(b))
+	}
 	return p.c.readAt(b, p.offset()+off)
 }
 

@@ -70,28 +70,3 @@ func TestForgottenBlobIsNotServed(t *testing.T) {
 		t.Error("the torrent was loaded again")
 	}
 }
-
-func TestUploadRateIsKept(t *testing.T) {
-	b := randomBytes(23, 8<<20)
-	seed := newNode(t, func(c *Config) { c.UploadRate = 4 << 20 })
-	m := seed.seed(b)
-	began := time.Now()
-	leech := newNode(t, nil)
-	leech.fetch(m, nil, seed.peer()).finish()
-	// The burst of 1 MiB goes at once, the rest takes 1.75 s.
-	if took := time.Since(began); took < 1500*time.Millisecond {
-		t.Errorf("8 MiB at 4 MiB/s took %s", took)
-	}
-}
-
-func TestDownloadRateIsKept(t *testing.T) {
-	b := randomBytes(24, 4<<20)
-	seed := newNode(t, nil)
-	m := seed.seed(b)
-	began := time.Now()
-	leech := newNode(t, func(c *Config) { c.DownloadRate = 4 << 20 })
-	leech.fetch(m, nil, seed.peer()).finish()
-	if took := time.Since(began); took < 800*time.Millisecond {
-		t.Errorf("4 MiB at 4 MiB/s took %s", took)
-	}
-}

@@ -22,7 +22,6 @@ import (
 	"github.com/anacrolix/torrent"
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/time/rate"
 
 	"kraken/origin/store"
 	"kraken/proto/blob"
@@ -46,9 +45,8 @@ type Config struct {
 	StockPeers bool
 	// TLS, where set, is spoken on every connection, accepted (Server) and dialled (Client). It excludes StockPeers.
 	TLS TLS
-	// UploadRate and DownloadRate bound the traffic with peers in bytes a second, together for all blobs; 0 is unlimited.
-	// Reads from Sources are not counted.
-	UploadRate, DownloadRate int64
+	// Rates are the limits to begin with; SetRates changes them.
+	Rates
 	// MaxConns bounds the connections in all, MaxConnsPerBlob the ones of one blob. Defaults 1000 and 50.
 	MaxConns, MaxConnsPerBlob int
 	// BanTime is how long a peer that sent wrong bytes stays out, default 1h.
@@ -67,9 +65,6 @@ type Config struct {
 // TLS is both sides of mutual TLS between peers.
 type TLS struct{ Server, Client *tls.Config }
 
-// uploadBurst is fixed from the start: the library panics when a block is longer than the burst of its limiter.
-const uploadBurst = 1 << 20
-
 func (c *Config) setDefaults() error {
 	if c.Store == nil {
 		return errors.New("swarm: a store is needed")
@@ -77,8 +72,8 @@ func (c *Config) setDefaults() error {
 	if (c.TLS.Server == nil) != (c.TLS.Client == nil) || c.TLS.Server != nil && c.StockPeers {
 		return errors.New("swarm: TLS needs both its sides, and excludes stock peers")
 	}
-	if c.UploadRate < 0 || c.DownloadRate < 0 {
-		return errors.New("swarm: a rate is negative")
+	if err := c.Rates.Validate(); err != nil {
+		return fmt.Errorf("swarm: %w", err)
 	}
 	or := func(d *time.Duration, v time.Duration) {
 		if *d <= 0 {
@@ -111,10 +106,12 @@ type Swarm struct {
 	client   *torrent.Client
 	id       torrent.PeerID
 	listener *listener
-	download *rate.Limiter // nil: unlimited
+	limits   limits
 	index    index
 	bans     bans
 	m        *metrics
+
+	ratesMu sync.Mutex // changing limits
 
 	loadMu sync.Mutex              // adding and dropping torrents
 	closed bool                    // under loadMu
@@ -144,9 +141,7 @@ func New(cfg Config) (*Swarm, error) {
 	}
 	s.index.init()
 	s.bans.time = cfg.BanTime
-	if cfg.DownloadRate > 0 {
-		s.download = rate.NewLimiter(rate.Limit(cfg.DownloadRate), readBurst)
-	}
+	s.limits.init(cfg.Rates)
 	if s.client, err = torrent.NewClient(s.clientConfig()); err != nil {
 		return nil, errors.Join(fmt.Errorf("start BitTorrent client: %w", err), l.Close())
 	}

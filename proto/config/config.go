@@ -113,6 +113,16 @@ func (r *Rate) UnmarshalText(b []byte) error {
 	return nil
 }
 
+// MarshalText writes bytes a second, which UnmarshalText reads back.
+func (r Rate) MarshalText() ([]byte, error) { return strconv.AppendInt(nil, int64(r), 10), nil }
+
+func (r Rate) String() string {
+	if r == 0 {
+		return "unlimited"
+	}
+	return Size(r).String() + "/s"
+}
+
 // Secret is a value that never shows in logs. In YAML it is a text, or file:<path> for the content of a file.
 type Secret struct{ value string }
 

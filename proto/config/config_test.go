@@ -87,6 +87,11 @@ func TestRates(t *testing.T) {
 		if err := r.UnmarshalText([]byte(text)); err != nil || r != want {
 			t.Errorf("%q = %d, %v, want %d", text, r, err, want)
 		}
+		back, err := r.MarshalText()
+		var again Rate
+		if err != nil || again.UnmarshalText(back) != nil || again != want {
+			t.Errorf("%q was written as %q, %v, and read back as %d", text, back, err, again)
+		}
 	}
 }
 
