@@ -191,24 +191,39 @@ func (x *Index) miss(kind *registry.Error, format string, args ...any) error {
 	return &registry.RetryError{Err: fmt.Errorf("%w: %s: names are being restored", registry.ErrUnavailable, what), After: time.Second}
 }
 
-// second puts a record in a second place: on as many origins as there are replicas, on one when no other answers.
+// second puts a record in a second place: on as many origins as there are replicas, at once, on one when no other answers.
 func (x *Index) second(ctx context.Context, r registry.NameRecord) error {
-	var errs []error
+	var failed []error
 	copies := 0
-	for _, o := range x.origins.For(digest.FromString(registry.NameKey(r))) {
-		if err := o.PutName(ctx, r); err != nil {
-			errs = append(errs, fmt.Errorf("origin %s: %w", o.ID, err))
-			continue
+	for left := x.origins.For(digest.FromString(registry.NameKey(r))); len(left) > 0 && copies < x.cfg.Replicas; {
+		n := min(x.cfg.Replicas-copies, len(left))
+		errs := make([]error, n)
+		var wg sync.WaitGroup
+		for i, o := range left[:n] {
+			wg.Go(func() {
+				if err := o.PutName(ctx, r); err != nil {
+					errs[i] = fmt.Errorf("origin %s: %w", o.ID, err)
+				}
+			})
 		}
-		if copies++; copies == x.cfg.Replicas {
-			return nil
+		wg.Wait()
+		left = left[n:]
+		for _, err := range errs {
+			if err != nil {
+				failed = append(failed, err)
+			} else {
+				copies++
+			}
 		}
 	}
-	if copies > 0 {
-		x.log.Warn("a name is in fewer places than configured", "repository", r.Repository, "tag", r.Tag, "digest", r.Digest, "copies", copies, "error", errors.Join(errs...))
+	if copies >= x.cfg.Replicas {
 		return nil
 	}
-	return &registry.RetryError{Err: fmt.Errorf("%w: no origin keeps the name: %w", registry.ErrUnavailable, errors.Join(errs...)), After: time.Second}
+	if copies > 0 {
+		x.log.Warn("a name is in fewer places than configured", "repository", r.Repository, "tag", r.Tag, "digest", r.Digest, "copies", copies, "error", errors.Join(failed...))
+		return nil
+	}
+	return &registry.RetryError{Err: fmt.Errorf("%w: no origin keeps the name: %w", registry.ErrUnavailable, errors.Join(failed...)), After: time.Second}
 }
 
 // change makes changes durable in their second place and commits them in SQL with their outbox rows, all or none.

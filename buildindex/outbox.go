@@ -72,30 +72,49 @@ func (x *Index) drain(ctx context.Context) (left bool, err error) {
 		if len(rows) == 0 {
 			return left, nil
 		}
+		var done []sql.OutboxRow
 		for _, row := range rows {
 			after = row.ID
 			if row.Record.Kind == registry.NameDeleted && waiting[tombKey(row.Record)] {
 				left = true
 				continue
 			}
-			err := x.publish(ctx, row.Record)
-			if errors.Is(err, errNotDurable) {
+			perr := x.publish(ctx, row.Record)
+			if errors.Is(perr, errNotDurable) {
 				left = true
 				for _, k := range namesOf(row.Record) {
 					waiting[k] = true
 				}
 				continue
 			}
-			if err != nil {
-				return true, err
+			if perr != nil {
+				return true, errors.Join(perr, x.published(ctx, done))
 			}
-			if err := x.db.Done(ctx, row.ID); err != nil {
-				return true, err
-			}
-			x.m.published.Inc()
-			x.forget(ctx, row.Record)
+			done = append(done, row)
+		}
+		if err := x.published(ctx, done); err != nil {
+			return true, err
 		}
 	}
+}
+
+// published forgets changes that the bucket has, in one transaction: after a crash before it they are written once more.
+func (x *Index) published(ctx context.Context, rows []sql.OutboxRow) error {
+	if len(rows) == 0 {
+		return nil
+	}
+	ids := make([]int64, len(rows))
+	for i, row := range rows {
+		ids[i] = row.ID
+	}
+	if err := x.db.Done(ctx, ids...); err != nil {
+		return err
+	}
+	x.m.published.Add(float64(len(rows)))
+	for _, row := range rows {
+		x.forget(ctx, row.Record)
+	}
+	return nil
 }
 
 // publish writes one change to the bucket.

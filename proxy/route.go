@@ -14,28 +14,16 @@ import (
 // StatBlob goes by membership, and asks the origins whether the bytes are there as well: a client that is told so skips
 // its push, and a blob that was lost must be healed by the next push.
 func (p *Proxy) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.Descriptor, error) {
-	type answer struct {
-		desc v1.Descriptor
-		err  error
-	}
-	bytes := make(chan answer, 1)
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	go func() {
-		desc, err := p.origins.StatBlob(ctx, repo, d)
-		bytes <- answer{desc, err}
-	}()
+	// One after the other: most questions are about new blobs, for which an origin would look everywhere, the bucket included, for nothing.
 	l, err := p.names.GetLayer(ctx, repo, d)
 	if err != nil {
-		cancel()
-		<-bytes
 		return v1.Descriptor{}, fmt.Errorf("blob %s of %s: %w", d, repo, err)
 	}
-	a := <-bytes
-	if errors.Is(a.err, registry.ErrBlobUnknown) {
-		return v1.Descriptor{}, fmt.Errorf("blob %s of %s is a member, but no origin has it: %w", d, repo, a.err)
+	desc, err := p.origins.StatBlob(ctx, repo, d)
+	if errors.Is(err, registry.ErrBlobUnknown) {
+		return v1.Descriptor{}, fmt.Errorf("blob %s of %s is a member, but no origin has it: %w", d, repo, err)
 	}
-	return v1.Descriptor{MediaType: a.desc.MediaType, Digest: d, Size: l.Size}, nil
+	return v1.Descriptor{MediaType: desc.MediaType, Digest: d, Size: l.Size}, nil
 }
 
 // OpenBlob reads from an owning origin what is a member of the repository.

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/url"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/pressly/goose/v3"
@@ -32,6 +33,10 @@ var (
 // Store is one database. Writes go through one connection, reads through a pool; both see committed changes only.
 type Store struct {
 	w, r *sql.DB
+
+	leader sync.Mutex // of the one who writes for all that wait
+	mu     sync.Mutex
+	queue  []*write
 }
 
 // Open opens or creates the SQLite file at path and migrates its schema. A newer schema is refused.
@@ -267,8 +272,14 @@ func (s *Store) OutboxLen(ctx context.Context) (n int, err error) {
 	return n, err
 }
 
-// Done removes an outbox row.
-func (s *Store) Done(ctx context.Context, id int64) error {
-	_, err := s.w.ExecContext(ctx, `DELETE FROM outbox WHERE id = ?`, id)
-	return err
+// Done removes outbox rows.
+func (s *Store) Done(ctx context.Context, ids ...int64) error {
+	return s.Update(ctx, func(tx *Tx) error {
+		for _, id := range ids {
+			if _, err := tx.exec(`DELETE FROM outbox WHERE id = ?`, id); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }

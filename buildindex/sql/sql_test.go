@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -111,6 +113,59 @@ func TestFailedTransactionChangesNothing(t *testing.T) {
 	}
 	if ok, err := s.HasRepository(t.Context(), "r"); err != nil || ok {
 		t.Errorf("repository: %v, %v", ok, err)
+	}
+}
+
+// Writers that come together share a transaction: one that fails takes nothing of the others with it, and its own writes are undone.
+func TestWritersTogether(t *testing.T) {
+	s, _ := open(t)
+	no := errors.New("no")
+	const n = 40
+	began, goOn := make(chan struct{}), make(chan struct{})
+	var wg sync.WaitGroup
+	first := make(chan error, 1)
+	go func() {
+		first <- s.Update(t.Context(), func(tx *Tx) error {
+			close(began)
+			<-goOn
+			return tx.PutLayer("first", digest.FromString("x"), 1)
+		})
+	}()
+	<-began
+	errs := make([]error, n)
+	for i := range errs {
+		wg.Go(func() {
+			errs[i] = s.Update(t.Context(), func(tx *Tx) error {
+				err := tx.PutLayer(fmt.Sprintf("r%d", i), digest.FromString("x"), 1)
+				if i%2 == 1 {
+					err = errors.Join(err, no)
+				}
+				return err
+			})
+		})
+	}
+	for queued := 0; queued < n; runtime.Gosched() {
+		s.mu.Lock()
+		queued = len(s.queue)
+		s.mu.Unlock()
+	}
+	close(goOn)
+	wg.Wait()
+	if err := <-first; err != nil {
+		t.Fatal(err)
+	}
+	for i, err := range errs {
+		if (i%2 == 1) != errors.Is(err, no) {
+			t.Errorf("writer %d: %v", i, err)
+		}
+		if ok, err := s.HasRepository(t.Context(), fmt.Sprintf("r%d", i)); err != nil || ok != (i%2 == 0) {
+			t.Errorf("repository of writer %d: %v, %v", i, ok, err)
+		}
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Update(ended, func(*Tx) error { t.Error("ran"); return nil }); !errors.Is(err, context.Canceled) {
+		t.Errorf("with a context that is over: %v", err)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -136,7 +137,13 @@ type bucket struct {
 	b    *blob.Bucket
 	name string
 	dir  string
+
+	mu     sync.Mutex
+	synced map[string]bool // folders whose names are durable; nobody removes a bucket's folders while it is used
 }
+
+// maxSynced bounds the memory of a bucket's folders; what is forgotten is only synced once more.
+const maxSynced = 1 << 14
 
 func (b *bucket) fail(what, key string, err error) error {
 	if gcerrors.Code(err) == gcerrors.NotFound {
@@ -187,22 +194,44 @@ func (b *bucket) Put(ctx context.Context, key string, r io.Reader) error {
 	return nil
 }
 
-// sync makes a file and the folders down to it durable: fileblob renames without a sync.
+// sync makes a file and the names of all folders down to it durable: fileblob renames without a sync. A folder that was seen to be durable is
+// not synced again for its own name.
 func (b *bucket) sync(key string) error {
 	p := filepath.Join(b.dir, filepath.FromSlash(key))
-	for {
-		f, err := os.Open(p)
-		if err != nil {
-			return err
-		}
-		if err := errors.Join(f.Sync(), f.Close()); err != nil {
-			return err
-		}
-		if p == b.dir {
-			return nil
-		}
-		p = filepath.Dir(p)
+	if err := syncFile(p); err != nil {
+		return err
 	}
+	var fresh []string
+	for p != b.dir {
+		p = filepath.Dir(p)
+		if err := syncFile(p); err != nil {
+			return err
+		}
+		b.mu.Lock()
+		known := b.synced[p]
+		b.mu.Unlock()
+		if known {
+			break
+		}
+		fresh = append(fresh, p)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.synced == nil || len(b.synced)+len(fresh) > maxSynced {
+		b.synced = map[string]bool{}
+	}
+	for _, p := range fresh {
+		b.synced[p] = true
+	}
+	return nil
+}
+
+func syncFile(p string) error {
+	f, err := os.Open(p)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 func (b *bucket) Delete(ctx context.Context, key string) error {

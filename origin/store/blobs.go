@@ -174,7 +174,13 @@ func (s *Store) PutMetainfo(m *blob.Metainfo) error {
 	if e == nil || e.size != m.Size {
 		return fmt.Errorf("put metainfo: %w: %s with %d bytes", ErrNotFound, m.Digest, m.Size)
 	}
-	if err := s.writeFile(blobFile(m.Digest, fileMetainfo), m.Marshal()); err != nil {
+	// Not synced: a torn one is computed again. By a rename nevertheless, because it may be read meanwhile.
+	defer s.claim(blobFile(m.Digest, fileMetainfo))()
+	tmp := blobFile(m.Digest, fileMetainfo) + ".new"
+	if err := s.root.WriteFile(tmp, m.Marshal(), 0o644); err != nil {
+		return fmt.Errorf("put metainfo of %s: %w", m.Digest, err)
+	}
+	if err := s.root.Rename(tmp, blobFile(m.Digest, fileMetainfo)); err != nil {
 		return fmt.Errorf("put metainfo of %s: %w", m.Digest, err)
 	}
 	s.settle(m.Digest)

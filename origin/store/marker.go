@@ -151,8 +151,7 @@ func (s *Store) PutName(key string, b []byte) error {
 	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.claim(f)()
 	if err := s.writeFile(f, b); err != nil {
 		return fmt.Errorf("put name record %s: %w", key, err)
 	}
@@ -178,8 +177,7 @@ func (s *Store) DeleteName(key string) error {
 	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.claim(f)()
 	return s.remove(f)
 }
 

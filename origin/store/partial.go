@@ -92,7 +92,7 @@ func (s *Store) Partial(m *blob.Metainfo) (*Partial, error) {
 		s.mu.Unlock()
 		return p, nil
 	}
-	taken := s.partials[d] != nil || s.entries[d] != nil
+	taken := s.taken(d)
 	s.mu.Unlock()
 	if taken {
 		return nil, fmt.Errorf("open partial blob: %w: %s", ErrBusy, d)
@@ -117,7 +117,7 @@ func (s *Store) openPartial(m *blob.Metainfo) (_ *Partial, err error) {
 	d := m.Digest
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.partials[d] != nil || s.entries[d] != nil {
+	if s.taken(d) {
 		return nil, ErrBusy
 	}
 	p := &Partial{
@@ -468,7 +468,7 @@ func (s *Store) DropPartials(idle time.Duration) (int, error) {
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if s.partials[d] != nil || s.entries[d] != nil {
+		if s.taken(d) {
 			return nil
 		}
 		if fi, err := s.root.Stat(blobFile(d, fileData)); err == nil {

@@ -60,9 +60,11 @@ type Store struct {
 	entries  map[digest.Digest]*entry
 	uploads  map[string]*Upload
 	partials map[digest.Digest]*Partial
-	pins     map[digest.Digest]bool // true: by configuration
-	used     int64                  // bytes that blobs, partial blobs and uploads take on disk
-	retryAt  int64                  // value of used up to which a fruitless eviction is not tried again
+	claims   map[string]chan struct{} // paths that somebody writes without the lock; closed when that is over
+	shards   map[string]bool          // folders above those of blobs that are durable
+	pins     map[digest.Digest]bool   // true: by configuration
+	used     int64                    // bytes that blobs, partial blobs and uploads take on disk
+	retryAt  int64                    // value of used up to which a fruitless eviction is not tried again
 
 	avail func() (int64, error) // bytes that are free on the file system; tests have another
 	scrub scrubState
@@ -100,7 +102,8 @@ func Open(cfg Config) (_ *Store, err error) {
 	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
-	s := &Store{cfg: cfg, log: cfg.Logger, entries: map[digest.Digest]*entry{}, uploads: map[string]*Upload{}, partials: map[digest.Digest]*Partial{}}
+	s := &Store{cfg: cfg, log: cfg.Logger, entries: map[digest.Digest]*entry{}, uploads: map[string]*Upload{}, partials: map[digest.Digest]*Partial{},
+		claims: map[string]chan struct{}{}, shards: map[string]bool{}}
 	s.avail, s.scrub.now = s.statfs, make(chan struct{}, 1)
 	if s.lock, err = os.OpenFile(filepath.Join(cfg.Dir, "lock"), os.O_CREATE|os.O_RDWR, 0o644); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
@@ -126,6 +129,9 @@ func Open(cfg Config) (_ *Store, err error) {
 		if err := s.root.MkdirAll(d, 0o755); err != nil {
 			return nil, fmt.Errorf("open store: %w", err)
 		}
+	}
+	if err := s.syncDir("."); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
 	}
 	if err := errors.Join(s.scan(), s.scanPins()); err != nil {
 		return nil, fmt.Errorf("open store %s: %w", cfg.Dir, err)
@@ -185,6 +191,7 @@ const (
 	fileMetainfo = "metainfo"
 	filePieces   = "pieces"
 	fileMarker   = "writeback"
+	fileSession  = "session" // of an upload; in a blob's folder for the moment between the commit and its removal
 )
 
 func blobFile(d digest.Digest, name string) string { return path.Join(blobDir(d), name) }
@@ -195,15 +202,59 @@ func (s *Store) makeBlobDir(d digest.Digest) error {
 	if _, err := s.root.Stat(dir); err == nil {
 		return nil
 	}
+	if err := s.makeShard(d); err != nil {
+		return err
+	}
 	if err := s.root.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	for p := path.Dir(dir); p != "."; p = path.Dir(p) {
+	return s.syncDir(path.Dir(dir))
+}
+
+// makeShard makes the folder above that of d, durably. Each is synced once in the life of a process: that it exists does not say that
+// the process before came to sync it. The lock is held.
+func (s *Store) makeShard(d digest.Digest) error {
+	shard := path.Dir(blobDir(d))
+	if s.shards[shard] {
+		return nil
+	}
+	if err := s.root.MkdirAll(shard, 0o755); err != nil {
+		return err
+	}
+	for p := path.Dir(shard); p != "."; p = path.Dir(p) {
 		if err := s.syncDir(p); err != nil {
 			return err
 		}
 	}
+	s.shards[shard] = true
 	return nil
+}
+
+// claim waits until nobody else has a path claimed, and claims it. It keeps the lock free while the disk is waited for.
+func (s *Store) claim(name string) (release func()) {
+	mine := make(chan struct{})
+	for {
+		s.mu.Lock()
+		other, taken := s.claims[name]
+		if !taken {
+			s.claims[name] = mine
+			s.mu.Unlock()
+			return func() {
+				s.mu.Lock()
+				delete(s.claims, name)
+				s.mu.Unlock()
+				close(mine)
+			}
+		}
+		s.mu.Unlock()
+		<-other
+	}
+}
+
+// taken says that d is whole, opened as a partial blob, or about to become one of these. The lock is held.
+func (s *Store) taken(d digest.Digest) bool {
+	_, claimed := s.claims[blobDir(d)]
+	return claimed || s.partials[d] != nil || s.entries[d] != nil
 }
 
 func (s *Store) syncDir(name string) error {
@@ -282,6 +333,9 @@ func (s *Store) scanBlob(d digest.Digest) error {
 	if s.has(d, filePieces) {
 		s.used += occupied(fi)
 		return nil // partial; opened when somebody wants it
+	}
+	if err := s.remove(blobFile(d, fileSession)); err != nil { // the crash came right after the commit
+		return err
 	}
 	disk, err := s.footprint(d)
 	if err != nil {

@@ -284,6 +284,104 @@ func fill(t *testing.T, p *Partial, b []byte, pieces ...int) {
 	}
 }
 
+// A whole blob takes the place of an idle partial download of itself.
+func TestUploadSupersedesAPartial(t *testing.T) {
+	s := open(t, Config{})
+	b := noise(600_000, 31)
+	m := metainfoOf(t, b)
+	p, err := s.Partial(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Ingest(t.Context(), m.Digest, int64(len(b)), bytes.NewReader(b), nil); !errors.Is(err, ErrBusy) {
+		t.Errorf("while it is open: %v, want ErrBusy", err)
+	}
+	fill(t, p, b, 1)
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	ingest(t, s, b, &Marker{Targets: []string{"b"}, Repositories: []string{"demo/a"}})
+	s = reopen(t, s)
+	if got := content(t, s, m.Digest); !bytes.Equal(got, b) {
+		t.Error("the content is another")
+	}
+	if got := s.Marked(); len(got) != 1 {
+		t.Errorf("marked: %v", got)
+	}
+	if got := files(t, s, "uploads"); len(got) != 0 {
+		t.Errorf("left behind: %v", got)
+	}
+}
+
+func TestManyCommitOneBlob(t *testing.T) {
+	s := open(t, Config{})
+	b := noise(1000, 32)
+	d := digest.FromBytes(b)
+	errs := make([]error, 8)
+	var wg sync.WaitGroup
+	for i := range errs {
+		wg.Go(func() {
+			m := &Marker{Targets: []string{"b"}, Repositories: []string{"demo/" + string(rune('a'+i))}}
+			_, errs[i] = s.Ingest(t.Context(), d, -1, bytes.NewReader(b), m)
+		})
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := s.Marker(d); err != nil || len(m.Repositories) != len(errs) {
+		t.Errorf("marker %+v, %v", m, err)
+	}
+	s = reopen(t, s)
+	if got := content(t, s, d); !bytes.Equal(got, b) {
+		t.Error("the content is another")
+	}
+	if got := files(t, s, "uploads"); len(got) != 0 {
+		t.Errorf("left behind: %v", got)
+	}
+	want, err := s.footprint(d)
+	if used, _ := s.Usage(); err != nil || used != want {
+		t.Errorf("%d bytes in use, want %d, %v", used, want, err)
+	}
+}
+
+// What is in a blob's folder after a crash between the steps of a commit.
+func TestCrashDuringCommit(t *testing.T) {
+	s := open(t, Config{})
+	b, other := noise(1000, 33), noise(1000, 34)
+	d := ingest(t, s, b, &Marker{Targets: []string{"b"}, Repositories: []string{"demo/a"}})
+	if err := os.WriteFile(filepath.Join(s.cfg.Dir, blobFile(d, fileSession)), []byte("{}"), 0o644); err != nil {
+		t.Fatal(err) // renamed, the session's file not yet removed
+	}
+	u, err := s.NewUpload(UploadOptions{Size: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.Write(t.Context(), 0, bytes.NewReader(other)); err != nil {
+		t.Fatal(err)
+	}
+	if err := u.stage(digest.FromBytes(other), int64(len(other)), &Marker{Targets: []string{"b"}}); err != nil {
+		t.Fatal(err) // staged, not yet renamed
+	}
+	id := u.ID()
+	s = reopen(t, s)
+	if s.has(d, fileSession) {
+		t.Error("the session's file stays in the blob's folder")
+	}
+	if u, err = s.Upload(id); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.Commit(t.Context(), digest.FromBytes(other), nil); err != nil {
+		t.Fatal(err)
+	}
+	if s.has(digest.FromBytes(other), fileMarker) {
+		t.Error("a marker of the commit that failed came along")
+	}
+	if got := s.Marked(); !slices.Equal(got, []digest.Digest{d}) {
+		t.Errorf("marked: %v", got)
+	}
+}
+
 func TestPartialResumesAndCommits(t *testing.T) {
 	s := open(t, Config{})
 	b := noise(600_000, 11) // five pieces

@@ -79,7 +79,7 @@ func (s *Store) NewUpload(o UploadOptions) (*Upload, error) {
 	if err := s.root.Mkdir(path.Join("uploads", o.ID), 0o755); err != nil {
 		return nil, fmt.Errorf("start upload: %w", err)
 	}
-	if err := s.root.WriteFile(uploadFile(o.ID, "session"), b, 0o644); err != nil {
+	if err := s.root.WriteFile(uploadFile(o.ID, fileSession), b, 0o644); err != nil {
 		return nil, fmt.Errorf("start upload: %w", err)
 	}
 	u := &Upload{s: s, id: o.ID, o: o, sha: digest.SHA256.Hash()}
@@ -110,7 +110,7 @@ func (s *Store) scanUploads() error {
 	}
 	for _, e := range dirs {
 		var o UploadOptions
-		b, err := s.root.ReadFile(uploadFile(e.Name(), "session"))
+		b, err := s.root.ReadFile(uploadFile(e.Name(), fileSession))
 		if err != nil || json.Unmarshal(b, &o) != nil || !uploadID.MatchString(e.Name()) {
 			if err := s.root.RemoveAll(path.Join("uploads", e.Name())); err != nil {
 				return err
@@ -307,9 +307,6 @@ func (u *Upload) Commit(ctx context.Context, d digest.Digest, m *Marker) (Info, 
 		}
 		return Info{}, fmt.Errorf("commit upload %s: %w", u.id, err)
 	}
-	if err := u.f.Sync(); err != nil {
-		return Info{}, fmt.Errorf("commit %s: %w", d, err)
-	}
 	if err := u.s.adopt(u, d, size, m); err != nil {
 		return Info{}, fmt.Errorf("commit %s: %w", d, err)
 	}
@@ -341,49 +338,115 @@ func (u *Upload) verify(ctx context.Context, d digest.Digest, size int64) error 
 	return nil
 }
 
-// adopt moves the session's file to its digest.
+// adopt makes the session's folder the blob's. All that belongs to the blob is made durable there first, so that what becomes visible is whole,
+// and owed to the bucket; nobody sees the blob before its name is durable, too. Only the steps that others must not see half done
+// take the lock: commits wait for the disk together, not one after the other.
 func (s *Store) adopt(u *Upload, d digest.Digest, size int64, m *Marker) error {
+	defer s.claim(blobDir(d))()
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.entries[d] != nil {
+		defer s.mu.Unlock()
 		if m == nil {
 			return nil
 		}
 		return s.mark(d, *m)
 	}
 	if s.partials[d] != nil {
+		s.mu.Unlock()
 		return fmt.Errorf("%w: %s is being fetched", ErrBusy, d)
 	}
-	if err := s.makeBlobDir(d); err != nil {
+	err := s.makeShard(d)
+	s.mu.Unlock()
+	if err != nil {
 		return err
 	}
-	if m != nil {
-		if err := s.mark(d, *m); err != nil {
+	if err := u.stage(d, size, m); err != nil {
+		return err
+	}
+	err = s.root.Rename(path.Join("uploads", u.id), blobDir(d))
+	switch {
+	case errors.Is(err, fs.ErrExist):
+		err = s.moveInto(u, d, m)
+	case err == nil:
+		err = s.remove(blobFile(d, fileSession))
+	}
+	if err == nil {
+		err = s.syncDir(path.Dir(blobDir(d)))
+	}
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.admit(d, size, m != nil)
+	u.adopted = true
+	return nil
+}
+
+// stage makes durable in the session's folder what the blob's will have.
+func (u *Upload) stage(d digest.Digest, size int64, m *Marker) error {
+	// A commit that failed may have left these.
+	for _, name := range []string{fileMarker, fileMetainfo} {
+		if err := u.s.remove(uploadFile(u.id, name)); err != nil {
 			return err
 		}
 	}
 	if u.pieces != nil && u.hashed == size {
 		if mi, err := u.pieces.Sum(d); err == nil {
 			// Not synced: a torn one is computed again.
-			if err := s.root.WriteFile(blobFile(d, fileMetainfo), mi.Marshal(), 0o644); err != nil {
+			if err := u.s.root.WriteFile(uploadFile(u.id, fileMetainfo), mi.Marshal(), 0o644); err != nil {
 				return err
 			}
 		}
+	}
+	syncs := []func() error{u.f.Sync, func() error { return u.s.syncDir(path.Join("uploads", u.id)) }}
+	if m != nil {
+		b, err := json.Marshal(m)
+		if err != nil {
+			return err
+		}
+		f, err := u.s.root.OpenFile(uploadFile(u.id, fileMarker), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o644)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if _, err := f.Write(b); err != nil {
+			return err
+		}
+		syncs = append(syncs, f.Sync)
+	}
+	// At once: a journal makes one commit of them.
+	errs := make([]error, len(syncs))
+	var wg sync.WaitGroup
+	for i, sync := range syncs {
+		wg.Go(func() { errs[i] = sync() })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// moveInto moves the session's files into a folder that is there already: that of an idle partial download of the same blob, or of a
+// commit that failed after its rename.
+func (s *Store) moveInto(u *Upload, d digest.Digest, m *Marker) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if m != nil {
+		if err := s.mark(d, *m); err != nil {
+			return err
+		}
+	}
+	if err := s.root.Rename(uploadFile(u.id, fileMetainfo), blobFile(d, fileMetainfo)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	s.supersede(d)
 	if err := s.root.Rename(uploadFile(u.id, fileData), blobFile(d, fileData)); err != nil {
 		return err
 	}
-	// An idle partial download of the same blob is superseded; its bitmap goes after its data was replaced.
+	// The bitmap goes after its data was replaced.
 	if err := s.remove(blobFile(d, filePieces)); err != nil {
 		return err
 	}
-	if err := s.syncDir(blobDir(d)); err != nil {
-		return err
-	}
-	s.admit(d, size, m != nil)
-	u.adopted = true
-	return nil
+	return s.syncDir(blobDir(d))
 }
 
 // Abort ends the session; nothing of it stays.

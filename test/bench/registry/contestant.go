@@ -273,6 +273,24 @@ func get(ctx context.Context, url string) ([]byte, error) {
 	return b, err
 }
 
+// cpu is the CPU time of all processes in seconds, to a hundredth (proc(5), /proc/pid/stat fields 14 and 15).
+func (c *contestant) cpu() (sum float64) {
+	for _, p := range c.procs {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+		if err != nil {
+			continue // ended; the measurement fails by itself
+		}
+		f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
+		for _, i := range []int{11, 12} {
+			if i < len(f) {
+				ticks, _ := strconv.ParseFloat(string(f[i]), 64)
+				sum += ticks / 100
+			}
+		}
+	}
+	return sum
+}
+
 // stop ends the processes, the last started first, and kills what does not end.
 func (c *contestant) stop() error {
 	var errs []error

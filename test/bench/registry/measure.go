@@ -103,13 +103,13 @@ func (b *bench) session(ctx context.Context, r row, from, to int, times map[stri
 					return err
 				}
 			}
-			began := time.Now()
+			cpu, began := c.cpu(), time.Now()
 			if err := timed(ctx); err != nil {
 				return fmt.Errorf("%s: %w", c.name, err)
 			}
 			took := time.Since(began).Seconds()
 			times[c.name] = append(times[c.name], took)
-			progress("%s, %d clients, run %d: %s %.3f s", r.name, b.clients, run+1, c.name, took)
+			progress("%s, %d clients, run %d: %s %.3f s, CPU %.2f s", r.name, b.clients, run+1, c.name, took, c.cpu()-cpu)
 		}
 	}
 	progress("%s, %d clients: medians %s %.3f, kraken-1 %.3f, kraken-2 %.3f s", r.name, b.clients, rival,
