@@ -211,7 +211,9 @@ func libraryChild(n int, file, dir string) (err error) {
 	if err != nil {
 		return err
 	}
-	seed.VerifyData()
+	if err := seed.VerifyDataContext(context.Background()); err != nil {
+		return err
+	}
 	var wg sync.WaitGroup
 	clients := []*torrent.Client{seeder}
 	var all []*torrent.Torrent
