@@ -109,7 +109,7 @@ func New(cfg Config, deps Deps) (_ *Agent, err error) {
 	}
 	a.swarm, err = swarm.New(swarm.Config{
 		Listen: cfg.Peer.Listen, Store: a.store, StockPeers: cfg.Peer.StockPeers, TLS: swarm.TLS{Server: accept, Client: dial},
-		Rates: cfg.Peer.rates(), Logger: deps.Log, Registerer: deps.Registry,
+		Rates: cfg.Peer.rates(), StallTimeout: time.Duration(cfg.Peer.StallTimeout), Logger: deps.Log, Registerer: deps.Registry,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("peer: %w", err)
@@ -119,7 +119,7 @@ func New(cfg Config, deps Deps) (_ *Agent, err error) {
 	if err != nil {
 		return nil, err
 	}
-	a.announcer = newAnnouncer(a, announce.NewClient(cfg.Tracker.URL, hc), addr)
+	a.announcer = newAnnouncer(a, announce.NewClient(cfg.Tracker.URL, hc), a.self(addr), deps.Log, a.m.trackerErrors)
 
 	a.health = transport.NewHealth()
 	a.health.AddCheck("build-index", false, func(ctx context.Context) error { return a.names.Ping(ctx) })

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -22,27 +23,61 @@ import (
 const (
 	// defaultInterval is used until a tracker has said its own.
 	defaultInterval = 10 * time.Second
-	// wantInterval is how often a download asks for more peers: others that began at the same time are found soon.
+	// wantInterval is how often a young download asks for more peers: others that began at the same time are found soon.
 	wantInterval = 2 * time.Second
+	// youth is for how long a download is young.
+	youth = 20 * time.Second
+	// minGap lies between two requests, so that what happens at the same time shares one.
+	minGap = 200 * time.Millisecond
 	// farewell bounds what shutdown waits for the tracker.
 	farewell = 2 * time.Second
+	// announceBudget is how long a request in the background may take.
+	announceBudget = 5 * time.Second
 )
 
-// announcer tells the tracker what this agent fetches and holds: one batched request an interval, at once for what is new.
+// announcer tells the tracker what this agent fetches, and what it holds that was used lately: one batched request an interval, and at
+// once what is new. A blob that nobody has used for a while is not announced: a cache of 10,000 blobs on each of 10,000 nodes is
+// more than a tracker should know, and who wants such a blob leases it from its origins, and announces it.
 type announcer struct {
-	a      *Agent
-	client *announce.Client
-	peer   announce.Peer
+	a       announced
+	tracker announcing
+	peer    announce.Peer
+	log     *slog.Logger
+	errors  interface{ Inc() }
 
 	mu       sync.Mutex
-	held     map[digest.Digest]announce.BlobState
-	pending  []announce.BlobState // events to send with the next request
+	told     map[digest.Digest]announce.BlobState // what the tracker believes of this agent
+	pending  []announce.BlobState                 // events to send with the next request
 	kick     chan struct{}
 	interval time.Duration
 	err      error
 }
 
-func newAnnouncer(a *Agent, c *announce.Client, addr []string) *announcer {
+// announced is what there is to be announced; the Agent.
+type announced interface {
+	// lately are the blobs that are held and were used lately, the last used first, at most announce.MaxBlobs.
+	lately() []store.Info
+	// downloads are the blobs that are fetched; young says that one of them has begun lately.
+	downloads() (states []announce.BlobState, young bool)
+	// sent are the bytes that went to peers, by blob.
+	sent() map[digest.Digest]int64
+	addPeers(d digest.Digest, peers []swarm.Peer)
+}
+
+// announcing is a tracker; announce.Client.
+type announcing interface {
+	Announce(ctx context.Context, r announce.Request) (announce.Response, error)
+}
+
+func newAnnouncer(a announced, t announcing, peer announce.Peer, log *slog.Logger, errors interface{ Inc() }) *announcer {
+	return &announcer{
+		a: a, tracker: t, peer: peer, log: log, errors: errors,
+		told: map[digest.Digest]announce.BlobState{}, kick: make(chan struct{}, 1), interval: defaultInterval,
+	}
+}
+
+// self is how this agent is known to others.
+func (a *Agent) self(addr []string) announce.Peer {
 	id := a.swarm.PeerID()
 	node := a.cfg.Node
 	if node == "" {
@@ -50,10 +85,7 @@ func newAnnouncer(a *Agent, c *announce.Client, addr []string) *announcer {
 			node = h
 		}
 	}
-	return &announcer{
-		a: a, client: c, peer: announce.Peer{ID: hex.EncodeToString(id[:]), Addr: addr, Node: node},
-		held: map[digest.Digest]announce.BlobState{}, kick: make(chan struct{}, 1), interval: defaultInterval,
-	}
+	return announce.Peer{ID: hex.EncodeToString(id[:]), Addr: addr, Node: node}
 }
 
 // peerAddr is what other agents dial: the configured address, or the listener's own. A listener on all addresses needs a
@@ -91,7 +123,15 @@ func (n *announcer) ask(ctx context.Context, s announce.BlobState) (announce.Blo
 }
 
 func (n *announcer) send(ctx context.Context, states []announce.BlobState) (announce.Response, error) {
-	resp, err := n.client.Announce(ctx, announce.Request{Version: announce.Version, Peer: n.peer, Blobs: states})
+	n.mu.Lock()
+	for _, s := range states {
+		if s.Event != announce.EventStopped {
+			s.Event, s.Want, s.NeedMetainfo = announce.EventNone, false, false
+			n.told[s.Digest] = s
+		}
+	}
+	n.mu.Unlock()
+	resp, err := n.tracker.Announce(ctx, announce.Request{Version: announce.Version, Peer: n.peer, Blobs: states})
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.err = err
@@ -109,22 +149,27 @@ func (n *announcer) state() error {
 }
 
 func (n *announcer) completed(repo string, m *blob.Metainfo, received int64) {
-	s := announce.BlobState{Digest: m.Digest, Repository: repo, Size: m.Size, Downloaded: received}
-	n.mu.Lock()
-	n.held[m.Digest] = s
-	s.Event = announce.EventCompleted
-	n.pending = append(n.pending, s)
-	n.mu.Unlock()
-	n.wake()
+	n.event(announce.BlobState{Digest: m.Digest, Repository: repo, Size: m.Size, Downloaded: received, Event: announce.EventCompleted})
 }
 
+// gone says that a blob was evicted, or that its download has ended without it.
 func (n *announcer) gone(d digest.Digest) {
 	n.mu.Lock()
-	if s, ok := n.held[d]; ok {
-		delete(n.held, d)
+	s, known := n.told[d]
+	delete(n.told, d)
+	n.mu.Unlock()
+	if known {
 		s.Event, s.Left = announce.EventStopped, s.Size
-		n.pending = append(n.pending, s)
+		n.event(s)
 	}
+}
+
+func (n *announcer) event(s announce.BlobState) {
+	n.mu.Lock()
+	if s.Event != announce.EventStopped {
+		n.told[s.Digest] = s
+	}
+	n.pending = append(n.pending, s)
 	n.mu.Unlock()
 	n.wake()
 }
@@ -138,43 +183,75 @@ func (n *announcer) wake() {
 
 // run announces until ctx is done, then says farewell for everything.
 func (n *announcer) run(ctx context.Context) error {
-	if err := n.findHeld(); err != nil {
-		return err
-	}
-	var last time.Time
+	due := time.Now() // when everything is announced again
+	fails := 0
 	for {
-		full := time.Since(last) >= n.nextFull()
-		states, wanted := n.batch(full)
-		if full {
-			last = time.Now()
+		full := !time.Now().Before(due)
+		states, young := n.batch(full)
+		err := n.sendAll(ctx, states)
+		switch {
+		case err != nil:
+			// Soon again, and everything: it may have been restarted, and know nothing.
+			due = time.Now().Add(jittered(min(time.Second<<min(fails, 5), n.nextFull())))
+			fails++
+		case full:
+			due = time.Now().Add(jittered(n.nextFull()))
+			fails = 0
 		}
-		for chunk := range slices.Chunk(states, announce.MaxBlobs) {
-			sctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-			resp, err := n.send(sctx, chunk)
-			cancel()
-			if err != nil {
-				if ctx.Err() == nil {
-					n.a.m.trackerErrors.Inc()
-					n.a.log.Debug("announce failed", "blobs", len(chunk), "error", err)
-				}
-				n.again(chunk)
-				break
-			}
-			n.feed(resp)
+		wait := time.Until(due)
+		kick := n.kick
+		if fails > 0 {
+			kick = nil
+		} else if young {
+			wait = min(wait, jittered(wantInterval))
 		}
-		wait := n.nextFull() - time.Since(last)
-		if wanted {
-			wait = min(wait, wantInterval)
+		if !pause(ctx, minGap) {
+			return n.leave()
 		}
-		// Jitter of a tenth keeps agents that began together from announcing together for ever.
-		wait += time.Duration(rand.Int64N(int64(max(wait, time.Second) / 10)))
+		t := time.NewTimer(max(wait-minGap, 0))
 		select {
 		case <-ctx.Done():
+			t.Stop()
 			return n.leave()
-		case <-n.kick:
-		case <-time.After(max(wait, 100*time.Millisecond)):
+		case <-kick:
+		case <-t.C:
 		}
+		t.Stop()
 	}
+}
+
+// jittered adds up to a tenth, which keeps agents that began together from announcing together for ever.
+func jittered(d time.Duration) time.Duration { return d + time.Duration(rand.Int64N(int64(d)/10+1)) }
+
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// sendAll sends states, in one request unless there are more than one takes.
+func (n *announcer) sendAll(ctx context.Context, states []announce.BlobState) error {
+	for i := 0; i < len(states); i += announce.MaxBlobs {
+		chunk := states[i:min(i+announce.MaxBlobs, len(states))]
+		sctx, cancel := context.WithTimeout(ctx, announceBudget)
+		resp, err := n.send(sctx, chunk)
+		cancel()
+		if err != nil {
+			if ctx.Err() == nil {
+				n.errors.Inc()
+				n.log.Debug("announce failed", "blobs", len(chunk), "error", err)
+			}
+			n.again(states[i:])
+			return err
+		}
+		n.feed(resp)
+	}
+	return nil
 }
 
 func (n *announcer) nextFull() time.Duration {
@@ -183,27 +260,56 @@ func (n *announcer) nextFull() time.Duration {
 	return n.interval
 }
 
-// batch is what to send now: events, downloads, and at a full interval everything that is held.
-func (n *announcer) batch(full bool) (states []announce.BlobState, wanted bool) {
-	n.mu.Lock()
-	states, n.pending = n.pending, nil
+// batch is what to send now: events, downloads, and when everything is due also what was used lately. Each blob is in it once, with its last
+// event.
+func (n *announcer) batch(full bool) (states []announce.BlobState, young bool) {
+	downloads, young := n.a.downloads()
+	var held []store.Info
 	if full {
-		for _, s := range n.held {
-			states = append(states, s)
+		held = n.a.lately()
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	at := map[digest.Digest]int{}
+	for _, s := range n.pending {
+		if i, there := at[s.Digest]; there {
+			states[i] = s
+			continue
+		}
+		at[s.Digest] = len(states)
+		states = append(states, s)
+	}
+	n.pending = nil
+	for _, s := range downloads {
+		if i, there := at[s.Digest]; there {
+			states[i] = s // fetched again
+			continue
+		}
+		at[s.Digest] = len(states)
+		states = append(states, s)
+	}
+	for _, i := range held {
+		if _, there := at[i.Digest]; there || len(states) >= announce.MaxBlobs {
+			continue
+		}
+		at[i.Digest] = len(states)
+		last := n.told[i.Digest]
+		states = append(states, announce.BlobState{Digest: i.Digest, Repository: last.Repository, Size: i.Size, Downloaded: last.Downloaded})
+	}
+	if full {
+		for d := range n.told {
+			if _, there := at[d]; !there {
+				delete(n.told, d) // the tracker will forget it, too
+			}
 		}
 	}
-	n.mu.Unlock()
-	for p, f := range n.a.fetching() {
-		wanted = true
-		states = append(states, announce.BlobState{Digest: p.digest, Repository: p.repo, Size: p.size, Left: p.left(), Downloaded: received(f), Want: true})
-	}
 	if len(states) > 0 {
-		sent := n.a.swarm.Sent()
+		sent := n.a.sent()
 		for i := range states {
 			states[i].Uploaded = sent[states[i].Digest]
 		}
 	}
-	return states, wanted
+	return states, young
 }
 
 // received is how many bytes a fetch has got and verified.
@@ -212,15 +318,18 @@ func received(f *swarm.Fetch) int64 {
 	return s.BytesFromPeers + s.BytesFromOrigins
 }
 
-// again keeps the events of a request that failed. What is held and fetched is in the next request anyway.
+// again keeps the events of a request that failed, before those that came meanwhile. What is held and fetched is in the next one anyway.
 func (n *announcer) again(states []announce.BlobState) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	var events []announce.BlobState
 	for _, s := range states {
-		if s.Event != announce.EventNone && len(n.pending) < announce.MaxBlobs {
-			n.pending = append(n.pending, s)
+		if s.Event != announce.EventNone {
+			events = append(events, s)
 		}
 	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	all := append(events, n.pending...)
+	n.pending = all[max(0, len(all)-announce.MaxBlobs):]
 }
 
 // feed gives the peers of an answer to the downloads. Known ones are fed again: one whose first dial failed is tried anew.
@@ -232,57 +341,50 @@ func (n *announcer) feed(resp announce.Response) {
 	}
 }
 
-// findHeld fills held from the cache, so that a restarted agent seeds what it has.
-func (n *announcer) findHeld() error {
-	err := n.a.store.List(func(i store.Info) error {
-		if i.Size <= n.a.smallBlob {
-			return nil
-		}
-		n.mu.Lock()
-		n.held[i.Digest] = announce.BlobState{Digest: i.Digest, Size: i.Size}
-		n.mu.Unlock()
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("list the cache: %w", err)
-	}
-	return nil
-}
-
 // leave tells the tracker that this agent seeds nothing any more, within a bound.
 func (n *announcer) leave() error {
 	ctx, cancel := context.WithTimeout(context.Background(), farewell)
 	defer cancel()
 	n.mu.Lock()
 	var states []announce.BlobState
-	for _, s := range n.held {
+	for _, s := range n.told {
 		s.Event = announce.EventStopped
 		states = append(states, s)
 	}
 	n.mu.Unlock()
 	for chunk := range slices.Chunk(states, announce.MaxBlobs) {
 		if _, err := n.send(ctx, chunk); err != nil {
-			n.a.log.Info("tracker was not told that this agent stops; it forgets by itself", "error", err)
+			n.log.Info("tracker was not told that this agent stops; it forgets by itself", "error", err)
 			break
 		}
 	}
 	return nil
 }
 
-// fetching lists the pulls that swarm now.
-func (a *Agent) fetching() map[*pull]*swarm.Fetch {
+// lately are the blobs that were pulled, read, or asked for by a peer lately.
+func (a *Agent) lately() []store.Info {
+	a.store.Touch(a.swarm.Asked()...)
+	return a.store.Recent(time.Now().Add(-time.Duration(a.cfg.Peer.AnnounceFor)), a.smallBlob, announce.MaxBlobs)
+}
+
+// downloads are the pulls that swarm now.
+func (a *Agent) downloads() (states []announce.BlobState, young bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	out := map[*pull]*swarm.Fetch{}
 	for _, p := range a.pulls {
 		p.mu.Lock()
 		if p.fetch != nil {
-			out[p] = p.fetch
+			states = append(states, announce.BlobState{
+				Digest: p.digest, Repository: p.repo, Size: p.size, Left: p.left(), Downloaded: received(p.fetch), Want: true,
+			})
+			young = young || time.Since(p.began) < youth
 		}
 		p.mu.Unlock()
 	}
-	return out
+	return states, young
 }
+
+func (a *Agent) sent() map[digest.Digest]int64 { return a.swarm.Sent() }
 
 func (a *Agent) addPeers(d digest.Digest, peers []swarm.Peer) {
 	a.mu.Lock()

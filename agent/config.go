@@ -64,6 +64,12 @@ type Peer struct {
 	// LinkRate is the speed of this node's link, where it is what bounds pulls: uploads to peers are then paced a little under it,
 	// because a full uplink delays the acknowledgements of the node's own downloads. 0: not known, uploads are not paced.
 	LinkRate config.Rate `yaml:"link_rate"`
+	// AnnounceFor is how long after its last use (pulled, read here, or asked for by a peer) a blob is announced to the tracker, default 1h.
+	// Older ones stay in the cache, and others get them from the origins first.
+	AnnounceFor config.Duration `yaml:"announce_for"`
+	// StallTimeout is how long a pull may go without a new piece before it is read from the origins without waiting for leases, and
+	// how long one origin may go without sending before the next is asked, default 2s.
+	StallTimeout config.Duration `yaml:"stall_timeout"`
 }
 
 // pace is the share of the link that uploads may take.
@@ -102,6 +108,12 @@ func (c *Config) Validate() error {
 	if c.StaleTags == 0 {
 		c.StaleTags = config.Duration(24 * time.Hour)
 	}
+	if c.Peer.AnnounceFor == 0 {
+		c.Peer.AnnounceFor = config.Duration(time.Hour)
+	}
+	if c.Peer.StallTimeout == 0 {
+		c.Peer.StallTimeout = config.Duration(2 * time.Second)
+	}
 	var errs []error
 	need := func(key, v string) {
 		if v == "" {
@@ -118,6 +130,9 @@ func (c *Config) Validate() error {
 	}
 	if c.Peer.StockPeers && c.Peer.TLS != (transport.PeerTLS{}) {
 		errs = append(errs, errors.New("peer: stock_peers can't speak tls, set one of both"))
+	}
+	if c.Peer.AnnounceFor < 0 || c.Peer.StallTimeout < 0 || c.Peer.LinkRate < 0 {
+		errs = append(errs, errors.New("peer: announce_for, stall_timeout and link_rate must not be negative"))
 	}
 	if len(c.Origins) == 0 {
 		errs = append(errs, errors.New("origins: at least one is needed"))

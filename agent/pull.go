@@ -23,6 +23,7 @@ var errAbandoned = errors.New("nobody reads this blob any more")
 type pull struct {
 	digest digest.Digest
 	repo   string
+	began  time.Time
 	cancel context.CancelCauseFunc
 
 	ready chan struct{} // closed when size and body are set, or the pull has failed
@@ -70,7 +71,7 @@ func (a *Agent) join(repo string, d digest.Digest) (p *pull, wait <-chan struct{
 		return nil, nil, fmt.Errorf("%w: the agent is shutting down", registry.ErrUnavailable)
 	}
 	ctx, cancel := context.WithCancelCause(a.ctx)
-	p = &pull{digest: d, repo: repo, cancel: cancel, readers: 2, ready: make(chan struct{}), done: make(chan struct{}), left: func() int64 { return -1 }}
+	p = &pull{digest: d, repo: repo, began: time.Now(), cancel: cancel, readers: 2, ready: make(chan struct{}), done: make(chan struct{}), left: func() int64 { return -1 }}
 	a.pulls[d] = p
 	a.wg.Go(func() {
 		err := a.run(ctx, p)
@@ -80,6 +81,9 @@ func (a *Agent) join(repo string, d digest.Digest) (p *pull, wait <-chan struct{
 		a.mu.Unlock()
 		p.finish(err)
 		p.release()
+		if err != nil {
+			a.announcer.gone(d)
+		}
 		if err != nil && !errors.Is(err, errAbandoned) {
 			a.m.failed.Inc()
 			a.log.Warn("pull failed", "repository", repo, "digest", d, "error", err)

@@ -10,6 +10,7 @@ import (
 	"github.com/anacrolix/torrent"
 	"github.com/anacrolix/torrent/metainfo"
 	pp "github.com/anacrolix/torrent/peer_protocol"
+	"github.com/opencontainers/go-digest"
 
 	"kraken/proto/blob"
 )
@@ -147,6 +148,21 @@ func (t *loaded) connsOf(id [20]byte) []*conn {
 		if c.id == id {
 			out = append(out, c)
 		}
+	}
+	return out
+}
+
+// Asked lists the blobs that peers are connected for.
+func (s *Swarm) Asked() []digest.Digest {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []digest.Digest
+	for _, t := range s.loaded {
+		t.mu.Lock()
+		if len(t.conns) > 0 {
+			out = append(out, t.m.Digest)
+		}
+		t.mu.Unlock()
 	}
 	return out
 }
