@@ -85,7 +85,7 @@ func files(t *testing.T, s *Store, dir string) (out []string) {
 	return out
 }
 
-func metainfoOf(t *testing.T, b []byte) *blob.Metainfo {
+func metainfoOf(t testing.TB, b []byte) *blob.Metainfo {
 	t.Helper()
 	h := blob.NewPieceHasher(int64(len(b)))
 	if _, err := h.Write(b); err != nil {
