@@ -56,19 +56,8 @@ type branch struct {
 func (b *branch) Read(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.over {
-		return 0, errOver
-	}
-	for b.cur == nil {
-		select {
-		case blk, ok := <-b.in:
-			if !ok {
-				return 0, b.end
-			}
-			b.cur, b.off = blk, 0
-		case <-b.ctx.Done():
-			return 0, context.Cause(b.ctx)
-		}
+	if err := b.wait(); err != nil {
+		return 0, err
 	}
 	n := copy(p, b.cur.b[b.off:])
 	if b.off += n; b.off == len(b.cur.b) {
@@ -76,6 +65,55 @@ func (b *branch) Read(p []byte) (int, error) {
 		b.cur = nil
 	}
 	return n, nil
+}
+
+// WriteTo is how the destination's HTTP client takes a body of unknown length: block by block, without a copy and with one chunk for each.
+func (b *branch) WriteTo(w io.Writer) (n int64, err error) {
+	for {
+		blk, off, err := b.take()
+		if err == io.EOF {
+			return n, nil
+		}
+		if err != nil {
+			return n, err
+		}
+		k, err := w.Write(blk.b[off:])
+		blk.release()
+		n += int64(k)
+		if err != nil {
+			return n, err
+		}
+	}
+}
+
+// take waits for a block, which the caller releases: the lock is not held while it is written.
+func (b *branch) take() (blk *block, off int, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := b.wait(); err != nil {
+		return nil, 0, err
+	}
+	blk, b.cur = b.cur, nil
+	return blk, b.off, nil
+}
+
+// wait returns when there is a current block; the lock is held.
+func (b *branch) wait() error {
+	if b.over {
+		return errOver
+	}
+	for b.cur == nil {
+		select {
+		case blk, ok := <-b.in:
+			if !ok {
+				return b.end
+			}
+			b.cur, b.off = blk, 0
+		case <-b.ctx.Done():
+			return context.Cause(b.ctx)
+		}
+	}
+	return nil
 }
 
 // put hands blk over. False: the branch is over, or made no progress for so long that it was left behind.

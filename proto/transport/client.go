@@ -126,6 +126,27 @@ func (b *sentBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// WriteTo lets a source that can do so write by itself. The clock runs while the connection takes what it wrote.
+func (b *sentBody) WriteTo(w io.Writer) (int64, error) {
+	src, ok := b.ReadCloser.(io.WriterTo)
+	if !ok {
+		return io.Copy(w, struct{ io.Reader }{b})
+	}
+	b.clock(func(t *time.Timer) { t.Stop() })
+	n, err := src.WriteTo(writerFunc(func(p []byte) (int, error) {
+		b.clock(func(t *time.Timer) { t.Reset(b.timeout) })
+		n, err := w.Write(p)
+		b.clock(func(t *time.Timer) { t.Stop() })
+		return n, err
+	}))
+	b.clock(func(t *time.Timer) { t.Reset(b.timeout) })
+	return n, err
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
 func (b *sentBody) clock(f func(*time.Timer)) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

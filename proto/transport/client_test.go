@@ -61,8 +61,34 @@ func TestClientGivesUpOnSilence(t *testing.T) {
 	}
 }
 
+// selfWriter is a source that writes by itself, n blocks, each after a pause.
+type selfWriter struct {
+	io.Reader
+	n     int
+	pause time.Duration
+}
+
+const selfBlock = 100 << 10
+
+func (s selfWriter) WriteTo(w io.Writer) (n int64, err error) {
+	for range s.n {
+		time.Sleep(s.pause)
+		k, err := w.Write(make([]byte, selfBlock))
+		n += int64(k)
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
 // TestClientGivesUpOnUnreadUpload: nobody reads what is sent.
 func TestClientGivesUpOnUnreadUpload(t *testing.T) {
+	t.Run("read", func(t *testing.T) { givesUpOnUnread(t, strings.NewReader(strings.Repeat("x", 1<<20))) })
+	t.Run("written by the source", func(t *testing.T) { givesUpOnUnread(t, selfWriter{n: 10}) })
+}
+
+func givesUpOnUnread(t *testing.T, body io.Reader) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPipes()
 		c := overPipes(t, p)
@@ -78,7 +104,7 @@ func TestClientGivesUpOnUnreadUpload(t *testing.T) {
 			time.Sleep(3 * patience) // a connection that is open, and silent
 		}()
 		began := time.Now()
-		err := fetch(t, c, strings.NewReader(strings.Repeat("x", 1<<20)))
+		err := fetch(t, c, body)
 		if !errors.Is(err, ErrNoProgress) {
 			t.Errorf("ended with %v, want ErrNoProgress", err)
 		}
@@ -112,6 +138,21 @@ func TestSlowIsNotSilent(t *testing.T) {
 			c := overPipes(t, onPipes(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })))
 			if err := fetch(t, c, &slowReader{n: 3, pause: 5 * patience}); err != nil {
 				t.Error(err)
+			}
+		})
+	})
+	t.Run("slow source that writes by itself", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			got := make(chan int64, 1)
+			c := overPipes(t, onPipes(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+				n, _ := io.Copy(io.Discard, r.Body)
+				got <- n
+			})))
+			if err := fetch(t, c, selfWriter{n: 3, pause: 5 * patience}); err != nil {
+				t.Error(err)
+			}
+			if n := <-got; n != 3*selfBlock {
+				t.Errorf("%d bytes arrived, want %d", n, 3*selfBlock)
 			}
 		})
 	})

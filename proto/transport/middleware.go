@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime/debug"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -91,6 +92,9 @@ type writer struct {
 	n      int64
 }
 
+// buffers are for copying bodies: large, because each read and write of a socket costs a system call and a deadline.
+var buffers = sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b }}
+
 // Unwrap is for http.ResponseController.
 func (w *writer) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
@@ -126,7 +130,9 @@ func (w *writer) ReadFrom(src io.Reader) (n int64, err error) {
 		ok = ok && isFile
 	}
 	if !ok || !limited {
-		return io.CopyBuffer(struct{ io.Writer }{w}, src, make([]byte, 64<<10))
+		buf := buffers.Get().(*[]byte)
+		defer buffers.Put(buf)
+		return io.CopyBuffer(struct{ io.Writer }{w}, src, *buf)
 	}
 	for lr.N > 0 {
 		w.extend()
