@@ -160,7 +160,9 @@ func pushImages(_ context.Context, b *bench, c *contestant, run int) (func(conte
 	if err != nil {
 		return nil, err
 	}
-	return func(ctx context.Context) error { return b.push(ctx, c, fmt.Sprintf("bench/push-%d", run), images) }, nil
+	return func(ctx context.Context) error {
+		return b.push(ctx, c, fmt.Sprintf("bench/push-%d-%d", b.clients, run), images)
+	}, nil
 }
 
 const listRepository = "bench/tags"

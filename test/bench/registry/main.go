@@ -112,12 +112,12 @@ func run() error {
 		if !only.MatchString(r.name) {
 			continue
 		}
+		times, err := measure(ctx, o, r, peaks)
+		if err != nil {
+			return fmt.Errorf("%s: %w", r.name, err)
+		}
 		for _, n := range o.clients {
-			times, err := measure(ctx, o, r, n, peaks)
-			if err != nil {
-				return fmt.Errorf("%s, %d clients: %w", r.name, n, err)
-			}
-			out = append(out, ratios(o, r, n, times)...)
+			out = append(out, ratios(o, r, n, times[n])...)
 		}
 	}
 	out = append(out, peaks.rows()...)

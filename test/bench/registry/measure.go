@@ -9,8 +9,6 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
-
-	"kraken/test/bench/report"
 )
 
 // row is one thing that is measured.
@@ -53,27 +51,44 @@ type bench struct {
 	pulled  map[string]string // by contestant, what pullLayer reads
 }
 
-// measure returns the seconds of every run, by contestant. Contestants take turns within each repetition.
-func measure(ctx context.Context, o options, r row, clients int, ps peaks) (times map[string][]float64, err error) {
-	b := &bench{options: o, clients: clients, pulled: map[string]string{}}
-	if b.layers, err = newLayers(filepath.Join(o.dir, "client")); err != nil {
+// measure returns the seconds of every run, by number of clients and contestant. Contestants take turns within each repetition.
+func measure(ctx context.Context, o options, r row, ps peaks) (times map[int]map[string][]float64, err error) {
+	b := &bench{options: o, pulled: map[string]string{}}
+	dir := filepath.Join(o.dir, "client")
+	if b.layers, err = newLayers(dir); err != nil {
 		return nil, err
 	}
-	times = map[string][]float64{}
-	per := o.repeat // runs between two starts of the contestants
-	if r.fresh {
-		per = 1
+	times = map[int]map[string][]float64{}
+	for _, n := range o.clients {
+		times[n] = map[string][]float64{}
 	}
-	for from := 0; from < o.repeat; from += per {
-		if err := b.session(ctx, r, from, from+per, times, ps); err != nil {
+	if !r.fresh {
+		if err := b.session(ctx, r, func(cs []*contestant) error {
+			for _, n := range o.clients {
+				for run := range o.repeat {
+					if err := b.turns(ctx, r, cs, n, run, times[n]); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
+		}, ps); err != nil {
 			return nil, err
 		}
+		return times, os.RemoveAll(dir)
 	}
-	return times, os.RemoveAll(filepath.Join(o.dir, "client"))
+	for _, n := range o.clients {
+		for run := range o.repeat {
+			if err := b.session(ctx, r, func(cs []*contestant) error { return b.turns(ctx, r, cs, n, run, times[n]) }, ps); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return times, os.RemoveAll(dir)
 }
 
-// session starts the contestants with nothing, measures some runs and removes all that they wrote.
-func (b *bench) session(ctx context.Context, r row, from, to int, times map[string][]float64, ps peaks) (err error) {
+// session starts the contestants with nothing, has some runs measured and removes all that they wrote.
+func (b *bench) session(ctx context.Context, r row, measured func([]*contestant) error, ps peaks) (err error) {
 	dir := filepath.Join(b.dir, "registries")
 	cs, stop, err := startAll(ctx, b.bin, dir)
 	if err != nil {
@@ -85,36 +100,41 @@ func (b *bench) session(ctx context.Context, r row, from, to int, times map[stri
 			break
 		}
 		began := time.Now()
+		b.clients = seeders
 		if err := r.seed(ctx, b, c); err != nil {
 			return fmt.Errorf("seed %s: %w", c.name, err)
 		}
-		progress("%s, %d clients: %s is ready after %.1f s", r.name, b.clients, c.name, time.Since(began).Seconds())
+		progress("%s: %s is ready after %.1f s", r.name, c.name, time.Since(began).Seconds())
 	}
-	for run := from; run < to; run++ {
-		// Another one begins each time, so that none always comes after the same.
-		for i := range cs {
-			c := cs[(i+run)%len(cs)]
-			timed, err := r.prepare(ctx, b, c, run)
-			if err != nil {
-				return fmt.Errorf("%s: %w", c.name, err)
-			}
-			for _, c := range cs {
-				if err := c.quiet(ctx); err != nil {
-					return err
-				}
-			}
-			cpu, began := c.cpu(), time.Now()
-			if err := timed(ctx); err != nil {
-				return fmt.Errorf("%s: %w", c.name, err)
-			}
-			took := time.Since(began).Seconds()
-			times[c.name] = append(times[c.name], took)
-			progress("%s, %d clients, run %d: %s %.3f s, CPU %.2f s", r.name, b.clients, run+1, c.name, took, c.cpu()-cpu)
-		}
+	if err := measured(cs); err != nil {
+		return err
 	}
-	progress("%s, %d clients: medians %s %.3f, kraken-1 %.3f, kraken-2 %.3f s", r.name, b.clients, rival,
-		report.Median(times[rival]), report.Median(times["kraken-1"]), report.Median(times["kraken-2"]))
 	return ps.add(cs)
+}
+
+// turns measures one run of each contestant. Another one begins each time, so that none always comes after the same.
+func (b *bench) turns(ctx context.Context, r row, cs []*contestant, clients, run int, times map[string][]float64) error {
+	b.clients = clients
+	for i := range cs {
+		c := cs[(i+run)%len(cs)]
+		timed, err := r.prepare(ctx, b, c, run)
+		if err != nil {
+			return fmt.Errorf("%s: %w", c.name, err)
+		}
+		for _, c := range cs {
+			if err := c.quiet(ctx); err != nil {
+				return err
+			}
+		}
+		cpu, began := c.cpu(), time.Now()
+		if err := timed(ctx); err != nil {
+			return fmt.Errorf("%s: %w", c.name, err)
+		}
+		took := time.Since(began).Seconds()
+		times[c.name] = append(times[c.name], took)
+		progress("%s, %d clients, run %d: %s %.3f s, CPU %.2f s", r.name, clients, run+1, c.name, took, c.cpu()-cpu)
+	}
+	return nil
 }
 
 func progress(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
