@@ -11,6 +11,8 @@ import (
 	"fmt"
 	"io/fs"
 	"net/url"
+	"slices"
+	"strings"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -186,14 +188,14 @@ func (s *Store) HasRepository(ctx context.Context, repo string) (ok bool, err er
 
 // The paging queries, which tests see through EXPLAIN.
 const (
-	queryTags         = `SELECT tag FROM tags WHERE repository = ? AND tag > ? ORDER BY tag LIMIT ?`
+	queryTags         = `SELECT tag AS name FROM tags WHERE repository = ? AND tag > ? ORDER BY tag LIMIT ?`
 	queryRepositories = `SELECT name FROM repositories WHERE name > ? ORDER BY name LIMIT ?`
 	queryReferrers    = `SELECT m.digest, m.media_type, m.artifact_type, c.bytes FROM manifests m JOIN contents c ON c.digest = m.digest WHERE m.repository = ? AND m.subject = ? AND m.subject <> '' AND m.digest > ? ORDER BY m.digest LIMIT ?`
 )
 
 // Tags is up to n tags after last.
 func (s *Store) Tags(ctx context.Context, repo, last string, n int) ([]string, error) {
-	return s.strings(ctx, queryTags, repo, last, n)
+	return s.page(ctx, queryTags, repo, last, n)
 }
 
 // TagsOf is the tags that name a manifest.
@@ -203,7 +205,21 @@ func (s *Store) TagsOf(ctx context.Context, repo string, d digest.Digest) ([]str
 
 // Repositories is up to n repositories after last.
 func (s *Store) Repositories(ctx context.Context, last string, n int) ([]string, error) {
-	return s.strings(ctx, queryRepositories, last, n)
+	return s.page(ctx, queryRepositories, last, n)
+}
+
+// page reads a paging query's names as one value, in less than half the time of a row each: a page can have thousands. No name has a line
+// break in it.
+func (s *Store) page(ctx context.Context, q string, args ...any) ([]string, error) {
+	var all sql.NullString
+	if err := s.r.QueryRowContext(ctx, `SELECT group_concat(name, char(10)) FROM (`+q+`)`, args...).Scan(&all); err != nil || !all.Valid {
+		return nil, err
+	}
+	names := strings.Split(all.String, "\n")
+	if !slices.IsSorted(names) { // it follows the query, but SQLite doesn't promise that
+		slices.Sort(names)
+	}
+	return names, nil
 }
 
 func (s *Store) strings(ctx context.Context, q string, args ...any) (out []string, err error) {
