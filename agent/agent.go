@@ -97,7 +97,7 @@ func New(cfg Config, deps Deps) (_ *Agent, err error) {
 	}
 	a.checked = expirable.NewLRU[string, string](knownManifests, nil, time.Duration(cfg.ManifestTTL))
 
-	a.store, err = store.Open(store.Config{Dir: cfg.Cache.Dir, Capacity: int64(cfg.Cache.Capacity), Keep: cfg.Cache.Keep, Logger: deps.Log, OnEvict: a.evicted})
+	a.store, err = store.Open(store.Config{Dir: cfg.Cache.Dir, Capacity: int64(cfg.Cache.Capacity), Keep: cfg.Cache.Keep, Volatile: true, Logger: deps.Log, OnEvict: a.evicted})
 	if err != nil {
 		return nil, fmt.Errorf("cache: %w", err)
 	}
@@ -165,6 +165,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Add("announcer", a.announcer.run)
 	g.Add("housekeeping", a.housekeeping)
 	g.Add("scrub", a.store.RunScrub)
+	g.Add("disk", a.store.RunSync)
 	g.Add("pulls", func(ctx context.Context) error {
 		<-ctx.Done()
 		a.mu.Lock()

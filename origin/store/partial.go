@@ -367,7 +367,7 @@ func (p *Partial) Commit(ctx context.Context) (Info, error) {
 		err := fmt.Errorf("commit %s: %w: the content is %s", d, ErrDigestMismatch, got)
 		return Info{}, errors.Join(err, p.discard())
 	}
-	if err := p.f.Sync(); err != nil {
+	if err := p.s.syncFile(p.f); err != nil {
 		return Info{}, fmt.Errorf("commit %s: %w", d, err)
 	}
 	p.finish()

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -44,6 +45,9 @@ type Config struct {
 	Dir      string // only this process may use it
 	Capacity int64  // bytes that blobs and uploads may take on disk, 0 is unbounded
 	Keep
+	// Volatile says that no blob in the store is the only copy: commits don't wait for the disk. After a crash of the machine the latest are
+	// gone, and none is wrong. RunSync must run.
+	Volatile bool
 	// OnEvict is told of each blob that made room for others, or was found rotten, without the store's lock. May be nil.
 	OnEvict func(digest.Digest)
 	Logger  *slog.Logger
@@ -68,6 +72,9 @@ type Store struct {
 
 	avail func() (int64, error) // bytes that are free on the file system; tests have another
 	scrub scrubState
+
+	dirty     atomic.Bool // a volatile store has something to sync
+	tornSince time.Time   // see findTorn
 }
 
 // entry is a whole blob.
@@ -133,8 +140,16 @@ func Open(cfg Config) (_ *Store, err error) {
 	if err := s.syncDir("."); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
+	if err := s.findTorn(); err != nil {
+		return nil, fmt.Errorf("open store %s: %w", cfg.Dir, err)
+	}
 	if err := errors.Join(s.scan(), s.scanPins()); err != nil {
 		return nil, fmt.Errorf("open store %s: %w", cfg.Dir, err)
+	}
+	if _, err := s.root.Stat(fileSynced); cfg.Volatile || err == nil {
+		if err := s.syncAll(); err != nil {
+			return nil, fmt.Errorf("open store: %w", err)
+		}
 	}
 	return s, nil
 }
@@ -176,6 +191,9 @@ func (s *Store) Close() error {
 	}
 	for _, u := range ups {
 		u.closeFile()
+	}
+	if s.cfg.Volatile {
+		errs = append(errs, s.syncAll())
 	}
 	return errors.Join(append(errs, s.root.Close(), s.lock.Close())...)
 }
@@ -258,6 +276,10 @@ func (s *Store) taken(d digest.Digest) bool {
 }
 
 func (s *Store) syncDir(name string) error {
+	if s.cfg.Volatile {
+		s.dirty.Store(true)
+		return nil
+	}
 	f, err := s.root.Open(name)
 	if err != nil {
 		return err
@@ -268,6 +290,14 @@ func (s *Store) syncDir(name string) error {
 
 // writeFile replaces a small file durably: fsync, rename, fsync of the directory.
 func (s *Store) writeFile(name string, b []byte) error {
+	if err := s.replaceFile(name, b); err != nil {
+		return err
+	}
+	return s.syncDir(path.Dir(name))
+}
+
+// replaceFile is writeFile without the last step: after a crash the file may still be the old one.
+func (s *Store) replaceFile(name string, b []byte) error {
 	tmp := name + ".new"
 	f, err := s.root.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o644)
 	if err != nil {
@@ -281,10 +311,7 @@ func (s *Store) writeFile(name string, b []byte) error {
 	if err == nil {
 		err = s.root.Rename(tmp, name)
 	}
-	if err != nil {
-		return err
-	}
-	return s.syncDir(path.Dir(name))
+	return err
 }
 
 // remove deletes a file; one that is not there is fine.
@@ -336,6 +363,10 @@ func (s *Store) scanBlob(d digest.Digest) error {
 	}
 	if err := s.remove(blobFile(d, fileSession)); err != nil { // the crash came right after the commit
 		return err
+	}
+	if s.torn(d, fi) {
+		s.log.Warn("a blob that a crash of the machine may have torn is removed", "digest", d)
+		return s.root.RemoveAll(blobDir(d))
 	}
 	disk, err := s.footprint(d)
 	if err != nil {

@@ -399,7 +399,7 @@ func (u *Upload) stage(d digest.Digest, size int64, m *Marker) error {
 			}
 		}
 	}
-	syncs := []func() error{u.f.Sync, func() error { return u.s.syncDir(path.Join("uploads", u.id)) }}
+	syncs := []func() error{func() error { return u.s.syncFile(u.f) }, func() error { return u.s.syncDir(path.Join("uploads", u.id)) }}
 	if m != nil {
 		b, err := json.Marshal(m)
 		if err != nil {

@@ -1,0 +1,94 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+)
+
+// A volatile store (an agent's) holds no only copy, so its commits don't wait for the disk: syncing costs several milliseconds a blob. A
+// crash of the process harms nothing, since the page cache survives it. A crash of the machine may tear what was committed since the last
+// syncfs, so the time of that is kept with the boot id in the file `synced`, and the next Open drops what is newer.
+
+const (
+	fileSynced   = "synced"
+	syncInterval = 5 * time.Second
+)
+
+// syncFile is f.Sync where the store is durable.
+func (s *Store) syncFile(f *os.File) error {
+	if s.cfg.Volatile {
+		s.dirty.Store(true)
+		return nil
+	}
+	return f.Sync()
+}
+
+// RunSync syncs what was committed, now and then, until ctx is done. Only a volatile store needs it.
+func (s *Store) RunSync(ctx context.Context) error {
+	t := time.NewTicker(syncInterval)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil // Close syncs once more
+		case <-t.C:
+		}
+		if !s.dirty.Swap(false) {
+			continue
+		}
+		if err := s.syncAll(); err != nil {
+			s.dirty.Store(true)
+			s.log.Warn("what was cached lately would be dropped after a crash of the machine", "error", err)
+		}
+	}
+}
+
+// syncAll makes all durable, and says so on the disk.
+func (s *Store) syncAll() error {
+	at := time.Now()
+	if err := unix.Syncfs(int(s.lock.Fd())); err != nil {
+		return fmt.Errorf("sync %s: %w", s.cfg.Dir, err)
+	}
+	// An older one costs more blobs, and lets no wrong one through.
+	return s.replaceFile(fileSynced, fmt.Appendf(nil, "%s %d\n", bootID(), at.UnixNano()))
+}
+
+// findTorn decides from what time on the last crash of the machine may have torn blobs; zero when there was none.
+func (s *Store) findTorn() error {
+	b, err := s.root.ReadFile(fileSynced)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // never volatile
+	}
+	if err != nil {
+		return err
+	}
+	boot, text, _ := strings.Cut(strings.TrimSpace(string(b)), " ")
+	if boot == bootID() && boot != "" {
+		return nil
+	}
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		n = 1 // not to be read: all may be torn
+	}
+	s.tornSince = time.Unix(0, n)
+	return nil
+}
+
+// torn says whether a whole blob may not be what was committed. Every commit changes its folder, and file systems keep the order of that
+// and of the times of its files.
+func (s *Store) torn(d digest.Digest, data fs.FileInfo) bool {
+	if s.tornSince.IsZero() {
+		return false
+	}
+	fi, err := s.root.Stat(blobDir(d))
+	return err != nil || !fi.ModTime().Before(s.tornSince) || !data.ModTime().Before(s.tornSince)
+}
