@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import tarfile
-import tempfile
+import uuid
 
 import pytest
 
@@ -24,6 +24,13 @@ ARTIFACT_TYPE = "application/x-test"
 
 OPS = ("push", "pull tag", "pull digest", "push index", "pull index", "push zstd", "pull zstd", "push artifact", "pull artifact", "referrers")
 KINDS = {"index": "index", "zstd": "zstd", "artifact": "artifact", "referrers": "artifact"}  # the last word of an operation to what it is about; else an image
+
+
+def folder(parent, prefix=""):
+    """A new folder whose path is a name that podman and buildah can parse: tempfile's may have a "_" where references have none."""
+    path = os.path.join(parent, prefix + uuid.uuid4().hex[:10])
+    os.mkdir(path, 0o700)
+    return path
 
 
 class Failed(Exception):
@@ -136,7 +143,7 @@ class Client:
 
     def path(self):
         """A path that nobody has used."""
-        return os.path.join(tempfile.mkdtemp(dir=self.dir), "x")
+        return os.path.join(folder(self.dir), "x")
 
     def end(self):
         pass
@@ -187,7 +194,7 @@ class Podman(Client):
 
     def __init__(self, lab):
         super().__init__(lab)
-        self.home = tempfile.mkdtemp(prefix="k", dir="/tmp")  # podman refuses a runroot of over 50 characters
+        self.home = folder("/tmp", "k")  # podman refuses a runroot of over 50 characters
 
     def run(self, *args):
         return command(self.program, "--root", self.home + "/r", "--runroot", self.home + "/u", "--storage-driver", "vfs", *args)
@@ -447,7 +454,7 @@ class Lab:
 
     def __init__(self, cluster):
         self.cluster, self.proxy, self.agent = cluster, cluster.proxy, cluster.agents[0]
-        self.dir = tempfile.mkdtemp(prefix="kcl", dir="/tmp")
+        self.dir = folder("/tmp", "kcl")
         self.made, self.versions, self.sources, self.pushed = {}, {}, {}, {}  # by client, by client and kind
         self.cells, self.notes = {}, []
         self._containerd = None
@@ -472,7 +479,7 @@ class Lab:
     def source(self, name, kind):
         """Bytes of its own for each client, so that no pull is served from what another pulled."""
         if (name, kind) not in self.sources:
-            self.sources[name, kind] = Source(kind, tempfile.mkdtemp(dir=self.dir))
+            self.sources[name, kind] = Source(kind, folder(self.dir))
         return self.sources[name, kind]
 
     def repo(self, source):
