@@ -287,11 +287,11 @@ func (n *network) since(before traffic) (traffic, error) {
 	return now, err
 }
 
-func killThird(b *bench, ctx context.Context) error {
-	const n = 9
+// kill pulls one blob with n agents and kills processes when the traffic since the start says so. killed does it; it returns the agents
+// that are gone, and how many links can still send. The time is measured from there, against the bound of what is left.
+func (b *bench) kill(ctx context.Context, name string, n int, when func(*cluster, traffic) bool, killed func(*cluster) (gone []int, uplinks int)) error {
 	return b.special(ctx, n, func(c *cluster) error {
-		const size = 64 * mib
-		blob, err := c.push(ctx, size)
+		blob, err := c.push(ctx, killSize)
 		if err != nil {
 			return err
 		}
@@ -301,58 +301,52 @@ func killThird(b *bench, ctx context.Context) error {
 		}
 		var limit, at float64
 		began := time.Now()
-		r, err := c.race(ctx, mbit25, size, func(ctx context.Context, i int) (float64, error) {
+		r, err := c.race(ctx, mbit25, killSize, func(ctx context.Context, i int) (float64, error) {
 			p, err := c.pull(ctx, c.agents[i], blob)
 			return p.took.Seconds(), err
-		}, func(ctx context.Context) (gone []int, err error) {
+		}, func(ctx context.Context) ([]int, error) {
 			var got traffic
-			err = eventually(ctx, time.Minute, "half of the blob is at the agents", func() (bool, error) {
+			err := eventually(ctx, 2*time.Minute, name, func() (_ bool, err error) {
 				got, err = c.net.since(before)
-				return got[c.agents[n-1].name].received > size/2, err
+				return when(c, got), err
 			})
-			for i := range n / 3 {
-				c.procs[c.agents[i].name+"-agent"].kill()
-				gone = append(gone, i)
+			gone, uplinks := killed(c)
+			var alive []*node
+			for i, a := range c.agents {
+				if !slices.Contains(gone, i) {
+					alive = append(alive, a)
+				}
 			}
-			at, limit = time.Since(began).Seconds(), left(got, c.agents[n/3:], size, mbit25, 1+n-n/3)
+			at, limit = time.Since(began).Seconds(), left(got, alive, killSize, mbit25, uplinks)
 			return gone, err
 		})
 		if err != nil {
 			return err
 		}
-		return b.event("a third killed midway", r, at, limit, size, c)
+		return b.event(name, r, at, limit, killSize, c)
+	})
+}
+
+const killSize = 64 * mib
+
+func killThird(b *bench, ctx context.Context) error {
+	const n = 9
+	return b.kill(ctx, "a third killed midway", n, func(c *cluster, got traffic) bool {
+		return got[c.agents[n-1].name].received > killSize/2
+	}, func(c *cluster) (gone []int, uplinks int) {
+		for i := range n / 3 {
+			c.procs[c.agents[i].name+"-agent"].kill()
+			gone = append(gone, i)
+		}
+		return gone, 1 + n - n/3
 	})
 }
 
 func killOrigin(b *bench, ctx context.Context) error {
-	return b.special(ctx, eight, func(c *cluster) error {
-		const size = 64 * mib
-		blob, err := c.push(ctx, size)
-		if err != nil {
-			return err
-		}
-		before, err := c.net.traffic()
-		if err != nil {
-			return err
-		}
-		var limit, at float64
-		began := time.Now()
-		r, err := c.race(ctx, mbit25, size, func(ctx context.Context, i int) (float64, error) {
-			p, err := c.pull(ctx, c.agents[i], blob)
-			return p.took.Seconds(), err
-		}, func(ctx context.Context) ([]int, error) {
-			var got traffic
-			err := eventually(ctx, 2*time.Minute, "the origin has sent a copy", func() (_ bool, err error) {
-				got, err = c.net.since(before)
-				return float64(got[c.origin.name].sent) > size*1.02, err
-			})
-			c.procs["origin-origin"].kill()
-			at, limit = time.Since(began).Seconds(), left(got, c.agents, size, mbit25, eight)
-			return nil, err
-		})
-		if err != nil {
-			return err
-		}
-		return b.event("origin killed after one copy", r, at, limit, size, c)
+	return b.kill(ctx, "origin killed after one copy", eight, func(c *cluster, got traffic) bool {
+		return float64(got[c.origin.name].sent) > killSize*1.02 // requests and answers have headers
+	}, func(c *cluster) ([]int, int) {
+		c.procs["origin-origin"].kill()
+		return nil, eight
 	})
 }
