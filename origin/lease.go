@@ -86,8 +86,6 @@ func (l *leases) hand(m *blob.Metainfo, have blob.Bitmap, r registry.LeaseReques
 	// rest is how long piece i has been left to others.
 	rest := func(i int) time.Duration {
 		switch {
-		case r.Alone && b.sent[i] > 0:
-			return leaseFor
 		case b.sent[i] > 0:
 			return now.Sub(b.at[i])
 		case (i/stripe)%max(1, replicas) == replica:
@@ -102,7 +100,10 @@ func (l *leases) hand(m *blob.Metainfo, have blob.Bitmap, r registry.LeaseReques
 	}
 	for k, i := range r.Want {
 		wait := againAfter
-		if k == 0 {
+		switch {
+		case k == 0 && r.Alone && i >= 0 && i < len(b.sent) && b.sent[i] > 0:
+			wait = -1 // nobody can trade it; only this piece, for all agents of a flash crowd are alone at first
+		case k == 0:
 			wait = patience
 		}
 		if i >= 0 && i < len(b.sent) && rest(i) > wait && !give(i) {

@@ -27,7 +27,7 @@ type LeaseRequest struct {
 	Have []byte `json:"have"`           // bitmap of the pieces that the agent has or will get from peers, BEP 3 bit order
 	Want []int  `json:"want,omitempty"` // pieces that a reader waits for, most urgent first
 	Max  int    `json:"max"`            // at most so many pieces, 1..MaxLeasePieces
-	// Alone says that the agent knows no other that might have pieces: nothing is won by leaving to trade what was sent lately.
+	// Alone says that the agent knows no other that might have pieces: the first of Want is not left to trade although it was sent lately.
 	Alone bool `json:"alone,omitempty"`
 }
 
