@@ -17,8 +17,6 @@ const (
 	// againAfter is how long a piece that was sent is not sent again: agents trade it meanwhile. It is also how long a replica
 	// leaves the pieces that another one leads with to that one: else each piece would be sent once by each.
 	againAfter = 3 * time.Second
-	// patience is the same for the piece that a reader waits for first of all.
-	patience = time.Second
 	// lead is how long a piece that a reader waits for first of all is left to the replica that leads with it. That one may be busy
 	// or not have hashed the blob yet, and the reader would see it.
 	lead = 50 * time.Millisecond
@@ -100,11 +98,8 @@ func (l *leases) hand(m *blob.Metainfo, have blob.Bitmap, r registry.LeaseReques
 	}
 	for k, i := range r.Want {
 		wait := againAfter
-		switch {
-		case k == 0 && r.Alone && i >= 0 && i < len(b.sent) && b.sent[i] > 0:
+		if k == 0 && r.Alone && i >= 0 && i < len(b.sent) && b.sent[i] > 0 {
 			wait = -1 // nobody can trade it; only this piece, for all agents of a flash crowd are alone at first
-		case k == 0:
-			wait = patience
 		}
 		if i >= 0 && i < len(b.sent) && rest(i) > wait && !give(i) {
 			return out

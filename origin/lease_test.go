@@ -113,7 +113,7 @@ func TestReplicaStepsInForAnother(t *testing.T) {
 			t.Errorf("%d pieces at once, want our half", len(got))
 		}
 		theirs := stripe // the first piece that the other replica leads with
-		time.Sleep(patience + time.Millisecond)
+		time.Sleep(lead + time.Millisecond)
 		if got := ask(theirs); !slices.Equal(got, []int{theirs}) {
 			t.Errorf("a reader has waited for piece %d and was handed %v", theirs, got)
 		}
@@ -125,7 +125,7 @@ func TestReplicaStepsInForAnother(t *testing.T) {
 }
 
 // What a reader waits for first of all is left to the replica that leads with it only for a moment, and once: with what was sent
-// already the others go by patience.
+// already the others it waits for trades.
 func TestReadersFirstPieceComesSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := metainfoOf(t, 64)
