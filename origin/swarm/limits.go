@@ -192,15 +192,14 @@ func (l *limits) upload(gone <-chan struct{}, key digest.Digest, n int) bool {
 	for n > 0 {
 		g := l.now.Load()
 		k := min(n, maxBlock)
-		// The library only looks whether there is room now. A reservation in the future would keep it out for ever.
-		r := l.up.ReserveN(time.Now(), k)
-		delay := r.Delay()
-		if delay <= 0 {
+		// The library only looks whether there is room now: a reservation in the future would keep it out for ever, and one that is
+		// cancelled gives nothing back when the library reserved after it. So look, too.
+		if l.up.AllowN(time.Now(), k) {
 			n -= k
 			continue
 		}
-		r.Cancel()
-		if !g.sleep(gone, delay) {
+		missing := float64(k) - l.up.Tokens()
+		if !g.sleep(gone, max(time.Duration(missing/float64(l.up.Limit())*float64(time.Second)), time.Millisecond)) {
 			return false
 		}
 	}
