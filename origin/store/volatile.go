@@ -54,12 +54,25 @@ func (s *Store) RunSync(ctx context.Context) error {
 
 // syncAll makes all durable, and says so on the disk.
 func (s *Store) syncAll() error {
-	at := time.Now()
+	at, err := fileTime()
+	if err != nil {
+		return fmt.Errorf("sync %s: %w", s.cfg.Dir, err)
+	}
 	if err := unix.Syncfs(int(s.lock.Fd())); err != nil {
 		return fmt.Errorf("sync %s: %w", s.cfg.Dir, err)
 	}
 	// An older one costs more blobs, and lets no wrong one through.
 	return s.replaceFile(fileSynced, fmt.Appendf(nil, "%s %d\n", bootID(), at.UnixNano()))
+}
+
+// fileTime is what a file that is written now gets as its time: the kernel takes that from a clock that moves with its tick and is some
+// milliseconds behind time.Now. By that one, what is committed right after a sync would seem older than it.
+func fileTime() (time.Time, error) {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_REALTIME_COARSE, &ts); err != nil {
+		return time.Time{}, fmt.Errorf("read the clock of file times: %w", err)
+	}
+	return time.Unix(ts.Unix()), nil
 }
 
 // findTorn decides from what time on the last crash of the machine may have torn blobs; zero when there was none.

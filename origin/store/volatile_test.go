@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -26,9 +28,24 @@ func reboot(t *testing.T, dir string) {
 	}
 }
 
+// tick waits until the clock of file times has passed what is written by now: what is of the same tick as a sync counts as newer.
+func tick(t *testing.T) {
+	t.Helper()
+	for began := time.Now(); ; runtime.Gosched() {
+		now, err := fileTime()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if now.After(began) {
+			return
+		}
+	}
+}
+
 func TestVolatileStoreAfterACrashOfTheMachine(t *testing.T) {
 	s := open(t, Config{Volatile: true})
 	old := ingest(t, s, noise(300_000, 1), nil)
+	tick(t)
 	if err := s.syncAll(); err != nil {
 		t.Fatal(err)
 	}
@@ -80,6 +97,7 @@ func TestVolatileStoreAfterACrashOfTheMachine(t *testing.T) {
 		t.Errorf("%d bytes are counted, %d are on the disk", used, onDisk(t, s))
 	}
 	ingest(t, s, noise(300_000, 2), nil)
+	tick(t)
 	s = reopen(t, s) // an orderly end syncs
 	reboot(t, s.cfg.Dir)
 	if s = reopen(t, s); !there(s, fresh) || !there(s, old) {
@@ -117,28 +135,27 @@ func TestVolatileStoreSyncsWhatWasCommitted(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan error, 1)
 		go func() { done <- s.RunSync(ctx) }()
-		read := func() []byte {
-			b, err := os.ReadFile(filepath.Join(dir, fileSynced))
-			if err != nil {
+		// Whether it has synced is seen by the file that says so, which is taken away before.
+		synced := func(wait time.Duration) bool {
+			if err := os.Remove(filepath.Join(dir, fileSynced)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				t.Error(err)
 			}
-			return b
+			time.Sleep(wait)
+			synctest.Wait()
+			_, err := os.Stat(filepath.Join(dir, fileSynced))
+			return err == nil
 		}
-		time.Sleep(time.Minute)
-		synctest.Wait()
-		first := read()
+		synced(time.Minute) // what Open wrote
+		if synced(time.Minute) {
+			t.Error("synced although there was nothing")
+		}
 		if _, err := s.Ingest(ctx, metainfoOf(t, noise(1000, 1)).Digest, 1000, bytes.NewReader(noise(1000, 1)), nil); err != nil {
 			t.Error(err)
 		}
-		time.Sleep(2 * syncInterval)
-		synctest.Wait()
-		if s.dirty.Load() || bytes.Equal(read(), first) {
+		if !synced(2*syncInterval) || s.dirty.Load() {
 			t.Error("what was committed was not synced")
 		}
-		second := read()
-		time.Sleep(time.Minute)
-		synctest.Wait()
-		if !bytes.Equal(read(), second) {
+		if synced(time.Minute) {
 			t.Error("synced although there was nothing new")
 		}
 		cancel()
