@@ -131,6 +131,15 @@ func (c *conn) Close() error {
 	return err
 }
 
+// SetDeadline never fails: the library panics if it does (v1.61.0, initiateProtocolHandshakes and runReceivedConn), and a connection may
+// have been closed by then, by a ban or the end of the Swarm. The next Read or Write says so.
+func (c *conn) SetDeadline(t time.Time) error {
+	if err := c.Conn.SetDeadline(t); err != nil {
+		c.s.log.Debug("no deadline for a peer", "peer", c.address.addr, "error", err)
+	}
+	return nil
+}
+
 // Read keeps to the download rate, and waits while the peer has to be judged first.
 func (c *conn) Read(b []byte) (int, error) {
 	if len(c.pending) > 0 {
