@@ -11,6 +11,9 @@ import (
 // containerUser is the uid and gid in the images, see deploy/docker.
 const containerUser = 65532
 
+// label marks the containers of dev clusters; its value is the cluster's folder.
+const label = "kraken.devcluster"
+
 // containers runs components with docker on the host's network, one container each, named as the component. A handle is the
 // container's id, so that only what this command made is ever ended.
 type containers struct{}
@@ -26,18 +29,11 @@ func (containers) docker(ctx context.Context, args ...string) ([]byte, error) {
 }
 
 func (d containers) start(ctx context.Context, cl *cluster, c *component) (string, error) {
-	// A stopped container of an earlier start of this component, ours by its label, makes room for the new one.
-	old, err := d.docker(ctx, "ps", "-aq", "--filter", "name=^/"+c.Name+"$", "--filter", "label=kraken.devcluster="+cl.Dir)
-	if err != nil {
-		return "", fmt.Errorf("%w (is the docker daemon running?)", err)
-	}
-	if id := strings.TrimSpace(string(old)); id != "" {
-		if _, err := d.docker(ctx, "rm", id); err != nil {
-			return "", err
-		}
+	if err := d.makeRoom(ctx, c.Name); err != nil {
+		return "", err
 	}
 	dir := cl.Dir + "/" + c.Name
-	args := []string{"run", "-d", "--name", c.Name, "--label", "kraken.devcluster=" + cl.Dir, "--network", "host", "--read-only",
+	args := []string{"run", "-d", "--name", c.Name, "--label", label + "=" + cl.Dir, "--network", "host", "--read-only",
 		"--cap-drop", "ALL", "--security-opt", "no-new-privileges",
 		"-v", dir + ":" + dir + ":ro", "-v", cl.stateDir(c) + ":" + cl.stateDir(c), "kraken-" + c.Role + ":dev"}
 	id, err := d.docker(ctx, append(args, cl.args(c)...)...)
@@ -45,6 +41,31 @@ func (d containers) start(ctx context.Context, cl *cluster, c *component) (strin
 		return "", fmt.Errorf("%w (were the images built? `make images`)", err)
 	}
 	return strings.TrimSpace(string(id)), nil
+}
+
+// makeRoom removes the container of that name which a cluster left when it was cut off, by a reboot say, in whatever checkout.
+// It has nothing that matters: state and configuration are in its cluster's folder. One that runs, or isn't a dev cluster's, stays.
+func (d containers) makeRoom(ctx context.Context, name string) error {
+	out, err := d.docker(ctx, "ps", "-a", "--filter", "name=^/"+name+"$", "--format", `{{.ID}}\t{{.State}}\t{{.Label "`+label+`"}}`)
+	if err != nil {
+		return fmt.Errorf("%w (is the docker daemon running?)", err)
+	}
+	if len(bytes.TrimSpace(out)) == 0 {
+		return nil
+	}
+	fields := strings.Split(strings.TrimRight(string(out), "\n"), "\t")
+	if len(fields) != 3 {
+		return fmt.Errorf("docker ps: expected id, state and label of container %s, got %q", name, out)
+	}
+	id, state, dir := fields[0], fields[1], fields[2]
+	switch {
+	case dir == "":
+		return fmt.Errorf("a container named %s exists (%s) that no dev cluster made: remove or rename it, `docker rm -f %s`", name, state, id)
+	case state == "running" || state == "paused" || state == "restarting":
+		return fmt.Errorf("container %s is %s for the dev cluster of %s: end that with `make stop-devcluster` there, or `docker rm -f %s`", name, state, dir, id)
+	}
+	_, err = d.docker(ctx, "rm", id)
+	return err
 }
 
 func (d containers) alive(ctx context.Context, c *component) bool {

@@ -5,6 +5,7 @@ import os
 import threading
 import time
 
+import pytest
 import requests
 
 from components import DIR, ROOT, RUNTIME, run
@@ -48,6 +49,25 @@ def test_taken_ports(cluster, tmp_path):
     assert cluster.state() == before
     for c in before["components"]:
         assert requests.get("http://%s/readiness" % c["addr"], timeout=5).ok
+
+
+@pytest.mark.skipif(RUNTIME != "docker", reason="containers only")
+def test_leftover_container(cluster):
+    """What a cluster that was cut off left behind makes room, whichever checkout it was of; a container of someone else's is named and stays."""
+    me = cluster.agents[0]
+    me.stop()
+    run("docker", "create", "--name", me.name, "--label", "kraken.devcluster=/another/checkout", "kraken-agent:dev")
+    me.start()
+    me.stop()
+    theirs = run("docker", "create", "--name", me.name, "kraken-agent:dev").stdout.strip()
+    try:
+        p = run("bin/devcluster", "--dir", DIR, "start", me.name, cwd=ROOT, check=False)
+        assert p.returncode != 0
+        assert "a container named %s exists" % me.name in p.stdout and "docker rm -f" in p.stdout
+        assert run("docker", "ps", "-aq", "--no-trunc", "--filter", "name=" + me.name).stdout.strip() == theirs
+    finally:
+        run("docker", "rm", theirs)
+        me.start()
 
 
 def test_stop_drains(cluster, proxy, agent):
