@@ -57,7 +57,7 @@ var homes = map[string][]string{
 	"github.com/spf13/cobra":                 {"*/cmd/*"},
 	"golang.org/x/crypto/x509roots/fallback": {"*/cmd/*"},
 	"golang.org/x/sync":                      {"*"},
-	"golang.org/x/sys/unix":                  {"origin/store"},
+	"golang.org/x/sys/unix":                  {"origin/store", "proto/transport"},
 	"golang.org/x/time/rate":                 {"proto/transport", "origin", "origin/store", "origin/swarm"},
 	"github.com/google/uuid":                 {"*"},
 	"github.com/hashicorp/golang-lru/v2":     {"tracker", "agent", "buildindex", "origin"},
