@@ -49,7 +49,14 @@ type counting struct{ *Origin }
 func (c counting) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint registry.Range) (*registry.Content, error) {
 	content, err := c.Origin.OpenBlob(ctx, repo, d, hint)
 	if err == nil {
-		c.leases.sending(d, hint, content.Size)
+		if n := c.leases.sending(d, hint, content.Size); n > 0 {
+			closed := content.Close
+			content.Close = func() error {
+				transport.AwaitSent(ctx, turnLimit)
+				c.turns.done(n)
+				return closed()
+			}
+		}
 		content.Body = c.swarm.LimitUpload(ctx, d, content.Body)
 	}
 	return content, err
@@ -164,6 +171,9 @@ func (o *Origin) leaseRoute(w http.ResponseWriter, r *http.Request, d digest.Dig
 	if err != nil {
 		return fmt.Errorf("%w: have: %w", errBody, err)
 	}
+	if len(q.Peer) > 2*len(blob.InfoHash{}) {
+		return fmt.Errorf("%w: peer %.50q: want 40 hex digits", errBody, q.Peer)
+	}
 	if q.Max < 1 || q.Max > registry.MaxLeasePieces || len(q.Want) > 10*registry.MaxLeasePieces {
 		return fmt.Errorf("%w: max is %d, want names %d pieces", errBody, q.Max, len(q.Want))
 	}
@@ -178,7 +188,13 @@ func (o *Origin) leaseRoute(w http.ResponseWriter, r *http.Request, d digest.Dig
 			replica = i
 		}
 	}
+	turn := o.turns.take(r.Context(), q.Peer, m.PieceLength(), q.Max)
+	if turn == 0 {
+		return ignoreWrite(answer(w, http.StatusOK, registry.LeaseResponse{RetryAfter: soon}))
+	}
+	q.Max = turn
 	out := o.leases.hand(m, have, q, replica, ring.Replicas())
+	o.turns.unused(int64(turn-len(out.Pieces)) * m.PieceLength())
 	o.m.leased.Add(float64(len(out.Pieces)))
 	return ignoreWrite(answer(w, http.StatusOK, out))
 }

@@ -20,6 +20,8 @@ const (
 	// lead is how long a piece that a reader waits for first of all is left to the replica that leads with it. That one may be busy
 	// or not have hashed the blob yet, and the reader would see it.
 	lead = 50 * time.Millisecond
+	// soon is when to ask again whose turn has not come.
+	soon = 10 * time.Millisecond
 	// stripe is how many neighbouring pieces one replica leads with, so that agents read long ranges.
 	stripe = 4
 )
@@ -146,18 +148,20 @@ func (l *leases) leave(d digest.Digest) {
 	}
 }
 
-// sending notes that a range of a blob is being read: the leases of its pieces are used.
-func (l *leases) sending(d digest.Digest, r registry.Range, size int64) {
+// sending notes that a range of a blob is being read: the leases of its pieces are used. It returns how many bytes of leased pieces that
+// is, 0 for a read of another kind.
+func (l *leases) sending(d digest.Digest, r registry.Range, size int64) (n int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	b := l.blobs[d]
 	if b == nil || r.Length < 0 {
-		return
+		return 0
 	}
 	pl := blob.PieceLength(size)
 	for i := r.Offset / pl; i < int64(len(b.fetched)) && i*pl < r.Offset+r.Length; i++ {
 		b.fetched[i] = max(b.fetched[i], b.sent[i])
 	}
+	return max(0, min(r.Length, size-r.Offset))
 }
 
 // forget drops the counts of blobs that nobody has asked for lately.

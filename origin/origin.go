@@ -43,6 +43,7 @@ type Origin struct {
 	admin   *transport.Server
 
 	leases   *leases
+	turns    *turns
 	hashing  singleflight.Group // metainfo of one blob is computed once
 	fetching singleflight.Group // one read-through for many readers
 	fetches  map[digest.Digest]*fetch
@@ -71,7 +72,7 @@ func New(cfg Config, deps Deps) (_ *Origin, err error) {
 		return nil, err
 	}
 	o := &Origin{
-		cfg: cfg, log: deps.Log, leases: newLeases(cfg.Leasers), fetches: map[digest.Digest]*fetch{},
+		cfg: cfg, log: deps.Log, leases: newLeases(cfg.Leasers), turns: newTurns(), fetches: map[digest.Digest]*fetch{},
 		kick: make(chan struct{}, 1), retry: map[digest.Digest]retry{}, health: transport.NewHealth(),
 	}
 	o.ctx, o.stop = context.WithCancel(context.Background())

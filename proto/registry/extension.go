@@ -23,7 +23,7 @@ const (
 
 // LeaseRequest asks an origin for pieces to fetch from it (POST lease/<digest>).
 type LeaseRequest struct {
-	Peer string `json:"peer"`           // peer id, 40 hex digits; for logs only, origins keep nothing per agent
+	Peer string `json:"peer"`           // peer id, at most 40 hex digits: whose turn it is; an origin forgets it after seconds
 	Have []byte `json:"have"`           // bitmap of the pieces that the agent has or will get from peers, BEP 3 bit order
 	Want []int  `json:"want,omitempty"` // pieces that a reader waits for, most urgent first
 	Max  int    `json:"max"`            // at most so many pieces, 1..MaxLeasePieces

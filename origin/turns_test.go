@@ -1,0 +1,149 @@
+package origin
+
+import (
+	"slices"
+	"strconv"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+const turnPiece = 128 << 10
+
+// drain sends what is leased at a rate, piece by piece, until nothing is left on its way.
+func (t *turns) drain(rate int) {
+	for {
+		synctest.Wait()
+		t.mu.Lock()
+		pending := t.pending
+		t.mu.Unlock()
+		if pending == 0 {
+			return
+		}
+		time.Sleep(time.Duration(turnPiece * int(time.Second) / rate))
+		t.done(turnPiece)
+	}
+}
+
+func (t *turns) atOnce() int64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.pending
+}
+
+// A crowd that asks at once over a slow uplink is answered one after another, in the order of asking.
+func TestTurnsOnASlowUplink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const agents, rate = 16, 3 << 20
+		x := newTurns()
+		got := make(chan int, agents)
+		for i := range agents {
+			go func() {
+				if n := x.take(t.Context(), strconv.Itoa(i), turnPiece, 8); n < 1 || n*turnPiece > leastAhead {
+					t.Errorf("agent %d may lease %d pieces, want 1 or 2", i, n)
+				}
+				got <- i
+			}()
+			synctest.Wait()
+			if n := x.atOnce(); n > leastAhead {
+				t.Fatalf("%d bytes are on their way while the uplink's rate is not known, want at most %d", n, leastAhead)
+			}
+		}
+		x.drain(rate)
+		close(got)
+		var order []int
+		for i := range got {
+			order = append(order, i)
+		}
+		if len(order) != agents || !slices.IsSorted(order) {
+			t.Errorf("turns came to agents %v, want all in the order of asking", order)
+		}
+		if w, most := x.window(), int64(rate/2); w > most {
+			t.Errorf("%d bytes would be leased ahead, want at most half a second of the uplink, %d", w, most)
+		}
+	})
+}
+
+// On a fast uplink nobody waits once its rate is known.
+func TestTurnsOnAFastUplink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newTurns()
+		for range 400 {
+			n := x.take(t.Context(), "a", turnPiece, 8)
+			time.Sleep(time.Millisecond)
+			x.done(int64(n) * turnPiece)
+		}
+		began := time.Now()
+		for i := range 100 {
+			if n := x.take(t.Context(), strconv.Itoa(i), turnPiece, 4); n != 4 {
+				t.Fatalf("agent %d may lease %d pieces, want 4", i, n)
+			}
+		}
+		if took := time.Since(began); took != 0 {
+			t.Errorf("a hundred agents waited for %s, want no time", took)
+		}
+	})
+}
+
+// Whoever waits in vain is told to ask again, and has its place when it does.
+func TestTurnsKeepPlaces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newTurns()
+		if n := x.take(t.Context(), "sending", turnPiece, 2); n != 2 {
+			t.Fatalf("the first may lease %d pieces, want 2", n)
+		}
+		x.mu.Lock()
+		x.open[0].until = time.Now().Add(time.Hour) // slow, not gone
+		x.mu.Unlock()
+		if n := x.take(t.Context(), "early", turnPiece, 1); n != 0 {
+			t.Fatalf("%d pieces, want none while the uplink has enough to do", n)
+		}
+		got := make(chan string, 2)
+		wait := func(agent string) {
+			x.take(t.Context(), agent, turnPiece, 1)
+			got <- agent
+			time.Sleep(time.Minute) // whose turn came is being served
+		}
+		go wait("late")
+		synctest.Wait()
+		go wait("early")
+		synctest.Wait()
+		x.done(turnPiece)
+		if first := <-got; first != "early" {
+			t.Errorf("the turn came to %q, want the one who has waited for longer", first)
+		}
+		time.Sleep(2 * time.Minute)
+	})
+}
+
+// An agent that leases and does not fetch keeps the others waiting for a moment only.
+func TestTurnsOfOneWhoIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newTurns()
+		x.take(t.Context(), "gone", turnPiece, 2)
+		began, n := time.Now(), 0
+		for n == 0 {
+			n = x.take(t.Context(), "next", turnPiece, 1)
+		}
+		if took := time.Since(began); took > turnLimit+100*time.Millisecond {
+			t.Errorf("the next one waited for %s", took)
+		}
+		if n := x.atOnce(); n != turnPiece {
+			t.Errorf("%d bytes are on their way, want one piece", n)
+		}
+	})
+}
+
+// A piece that is longer than what is leased ahead goes out all the same, and what is not leased of a turn is free at once.
+func TestTurnsOfLargePieces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newTurns()
+		if n := x.take(t.Context(), "a", 16<<20, 4); n != 1 {
+			t.Fatalf("%d pieces, want 1", n)
+		}
+		x.unused(16 << 20)
+		if n := x.take(t.Context(), "b", 16<<20, 4); n != 1 {
+			t.Fatalf("%d pieces, want 1", n)
+		}
+	})
+}
