@@ -17,18 +17,20 @@ type board struct {
 
 	mu        sync.Mutex
 	moving    map[int]*moving
-	available []uint16 // connected nodes of ours that have the piece
+	available []uint16    // connected nodes of ours that have the piece
+	askedAt   []time.Time // when a peer was asked for the first block of a piece
 	since     time.Time
 	got       blob.Bitmap
 	left      int
 	leftBytes int64
 	judged    chan struct{} // closed and replaced whenever a piece has passed or not
+	// How long blocks take to come, and by how much that differs, smoothed (as a retransmission timer does it, RFC 6298).
+	wait, spread time.Duration
 }
 
 // moving is a piece on its way.
 type moving struct {
-	asked    int       // blocks that peers were asked for and have not sent
-	askedAt  time.Time // of the first
+	asked    int // blocks that peers were asked for and have not sent
 	blocks   map[int64]block
 	writing  int  // blocks being written
 	claimed  bool // a Source delivers it: blocks of peers are dropped
@@ -47,7 +49,7 @@ type block struct {
 }
 
 func newBoard(m *blob.Metainfo, part *store.Partial) *board {
-	b := &board{m: m, part: part, moving: map[int]*moving{}, judged: make(chan struct{}), available: make([]uint16, m.NumPieces())}
+	b := &board{m: m, part: part, moving: map[int]*moving{}, judged: make(chan struct{}), available: make([]uint16, m.NumPieces()), askedAt: make([]time.Time, m.NumPieces())}
 	b.got = part.Bitmap()
 	for i := range m.NumPieces() {
 		if !b.got.Has(i) {
@@ -74,7 +76,7 @@ func (b *board) asked(i int) (taken bool) {
 	defer b.mu.Unlock()
 	p := b.get(i)
 	if p.asked == 0 {
-		p.askedAt = time.Now()
+		b.askedAt[i] = time.Now()
 	}
 	p.asked++
 	return b.whole(i, p)
@@ -105,10 +107,32 @@ func (b *board) received(i int, off, size int64, from *conn) (ask int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.get(i).blocks[off] = block{off: off, size: size, from: from}
+	if at := b.askedAt[i]; !at.IsZero() {
+		b.took(time.Since(at))
+	}
 	from.unproven++
 	from.speed.add(size, time.Now())
 	return b.limit(from)
 }
+
+// took smooths how long a block took.
+func (b *board) took(d time.Duration) {
+	if b.wait == 0 {
+		b.wait, b.spread = d, d/2
+		return
+	}
+	b.spread += ((b.wait - d).Abs() - b.spread) / 8
+	b.wait += (d - b.wait) / 16
+}
+
+// overdue is after how long a block that a peer was asked for is not counted on any more: longer than nearly all take. In a large crowd
+// on slow links they take seconds, and whoever asks another peer or a Source meanwhile gets them twice.
+func (b *board) overdue(stall time.Duration) time.Duration {
+	return min(max(stall, b.wait+4*b.spread), overdueStalls*stall)
+}
+
+// overdueStalls bounds, in stall timeouts, how long a peer that hangs is counted on.
+const overdueStalls = 5
 
 // admit returns how many blocks a new connection may be asked for at once.
 func (b *board) admit(c *conn) int {
@@ -122,7 +146,7 @@ func (b *board) limit(c *conn) int {
 	size := blockSize(l)
 	if l == size || c.proven {
 		// A piece of one block is judged before the next message of its sender is read.
-		return int(min(max(2, c.speed.in(askAhead)/size+1), inFlight/size))
+		return int(min(max(1, c.speed.in(askAhead)/size+1), inFlight/size))
 	}
 	return max(1, int(l/size)-c.unproven)
 }
@@ -386,14 +410,14 @@ func (b *board) whole(i int, p *moving) bool {
 }
 
 // taken lists the pieces that nobody else should be asked for: Sources deliver them, or peers were asked for all that is missing, not
-// longer than overdue ago.
-func (b *board) taken(overdue time.Duration) []int {
+// so long ago that it is overdue.
+func (b *board) taken(stall time.Duration) []int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	now := time.Now()
+	now, overdue := time.Now(), b.overdue(stall)
 	var out []int
 	for i, p := range b.moving {
-		if p.claimed || b.whole(i, p) && now.Sub(p.askedAt) < overdue {
+		if p.claimed || b.whole(i, p) && now.Sub(b.askedAt[i]) < overdue {
 			out = append(out, i)
 		}
 	}
@@ -401,19 +425,19 @@ func (b *board) taken(overdue time.Duration) []int {
 }
 
 // look decides which pieces to ask a Source for: not what is here or on its way, and not what peers have and will deliver soon.
-// windows are the pieces that readers wait for, in order. budget is how many bytes peers are trusted to deliver; a piece that a peer
-// was asked for longer than overdue ago is not counted on.
-func (b *board) look(windows []int, budget int64, overdue time.Duration) view {
+// windows are the pieces that readers wait for, in order. budget is how many bytes peers are trusted to deliver; a piece that is overdue
+// at a peer is not counted on.
+func (b *board) look(windows []int, budget int64, stall time.Duration) view {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	now := time.Now()
+	now, overdue := time.Now(), b.overdue(stall)
 	v := view{have: b.part.Bitmap()}
 	take := func(i int) bool {
 		if p := b.moving[i]; p != nil {
 			if p.claimed || p.writing > 0 || p.checking {
 				return false
 			}
-			if p.asked > 0 && now.Sub(p.askedAt) < overdue {
+			if p.asked > 0 && now.Sub(b.askedAt[i]) < overdue {
 				return false
 			}
 			if len(p.suspects) > 0 {
