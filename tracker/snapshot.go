@@ -89,15 +89,16 @@ func (s *store) show(w *swarm, nodes map[*peer]*dashboard.Node, now moment) dash
 		row.InfoHash = i.String()
 	}
 	have := 0.0
-	for p, e := range w.entries {
-		if p.replaced || s.expired(p, e.seen, now) {
+	for e := range w.all() {
+		p := s.roster.peers[e.peer]
+		if p.replaced || s.expired(p, e.seen.moment(), now) {
 			continue
 		}
-		part := progress(w.size, e.left)
+		part := progress(w.size, int64(e.left))
 		have += part
 		n := s.nodeOf(p, nodes, now)
-		n.Uploaded += e.up
-		n.Downloaded += e.down
+		n.Uploaded += int64(e.up)
+		n.Downloaded += int64(e.down)
 		held := dashboard.Held{Digest: w.digest.String(), Size: w.size, Progress: part}
 		if e.left == 0 {
 			row.Seeds++
