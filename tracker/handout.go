@@ -43,7 +43,7 @@ func (s *store) handout(d digest.Digest, id announce.PeerID, numWant int) handou
 	now := s.now()
 	usable := func(e *entry) bool {
 		p := s.roster.peers[e.peer]
-		return p.dialable() && !s.expired(p, e.seen.moment(), now)
+		return p.dialable() && !s.expired(p.stock, e.seen.moment(), now)
 	}
 	add := func(entries []*entry, complete bool) {
 		for _, e := range entries {

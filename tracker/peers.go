@@ -1,8 +1,8 @@
 package tracker
 
 import (
-	"iter"
 	"net/netip"
+	"runtime"
 	"sync"
 	"time"
 
@@ -103,19 +103,6 @@ type swarm struct {
 
 func (w *swarm) len() int { return len(w.seeds.members) + w.leechers.len() }
 
-// all are the entries of the swarm.
-func (w *swarm) all() iter.Seq[*entry] {
-	return func(yield func(*entry) bool) {
-		for _, members := range [2][]entry{w.seeds.members, w.leechers.first.members} {
-			for i := range members {
-				if !yield(&members[i]) {
-					return
-				}
-			}
-		}
-	}
-}
-
 // entry is what p said, nil when it said nothing. It stays valid until the swarm is changed.
 func (w *swarm) entry(r *roster, p *peer) *entry {
 	if i, found := w.seeds.find(r, p); found {
@@ -178,9 +165,9 @@ func newStore(interval time.Duration, degree int, b bounds) *store {
 
 func (s *store) now() moment { return moment(time.Since(s.began)) }
 
-func (s *store) expired(p *peer, seen, now moment) bool {
+func (s *store) expired(stock bool, seen, now moment) bool {
 	ttl := s.ttl
-	if p.stock {
+	if stock {
 		ttl = s.stockTTL
 	}
 	return time.Duration(now-seen) > ttl
@@ -333,37 +320,63 @@ func (s *store) lookup(h blob.InfoHash) (d digest.Digest, size int64, ok bool) {
 	return "", 0, false
 }
 
+// atOnce is how many swarms or peers a walk looks at before it lets others in: announces don't wait for a walk, not on one core either.
+const atOnce = 256
+
+// breathe lets others have the lock, and the processor. s.mu is held before and after.
+func (s *store) breathe() {
+	s.mu.Unlock()
+	runtime.Gosched()
+	s.mu.Lock()
+}
+
 // digests are the keys of all swarms, so that long walks take the lock for one swarm at a time.
 func (s *store) digests() []digest.Digest {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := make([]digest.Digest, 0, len(s.swarms))
-	for d := range s.swarms {
-		out = append(out, d)
+	for d := range s.swarms { // what comes or goes meanwhile may or may not be among them
+		if out = append(out, d); len(out)%atOnce == 0 {
+			s.breathe()
+		}
 	}
 	return out
 }
 
-// sweep forgets what has not been announced for its time.
-func (s *store) sweep() {
-	for _, d := range s.digests() {
-		s.sweepSwarm(d)
-	}
+// eachPeer calls f, with the lock held, for every peer that is there all the time.
+func (s *store) eachPeer(f func(*peer)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := s.now()
-	for id, p := range s.peers {
-		if p.refs > 0 || !s.expired(p, p.seen, now) {
-			continue
+	for i := 0; i < len(s.roster.peers); i++ {
+		if i%atOnce == atOnce-1 {
+			s.breathe()
 		}
-		delete(s.peers, id)
+		if p := s.roster.peers[i]; p != nil {
+			f(p)
+		}
+	}
+}
+
+// sweep forgets what has not been announced for its time.
+func (s *store) sweep() {
+	for i, d := range s.digests() {
+		s.sweepSwarm(d)
+		if i%atOnce == atOnce-1 {
+			runtime.Gosched()
+		}
+	}
+	s.eachPeer(func(p *peer) {
+		if p.refs > 0 || !s.expired(p.stock, p.seen, s.now()) {
+			return
+		}
+		delete(s.peers, p.id)
 		s.roster.remove(p)
 		for _, a := range p.addrs {
 			if s.byAddr[a] == p {
 				delete(s.byAddr, a)
 			}
 		}
-	}
+	})
 }
 
 func (s *store) sweepSwarm(d digest.Digest) {
@@ -375,11 +388,13 @@ func (s *store) sweepSwarm(d digest.Digest) {
 	}
 	now := s.now()
 	gone := map[number]bool{}
-	for e := range w.all() {
-		if p := s.roster.peers[e.peer]; s.expired(p, e.seen.moment(), now) {
-			gone[e.peer] = true
-			p.refs--
-			s.pairs--
+	for _, members := range [2][]entry{w.seeds.members, w.leechers.first.members} {
+		for _, e := range members {
+			if p := s.roster.peers[e.peer]; s.expired(p.stock, e.seen.moment(), now) {
+				gone[e.peer] = true
+				p.refs--
+				s.pairs--
+			}
 		}
 	}
 	if len(gone) == 0 {
