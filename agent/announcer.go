@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -346,12 +347,16 @@ func (n *announcer) leave() error {
 	ctx, cancel := context.WithTimeout(context.Background(), farewell)
 	defer cancel()
 	n.mu.Lock()
+	all := maps.Clone(n.told)
+	for _, s := range n.pending {
+		all[s.Digest] = s // an eviction that the tracker does not know of yet is in told no more
+	}
+	n.mu.Unlock()
 	var states []announce.BlobState
-	for _, s := range n.told {
+	for _, s := range all {
 		s.Event = announce.EventStopped
 		states = append(states, s)
 	}
-	n.mu.Unlock()
 	for chunk := range slices.Chunk(states, announce.MaxBlobs) {
 		if _, err := n.send(ctx, chunk); err != nil {
 			n.log.Info("tracker was not told that this agent stops; it forgets by itself", "error", err)

@@ -230,6 +230,22 @@ func TestStoppedAtEvictionAndAtTheEnd(t *testing.T) {
 	})
 }
 
+// TestEvictedJustBeforeTheEnd: the request of an eviction is not yet sent when the agent ends.
+func TestEvictedJustBeforeTheEnd(t *testing.T) {
+	announces(t, 3, func(t *testing.T, a *announcer, n *node, tr *notebook, stop func()) {
+		a.gone(named(2).Digest)
+		pass(minGap / 2) // sent; what comes now waits for the gap
+		a.gone(named(0).Digest)
+		if _, ok := tr.believes(named(0).Digest); !ok {
+			t.Fatal("the eviction was sent at once, and this test shows nothing")
+		}
+		stop()
+		if len(tr.believed) > 0 {
+			t.Errorf("the tracker still believes %v after the end", tr.believed)
+		}
+	})
+}
+
 func TestWhatIsNotUsedFadesAway(t *testing.T) {
 	announces(t, 10, func(t *testing.T, a *announcer, n *node, tr *notebook, _ func()) {
 		n.set(func() { n.held = n.held[:4] })

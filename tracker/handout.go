@@ -41,25 +41,25 @@ func (s *store) handout(d digest.Digest, id announce.PeerID, numWant int) handou
 		asker = &peer{id: id, hash: hashOf(id)}
 	}
 	now := s.now()
-	usable := func(p *peer) bool {
-		return p.dialable() && !s.expired(p, w.entries[p].seen, now)
+	usable := func(e *entry) bool {
+		p := s.roster.peers[e.peer]
+		return p.dialable() && !s.expired(p.stock, e.seen.moment(), now)
 	}
-	add := func(peers []*peer, complete bool) {
-		for _, p := range peers {
-			if len(out.peers) < numWant && usable(p) {
+	add := func(entries []*entry, complete bool) {
+		for _, e := range entries {
+			if len(out.peers) < numWant && usable(e) {
+				p := s.roster.peers[e.peer]
 				out.peers = append(out.peers, candidate{p.id, p.addrs, complete})
 			}
 		}
 	}
-	if e, there := w.entries[asker]; there && e.left == 0 {
-		if w.leechers.len() > 0 {
-			add(w.leechers.circles[0].pick(asker, numWant, usable), false)
-		}
+	if _, complete := w.seeds.find(&s.roster, asker); complete {
+		add(pick(&w.leechers.first, &s.roster, asker, numWant, usable), false)
 		return out
 	}
 	// Complete ones first: a client that asks for few should not be left with peers that have nothing yet.
 	few := min(w.leechers.len(), s.degree, numWant*3/4)
-	add(w.seeds.pick(asker, min(numWant-few, (numWant+1)/2), usable), true)
-	add(w.leechers.neighbours(asker), false)
+	add(pick(&w.seeds, &s.roster, asker, min(numWant-few, (numWant+1)/2), usable), true)
+	add(w.leechers.neighbours(&s.roster, asker), false)
 	return out
 }

@@ -17,64 +17,101 @@ import (
 //
 // It is made of peer ids and the digest only: a tracker that restarts hands out the same graph again.
 type mesh struct {
-	salt    uint64
-	degree  int
-	circles []circle // nil while there is no member
+	salt   uint64
+	degree int
+	first  circle[entry] // the members with what they said
+	// more are the other circles. They are not there while members are so few that everybody is given everybody: most swarms of a
+	// cluster are like that most of the time.
+	more []circle[number]
 }
 
 // newMesh hands out at most degree neighbours.
-func newMesh(d digest.Digest, degree int) mesh { return mesh{salt: saltOf(d), degree: degree} }
-
-func (m *mesh) len() int {
-	if m.circles == nil {
-		return 0
-	}
-	return len(m.circles[0].members)
+func newMesh(d digest.Digest, degree int) mesh {
+	m := mesh{salt: saltOf(d), degree: degree}
+	m.first.salt = mix(m.salt)
+	return m
 }
 
-func (m *mesh) add(p *peer) {
-	if m.circles == nil {
-		m.circles = make([]circle, max(1, m.degree/2))
-		for i := range m.circles {
-			m.circles[i].salt = mix(m.salt + uint64(i))
+func (m *mesh) len() int { return len(m.first.members) }
+
+// complete says that everybody is given everybody.
+func (m *mesh) complete() bool { return m.len() <= m.degree+1 }
+
+func (m *mesh) entry(r *roster, p *peer) *entry {
+	if i, found := m.first.find(r, p); found {
+		return &m.first.members[i]
+	}
+	return nil
+}
+
+func (m *mesh) add(r *roster, e entry) {
+	m.first.add(r, e)
+	switch {
+	case m.more != nil:
+		for i := range m.more {
+			m.more[i].add(r, e.peer)
+		}
+	case !m.complete():
+		m.more = make([]circle[number], max(1, m.degree/2)-1)
+		for i := range m.more {
+			m.more[i].salt = mix(m.salt + uint64(i+1))
+			for _, e := range m.first.members {
+				m.more[i].add(r, e.peer)
+			}
 		}
 	}
-	for i := range m.circles {
-		m.circles[i].add(p)
-	}
 }
 
-func (m *mesh) remove(p *peer) {
-	for i := range m.circles {
-		m.circles[i].remove(p)
+func (m *mesh) remove(r *roster, p *peer) {
+	m.first.remove(r, p)
+	for i := range m.more {
+		m.more[i].remove(r, p)
 	}
-	if m.len() == 0 {
-		m.circles = nil
+	m.settle()
+}
+
+// forget removes many.
+func (m *mesh) forget(gone map[number]bool) {
+	m.first.forget(gone)
+	for i := range m.more {
+		m.more[i].forget(gone)
+	}
+	m.settle()
+}
+
+// settle gives up the other circles, later than they were made: members come and go.
+func (m *mesh) settle() {
+	if m.len() <= m.degree/2 {
+		m.more = nil
 	}
 }
 
 // neighbours are the members that p should be connected to; all others when there are few. For p outside of the mesh they are
 // the ones that it would have there.
-func (m *mesh) neighbours(p *peer) []*peer {
-	if m.circles == nil {
+func (m *mesh) neighbours(r *roster, p *peer) []*entry {
+	if m.len() == 0 {
 		return nil
 	}
-	out := make([]*peer, 0, m.degree+2)
-	add := func(n *peer) {
-		if n != p && !slices.Contains(out, n) {
-			out = append(out, n)
+	out := make([]*entry, 0, m.degree+2)
+	add := func(e *entry) {
+		if r.peers[e.peer] != p && !slices.Contains(out, e) {
+			out = append(out, e)
 		}
 	}
-	if first := m.circles[0]; len(first.members) <= m.degree+1 {
-		for _, n := range first.members {
-			add(n)
+	if m.complete() {
+		for i := range m.first.members {
+			add(&m.first.members[i])
 		}
 		return out
 	}
-	for i := range m.circles {
-		before, after := m.circles[i].around(p)
-		add(before)
-		add(after)
+	before, after := m.first.around(r, p)
+	add(&m.first.members[before])
+	add(&m.first.members[after])
+	for i := range m.more {
+		c := &m.more[i]
+		before, after := c.around(r, p)
+		add(m.entry(r, r.peers[c.members[before]]))
+		add(m.entry(r, r.peers[c.members[after]]))
 	}
 	return out
 }
@@ -82,63 +119,103 @@ func (m *mesh) neighbours(p *peer) []*peer {
 // window is how many members of a circle are looked at to pick some: enough to spread the load evenly, however many there are.
 const window = 160
 
+// member is somebody on a circle.
+type member interface {
+	entry | number
+	who() number
+}
+
+func (n number) who() number { return n }
+
 // circle orders members by a hash; the last one is before the first.
-type circle struct {
+type circle[M member] struct {
 	salt    uint64
-	members []*peer
+	members []M
 }
 
-func (c *circle) compare(a, b *peer) int {
-	return cmp.Or(cmp.Compare(mix(a.hash^c.salt), mix(b.hash^c.salt)), bytes.Compare(a.id[:], b.id[:]))
+// find is the place of p, and whether it is there.
+func (c *circle[M]) find(r *roster, p *peer) (int, bool) {
+	at := mix(p.hash ^ c.salt)
+	return slices.BinarySearchFunc(c.members, at, func(m M, at uint64) int {
+		q := r.peers[m.who()]
+		if order := cmp.Compare(mix(q.hash^c.salt), at); order != 0 {
+			return order
+		}
+		return bytes.Compare(q.id[:], p.id[:])
+	})
 }
 
-func (c *circle) find(p *peer) (int, bool) { return slices.BinarySearchFunc(c.members, p, c.compare) }
-
-func (c *circle) add(p *peer) {
-	if i, found := c.find(p); !found {
-		c.members = slices.Insert(c.members, i, p)
-	}
-}
-
-func (c *circle) remove(p *peer) {
-	if i, found := c.find(p); found {
-		c.members = slices.Delete(c.members, i, i+1)
-	}
-}
-
-// around are the members before and after the place of p, which need not be one. The circle has at least two members.
-func (c *circle) around(p *peer) (before, after *peer) {
-	n := len(c.members)
-	i, found := c.find(p)
-	after = c.members[i%n]
+func (c *circle[M]) add(r *roster, m M) {
+	i, found := c.find(r, r.peers[m.who()])
 	if found {
-		after = c.members[(i+1)%n]
+		return
 	}
-	return c.members[(i+n-1)%n], after
+	if n := len(c.members); n == cap(c.members) {
+		c.members = resized(c.members, n+n/8+1)
+	}
+	c.members = slices.Insert(c.members, i, m)
 }
 
-// pick chooses at most n members for p: those whose id scores best with p's (rendezvous), of the window that follows p's place.
+func (c *circle[M]) remove(r *roster, p *peer) {
+	if i, found := c.find(r, p); found {
+		c.members = slices.Delete(c.members, i, i+1)
+		c.settle()
+	}
+}
+
+// forget removes many.
+func (c *circle[M]) forget(gone map[number]bool) {
+	c.members = slices.DeleteFunc(c.members, func(m M) bool { return gone[m.who()] })
+	c.settle()
+}
+
+// settle gives memory back once half of it is unused.
+func (c *circle[M]) settle() {
+	if n := len(c.members); n < cap(c.members)/2 {
+		c.members = resized(c.members, n)
+	}
+}
+
+// resized is a copy with room for n, or the few more that take no more memory. append would double what is short: that is quicker
+// to fill and leaves a quarter of all memory unused, for as long as the swarm stays what it is.
+func resized[M any](s []M, n int) []M {
+	return append(slices.Grow([]M(nil), n), s...)
+}
+
+// around are the places of the members before and after p, which need not be one. The circle has at least two members.
+func (c *circle[M]) around(r *roster, p *peer) (before, after int) {
+	n := len(c.members)
+	i, found := c.find(r, p)
+	after = i % n
+	if found {
+		after = (i + 1) % n
+	}
+	return (i + n - 1) % n, after
+}
+
+// pick chooses at most n members of c for p: those whose id scores best with p's (rendezvous), of the window that follows p's place.
 // Each p gets its own, the same ones every time, and every member is given to about as many. usable leaves some out.
-func (c *circle) pick(p *peer, n int, usable func(*peer) bool) []*peer {
+func pick(c *circle[entry], r *roster, p *peer, n int, usable func(*entry) bool) []*entry {
 	if n <= 0 || len(c.members) == 0 {
 		return nil
 	}
 	type scored struct {
-		p     *peer
+		e     *entry
 		score uint64
 	}
 	all := make([]scored, 0, window)
-	start, _ := c.find(p)
+	start, _ := c.find(r, p)
 	for i := range min(window, len(c.members)) {
-		if q := c.members[(start+i)%len(c.members)]; q != p {
-			all = append(all, scored{q, mix(p.hash ^ q.hash ^ c.salt)})
+		e := &c.members[(start+i)%len(c.members)]
+		if q := r.peers[e.peer]; q != p {
+			all = append(all, scored{e, mix(p.hash ^ q.hash ^ c.salt)})
 		}
 	}
 	slices.SortFunc(all, func(a, b scored) int { return cmp.Compare(a.score, b.score) })
-	out := make([]*peer, 0, min(n, len(all)))
+	out := make([]*entry, 0, min(n, len(all)))
 	for _, s := range all {
-		if len(out) < n && usable(s.p) {
-			out = append(out, s.p)
+		if len(out) < n && usable(s.e) {
+			out = append(out, s.e)
 		}
 	}
 	return out

@@ -114,6 +114,124 @@ func TestGraph(t *testing.T) {
 	}
 }
 
+// TestGraphOfAThousand: also in a swarm of 1,000 everybody can be reached over leechers alone, few know many, and none is left alone when a third
+// of the others have been killed without a word: those are known to be gone by what has taken their address.
+func TestGraphOfAThousand(t *testing.T) {
+	const n, numWant = 1000, 40
+	degree := degreeOf(numWant)
+	s := newStore(time.Minute, degree, wide)
+	for i := range n {
+		s.say(t, nobody(i), leeching())
+	}
+	g := graph(s, n, numWant)
+	for id, out := range g {
+		if len(out) > degree || len(out) < degree*4/5 {
+			t.Errorf("%s is given %d, want %d..%d", id, len(out), degree*4/5, degree)
+		}
+	}
+	if count, hops := reached(g, nobody(0).id); count != n || hops > 4 {
+		t.Errorf("%d of %d can be reached from the first, the last in %d hops", count, n, hops)
+	}
+	given := map[announce.PeerID]int{}
+	for i := range 200 { // complete peers: each leecher knows some, none is known to all
+		s.say(t, nobody(n+i), seeding())
+	}
+	for i := range n {
+		for _, p := range s.handout(theBlob, nobody(i).id, numWant).peers {
+			if p.complete {
+				given[p.id]++
+			}
+		}
+	}
+	for id, k := range given {
+		if k > n*numWant/200 {
+			t.Errorf("the complete peer %s is given to %d of %d leechers", id, k, n)
+		}
+	}
+
+	killed := map[announce.PeerID]bool{}
+	for i := 0; i < n; i += 3 {
+		killed[nobody(i).id] = true
+		again := nobody(10_000 + i)
+		again.addrs = nobody(i).addrs
+		s.say(t, again, announce.BlobState{Digest: digest.FromString("another blob")})
+	}
+	alive := map[announce.PeerID][]announce.PeerID{}
+	for i := range n {
+		if id := nobody(i).id; !killed[id] {
+			for _, p := range s.handout(theBlob, id, numWant).peers {
+				if killed[p.id] {
+					t.Fatal("who was killed is handed out")
+				}
+				if !p.complete {
+					alive[id] = append(alive[id], p.id)
+				}
+			}
+		}
+	}
+	if count, _ := reached(alive, nobody(1).id); count != n-len(killed) {
+		t.Errorf("%d of %d that are left can be reached", count, n-len(killed))
+	}
+}
+
+// TestLateComersAreNotApart: peers that ask once, when they come, are connected with those that came before, however closed a circle those are.
+func TestLateComersAreNotApart(t *testing.T) {
+	const n, numWant = 400, 40
+	s := newStore(time.Minute, degreeOf(numWant), wide)
+	g := map[announce.PeerID][]announce.PeerID{}
+	for i := range n {
+		id := nobody(i).id
+		s.say(t, nobody(i), leeching())
+		for _, other := range ids(s.handout(theBlob, id, numWant)) {
+			g[id], g[other] = append(g[id], other), append(g[other], id)
+		}
+		if count, _ := reached(g, id); count != i+1 {
+			t.Fatalf("%d of %d can be reached from who came last", count, i+1)
+		}
+	}
+	early, half := 0, nobody(n/2).id
+	for i := n / 2; i < n; i++ {
+		for _, other := range g[nobody(i).id] {
+			if slices.Compare(other[:], half[:]) < 0 {
+				early++
+			}
+		}
+	}
+	if early < n/2*degreeOf(numWant)/4 {
+		t.Errorf("the second half has %d connections to the first", early)
+	}
+}
+
+// TestSmallAgain: a swarm that shrinks and grows hands out the same as one that was never larger or smaller.
+func TestSmallAgain(t *testing.T) {
+	const numWant = 40
+	degree := degreeOf(numWant)
+	s := newStore(time.Minute, degree, wide)
+	for i := range 100 {
+		s.say(t, nobody(i), leeching())
+	}
+	gone := announce.BlobState{Digest: theBlob, Event: announce.EventStopped}
+	for _, n := range []int{degree + 2, degree + 1, degree/2 + 1, degree / 2, 1, degree / 2, degree + 1, degree + 2, 60} {
+		for i := range 100 {
+			if i < n {
+				s.say(t, nobody(i), leeching())
+			} else {
+				s.say(t, nobody(i), gone)
+			}
+		}
+		fresh := newStore(time.Minute, degree, wide)
+		for i := range n {
+			fresh.say(t, nobody(i), leeching())
+		}
+		want := graph(fresh, n, numWant)
+		for id, got := range graph(s, n, numWant) {
+			if !slices.Equal(got, want[id]) {
+				t.Fatalf("%d peers: %s is given %d, and %d where the others never were", n, id, len(got), len(want[id]))
+			}
+		}
+	}
+}
+
 // TestGraphStable: one peer more or less changes the neighbours of a few, and what it changes stays a graph.
 func TestGraphStable(t *testing.T) {
 	const n, numWant = 150, 40

@@ -53,6 +53,60 @@ func TestTTL(t *testing.T) {
 	})
 }
 
+// TestSweepOfMany: what expires together goes together, and who is still there is given as before; the number of one that is gone
+// is another's, and none of its blobs are.
+func TestSweepOfMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const interval = 10 * time.Second
+		s := newStore(interval, 30, wide)
+		for i := range 300 {
+			s.say(t, nobody(i), leeching(), announce.BlobState{Digest: digest.FromString("2"), Size: 1})
+			s.say(t, nobody(1000+i), seeding())
+		}
+		time.Sleep(2 * interval)
+		for i := range 100 {
+			s.say(t, nobody(3*i), leeching())
+			s.say(t, nobody(1000+3*i), seeding())
+		}
+		time.Sleep(2 * interval)
+		s.sweep()
+		if swarms, peers, pairs := s.counts(); swarms != 1 || peers != 200 || pairs != 200 {
+			t.Errorf("%d swarms, %d peers, %d pairs are left, want 1, 200, 200", swarms, peers, pairs)
+		}
+		for i := range 200 {
+			s.say(t, nobody(2000+i), announce.BlobState{Digest: digest.FromString("3")})
+		}
+		if n := len(s.roster.peers); n != 600 {
+			t.Errorf("room for %d peers, want 600: numbers are given again", n)
+		}
+		fresh := newStore(interval, 30, wide)
+		for i := range 100 {
+			fresh.say(t, nobody(3*i), leeching())
+			fresh.say(t, nobody(1000+3*i), seeding())
+		}
+		for i := range 100 {
+			id := nobody(3 * i).id
+			if got, want := ids(s.handout(theBlob, id, 40)), ids(fresh.handout(theBlob, id, 40)); !slices.Equal(got, want) {
+				t.Fatalf("%s is given %v, want %v", id, got, want)
+			}
+		}
+		time.Sleep(4 * interval)
+		s.sweep()
+		if swarms, peers, pairs := s.counts(); swarms+peers+pairs != 0 {
+			t.Errorf("%d swarms, %d peers, %d pairs are left of nothing", swarms, peers, pairs)
+		}
+	})
+}
+
+// TestSeenIsNeverEarlier: an entry lives its whole time, whatever moment it was seen at.
+func TestSeenIsNeverEarlier(t *testing.T) {
+	for _, at := range []time.Duration{0, 1, time.Millisecond, 99 * time.Millisecond, 100 * time.Millisecond, time.Hour + 1, 5 * 365 * 24 * time.Hour} {
+		if got := tickOf(moment(at)).moment(); got < moment(at) || got-moment(at) >= tickLength {
+			t.Errorf("seen at %s is kept as %s", at, time.Duration(got))
+		}
+	}
+}
+
 // TestSweepRuns: memory is freed without anybody asking.
 func TestSweepRuns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -207,26 +261,37 @@ func TestLookup(t *testing.T) {
 	}
 }
 
-// TestMemory: an entry of a blob that a peer holds costs at most 128 bytes.
+// TestMemory: a pair costs little, be it in few large swarms of those that have the blob or fetch it, or in many of usual size.
 func TestMemory(t *testing.T) {
-	const peers, blobs = 1000, 200
-	states := make([]announce.BlobState, blobs)
-	for i := range states {
-		states[i] = announce.BlobState{Digest: digest.FromBytes([]byte{byte(i), byte(i >> 8)}), Size: 1 << 30}
+	for name, c := range map[string]struct {
+		peers, blobs, each int // each peer says that it has, or fetches, as many of the blobs
+		left               int64
+		most               float64
+	}{
+		"seeds":         {1000, 200, 200, 0, 32},
+		"leechers":      {1000, 200, 200, 1, 128}, // with their places on fifteen circles
+		"small swarms":  {200, 2000, 200, 0, 64},
+		"small, wanted": {200, 2000, 200, 1, 64},
+	} {
+		var before, after runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&before)
+		s := newStore(time.Minute, 30, wide)
+		for i := range c.peers {
+			states := make([]announce.BlobState, c.each)
+			for k := range states {
+				n := (i*37 + k) % c.blobs
+				states[k] = announce.BlobState{Digest: digest.FromBytes([]byte{byte(n), byte(n >> 8)}), Size: 1 << 30, Left: c.left}
+			}
+			s.say(t, nobody(i), states...)
+		}
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		each := float64(after.HeapAlloc-before.HeapAlloc) / float64(c.peers*c.each)
+		t.Logf("%s: %.0f bytes a pair", name, each)
+		if each > c.most {
+			t.Errorf("%s: %.0f bytes a pair, want at most %.0f", name, each, c.most)
+		}
+		runtime.KeepAlive(s)
 	}
-	var before, after runtime.MemStats
-	runtime.GC()
-	runtime.ReadMemStats(&before)
-	s := newStore(time.Minute, 30, wide)
-	for i := range peers {
-		s.say(t, nobody(i), states...)
-	}
-	runtime.GC()
-	runtime.ReadMemStats(&after)
-	each := float64(after.HeapAlloc-before.HeapAlloc) / (peers * blobs)
-	t.Logf("%.0f bytes a pair", each)
-	if each > 128 {
-		t.Errorf("%.0f bytes a pair, want at most 128", each)
-	}
-	runtime.KeepAlive(s)
 }

@@ -1,11 +1,16 @@
 package tracker
 
 import (
+	"bytes"
 	"cmp"
+	"net/netip"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
 
+	"kraken/proto/announce"
+	"kraken/proto/blob"
 	"kraken/tracker/dashboard"
 )
 
@@ -39,29 +44,43 @@ func (t *Tracker) snapshot() *dashboard.Snapshot {
 	return t.page.last
 }
 
-// snapshot walks the state, one swarm at a time.
+// shown is a node with what its row says of it once it is known to be among those that are shown.
+type shown struct {
+	dashboard.Node
+	id    announce.PeerID
+	addrs [2]netip.AddrPort
+}
+
+// snapshot walks the state. It holds the lock only to copy from it, a little at a time.
 func (s *store) snapshot() *dashboard.Snapshot {
 	out := &dashboard.Snapshot{Time: time.Now().UTC()}
-	nodes := map[*peer]*dashboard.Node{}
-	swarms := make([]dashboard.Swarm, 0, 64)
 	now := s.now()
-	for _, d := range slices.Sorted(slices.Values(s.digests())) { // so that rows stay where they are
+	nodes := s.nodes(now)
+	swarms := make([]dashboard.Swarm, 0, 64)
+	var entries []entry
+	digests := s.digests()
+	slices.Sort(digests) // so that rows stay where they are
+	for i, d := range digests {
 		s.mu.Lock()
-		if w := s.swarms[d]; w != nil {
-			if row := s.show(w, nodes, now); row.Seeds+row.Leechers > 0 {
-				swarms = append(swarms, row)
-			}
+		w := s.swarms[d]
+		if w == nil {
+			s.mu.Unlock()
+			continue
 		}
+		row := dashboard.Swarm{Digest: d.String(), Size: w.size, Age: time.Duration(now - w.since).Seconds()}
+		hash := w.hash
+		entries = append(append(entries[:0], w.seeds.members...), w.leechers.first.members...)
 		s.mu.Unlock()
-	}
-	s.mu.Lock()
-	for _, p := range s.peers {
-		if !p.replaced && !s.expired(p, p.seen, now) {
-			s.nodeOf(p, nodes, now)
+		if hash != (blob.InfoHash{}) {
+			row.InfoHash = hash.String()
+		}
+		if s.show(&row, entries, nodes, now); row.Seeds+row.Leechers > 0 {
+			swarms = append(swarms, row)
+		}
+		if i%atOnce == atOnce-1 {
+			runtime.Gosched()
 		}
 	}
-	s.mu.Unlock()
-
 	for _, w := range swarms {
 		out.Seeds += w.Seeds
 		out.Leechers += w.Leechers
@@ -70,39 +89,63 @@ func (s *store) snapshot() *dashboard.Snapshot {
 	slices.SortFunc(swarms, func(a, b dashboard.Swarm) int { // busy ones first, then the newest
 		return cmp.Or(cmp.Compare(b.Leechers, a.Leechers), cmp.Compare(a.Age, b.Age), cmp.Compare(a.Digest, b.Digest))
 	})
-	all := make([]dashboard.Node, 0, len(nodes))
-	for _, n := range nodes {
-		all = append(all, *n)
-	}
-	slices.SortFunc(all, func(a, b dashboard.Node) int {
-		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.PeerID, b.PeerID))
+	nodes = slices.DeleteFunc(nodes, func(n *shown) bool { return n == nil })
+	slices.SortFunc(nodes, func(a, b *shown) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), bytes.Compare(a.id[:], b.id[:]))
 	})
-	out.SwarmCount, out.NodeCount = len(swarms), len(all)
-	out.Swarms, out.Nodes = swarms[:min(maxRows, len(swarms))], all[:min(maxRows, len(all))]
+	out.SwarmCount, out.NodeCount = len(swarms), len(nodes)
+	out.Swarms = swarms[:min(maxRows, len(swarms))]
+	out.Nodes = make([]dashboard.Node, 0, min(maxRows, len(nodes)))
+	for _, n := range nodes[:min(maxRows, len(nodes))] {
+		n.PeerID = n.id.String()
+		for _, a := range n.addrs {
+			if a.IsValid() {
+				n.Addr = append(n.Addr, a.String())
+			}
+		}
+		out.Nodes = append(out.Nodes, n.Node)
+	}
 	return out
 }
 
-// show sums up one swarm and adds to the nodes what they have of it. s.mu is held.
-func (s *store) show(w *swarm, nodes map[*peer]*dashboard.Node, now moment) dashboard.Swarm {
-	row := dashboard.Swarm{Digest: w.digest.String(), Size: w.size, Age: time.Duration(now - w.since).Seconds()}
-	if i := w.hash; i != ([20]byte{}) {
-		row.InfoHash = i.String()
-	}
+// nodes are the peers that are believed to be there, by number; nil for the others. The number of one that is among them is not given
+// to another while the snapshot is made: that needs a time without an announce that is longer.
+func (s *store) nodes(now moment) []*shown {
+	var out []*shown
+	s.eachPeer(func(p *peer) {
+		if p.replaced || s.expired(p.stock, p.seen, now) {
+			return
+		}
+		for int(p.number) >= len(out) {
+			out = append(out, nil)
+		}
+		out[p.number] = &shown{
+			Node: dashboard.Node{Name: p.node, Stock: p.stock, LastSeen: max(0, time.Duration(now-p.seen)).Seconds()}, id: p.id, addrs: p.addrs,
+		}
+	})
+	return out
+}
+
+// show sums up the entries of one swarm, and adds to the nodes what they have of it.
+func (s *store) show(row *dashboard.Swarm, entries []entry, nodes []*shown, now moment) {
 	have := 0.0
-	for p, e := range w.entries {
-		if p.replaced || s.expired(p, e.seen, now) {
+	for _, e := range entries {
+		if int(e.peer) >= len(nodes) {
+			continue // it came a moment ago
+		}
+		n := nodes[e.peer]
+		if n == nil || s.expired(n.Stock, e.seen.moment(), now) {
 			continue
 		}
-		part := progress(w.size, e.left)
+		part := progress(row.Size, int64(e.left))
 		have += part
-		n := s.nodeOf(p, nodes, now)
-		n.Uploaded += e.up
-		n.Downloaded += e.down
-		held := dashboard.Held{Digest: w.digest.String(), Size: w.size, Progress: part}
+		n.Uploaded += int64(e.up)
+		n.Downloaded += int64(e.down)
+		held := dashboard.Held{Digest: row.Digest, Size: row.Size, Progress: part}
 		if e.left == 0 {
 			row.Seeds++
 			n.Seeding++
-			n.Bytes += w.size
+			n.Bytes += row.Size
 			if len(n.Held) < maxHeld {
 				n.Held = append(n.Held, held)
 			}
@@ -117,22 +160,6 @@ func (s *store) show(w *swarm, nodes map[*peer]*dashboard.Node, now moment) dash
 	if n := row.Seeds + row.Leechers; n > 0 {
 		row.Progress = have / float64(n)
 	}
-	return row
-}
-
-// nodeOf finds or makes the row of a peer. s.mu is held.
-func (s *store) nodeOf(p *peer, nodes map[*peer]*dashboard.Node, now moment) *dashboard.Node {
-	n := nodes[p]
-	if n == nil {
-		n = &dashboard.Node{Name: p.node, PeerID: p.id.String(), Stock: p.stock, LastSeen: max(0, time.Duration(now-p.seen)).Seconds()}
-		for _, a := range p.addrs {
-			if a.IsValid() {
-				n.Addr = append(n.Addr, a.String())
-			}
-		}
-		nodes[p] = n
-	}
-	return n
 }
 
 // progress is the part of a blob that is there, 0 to 1.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -18,6 +19,9 @@ func TestPage(t *testing.T) {
 	c := newCluster(t, nil)
 	if status, header, body := c.get("/"); status != 200 || !strings.HasPrefix(header.Get("Content-Type"), "text/html") || !strings.Contains(body, "No swarm yet") || !strings.Contains(body, `http-equiv="refresh" content="2"`) {
 		t.Errorf("empty: %d %v", status, header)
+	}
+	if _, _, body := c.get("/swarms"); !strings.Contains(body, `"swarms":[],"nodes":[]`) {
+		t.Errorf("empty: %s", body)
 	}
 	m := c.push(strings.Repeat("a layer", 100_000))
 	c.announce(1, announce.BlobState{Digest: m.Digest, Size: m.Size, Left: m.Size / 2, Want: true, NeedMetainfo: true, Uploaded: 5, Downloaded: 6})
@@ -51,6 +55,55 @@ func TestPage(t *testing.T) {
 		if !strings.Contains(body, want) {
 			t.Errorf("the page lacks %q", want)
 		}
+	}
+}
+
+// TestWalksBesideAnnounces: the page and the sweep let announces in between, which change what they walk over.
+func TestWalksBesideAnnounces(t *testing.T) {
+	const workers, rounds, blobs = 4, 30, 3 * atOnce
+	s := newStore(time.Minute, 30, wide)
+	states := func(e announce.Event, left int64) []announce.BlobState {
+		out := make([]announce.BlobState, blobs)
+		for i := range out {
+			out[i] = announce.BlobState{Digest: digest.FromString(fmt.Sprint(i)), Size: 100, Left: left, Event: e}
+		}
+		return out
+	}
+	const stays = 1_000_000
+	s.say(t, nobody(stays), states(announce.EventNone, 0)...)
+	stop := make(chan struct{})
+	var walks, announcers sync.WaitGroup
+	walks.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			s.sweep()
+			for _, n := range s.snapshot().Nodes {
+				if n.PeerID == nobody(stays).id.String() && n.Seeding != blobs {
+					t.Errorf("who stays is shown with %d blobs, want %d", n.Seeding, blobs)
+				}
+			}
+		}
+	})
+	for w := range workers {
+		announcers.Go(func() {
+			for i := range rounds {
+				who := nobody(w*rounds + i)
+				s.say(t, who, states(announce.EventStarted, 1)...)
+				s.say(t, who, states(announce.EventCompleted, 0)...)
+				s.handout(digest.FromString("1"), who.id, 40)
+				s.say(t, who, states(announce.EventStopped, 0)...)
+			}
+		})
+	}
+	announcers.Wait()
+	close(stop)
+	walks.Wait()
+	if swarms, peers, pairs := s.counts(); swarms != blobs || peers != workers*rounds+1 || pairs != blobs {
+		t.Errorf("%d swarms, %d peers, %d pairs, want %d, %d, %d", swarms, peers, pairs, blobs, workers*rounds+1, blobs)
 	}
 }
 

@@ -152,14 +152,15 @@ func (t *loaded) connsOf(id [20]byte) []*conn {
 	return out
 }
 
-// Asked lists the blobs that peers are connected for.
+// Asked lists the blobs that peers are connected for, or were a moment ago: for IdleTimeout, so that no visit is missed by who asks
+// more often.
 func (s *Swarm) Asked() []digest.Digest {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var out []digest.Digest
 	for _, t := range s.loaded {
 		t.mu.Lock()
-		if len(t.conns) > 0 {
+		if len(t.conns) > 0 || time.Since(t.used) < s.cfg.IdleTimeout {
 			out = append(out, t.m.Digest)
 		}
 		t.mu.Unlock()

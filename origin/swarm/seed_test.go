@@ -1,6 +1,7 @@
 package swarm
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -33,6 +34,34 @@ func TestTorrentsExistOnlyWhileAskedFor(t *testing.T) {
 	again := newNode(t, nil)
 	again.fetch(m, nil, seed.peer()).finish()
 	again.has(b)
+}
+
+// TestAsked: a visit counts also when it was short and has ended, and not for ever.
+func TestAsked(t *testing.T) {
+	b := randomBytes(23, 2<<20)
+	seed := newNode(t, func(c *Config) { c.IdleTimeout = time.Hour })
+	m := seed.seed(b)
+	if asked := seed.Asked(); len(asked) != 0 {
+		t.Errorf("asked for %v before anybody did", asked)
+	}
+	leech := newNode(t, nil)
+	leech.fetch(m, nil, seed.peer()).finish()
+	leech.Close()
+	lt := seed.find(m.InfoHash())
+	eventually(t, "the visitor is gone", func() bool {
+		lt.mu.Lock()
+		defer lt.mu.Unlock()
+		return len(lt.conns) == 0
+	})
+	if asked := seed.Asked(); !slices.Equal(asked, []digest.Digest{m.Digest}) {
+		t.Errorf("after a visit asked for %v, want %v", asked, m.Digest)
+	}
+	lt.mu.Lock()
+	lt.used = lt.used.Add(-time.Hour)
+	lt.mu.Unlock()
+	if asked := seed.Asked(); len(asked) != 0 {
+		t.Errorf("an hour after the visit asked for %v", asked)
+	}
 }
 
 func TestRunFindsWhatIsInTheStore(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -303,9 +304,20 @@ func tracker(b *bench, ctx context.Context) (err error) {
 		}
 		rates, cpu = append(rates, rate), append(cpu, used.Seconds())
 	}
+	var took []float64 // of a new download's question, one after another: what a pull waits for
+	for k := range 1000 {
+		began := time.Now()
+		if err := announceBatch(ctx, client, k%peers, digests, k%batches*batch, 1); err != nil {
+			return err
+		}
+		took = append(took, time.Since(began).Seconds()*1000)
+	}
+	slices.Sort(took)
 	const pairs = peers * batches * batch
-	b.add(report.AtLeast("announces a second", map[string]any{"batch": batch, "cores": 1}, report.Median(rates), "/s", 50_000,
-		map[string]any{"by_cpu": pairs / report.Median(cpu)}),
+	b.add(report.AtMost("tracker's answer", map[string]any{"n": len(took), "cores": 1}, report.Median(took), "ms", 1,
+		map[string]any{"p99": took[len(took)*99/100]}),
+		report.AtLeast("announces a second", map[string]any{"batch": batch, "cores": 1}, report.Median(rates), "/s", 50_000,
+			map[string]any{"by_cpu": pairs / report.Median(cpu)}),
 		report.AtMost("tracker's memory of a (peer, blob) pair", map[string]any{"pairs": pairs}, float64(full-empty)/pairs, "bytes", 128,
 			map[string]any{"empty_mib": float64(empty) / mib}))
 	return nil
