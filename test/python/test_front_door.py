@@ -7,12 +7,13 @@ import shutil
 import subprocess
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
 
 from components import ROOT, run
-from utils import file_of, noise, read_all, tar_of, unique
+from utils import file_of, noise, read_all, sha256, tar_of, unique
 
 MIB = 1 << 20
 
@@ -100,6 +101,57 @@ def test_chunked_push_behind_nginx(nginx, proxy):
         r = s.get(blob, headers={"Range": "bytes=%d-" % (half + 5)}, timeout=60)
         assert r.status_code == 206 and r.content == b[half + 5:]
     proxy.request("DELETE", "%s/blobs/%s" % (repo, digest), want=202)
+
+
+def test_slow_clients_behind_nginx(nginx, proxy):
+    """A push and a pull that move all the time, and a push that pauses, each for longer than any of nginx's time-outs of 60 s."""
+    port, cert = nginx
+    base, repo, b, longer = "https://127.0.0.1:%d/v2/" % port, unique("test/nginx-slow"), noise(66 * MIB, "slow"), 66
+    proxy.push_blob(repo, b)
+    blobs = {k: noise(longer * 1024, repo + k) for k in ("steady", "pause")}
+
+    def session():
+        s = requests.Session()
+        s.verify, s.trust_env = cert, False
+        return s
+
+    def steadily(data):
+        for i in range(longer):
+            yield data[i * 1024:(i + 1) * 1024]
+            time.sleep(1)
+
+    def finish(s, r, data):
+        assert r.status_code == 202, r.text
+        r = s.put(requests.compat.urljoin(r.url, r.headers["Location"]), params={"digest": sha256(data)}, timeout=60)
+        assert r.status_code == 201, r.text
+
+    def steady():
+        with session() as s:
+            r = s.post(base + repo + "/blobs/uploads/", timeout=60)
+            finish(s, s.patch(requests.compat.urljoin(r.url, r.headers["Location"]), data=steadily(blobs["steady"]), timeout=60), blobs["steady"])
+
+    def pause():
+        data = blobs["pause"]
+        with session() as s:
+            r = s.post(base + repo + "/blobs/uploads/", timeout=60)
+            r = s.patch(requests.compat.urljoin(r.url, r.headers["Location"]), data=data[:100], timeout=60)
+            time.sleep(longer)
+            finish(s, s.patch(requests.compat.urljoin(r.url, r.headers["Location"]), data=data[100:], timeout=60), data)
+
+    def pull():
+        h, took = hashlib.sha256(), time.monotonic()
+        with session() as s, s.get(base + repo + "/blobs/" + sha256(b), stream=True, timeout=60) as r:
+            assert r.status_code == 200
+            for part in r.iter_content(MIB):
+                h.update(part)
+                time.sleep(1)
+        assert time.monotonic() - took > 60 and "sha256:" + h.hexdigest() == sha256(b)
+
+    with ThreadPoolExecutor(3) as pool:
+        for f in [pool.submit(f) for f in (steady, pause, pull)]:
+            f.result()
+    for data in blobs.values():
+        assert proxy.blob(repo, sha256(data)).content == data
 
 
 def test_cut_through(tool, cluster, tmp_path):
