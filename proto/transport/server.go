@@ -53,6 +53,7 @@ func NewServer(name string, cfg ServerConfig, h http.Handler, log *slog.Logger) 
 		}
 		return nil, fmt.Errorf("%s listener: %w", name, err)
 	}
+	l = shortQueues{l}
 	s := &Server{name: name, cfg: cfg, l: l, log: log, plain: tc == nil}
 	if tc != nil {
 		s.l = tls.NewListener(l, tc)
