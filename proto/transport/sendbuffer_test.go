@@ -2,18 +2,11 @@ package transport
 
 import (
 	"net"
+	"net/http"
 	"syscall"
 	"testing"
 	"time"
 )
-
-// fixed is a listener that accepts one connection.
-type fixed struct {
-	net.Listener
-	c net.Conn
-}
-
-func (f fixed) Accept() (net.Conn, error) { return f.c, nil }
 
 func sendBuffer(t *testing.T, c net.Conn) (n int) {
 	t.Helper()
@@ -28,9 +21,9 @@ func sendBuffer(t *testing.T, c net.Conn) (n int) {
 	return n
 }
 
-// TestShortPathsGetShortQueues: a server's connection over a short path has a bounded send buffer and is still the connection that sendfile
-// takes; what is no TCP is passed on as it is.
-func TestShortPathsGetShortQueues(t *testing.T) {
+// accepted is a server's connection over loopback.
+func accepted(t *testing.T) net.Conn {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -40,29 +33,60 @@ func TestShortPathsGetShortQueues(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer out.Close()
+	t.Cleanup(func() { out.Close() })
 	in, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer in.Close()
-	rtt, err := roundTrip(in.(*net.TCPConn))
-	if err != nil || rtt <= 0 || rtt > time.Minute {
-		t.Fatalf("round trip %s, %v", rtt, err)
+	t.Cleanup(func() { in.Close() })
+	return in
+}
+
+// Connections get a bounded send buffer when they serve a request beside more than few others, and only those.
+func TestCrowdsGetShortQueues(t *testing.T) {
+	x := newCrowd()
+	x.few = 2
+	var conns []net.Conn
+	var own []int // the kernel's buffers
+	for range 4 {
+		c := accepted(t)
+		conns, own = append(conns, c), append(own, sendBuffer(t, c))
+		x.connState(c, http.StateNew)
 	}
-	before := sendBuffer(t, in)
-	c, err := shortQueues{fixed{l, in}}.Accept()
-	if err != nil || c != in {
-		t.Fatalf("accepted %T, %v", c, err)
+	bounded := func(i int) bool { return sendBuffer(t, conns[i]) != own[i] }
+	expect := func(when string, want ...bool) {
+		t.Helper()
+		for i, w := range want {
+			if rtt, err := roundTrip(conns[i].(*net.TCPConn)); err != nil || rtt <= 0 || rtt >= shortPath {
+				t.Skipf("loopback takes %s here, %v", rtt, err)
+			}
+			if bounded(i) != w {
+				t.Errorf("%s: connection %d has a send buffer of %d, the kernel's is %d", when, i, sendBuffer(t, conns[i]), own[i])
+			}
+		}
 	}
-	// The system may allow less (net.core.wmem_max).
-	if got := sendBuffer(t, c); rtt < shortPath && got > 2*shortQueue || rtt >= shortPath && got != before {
-		t.Errorf("round trip %s: send buffer %d, it was %d", rtt, got, before)
+	x.connState(conns[0], http.StateActive)
+	x.connState(conns[1], http.StateActive)
+	expect("as many as processors", false, false, false, false)
+	x.connState(conns[0], http.StateIdle)
+	x.connState(conns[2], http.StateActive)
+	expect("an idle one does not count", false, false, false, false)
+	x.connState(conns[3], http.StateActive)
+	expect("one more", false, false, false, true)
+	for _, c := range conns {
+		x.connState(c, http.StateClosed)
 	}
+	if len(x.active)+len(x.short)+x.now != 0 {
+		t.Errorf("closed connections are remembered: %+v", x)
+	}
+
+	// What is no TCP is left as it is.
 	ours, theirs := net.Pipe()
 	defer ours.Close()
 	defer theirs.Close()
-	if c, err := (shortQueues{fixed{l, ours}}).Accept(); err != nil || c != ours {
-		t.Errorf("accepted %T, %v", c, err)
+	x.few = 0
+	x.connState(ours, http.StateActive)
+	if err := ours.SetDeadline(time.Now()); err != nil {
+		t.Error(err)
 	}
 }

@@ -53,7 +53,6 @@ func NewServer(name string, cfg ServerConfig, h http.Handler, log *slog.Logger) 
 		}
 		return nil, fmt.Errorf("%s listener: %w", name, err)
 	}
-	l = shortQueues{l}
 	s := &Server{name: name, cfg: cfg, l: l, log: log, plain: tc == nil}
 	if tc != nil {
 		s.l = tls.NewListener(l, tc)
@@ -64,6 +63,7 @@ func NewServer(name string, cfg ServerConfig, h http.Handler, log *slog.Logger) 
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 		ConnContext:       withConn,
+		ConnState:         newCrowd().connState,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	return s, nil
