@@ -50,10 +50,10 @@ func (c counting) OpenBlob(ctx context.Context, repo string, d digest.Digest, hi
 	content, err := c.Origin.OpenBlob(ctx, repo, d, hint)
 	if err == nil {
 		if n := c.leases.sending(d, hint, content.Size); n > 0 {
-			closed := content.Close
+			sent, closed := c.turns.fetch(n), content.Close
 			content.Close = func() error {
 				transport.AwaitSent(ctx, turnLimit)
-				c.turns.done(n)
+				sent()
 				return closed()
 			}
 		}

@@ -15,10 +15,13 @@ const (
 	leastAhead = 256 << 10
 	// turnWait is how long an agent waits for its turn until it is told to ask again. It keeps its place for placeTime.
 	turnWait, placeTime = time.Second, 2 * time.Second
-	// A lease that was not sent in turnLimit and twice the time that it and those before it need keeps nobody waiting any more.
-	turnLimit = time.Second
-	// rateStep is how often the uplink's rate is taken, and rateTime for how long the highest counts at least.
-	rateStep, rateTime = 100 * time.Millisecond, 5 * time.Second
+	// A lease that nobody begins to fetch within fetchLimit keeps nobody waiting any more, and one that was not sent in turnLimit and
+	// twice the time that it and those before it need.
+	fetchLimit, turnLimit = 250 * time.Millisecond, time.Second
+	// The uplink's rate is taken after rateStep of sending or after rateBytes; the highest counts for rateTime at least.
+	rateStep, rateBytes, rateTime = 100 * time.Millisecond, 4 << 20, 5 * time.Second
+	// shortest is what a shorter time of sending counts as: a queue behind the kernel may have taken the bytes.
+	shortest = 10 * time.Millisecond
 	// maxPlaces bounds how many agents' places are kept.
 	maxPlaces = 4096
 )
@@ -28,23 +31,25 @@ const (
 // rate is measured, so that on a fast one nobody waits. They are for all blobs of an origin, which share the uplink.
 type turns struct {
 	mu      sync.Mutex
-	open    []grant // leased and not sent yet, oldest first
-	pending int64   // their bytes
+	open    []*grant // leased and not sent yet, oldest first
+	pending int64    // their bytes
 	waiting []*waiter
 	places  map[string]place // of agents that were told to ask again
 	changed chan struct{}    // closed and replaced when a turn may have come
 
 	// The uplink's rate is the highest of late, in bytes a second: a lower one may be because little was asked for. 0: not known.
-	rate, last float64   // in this rateTime and in the one before
-	began      time.Time // of this rateTime
-	since      time.Time // of the last measurement
-	sent       int64     // since then
+	rate, last float64       // in this rateTime and in the one before
+	began      time.Time     // of this rateTime
+	since      time.Time     // when something began to be on its way, or of the last measurement
+	busy       time.Duration // since the last measurement, up to when nothing was on its way
+	sent       int64         // since the last measurement
 }
 
-// grant is a lease on its way.
+// grant is what was leased, or a part of it that is being fetched.
 type grant struct {
-	bytes int64
-	until time.Time
+	bytes   int64
+	until   time.Time
+	fetched bool
 }
 
 type waiter struct{ since time.Time }
@@ -72,18 +77,14 @@ func (t *turns) take(ctx context.Context, agent string, piece int64, most int) i
 			delete(t.places, agent)
 			// All who wait share the room.
 			n := min(most, max(1, int(room/int64(len(t.waiting))/piece)))
-			bytes := int64(n) * piece
-			if t.pending == 0 && now.Sub(t.since) > rateStep {
-				t.since, t.sent = now, 0 // it was idle
-			}
-			t.pending += bytes
-			t.open = append(t.open, grant{bytes, now.Add(turnLimit + t.lasts(2*t.pending))})
+			t.add(&grant{bytes: int64(n) * piece, until: now.Add(fetchLimit)})
 			return n
 		}
 		changed := t.changed
 		var lapse <-chan time.Time
 		if len(t.open) > 0 {
-			lapse = time.After(t.open[0].until.Sub(now))
+			first := slices.MinFunc(t.open, func(a, b *grant) int { return a.until.Compare(b.until) })
+			lapse = time.After(first.until.Sub(now))
 		}
 		t.mu.Unlock()
 		over := false
@@ -146,45 +147,82 @@ func (t *turns) lasts(n int64) time.Duration {
 	return time.Duration(min(float64(n)/rate, leaseFor.Seconds()) * float64(time.Second))
 }
 
-func (t *turns) expire(now time.Time) {
-	for len(t.open) > 0 && !now.Before(t.open[0].until) {
-		t.pending -= t.open[0].bytes
-		t.open = t.open[1:]
+func (t *turns) add(g *grant) {
+	if len(t.open) == 0 {
+		t.since = time.Now()
 	}
+	t.open = append(t.open, g)
+	t.pending += g.bytes
 }
 
-// back takes n bytes off the oldest leases.
-func (t *turns) back(n int64) {
-	for len(t.open) > 0 && n > 0 {
-		k := min(n, t.open[0].bytes)
+// rest ends a time in which something was on its way.
+func (t *turns) rest(now time.Time) {
+	t.busy += now.Sub(t.since)
+	t.since = now
+}
+
+// expire forgets leases that ran out.
+func (t *turns) expire(now time.Time) {
+	if len(t.open) == 0 {
+		return
+	}
+	t.open = slices.DeleteFunc(t.open, func(g *grant) bool {
+		if now.Before(g.until) {
+			return false
+		}
+		t.pending -= g.bytes
+		return true
+	})
+}
+
+// unfetched takes n bytes off the leases that nobody fetches yet.
+func (t *turns) unfetched(n int64) {
+	t.open = slices.DeleteFunc(t.open, func(g *grant) bool {
+		if g.fetched {
+			return false
+		}
+		k := min(n, g.bytes)
 		n -= k
 		t.pending -= k
-		if t.open[0].bytes -= k; t.open[0].bytes == 0 {
-			t.open = t.open[1:]
-		}
-	}
-	t.wake()
+		g.bytes -= k
+		return g.bytes == 0
+	})
 }
 
-// unused gives back what was taken and is not leased.
+// unused gives back n bytes that were taken and not leased.
 func (t *turns) unused(n int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.back(n)
+	t.unfetched(n)
+	t.wake()
 }
 
-// done notes that n bytes of leases were sent.
-func (t *turns) done(n int64) {
+// fetch notes that n leased bytes are being fetched. sent is called when they were sent, or never will be.
+func (t *turns) fetch(n int64) (sent func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.unfetched(n)
+	g := &grant{bytes: n, until: time.Now().Add(turnLimit + t.lasts(2*(t.pending+n))), fetched: true}
+	t.add(g)
+	return func() { t.sentAll(g) }
+}
+
+func (t *turns) sentAll(g *grant) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := time.Now()
-	t.sent += n
-	if took := now.Sub(t.since); took >= rateStep {
+	t.sent += g.bytes
+	t.rest(now)
+	if i := slices.Index(t.open, g); i >= 0 {
+		t.open = slices.Delete(t.open, i, i+1)
+		t.pending -= g.bytes
+	}
+	if t.busy >= rateStep || t.sent >= rateBytes {
 		if now.Sub(t.began) > rateTime {
 			t.rate, t.last, t.began = 0, t.rate, now
 		}
-		t.rate = max(t.rate, float64(t.sent)/took.Seconds())
-		t.since, t.sent = now, 0
+		t.rate = max(t.rate, float64(t.sent)/max(t.busy, shortest).Seconds())
+		t.busy, t.sent = 0, 0
 	}
-	t.back(n)
+	t.wake()
 }

@@ -20,8 +20,9 @@ func (t *turns) drain(rate int) {
 		if pending == 0 {
 			return
 		}
+		sent := t.fetch(turnPiece)
 		time.Sleep(time.Duration(turnPiece * int(time.Second) / rate))
-		t.done(turnPiece)
+		sent()
 	}
 }
 
@@ -70,8 +71,9 @@ func TestTurnsOnAFastUplink(t *testing.T) {
 		x := newTurns()
 		for range 400 {
 			n := x.take(t.Context(), "a", turnPiece, 8)
+			sent := x.fetch(int64(n) * turnPiece)
 			time.Sleep(time.Millisecond)
-			x.done(int64(n) * turnPiece)
+			sent()
 		}
 		began := time.Now()
 		for i := range 100 {
@@ -92,6 +94,7 @@ func TestTurnsKeepPlaces(t *testing.T) {
 		if n := x.take(t.Context(), "sending", turnPiece, 2); n != 2 {
 			t.Fatalf("the first may lease %d pieces, want 2", n)
 		}
+		sent := x.fetch(2 * turnPiece)
 		x.mu.Lock()
 		x.open[0].until = time.Now().Add(time.Hour) // slow, not gone
 		x.mu.Unlock()
@@ -108,7 +111,7 @@ func TestTurnsKeepPlaces(t *testing.T) {
 		synctest.Wait()
 		go wait("early")
 		synctest.Wait()
-		x.done(turnPiece)
+		sent()
 		if first := <-got; first != "early" {
 			t.Errorf("the turn came to %q, want the one who has waited for longer", first)
 		}
@@ -116,20 +119,51 @@ func TestTurnsKeepPlaces(t *testing.T) {
 	})
 }
 
-// An agent that leases and does not fetch keeps the others waiting for a moment only.
+// An agent that leases and is gone before or while it fetches keeps the others waiting for a moment only.
 func TestTurnsOfOneWhoIsGone(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		fetches bool
+		limit   time.Duration
+	}{{"before", false, fetchLimit}, {"while it fetches", true, turnLimit}} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				x := newTurns()
+				x.take(t.Context(), "gone", turnPiece, 2)
+				if tc.fetches {
+					defer x.fetch(2 * turnPiece)() // long after
+				}
+				began, n := time.Now(), 0
+				for n == 0 {
+					n = x.take(t.Context(), "next", turnPiece, 1)
+				}
+				if took := time.Since(began); took != tc.limit {
+					t.Errorf("the next one waited for %s, want %s", took, tc.limit)
+				}
+				if n := x.atOnce(); n != turnPiece {
+					t.Errorf("%d bytes are on their way, want one piece", n)
+				}
+			})
+		})
+	}
+}
+
+// One short transfer over a fast uplink is enough to know that nobody has to wait.
+func TestTurnsAfterAShortTransfer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x := newTurns()
-		x.take(t.Context(), "gone", turnPiece, 2)
-		began, n := time.Now(), 0
-		for n == 0 {
-			n = x.take(t.Context(), "next", turnPiece, 1)
+		for range 2 {
+			x.take(t.Context(), "a", 2<<20, 1)
+			sent := x.fetch(2 << 20)
+			time.Sleep(5 * time.Millisecond)
+			sent()
+			time.Sleep(time.Minute) // rest says nothing about the uplink
 		}
-		if took := time.Since(began); took > turnLimit+100*time.Millisecond {
-			t.Errorf("the next one waited for %s", took)
-		}
-		if n := x.atOnce(); n != turnPiece {
-			t.Errorf("%d bytes are on their way, want one piece", n)
+		for i := range 8 {
+			began := time.Now()
+			if n := x.take(t.Context(), strconv.Itoa(i), 2<<20, 1); n != 1 || time.Since(began) != 0 {
+				t.Errorf("agent %d has to wait for its turn", i)
+			}
 		}
 	})
 }

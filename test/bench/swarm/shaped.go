@@ -68,6 +68,9 @@ func (c *cluster) race(ctx context.Context, mbit int, size int64, pull func(cont
 	wg.Wait()
 	used1, total1 := machine()
 	after, terr := c.net.traffic()
+	if merr != nil {
+		merr = errors.Join(append(errs, merr)...) // what became of the pulls may say why
+	}
 	if err := errors.Join(s.stop(), terr, merr); err != nil {
 		return r, err
 	}
@@ -343,8 +346,16 @@ func killThird(b *bench, ctx context.Context) error {
 }
 
 func killOrigin(b *bench, ctx context.Context) error {
+	// One copy was sent when every piece was: the origin's traffic is more than the blob, and it has nothing left to send that nobody
+	// has. Without the second, pieces that it sent twice could stand for others.
+	var before int64
+	since := time.Now()
 	return b.kill(ctx, "origin killed after one copy", eight, func(c *cluster, got traffic) bool {
-		return float64(got[c.origin.name].sent) > killSize*1.02 // requests and answers have headers
+		sent := got[c.origin.name].sent
+		if sent-before > 64<<10 {
+			before, since = sent, time.Now()
+		}
+		return sent > killSize && (float64(sent) > killSize*1.02 || time.Since(since) > 200*time.Millisecond)
 	}, func(c *cluster) ([]int, int) {
 		c.procs["origin-origin"].kill()
 		return nil, eight
