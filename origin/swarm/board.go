@@ -311,17 +311,19 @@ func (b *board) failures() []int {
 	return out
 }
 
-// claim takes the pieces that are missing and not on their way to be delivered by a Source, and returns them.
-func (b *board) claim(pieces []int) []int {
+// claim takes the pieces that are missing and not on their way to be delivered by a Source, and returns them. A peer may have been asked
+// for one while the lease was waited for.
+func (b *board) claim(pieces []int, stall time.Duration) []int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	now, overdue := time.Now(), b.overdue(stall)
 	var out []int
 	for _, i := range pieces {
 		if i < 0 || i >= b.m.NumPieces() || b.part.Has(i) {
 			continue
 		}
 		p := b.get(i)
-		if p.claimed || p.writing > 0 || p.checking {
+		if p.claimed || p.writing > 0 || p.checking || b.whole(i, p) && now.Sub(b.askedAt[i]) < overdue {
 			continue
 		}
 		p.claimed = true

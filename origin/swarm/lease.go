@@ -79,7 +79,7 @@ func (w *worker) run() {
 	f := w.f
 	for f.ctx.Err() == nil {
 		pieces, wait := w.next()
-		claimed := f.board.claim(pieces)
+		claimed := f.board.claim(pieces, f.s.cfg.StallTimeout)
 		if len(claimed) == 0 {
 			if !w.pause(max(wait, tick/2)) {
 				return
