@@ -334,7 +334,8 @@ func (ps peaks) add(cs []*contestant) error {
 		for _, p := range c.procs {
 			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
 			if err != nil {
-				return fmt.Errorf("%s of %s ended: %w", p.name, c.name, err)
+				text, _ := os.ReadFile(p.log)
+				return fmt.Errorf("%s of %s ended: %w; the end of its log:\n%s", p.name, c.name, err, text[max(0, len(text)-4000):])
 			}
 			_, rest, ok := bytes.Cut(b, []byte("VmHWM:"))
 			f := bytes.Fields(rest)

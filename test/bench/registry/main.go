@@ -107,6 +107,7 @@ func run() error {
 		return err
 	}
 	var out []report.Row
+	var failed error // the rows before are shown all the same: they took long
 	peaks := peaks{}
 	for _, r := range rows {
 		if !only.MatchString(r.name) {
@@ -114,7 +115,8 @@ func run() error {
 		}
 		times, err := measure(ctx, o, r, peaks)
 		if err != nil {
-			return fmt.Errorf("%s: %w", r.name, err)
+			failed = fmt.Errorf("%s: %w", r.name, err)
+			break
 		}
 		for _, n := range o.clients {
 			out = append(out, ratios(o, r, n, times[n])...)
@@ -123,10 +125,10 @@ func run() error {
 	out = append(out, peaks.rows()...)
 	if o.merge {
 		if out, err = merged(o.out, out); err != nil {
-			return err
+			return errors.Join(failed, err)
 		}
 	}
-	return errors.Join(report.Table(os.Stdout, out), report.WriteFile(o.out, out))
+	return errors.Join(failed, report.Table(os.Stdout, out), report.WriteFile(o.out, out))
 }
 
 // merged is the rows of the report at path with now's in their place.
