@@ -63,6 +63,15 @@ func (x *Index) PutManifest(ctx context.Context, repo string, ref registry.Refer
 			return registry.PutResult{}, err
 		}
 	}
+	if len(tags) == 0 {
+		exists, err := x.db.HasManifest(ctx, repo, d)
+		if err == nil {
+			err = holds(o, repo+"@"+d.String(), d, exists)
+		}
+		if err != nil {
+			return registry.PutResult{}, fmt.Errorf("put manifest %s of %s: %w", ref, repo, err)
+		}
+	}
 	var rs []registry.NameRecord
 	for i := range max(1, len(tags)) {
 		r := x.record(registry.NameManifest, repo, "", d)
@@ -94,15 +103,24 @@ func (x *Index) mayTag(ctx context.Context, repo, tag string, d digest.Digest, o
 	if ignoreMissing(err) != nil {
 		return fmt.Errorf("tag %s:%s: %w", repo, tag, err)
 	}
-	switch {
-	case o.IfAbsent && exists:
-		return fmt.Errorf("%w: %s:%s exists, it is %s", registry.ErrPrecondition, repo, tag, now)
-	case (o.IfExists || o.IfMatch != nil) && !exists:
-		return fmt.Errorf("%w: %s:%s does not exist", registry.ErrPrecondition, repo, tag)
-	case o.IfMatch != nil && !slices.Contains(o.IfMatch, now):
-		return fmt.Errorf("%w: %s:%s is %s now", registry.ErrPrecondition, repo, tag, now)
-	case exists && now != d && x.cfg.immutable(repo, tag):
+	if err := holds(o, repo+":"+tag, now, exists); err != nil {
+		return err
+	}
+	if exists && now != d && x.cfg.immutable(repo, tag) {
 		return fmt.Errorf("%w: tag %s of %s is immutable by this registry's configuration and is %s: push another tag", registry.ErrDenied, tag, repo, now)
+	}
+	return nil
+}
+
+// holds says whether a request's conditions allow to replace what a name is now (RFC 9110 section 13.2.2).
+func holds(o registry.PutOptions, name string, now digest.Digest, exists bool) error {
+	switch {
+	case (o.IfExists || o.IfMatch != nil) && !exists:
+		return fmt.Errorf("%w: %s does not exist", registry.ErrPrecondition, name)
+	case o.IfMatch != nil && !slices.Contains(o.IfMatch, now), exists && slices.Contains(o.IfNoneMatch, now):
+		return fmt.Errorf("%w: %s is %s now", registry.ErrPrecondition, name, now)
+	case o.IfAbsent && exists:
+		return fmt.Errorf("%w: %s exists, it is %s", registry.ErrPrecondition, name, now)
 	}
 	return nil
 }

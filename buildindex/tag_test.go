@@ -50,13 +50,42 @@ func TestConditionsOnTags(t *testing.T) {
 		{b, registry.PutOptions{IfMatch: []digest.Digest{db}}, registry.ErrPrecondition},
 		{b, registry.PutOptions{IfMatch: []digest.Digest{}}, registry.ErrPrecondition},
 		{b, registry.PutOptions{IfMatch: []digest.Digest{db, da}}, nil},
-		{a, registry.PutOptions{IfExists: true}, nil},
+		{a, registry.PutOptions{IfNoneMatch: []digest.Digest{da, db}}, registry.ErrPrecondition},
+		{a, registry.PutOptions{IfNoneMatch: []digest.Digest{da}}, nil},
+		{a, registry.PutOptions{IfNoneMatch: []digest.Digest{da}}, registry.ErrPrecondition},
+		{b, registry.PutOptions{IfMatch: []digest.Digest{da}, IfNoneMatch: []digest.Digest{da}}, registry.ErrPrecondition},
+		{a, registry.PutOptions{IfExists: true, IfNoneMatch: []digest.Digest{db}}, nil},
 	} {
 		if _, err := r.push("repo", v, step.raw, step.o); !errors.Is(err, step.want) {
 			t.Errorf("step %d: %v, want %v", i, err, step.want)
 		}
 	}
 	r.wantTag("v", da)
+}
+
+// Without a tag the conditions are on the manifest that is pushed.
+func TestConditionsOnManifests(t *testing.T) {
+	r := newRig(t)
+	b := raw("", "a/a")
+	d := digest.FromBytes(b)
+	for i, step := range []struct {
+		o    registry.PutOptions
+		want error
+	}{
+		{registry.PutOptions{IfExists: true}, registry.ErrPrecondition},
+		{registry.PutOptions{IfMatch: []digest.Digest{d}}, registry.ErrPrecondition},
+		{registry.PutOptions{IfAbsent: true, IfNoneMatch: []digest.Digest{d}}, nil},
+		{registry.PutOptions{IfAbsent: true}, registry.ErrPrecondition},
+		{registry.PutOptions{IfNoneMatch: []digest.Digest{d}}, registry.ErrPrecondition},
+		{registry.PutOptions{IfMatch: []digest.Digest{d}}, nil},
+		{registry.PutOptions{IfExists: true}, nil},
+		{registry.PutOptions{IfAbsent: true, Tags: []string{"v"}}, nil}, // on the tag
+	} {
+		if _, err := r.push("repo", registry.Reference{Digest: d}, b, step.o); !errors.Is(err, step.want) {
+			t.Errorf("step %d: %v, want %v", i, err, step.want)
+		}
+	}
+	r.wantTag("v", d)
 }
 
 // Tags that go with a push by digest are set together or not at all.

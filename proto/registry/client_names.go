@@ -81,6 +81,9 @@ func (c *Client) PutManifest(ctx context.Context, repo string, ref Reference, me
 	if o.IfAbsent {
 		h.Set("If-None-Match", "*")
 	}
+	for _, d := range o.IfNoneMatch {
+		h.Add("If-None-Match", etag(d))
+	}
 	got, err := c.call(ctx, request{method: http.MethodPut, path: manifestPath(repo, ref), query: url.Values{"tag": o.Tags}, header: h, body: bytes.NewReader(raw), length: int64(len(raw))}, http.StatusCreated)
 	if err != nil {
 		return PutResult{}, err
