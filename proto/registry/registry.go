@@ -141,6 +141,11 @@ type PutOptions struct {
 	IfExists, IfAbsent bool
 }
 
+// Conditional says that the write depends on what is there.
+func (o PutOptions) Conditional() bool {
+	return o.IfMatch != nil || len(o.IfNoneMatch) > 0 || o.IfExists || o.IfAbsent
+}
+
 // MaxTagParameters bounds the tags of one push.
 const MaxTagParameters = 100
 
