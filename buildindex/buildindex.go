@@ -191,6 +191,14 @@ func (x *Index) miss(kind *registry.Error, format string, args ...any) error {
 	return &registry.RetryError{Err: fmt.Errorf("%w: %s: names are being restored", registry.ErrUnavailable, what), After: time.Second}
 }
 
+// whole is nil once names are restored; before, what SQL has may be a part, or not the newest.
+func (x *Index) whole(format string, args ...any) error {
+	if x.restored.Load() {
+		return nil
+	}
+	return x.miss(registry.ErrUnavailable, format, args...)
+}
+
 // second puts a record in a second place: on as many origins as there are replicas, at once, on one when no other answers.
 func (x *Index) second(ctx context.Context, r registry.NameRecord) error {
 	var failed []error

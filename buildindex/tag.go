@@ -63,6 +63,18 @@ func (x *Index) PutManifest(ctx context.Context, repo string, ref registry.Refer
 			return registry.PutResult{}, err
 		}
 	}
+	if len(tags) == 0 && o.Conditional() {
+		exists, err := x.db.HasManifest(ctx, repo, d)
+		if err == nil {
+			err = x.whole("manifest %s of %s", d, repo)
+		}
+		if err == nil {
+			err = holds(o, repo+"@"+d.String(), d, exists)
+		}
+		if err != nil {
+			return registry.PutResult{}, fmt.Errorf("put manifest %s of %s: %w", ref, repo, err)
+		}
+	}
 	var rs []registry.NameRecord
 	for i := range max(1, len(tags)) {
 		r := x.record(registry.NameManifest, repo, "", d)
@@ -94,15 +106,30 @@ func (x *Index) mayTag(ctx context.Context, repo, tag string, d digest.Digest, o
 	if ignoreMissing(err) != nil {
 		return fmt.Errorf("tag %s:%s: %w", repo, tag, err)
 	}
-	switch {
-	case o.IfAbsent && exists:
-		return fmt.Errorf("%w: %s:%s exists, it is %s", registry.ErrPrecondition, repo, tag, now)
-	case (o.IfExists || o.IfMatch != nil) && !exists:
-		return fmt.Errorf("%w: %s:%s does not exist", registry.ErrPrecondition, repo, tag)
-	case o.IfMatch != nil && !slices.Contains(o.IfMatch, now):
-		return fmt.Errorf("%w: %s:%s is %s now", registry.ErrPrecondition, repo, tag, now)
-	case exists && now != d && x.cfg.immutable(repo, tag):
+	immutable := x.cfg.immutable(repo, tag)
+	if immutable || o.Conditional() {
+		if err := x.whole("tag %s:%s", repo, tag); err != nil {
+			return err
+		}
+	}
+	if err := holds(o, repo+":"+tag, now, exists); err != nil {
+		return err
+	}
+	if exists && now != d && immutable {
 		return fmt.Errorf("%w: tag %s of %s is immutable by this registry's configuration and is %s: push another tag", registry.ErrDenied, tag, repo, now)
+	}
+	return nil
+}
+
+// holds says whether a request's conditions allow to replace what a name is now (RFC 9110 section 13.2.2).
+func holds(o registry.PutOptions, name string, now digest.Digest, exists bool) error {
+	switch {
+	case (o.IfExists || o.IfMatch != nil) && !exists:
+		return fmt.Errorf("%w: %s does not exist", registry.ErrPrecondition, name)
+	case o.IfMatch != nil && !slices.Contains(o.IfMatch, now), exists && slices.Contains(o.IfNoneMatch, now):
+		return fmt.Errorf("%w: %s is %s now", registry.ErrPrecondition, name, now)
+	case o.IfAbsent && exists:
+		return fmt.Errorf("%w: %s exists, it is %s", registry.ErrPrecondition, name, now)
 	}
 	return nil
 }
@@ -210,8 +237,11 @@ func (x *Index) DeleteManifest(ctx context.Context, repo string, ref registry.Re
 // mayDelete refuses to delete an immutable tag, or the manifest that it names.
 func (x *Index) mayDelete(ctx context.Context, repo string, ref registry.Reference) error {
 	tags := []string{ref.Tag}
-	if ref.Tag == "" {
-		var err error
+	if ref.Tag == "" && x.cfg.policy(repo).immutable != nil {
+		err := x.whole("tags of %s of %s", ref, repo)
+		if err != nil {
+			return err
+		}
 		if tags, err = x.db.TagsOf(ctx, repo, ref.Digest); err != nil {
 			return fmt.Errorf("delete %s of %s: %w", ref, repo, err)
 		}
@@ -243,6 +273,9 @@ func pageSize(p registry.Page) int {
 
 // ListTags is one page of a repository's tags.
 func (x *Index) ListTags(ctx context.Context, repo string, p registry.Page) (registry.Names, error) {
+	if err := x.whole("tags of %s", repo); err != nil {
+		return registry.Names{}, err
+	}
 	ok, err := x.db.HasRepository(ctx, repo)
 	if err != nil {
 		return registry.Names{}, fmt.Errorf("list tags of %s: %w", repo, err)
@@ -260,6 +293,9 @@ func (x *Index) ListTags(ctx context.Context, repo string, p registry.Page) (reg
 
 // ListRepositories is one page of the catalog.
 func (x *Index) ListRepositories(ctx context.Context, p registry.Page) (registry.Names, error) {
+	if err := x.whole("repositories"); err != nil {
+		return registry.Names{}, err
+	}
 	n := pageSize(p)
 	names, err := x.db.Repositories(ctx, p.Last, n+1)
 	if err != nil {
@@ -277,6 +313,9 @@ const (
 // ListReferrers is one page of the manifests whose subject is d.
 func (x *Index) ListReferrers(ctx context.Context, repo string, d digest.Digest, artifactType, cursor string) (registry.ReferrersPage, error) {
 	out := registry.ReferrersPage{Filtered: artifactType != ""}
+	if err := x.whole("referrers of %s in %s", d, repo); err != nil {
+		return out, err
+	}
 	room := referrersBytes
 	for len(out.Descriptors) < referrersPage {
 		rows, err := x.db.Referrers(ctx, repo, d, cursor, referrersPage+1)

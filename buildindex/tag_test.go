@@ -33,8 +33,52 @@ func (r *rig) push(repo string, ref registry.Reference, b []byte, o registry.Put
 	return r.x.PutManifest(r.Context(), repo, ref, "", b, o)
 }
 
+// While names are being restored, what SQL does not have yet may exist: no list is whole, no condition known to hold, and no immutable
+// tag known to be free.
+func TestNotKnownYet(t *testing.T) {
+	r := newRig(t)
+	r.x.cfg.Repositories = []Policy{{Match: "repo", ImmutableTags: "v.*"}}
+	r.must(r.x.cfg.Validate())
+	a, b := raw("", "a/a"), raw("", "b/b")
+	gone := digest.FromBytes(b)
+	tag := func(tag string, o registry.PutOptions) func() error {
+		return func() error { _, err := r.push("repo", registry.Reference{Tag: tag}, a, o); return err }
+	}
+	steps := map[string]func() error{
+		"push of an immutable tag": tag("v1", registry.PutOptions{}),
+		"push of a new tag":        tag("latest", registry.PutOptions{IfAbsent: true}),
+		"delete by digest": func() error {
+			return r.x.DeleteManifest(t.Context(), "repo", registry.Reference{Digest: gone})
+		},
+		"tags":    func() error { _, err := r.x.ListTags(t.Context(), "repo", registry.Page{N: -1}); return err },
+		"catalog": func() error { _, err := r.x.ListRepositories(t.Context(), registry.Page{N: -1}); return err },
+		"referrers": func() error {
+			_, err := r.x.ListReferrers(t.Context(), "repo", digest.FromBytes(a), "", "")
+			return err
+		},
+	}
+	r.must(tag("other", registry.PutOptions{})()) // pushes go on
+	if _, err := r.push("repo", registry.Reference{Digest: gone}, b, registry.PutOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for name, step := range steps {
+		if err := step(); !errors.Is(err, registry.ErrUnavailable) {
+			t.Errorf("%s: %v, want ErrUnavailable", name, err)
+		}
+	}
+	r.wantTag("v1", "")
+	r.wantTag("latest", "")
+	r.must(r.x.fill(t.Context()))
+	for name, step := range steps {
+		if err := step(); err != nil {
+			t.Errorf("%s, restored: %v", name, err)
+		}
+	}
+}
+
 func TestConditionsOnTags(t *testing.T) {
 	r := newRig(t)
+	r.must(r.x.fill(t.Context()))
 	a, b := raw("", "a/a"), raw("", "b/b")
 	da, db := digest.FromBytes(a), digest.FromBytes(b)
 	v := registry.Reference{Tag: "v"}
@@ -50,7 +94,11 @@ func TestConditionsOnTags(t *testing.T) {
 		{b, registry.PutOptions{IfMatch: []digest.Digest{db}}, registry.ErrPrecondition},
 		{b, registry.PutOptions{IfMatch: []digest.Digest{}}, registry.ErrPrecondition},
 		{b, registry.PutOptions{IfMatch: []digest.Digest{db, da}}, nil},
-		{a, registry.PutOptions{IfExists: true}, nil},
+		{a, registry.PutOptions{IfNoneMatch: []digest.Digest{da, db}}, registry.ErrPrecondition},
+		{a, registry.PutOptions{IfNoneMatch: []digest.Digest{da}}, nil},
+		{a, registry.PutOptions{IfNoneMatch: []digest.Digest{da}}, registry.ErrPrecondition},
+		{b, registry.PutOptions{IfMatch: []digest.Digest{da}, IfNoneMatch: []digest.Digest{da}}, registry.ErrPrecondition},
+		{a, registry.PutOptions{IfExists: true, IfNoneMatch: []digest.Digest{db}}, nil},
 	} {
 		if _, err := r.push("repo", v, step.raw, step.o); !errors.Is(err, step.want) {
 			t.Errorf("step %d: %v, want %v", i, err, step.want)
@@ -59,9 +107,36 @@ func TestConditionsOnTags(t *testing.T) {
 	r.wantTag("v", da)
 }
 
+// Without a tag the conditions are on the manifest that is pushed.
+func TestConditionsOnManifests(t *testing.T) {
+	r := newRig(t)
+	r.must(r.x.fill(t.Context()))
+	b := raw("", "a/a")
+	d := digest.FromBytes(b)
+	for i, step := range []struct {
+		o    registry.PutOptions
+		want error
+	}{
+		{registry.PutOptions{IfExists: true}, registry.ErrPrecondition},
+		{registry.PutOptions{IfMatch: []digest.Digest{d}}, registry.ErrPrecondition},
+		{registry.PutOptions{IfAbsent: true, IfNoneMatch: []digest.Digest{d}}, nil},
+		{registry.PutOptions{IfAbsent: true}, registry.ErrPrecondition},
+		{registry.PutOptions{IfNoneMatch: []digest.Digest{d}}, registry.ErrPrecondition},
+		{registry.PutOptions{IfMatch: []digest.Digest{d}}, nil},
+		{registry.PutOptions{IfExists: true}, nil},
+		{registry.PutOptions{IfAbsent: true, Tags: []string{"v"}}, nil}, // on the tag
+	} {
+		if _, err := r.push("repo", registry.Reference{Digest: d}, b, step.o); !errors.Is(err, step.want) {
+			t.Errorf("step %d: %v, want %v", i, err, step.want)
+		}
+	}
+	r.wantTag("v", d)
+}
+
 // Tags that go with a push by digest are set together or not at all.
 func TestTagParameters(t *testing.T) {
 	r := newRig(t)
+	r.must(r.x.fill(t.Context()))
 	a, b := raw("", "a/a"), raw("", "b/b")
 	da, db := digest.FromBytes(a), digest.FromBytes(b)
 	res, err := r.push("repo", registry.Reference{Digest: da}, a, registry.PutOptions{Tags: []string{"v1", "v2"}})
@@ -83,6 +158,7 @@ func TestTagParameters(t *testing.T) {
 
 func TestImmutableTags(t *testing.T) {
 	r := newRig(t)
+	r.must(r.x.fill(t.Context()))
 	r.x.cfg.Repositories = []Policy{{Match: "release/.*", ImmutableTags: "v.*"}}
 	if err := r.x.cfg.Validate(); err != nil {
 		t.Fatal(err)
@@ -117,6 +193,7 @@ func TestImmutableTags(t *testing.T) {
 // What clients listed under the tag schema is listed by the API as well, once, filtered, and only while it exists.
 func TestReferrersTagSchema(t *testing.T) {
 	r := newRig(t)
+	r.must(r.x.fill(t.Context()))
 	subject := digest.FromString("subject")
 	byAPI, byTag, gone := raw(subject, "a/api"), raw("", "a/tag"), raw("", "a/gone")
 	var children []v1.Descriptor
@@ -150,6 +227,7 @@ func TestReferrersTagSchema(t *testing.T) {
 // Referrers come in pages, each once.
 func TestReferrersInPages(t *testing.T) {
 	r := newRig(t)
+	r.must(r.x.fill(t.Context()))
 	subject := digest.FromString("subject")
 	const n = referrersPage + 5
 	for i := range n {

@@ -76,6 +76,20 @@ func TestFanOutTellsOfABrokenBody(t *testing.T) {
 	}
 }
 
+// To net/http a body that was cut ends with io.ErrUnexpectedEOF, to io.ReadFull one that is no multiple of its buffer.
+func TestFanOutTellsCutFromEnded(t *testing.T) {
+	for _, size := range []int{0, 10, 3*blockSize + 10} {
+		body := io.MultiReader(bytes.NewReader(make([]byte, size)), iotest.ErrReader(io.ErrUnexpectedEOF))
+		errs, readErr := fanOut(t.Context(), uncut{body}, 2, time.Minute, func(_ context.Context, _ int, r io.Reader) error {
+			_, err := io.Copy(io.Discard, r)
+			return err
+		})
+		if !errors.Is(readErr, registry.ErrBlobUploadInvalid) || errs[0] == nil || errs[1] == nil {
+			t.Errorf("%d bytes: %v, %v: a destination took a cut body for a whole one", size, readErr, errs)
+		}
+	}
+}
+
 // net/http goes on reading a request's body after the answer has come: an origin that answers early must not take the process with it.
 func TestFanOutSurvivesLateReaders(t *testing.T) {
 	var late sync.WaitGroup

@@ -207,7 +207,7 @@ func (p *Proxy) CommitUpload(ctx context.Context, repo, id string, d digest.Dige
 		return v1.Descriptor{}, err
 	}
 	ds := make([]v1.Descriptor, len(ts))
-	errs, readErr := fanOut(ctx, body(c), len(ts), p.stall, func(ctx context.Context, i int, r io.Reader) (err error) {
+	errs, readErr := fanOut(ctx, uncut{body(c)}, len(ts), p.stall, func(ctx context.Context, i int, r io.Reader) (err error) {
 		last := registry.Chunk{Offset: c.Offset, Length: c.Length, Body: r}
 		if c.Body == nil {
 			last.Body = nil
@@ -266,6 +266,18 @@ func body(c registry.Chunk) io.Reader {
 type eof struct{}
 
 func (eof) Read([]byte) (int, error) { return 0, io.EOF }
+
+// uncut is a body that must come whole. fanOut takes a cut one for ended, and so every copy of a chunk keeps what came; a commit of it would
+// end the session for its digest.
+type uncut struct{ io.Reader }
+
+func (u uncut) Read(p []byte) (int, error) {
+	n, err := u.Reader.Read(p)
+	if err == io.ErrUnexpectedEOF {
+		err = fmt.Errorf("%w: the body was cut", registry.ErrBlobUploadInvalid)
+	}
+	return n, err
+}
 
 // each calls f for all of xs at once and waits.
 func each[X, Y any](xs []X, f func(X) (Y, error)) ([]Y, []error) {

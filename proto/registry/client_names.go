@@ -29,7 +29,7 @@ func manifestPath(repo string, ref Reference) string {
 // manifestAccept asks for whatever is stored.
 var manifestAccept = []string{strings.Join([]string{v1.MediaTypeImageManifest, v1.MediaTypeImageIndex, MediaTypeDockerManifest, MediaTypeDockerManifestList, "*/*"}, ", ")}
 
-// GetManifest is GET, conditional when the caller has one already.
+// GetManifest is GET, conditional when the caller has one already. Bytes that are not what was asked for are ErrUnavailable.
 func (c *Client) GetManifest(ctx context.Context, repo string, ref Reference, o GetOptions) (*Manifest, error) {
 	h := http.Header{"Accept": manifestAccept}
 	if o.Have != "" {
@@ -42,6 +42,9 @@ func (c *Client) GetManifest(ctx context.Context, repo string, ref Reference, o 
 	defer resp.Body.Close()
 	m := &Manifest{MediaType: resp.Header.Get("Content-Type"), Warning: resp.Header.Get("Warning")}
 	if resp.StatusCode == http.StatusNotModified {
+		if o.Have == "" || ref.Digest != "" && ref.Digest != o.Have {
+			return nil, fmt.Errorf("%w: manifest %s of %s: 304, and the caller has %q", ErrUnavailable, ref, repo, o.Have)
+		}
 		m.Digest = o.Have
 		return m, nil
 	}
@@ -56,6 +59,9 @@ func (c *Client) GetManifest(ctx context.Context, repo string, ref Reference, o 
 		if m.Digest, err = parseDigest(resp.Header.Get("Docker-Content-Digest")); err != nil {
 			m.Digest = digest.FromBytes(m.Bytes)
 		}
+	}
+	if got := m.Digest.Algorithm().FromBytes(m.Bytes); got != m.Digest {
+		return nil, fmt.Errorf("%w: manifest %s of %s: the answer's bytes are %s, not %s", ErrUnavailable, ref, repo, got, m.Digest)
 	}
 	return m, nil
 }
@@ -74,6 +80,9 @@ func (c *Client) PutManifest(ctx context.Context, repo string, ref Reference, me
 	}
 	if o.IfAbsent {
 		h.Set("If-None-Match", "*")
+	}
+	for _, d := range o.IfNoneMatch {
+		h.Add("If-None-Match", etag(d))
 	}
 	got, err := c.call(ctx, request{method: http.MethodPut, path: manifestPath(repo, ref), query: url.Values{"tag": o.Tags}, header: h, body: bytes.NewReader(raw), length: int64(len(raw))}, http.StatusCreated)
 	if err != nil {

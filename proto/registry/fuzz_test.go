@@ -40,6 +40,9 @@ func FuzzConditions(f *testing.F) {
 		if o.IfMatch == nil && !o.IfExists {
 			t.Errorf("If-Match: %q is no condition", match)
 		}
+		if d := parseETag(none); d != "" && !slices.Contains(o.IfNoneMatch, d) {
+			t.Errorf("If-None-Match: %q is %v", none, o.IfNoneMatch)
+		}
 		if o.IfAbsent != slices.Contains(trimmed(none), "*") {
 			t.Errorf("If-None-Match: %q: absent is %v", none, o.IfAbsent)
 		}

@@ -96,7 +96,7 @@ func putOptions(r *http.Request, ref Reference) (o PutOptions, err error) {
 	if o.IfMatch, o.IfExists = etags(r.Header.Values("If-Match")); o.IfExists {
 		o.IfMatch = nil
 	}
-	_, o.IfAbsent = etags(r.Header.Values("If-None-Match"))
+	o.IfNoneMatch, o.IfAbsent = etags(r.Header.Values("If-None-Match"))
 	if ref.Tag != "" {
 		return o, nil
 	}

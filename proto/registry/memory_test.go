@@ -203,13 +203,18 @@ func (m *memory) PutManifest(_ context.Context, repo string, ref Reference, medi
 	if ref.Tag != "" {
 		tags = []string{ref.Tag}
 	}
+	allowed := func(now digest.Digest, exists bool) bool {
+		return !(o.IfAbsent && exists || o.IfExists && !exists || o.IfMatch != nil && !slices.Contains(o.IfMatch, now) || exists && slices.Contains(o.IfNoneMatch, now))
+	}
 	for _, t := range tags {
-		now, exists := m.tags[repo][t]
-		if o.IfAbsent && exists || o.IfExists && !exists || o.IfMatch != nil && !slices.Contains(o.IfMatch, now) {
+		if now, exists := m.tags[repo][t]; !allowed(now, exists) {
 			return PutResult{}, ErrPrecondition
 		}
 	}
 	d := digest.FromBytes(raw)
+	if _, exists := m.contents[d]; len(tags) == 0 && !allowed(d, exists) {
+		return PutResult{}, ErrPrecondition
+	}
 	if ref.Digest != "" && ref.Digest != d {
 		return PutResult{}, ErrDigestInvalid
 	}

@@ -128,14 +128,22 @@ type Manifests interface {
 	GetManifest(ctx context.Context, repo string, ref Reference, o GetOptions) (*Manifest, error)
 }
 
-// PutOptions refines a manifest write. The conditions are on every tag that is written; ErrPrecondition when one does not hold.
+// PutOptions refines a manifest write. The conditions are on every tag that is written, or on the manifest when there is none;
+// ErrPrecondition when one does not hold.
 type PutOptions struct {
 	// Tags are set in the same step, for a manifest that is pushed by digest (?tag=, at most MaxTagParameters).
 	Tags []string
 	// IfMatch, unless nil, are the digests of which the tag must have one now, for compare-and-swap.
 	IfMatch []digest.Digest
+	// IfNoneMatch are digests of which the tag must have none now.
+	IfNoneMatch []digest.Digest
 	// IfExists wants the tag to exist (If-Match: *), IfAbsent wants it not to (If-None-Match: *).
 	IfExists, IfAbsent bool
+}
+
+// Conditional says that the write depends on what is there.
+func (o PutOptions) Conditional() bool {
+	return o.IfMatch != nil || len(o.IfNoneMatch) > 0 || o.IfExists || o.IfAbsent
 }
 
 // MaxTagParameters bounds the tags of one push.

@@ -292,6 +292,51 @@ func TestClientSpeaksToServer(t *testing.T) {
 	}
 }
 
+// Bytes that are not what was asked for, or not what the answer says they are, are never handed on as the manifest.
+func TestWrongManifestIsRefused(t *testing.T) {
+	raw := []byte(`{"schemaVersion":2}`)
+	right, other := digest.FromBytes(raw), digest.FromString("other")
+	for name, c := range map[string]struct {
+		ref    Reference
+		have   digest.Digest
+		status int
+		says   string // Docker-Content-Digest
+		want   digest.Digest
+	}{
+		"by digest":                     {Reference{Digest: right}, "", http.StatusOK, "", right},
+		"by a digest of another kind":   {Reference{Digest: digest.SHA512.FromBytes(raw)}, "", http.StatusOK, "", digest.SHA512.FromBytes(raw)},
+		"by digest, other bytes":        {Reference{Digest: other}, "", http.StatusOK, other.String(), ""},
+		"by tag":                        {Reference{Tag: "v"}, "", http.StatusOK, right.String(), right},
+		"by tag, said by nobody":        {Reference{Tag: "v"}, "", http.StatusOK, "", right},
+		"by tag, other bytes":           {Reference{Tag: "v"}, "", http.StatusOK, other.String(), ""},
+		"unchanged":                     {Reference{Tag: "v"}, right, http.StatusNotModified, "", right},
+		"unchanged, but nothing was":    {Reference{Tag: "v"}, "", http.StatusNotModified, right.String(), ""},
+		"unchanged, but of another one": {Reference{Digest: other}, right, http.StatusNotModified, "", ""},
+	} {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			if c.says != "" {
+				w.Header().Set("Docker-Content-Digest", c.says)
+			}
+			w.WriteHeader(c.status)
+			if c.status == http.StatusOK {
+				w.Write(raw)
+			}
+		}))
+		cl, err := NewClient(srv.URL, srv.Client())
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := cl.GetManifest(t.Context(), "demo/app", c.ref, GetOptions{Have: c.have})
+		switch {
+		case c.want == "" && !errors.Is(err, ErrUnavailable):
+			t.Errorf("%s: %+v, %v, want ErrUnavailable", name, m, err)
+		case c.want != "" && (err != nil || m.Digest != c.want):
+			t.Errorf("%s: %+v, %v", name, m, err)
+		}
+		srv.Close()
+	}
+}
+
 // TestErrorsCrossTheWire: errors.Is holds on the other side for every line of the table.
 func TestErrorsCrossTheWire(t *testing.T) {
 	for _, want := range table {

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -347,6 +348,37 @@ func TestUploadGoesOnAtAnotherProxy(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantBlob(t, c.OtherProxy, repo, b)
+}
+
+// A last chunk of unknown length that is cut is no reason to end the session: its bytes don't have the digest yet.
+func TestCutLastChunkCanBeSentAgain(t *testing.T) {
+	c := New(t, 0)
+	ctx, repo := t.Context(), "demo/cut"
+	b := noise(3<<20, 42)
+	d := digest.FromBytes(b)
+	u, err := c.Proxy.StartUpload(ctx, repo, registry.UploadOptions{Size: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cut := io.MultiReader(bytes.NewReader(b[:2<<20]), iotest.ErrReader(errors.New("cut on purpose")))
+	if _, err := c.Proxy.CommitUpload(ctx, repo, u.ID, d, registry.Chunk{Offset: -1, Length: -1, Body: cut}); err == nil {
+		t.Fatal("a cut blob was taken")
+	}
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		got, err := c.Proxy.UploadStatus(ctx, repo, u.ID)
+		if err != nil {
+			t.Fatalf("after the cut: %v", err)
+		}
+		rest := registry.Chunk{Offset: got.Offset, Length: int64(len(b)) - got.Offset, Body: bytes.NewReader(b[got.Offset:])}
+		if _, err = c.Proxy.CommitUpload(ctx, repo, got.ID, d, rest); err == nil {
+			break
+		}
+		// The origins may still be busy with the end of the cut one.
+		if errors.Is(err, registry.ErrBlobUploadUnknown) || errors.Is(err, registry.ErrDigestInvalid) || time.Now().After(deadline) {
+			t.Fatalf("the rest from byte %d: %v", got.Offset, err)
+		}
+	}
+	wantBlob(t, c.Proxy, repo, b)
 }
 
 func TestCompareAndSwap(t *testing.T) {

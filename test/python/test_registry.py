@@ -272,6 +272,8 @@ def test_conditions_and_immutable_tags(proxy):
     assert error_code(r) == "PRECONDITION_FAILED" and proxy.manifest(repo, "v1").content == one.manifest
     put(repo, "v1", two, 201, If_Match='"%s"' % one.digest)
     put(repo, "v1", one, 412, If_None_Match="*")
+    put(repo, "v1", one, 412, If_None_Match='"%s"' % two.digest)
+    put(repo, two.digest, two, 412, If_None_Match="*")
     put(repo, "new", one, 412, If_Match="*")
     put(repo, "new", one, 201, If_None_Match="*")
 
