@@ -40,7 +40,7 @@ type lease struct {
 	sent    []uint16    // how often a piece was leased
 	at      []time.Time // when it was leased last; zero for never
 	fetched []uint16    // how often its range was asked for
-	began   time.Time   // of the first lease
+	began   time.Time   // of the first lease; zero before
 	used    time.Time
 	asking  int
 }
@@ -49,19 +49,27 @@ func newLeases(limit int) *leases {
 	return &leases{limit: limit, now: time.Now, blobs: map[digest.Digest]*lease{}}
 }
 
-// hand names up to r.Max pieces. replica is this origin's place among the owners: replicas begin with different pieces. busy
-// means that too many agents are being answered now.
+// of is what is known of the leases of a blob. mu is held.
+func (l *leases) of(m *blob.Metainfo) *lease {
+	b := l.blobs[m.Digest]
+	if b == nil {
+		n := m.NumPieces()
+		b = &lease{sent: make([]uint16, n), at: make([]time.Time, n), fetched: make([]uint16, n)}
+		l.blobs[m.Digest] = b
+	}
+	b.used = l.now()
+	return b
+}
+
+// hand names up to r.Max pieces. replica is this origin's place among the owners: replicas begin with different pieces.
 func (l *leases) hand(m *blob.Metainfo, have blob.Bitmap, r registry.LeaseRequest, replica, replicas int) (out registry.LeaseResponse) {
 	now := l.now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	b := l.blobs[m.Digest]
-	if b == nil {
-		n := m.NumPieces()
-		b = &lease{sent: make([]uint16, n), at: make([]time.Time, n), fetched: make([]uint16, n), began: now}
-		l.blobs[m.Digest] = b
+	b := l.of(m)
+	if b.began.IsZero() {
+		b.began = now
 	}
-	b.used = now
 	out.Expires = leaseFor
 	taken := map[int]bool{}
 	give := func(i int) bool {
@@ -126,13 +134,10 @@ func (l *leases) hand(m *blob.Metainfo, have blob.Bitmap, r registry.LeaseReques
 }
 
 // enter admits one more agent to a blob, false when it has to come back later.
-func (l *leases) enter(d digest.Digest) bool {
+func (l *leases) enter(m *blob.Metainfo) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	b := l.blobs[d]
-	if b == nil {
-		return true
-	}
+	b := l.of(m)
 	if b.asking >= l.limit {
 		return false
 	}

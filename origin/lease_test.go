@@ -158,16 +158,34 @@ func TestReadersComeFirst(t *testing.T) {
 func TestLeasersAreBounded(t *testing.T) {
 	m := metainfoOf(t, 4)
 	l := newLeases(2)
-	l.hand(m, blob.NewBitmap(4), registry.LeaseRequest{Max: 1}, 0, 1)
-	for i := range 3 {
-		if in := l.enter(m.Digest); in != (i < 2) {
+	for i := range 3 { // before anything was leased: the first ones may wait for their turn for long
+		if in := l.enter(m); in != (i < 2) {
 			t.Errorf("agent %d at once: admitted %v, want two and no third", i+1, in)
 		}
 	}
+	l.hand(m, blob.NewBitmap(4), registry.LeaseRequest{Max: 1}, 0, 1)
+	if l.enter(m) {
+		t.Error("a third was admitted after the first lease")
+	}
 	l.leave(m.Digest)
-	if !l.enter(m.Digest) {
+	if !l.enter(m) {
 		t.Error("one left, and nobody may enter")
 	}
+}
+
+// A blob's leases begin with the first one, not with who waits for it: by their age a replica steps in for another.
+func TestWaitingIsNotLeasing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := metainfoOf(t, 8)
+		l := newLeases(2)
+		l.enter(m)
+		time.Sleep(2 * againAfter)
+		for _, i := range l.hand(m, blob.NewBitmap(8), registry.LeaseRequest{Max: 8}, 0, 2).Pieces {
+			if i >= stripe {
+				t.Errorf("piece %d was leased, which the other replica leads with", i)
+			}
+		}
+	})
 }
 
 func FuzzLeaseRequest(f *testing.F) {

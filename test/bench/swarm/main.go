@@ -80,16 +80,24 @@ func run(ctx context.Context) error {
 	flag.StringVar(&b.bin, "bin", "bin", "folder of the binaries")
 	flag.StringVar(&b.out, "out", "test/bench/out", "folder of swarm.json and the drawings")
 	flag.IntVar(&b.repeat, "repeat", 3, "measurements of each row, of which the median counts")
-	flag.Parse()
-	chosen, err := regexp.Compile("^(" + *pattern + ")")
-	if err != nil {
-		return fmt.Errorf("--rows: %w", err)
+	flag.Usage = func() {
+		fmt.Fprint(flag.CommandLine.Output(), "bench-swarm measures the sections that --list names, about two minutes each, in network namespaces and on loopback. It needs root,\n"+
+			"and the binaries of `make build`. What it finds it prints, and keeps in the folder of --out.\n")
+		flag.PrintDefaults()
 	}
+	flag.Parse()
 	if *list {
 		for _, s := range sections {
 			fmt.Printf("%-12s %s\n", s.name, s.what)
 		}
 		return nil
+	}
+	chosen, err := choose(*pattern, flag.Args())
+	if err != nil {
+		return err
+	}
+	if b.repeat < 1 {
+		return errors.New("--repeat must be positive")
 	}
 	if os.Geteuid() != 0 {
 		return errors.New("network namespaces need root")
@@ -98,9 +106,9 @@ func run(ctx context.Context) error {
 		return err
 	}
 	var errs []error
-	for _, s := range sections {
-		if !chosen.MatchString(s.name) || ctx.Err() != nil {
-			continue
+	for _, s := range chosen {
+		if ctx.Err() != nil {
+			break
 		}
 		began := time.Now()
 		fmt.Fprintf(os.Stderr, "%s: %s\n", s.name, s.what)
@@ -112,6 +120,28 @@ func run(ctx context.Context) error {
 	}
 	b.compareSizes()
 	return errors.Join(append(errs, report.Table(os.Stdout, b.rows), report.WriteFile(filepath.Join(b.out, "swarm.json"), b.rows), context.Cause(ctx))...)
+}
+
+// choose gives the sections whose names begin with what the pattern matches. What is no option is refused: whoever forgets --rows would
+// measure everything, for half an hour.
+func choose(pattern string, args []string) ([]section, error) {
+	if len(args) > 0 {
+		return nil, fmt.Errorf("%q is no option; sections are chosen with --rows", args[0])
+	}
+	re, err := regexp.Compile("^(" + pattern + ")")
+	if err != nil {
+		return nil, fmt.Errorf("--rows: %w", err)
+	}
+	var out []section
+	for _, s := range sections {
+		if re.MatchString(s.name) {
+			out = append(out, s)
+		}
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("--rows %q matches none of the sections that --list names", pattern)
+	}
+	return out, nil
 }
 
 func (b *bench) add(rows ...report.Row) {
