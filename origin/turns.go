@@ -62,7 +62,7 @@ func newTurns() *turns {
 }
 
 // take waits for an agent's turn, at most turnWait, and returns how many pieces of a length it may lease: 1 to most, and 0 when its turn
-// has not come. The pieces count as on their way from here on; what is not leased of them is given back with leased.
+// has not come. The pieces count as on their way from here on; what is not leased of them is given back with unused.
 func (t *turns) take(ctx context.Context, agent string, piece int64, most int) int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
