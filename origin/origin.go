@@ -178,7 +178,8 @@ func (o *Origin) Run(ctx context.Context) error {
 }
 
 func (o *Origin) housekeeping(ctx context.Context) error {
-	t := time.NewTicker(time.Minute)
+	// A session outlives its idle time by a quarter of it at most.
+	t := time.NewTicker(min(time.Minute, max(time.Second, time.Duration(o.cfg.UploadIdle)/4)))
 	defer t.Stop()
 	for {
 		if n := o.store.ExpireUploads(time.Duration(o.cfg.UploadIdle)); n > 0 {

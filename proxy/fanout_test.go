@@ -84,7 +84,7 @@ func TestFanOutTellsCutFromEnded(t *testing.T) {
 			_, err := io.Copy(io.Discard, r)
 			return err
 		})
-		if !errors.Is(readErr, registry.ErrBlobUploadInvalid) || errs[0] == nil || errs[1] == nil {
+		if !errors.Is(readErr, errCut) || errs[0] == nil || errs[1] == nil {
 			t.Errorf("%d bytes: %v, %v: a destination took a cut body for a whole one", size, readErr, errs)
 		}
 	}

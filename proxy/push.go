@@ -169,7 +169,7 @@ func (p *Proxy) WriteUpload(ctx context.Context, repo, id string, c registry.Chu
 		return err
 	})
 	if readErr != nil {
-		return registry.Upload{}, fmt.Errorf("read chunk of repository %s from client: %w", repo, readErr)
+		return registry.Upload{}, fmt.Errorf("%w: read chunk of repository %s from client: %w", registry.ErrBlobUploadInvalid, repo, readErr)
 	}
 	if re := outOfOrder(errs); re != nil {
 		for i := range ts {
@@ -216,7 +216,7 @@ func (p *Proxy) CommitUpload(ctx context.Context, repo, id string, d digest.Dige
 		return err
 	})
 	if readErr != nil {
-		return v1.Descriptor{}, fmt.Errorf("read last chunk of %s from client: %w", d, readErr)
+		return v1.Descriptor{}, fmt.Errorf("%w: read last chunk of %s from client: %w", registry.ErrBlobUploadInvalid, d, readErr)
 	}
 	ok := slices.Index(errs, nil)
 	if ok < 0 {
@@ -271,10 +271,12 @@ func (eof) Read([]byte) (int, error) { return 0, io.EOF }
 // end the session for its digest.
 type uncut struct{ io.Reader }
 
+var errCut = errors.New("the body was cut")
+
 func (u uncut) Read(p []byte) (int, error) {
 	n, err := u.Reader.Read(p)
 	if err == io.ErrUnexpectedEOF {
-		err = fmt.Errorf("%w: the body was cut", registry.ErrBlobUploadInvalid)
+		err = errCut
 	}
 	return n, err
 }

@@ -21,6 +21,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"kraken/proto/registry"
+	"kraken/proxy"
 )
 
 func noise(n int, seed byte) []byte {
@@ -379,6 +380,29 @@ func TestCutLastChunkCanBeSentAgain(t *testing.T) {
 		}
 	}
 	wantBlob(t, c.Proxy, repo, b)
+}
+
+// A body that is no HTTP is the client's mistake.
+func TestMalformedBody(t *testing.T) {
+	c := New(t, 0)
+	for _, method := range []string{"PATCH", "PUT"} {
+		u, err := c.Proxy.StartUpload(t.Context(), "demo/malformed", registry.UploadOptions{Size: -1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := net.Dial("tcp", c.ProxyPart.role.(*proxy.Proxy).Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+		fmt.Fprintf(conn, "%s /v2/demo/malformed/blobs/uploads/%s?digest=%s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nzz\r\n",
+			method, u.ID, digest.FromString("hello"))
+		answer, err := io.ReadAll(conn)
+		if err != nil || !bytes.HasPrefix(answer, []byte("HTTP/1.1 400 ")) || !bytes.Contains(answer, []byte(`"BLOB_UPLOAD_INVALID"`)) {
+			t.Errorf("%s: %q, %v", method, answer, err)
+		}
+		conn.Close()
+	}
 }
 
 func TestCompareAndSwap(t *testing.T) {
