@@ -48,18 +48,13 @@ func (x *Index) deleteLayer(ctx context.Context, repo string, d digest.Digest) e
 	return nil
 }
 
-// mount makes a member of another repository (of any, when from is empty) a member of this one.
+// mount makes a blob that some repository has a member of this one. From is where the client saw it, a hint: clients remember blobs
+// for longer than repositories keep them, and there is nothing that may be pulled from one repository and not from another.
 func (x *Index) mount(ctx context.Context, repo, from string, d digest.Digest) (registry.Layer, error) {
-	var size int64
-	var err error
-	if from != "" {
-		size, err = x.db.Layer(ctx, from, d)
-	} else {
-		size, err = x.db.AnyLayer(ctx, d)
-	}
+	size, err := x.db.AnyLayer(ctx, d)
 	if errors.Is(err, sql.ErrNotFound) {
 		// Never a reason to wait: the client then pushes the bytes.
-		return registry.Layer{}, fmt.Errorf("%w: %s is in no repository %q", registry.ErrBlobUnknown, d, from)
+		return registry.Layer{}, fmt.Errorf("%w: %s is neither in %q nor in another repository", registry.ErrBlobUnknown, d, from)
 	}
 	if err != nil {
 		return registry.Layer{}, fmt.Errorf("mount %s from %q: %w", d, from, err)

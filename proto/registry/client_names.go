@@ -323,7 +323,7 @@ func (c *Client) DeleteLayer(ctx context.Context, repo string, d digest.Digest) 
 	return err
 }
 
-// MountLayer makes a member of from (of any repository when empty) a member of repo.
+// MountLayer makes a member of from, or of any other repository, a member of repo.
 func (c *Client) MountLayer(ctx context.Context, repo, from string, d digest.Digest) (Layer, error) {
 	q := url.Values{}
 	if from != "" {

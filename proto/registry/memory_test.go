@@ -87,14 +87,14 @@ func (m *memory) DeleteBlob(_ context.Context, repo string, d digest.Digest) err
 	return nil
 }
 
-func (m *memory) MountBlob(_ context.Context, repo, from string, d digest.Digest) (v1.Descriptor, error) {
+func (m *memory) MountBlob(_ context.Context, repo, _ string, d digest.Digest) (v1.Descriptor, error) {
 	leave, err := m.enter()
 	if err != nil {
 		return v1.Descriptor{}, err
 	}
 	defer leave()
 	for name := range m.blobs {
-		if b, err := m.blob(name, d); err == nil && (from == "" || from == name) {
+		if b, err := m.blob(name, d); err == nil {
 			m.put(repo, b, d)
 			return v1.Descriptor{Digest: d, Size: int64(len(b))}, nil
 		}

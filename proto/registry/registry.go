@@ -56,8 +56,8 @@ type BlobDeleter interface {
 	DeleteBlob(ctx context.Context, repo string, d digest.Digest) error
 }
 
-// Mounter makes a blob of repository from (any repository when from is empty) a member of repo without moving bytes.
-// ErrBlobUnknown: there is nothing to mount, the client is given an upload session instead.
+// Mounter makes a blob that some repository has a member of repo without moving bytes. From, which may be empty, is a hint.
+// ErrBlobUnknown: no repository has it, the client is given an upload session instead.
 type Mounter interface {
 	MountBlob(ctx context.Context, repo, from string, d digest.Digest) (v1.Descriptor, error)
 }

@@ -436,6 +436,13 @@ func TestMembership(t *testing.T) {
 		t.Fatalf("mount: %v", err)
 	}
 	wantBlob(t, c.Proxy, "demo/b", b)
+	if _, err := c.Proxy.MountBlob(ctx, "demo/c", "demo/forgot", d); err != nil {
+		t.Fatalf("mount from a repository that lacks what others have: %v", err)
+	}
+	wantBlob(t, c.Proxy, "demo/c", b)
+	if _, err := c.Proxy.MountBlob(ctx, "demo/c", "demo/a", digest.FromString("nowhere")); !errors.Is(err, registry.ErrBlobUnknown) {
+		t.Errorf("mount of what no repository has: %v, want ErrBlobUnknown", err)
+	}
 	if err := c.Proxy.DeleteBlob(ctx, "demo/b", d); err != nil {
 		t.Fatal(err)
 	}

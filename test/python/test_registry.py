@@ -100,10 +100,14 @@ def test_mounts_and_membership(proxy):
     proxy.push_blob(a, blob)
     for method in ("GET", "HEAD", "DELETE"):
         proxy.request(method, "%s/blobs/%s" % (b, d), want=404)
-    assert proxy.request("POST", "%s/blobs/uploads/" % b, want=202, params={"mount": d, "from": c}).headers["Location"], "from a repository that lacks it"
-    assert proxy.request("POST", "%s/blobs/uploads/" % b, want=202, params={"mount": sha256(b"none")}).headers["Location"]
+    for source in ({}, {"from": a}):
+        r = proxy.request("POST", "%s/blobs/uploads/" % b, want=202, params=dict(source, mount=sha256(noise(9, b))))
+        proxy.s.delete(proxy.location(r), timeout=30).raise_for_status()  # a session, to push what no repository has
     proxy.request("POST", "%s/blobs/uploads/" % b, want=201, params={"mount": d, "from": a})
     r = proxy.request("POST", "%s/blobs/uploads/" % c, want=201, params={"mount": d})  # without from
+    e = unique("test/member")
+    proxy.request("POST", "%s/blobs/uploads/" % e, want=201, params={"mount": d, "from": unique("test/member")})  # from one that lacks it
+    assert proxy.blob(e, d).content == blob
     assert proxy.s.get(proxy.location(r), timeout=30).content == blob
     proxy.request("DELETE", "%s/blobs/%s" % (a, d), want=202)
     for method in ("GET", "HEAD", "DELETE"):
