@@ -28,6 +28,7 @@ const rival = "docker-registry"
 // contestant is a registry that is measured: some processes, with an address for clients.
 type contestant struct {
 	name, addr string
+	ready      []string // URLs that answer 200 when it can be measured
 	dir        string
 	procs      []*proc
 	idle       []string // admin addresses that say what is left to write in the background
@@ -60,14 +61,24 @@ func startAll(ctx context.Context, bin, dir string) (cs []*contestant, stop func
 			err = errors.Join(err, stop())
 		}
 	}()
-	for _, start := range []func(*contestant, string) error{
-		(*contestant).startRival,
-		func(c *contestant, bin string) error { return c.startKraken(bin, 1) },
-		func(c *contestant, bin string) error { return c.startKraken(bin, 2) },
+	// All at once: what one contestant was given and does not listen on yet looks free to the next.
+	ports, err := freePorts(rivalPorts + krakenPorts(1) + krakenPorts(2))
+	if err != nil {
+		return nil, stop, err
+	}
+	take := func() string {
+		p := ports[0]
+		ports = ports[1:]
+		return p
+	}
+	for _, start := range []func(*contestant) error{
+		func(c *contestant) error { return c.startRival(take) },
+		func(c *contestant) error { return c.startKraken(bin, 1, take) },
+		func(c *contestant) error { return c.startKraken(bin, 2, take) },
 	} {
 		c := &contestant{dir: dir}
 		cs = append(cs, c)
-		if err := start(c, bin); err != nil {
+		if err := start(c); err != nil {
 			return cs, stop, err
 		}
 		if err := c.await(ctx); err != nil {
@@ -77,14 +88,13 @@ func startAll(ctx context.Context, bin, dir string) (cs []*contestant, stop func
 	return cs, stop, nil
 }
 
-func (c *contestant) startRival(string) error {
+const rivalPorts = 1
+
+func (c *contestant) startRival(take func() string) error {
 	c.name = rival
 	c.dir = filepath.Join(c.dir, c.name)
-	ports, err := freePorts(1)
-	if err != nil {
-		return err
-	}
-	c.addr = ports[0]
+	c.addr = take()
+	c.ready = []string{"http://" + c.addr + "/v2/"}
 	// Debian's /etc/docker/registry/config.yml without its login, quiet like Kraken here, and a catalog of one page.
 	cfg := fmt.Sprintf(`version: 0.1
 log: {level: warn, accesslog: {disabled: true}}
@@ -109,18 +119,11 @@ health: {storagedriver: {enabled: true, interval: 10s, threshold: 3}}
 	return c.start("docker-registry", path, "serve", file)
 }
 
-func (c *contestant) startKraken(bin string, replicas int) error {
+func krakenPorts(replicas int) int { return 8 + 3*replicas }
+
+func (c *contestant) startKraken(bin string, replicas int, take func() string) error {
 	c.name = fmt.Sprintf("kraken-%d", replicas)
 	c.dir = filepath.Join(c.dir, c.name)
-	ports, err := freePorts(8 + 3*replicas)
-	if err != nil {
-		return err
-	}
-	take := func() string {
-		p := ports[0]
-		ports = ports[1:]
-		return p
-	}
 	bucket := filepath.Join(c.dir, "bucket")
 	if err := os.MkdirAll(bucket, 0o755); err != nil {
 		return err
@@ -164,7 +167,9 @@ func (c *contestant) startKraken(bin string, replicas int) error {
 	if err := run("proxy", "proxy", servers(c.addr, take())+list+fmt.Sprintf("build_index: {url: \"http://%s\"}\n", index)); err != nil {
 		return err
 	}
-	return run("agent", "agent", servers(take(), "127.0.0.1:0")+list+
+	agent := take()
+	c.ready = []string{"http://" + c.addr + "/readiness", "http://" + agent + "/readiness"}
+	return run("agent", "agent", servers(agent, "127.0.0.1:0")+list+
 		fmt.Sprintf("build_index: {url: \"http://%s\"}\ntracker: {url: \"http://%s\"}\npeer: {listen: %q, stock_peers: true}\ncache: {dir: %q}\n",
 			index, tracker, take(), filepath.Join(c.dir, "agent", "state")))
 }
@@ -203,12 +208,13 @@ func (c *contestant) start(name, path string, args ...string) error {
 func (c *contestant) await(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	url := "http://" + c.addr + "/v2/"
-	if c.name != rival {
-		url = "http://" + c.addr + "/readiness"
-	}
 	for {
-		_, err := get(ctx, url)
+		var err error
+		for _, url := range c.ready {
+			if _, err = get(ctx, url); err != nil {
+				break
+			}
+		}
 		if err == nil {
 			return nil
 		}
