@@ -170,7 +170,11 @@ func (a *Agent) locate(ctx context.Context, p *pull) (*blob.Metainfo, []swarm.Pe
 	answer, err := a.announcer.ask(tctx, announce.BlobState{
 		Digest: p.digest, Repository: p.repo, Event: announce.EventStarted, Left: -1, Want: true, NeedMetainfo: known == nil,
 	})
-	if err != nil {
+	switch {
+	case err == nil:
+	case ctx.Err() != nil:
+		return nil, nil, context.Cause(ctx) // nobody reads it any more: the tracker's silence is not to blame
+	default:
 		a.m.trackerErrors.Inc()
 		a.log.Warn("tracker does not answer, going on without peers", "digest", p.digest, "error", err)
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/anacrolix/torrent"
@@ -34,6 +35,9 @@ type Source interface {
 
 const (
 	workersPerSource = 2 // one reads while the other asks
+	// maxPerSource bounds the workers of all blobs that are busy with one source. More have more connections and buffers and nothing
+	// else, and on a slow link each of a hundred gets less than minProgress.
+	maxPerSource = 16
 	// A lease is sized to be read in leaseTime.
 	leaseTime = 200 * time.Millisecond
 	// The first lease is a piece or so: what a reader waits for should share a slow link with little else.
@@ -72,12 +76,14 @@ type worker struct {
 	fails int
 	wrong int
 	began time.Time
-	idle  int // workers of this source that have not begun
+	idle  int  // workers of this source that have not begun
+	in    bool // has one of the source's slots
 }
 
 func (w *worker) run() {
 	f := w.f
-	for f.ctx.Err() == nil {
+	defer w.leave()
+	for w.enter() {
 		pieces, wait := w.next()
 		claimed := f.board.claim(pieces, f.s.cfg.StallTimeout)
 		if len(claimed) == 0 {
@@ -196,7 +202,47 @@ func (w *worker) resize(n int64, took time.Duration) {
 	}
 }
 
+// enter waits for a slot of the source, behind all who wait already. False: the Fetch is over.
+func (w *worker) enter() bool {
+	w.leave()
+	select {
+	case w.f.s.slots.of(w.src) <- struct{}{}:
+		w.in = true
+	case <-w.f.ctx.Done():
+	}
+	return w.f.ctx.Err() == nil
+}
+
+func (w *worker) leave() {
+	if w.in {
+		w.in = false
+		<-w.f.s.slots.of(w.src)
+	}
+}
+
+// slots bound how many workers of all Fetches ask or read one source at once.
+type slots struct {
+	mu    sync.Mutex
+	taken map[string]chan struct{} // of each source, by name
+}
+
+func (x *slots) of(src Source) chan struct{} {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.taken == nil {
+		x.taken = map[string]chan struct{}{}
+	}
+	s := x.taken[src.Name()]
+	if s == nil {
+		s = make(chan struct{}, maxPerSource)
+		x.taken[src.Name()] = s
+	}
+	return s
+}
+
+// pause waits without a slot.
 func (w *worker) pause(d time.Duration) bool {
+	w.leave()
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {

@@ -109,6 +109,7 @@ type Swarm struct {
 	limits   limits
 	index    index
 	bans     bans
+	slots    slots
 	m        *metrics
 
 	ratesMu sync.Mutex // changing limits

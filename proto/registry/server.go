@@ -75,6 +75,7 @@ func (s Server) serve(w http.ResponseWriter, r *http.Request) {
 	switch kind := kindOf(err); {
 	case r.Context().Err() != nil:
 		s.Log.Debug("client went away", "method", r.Method, "path", r.URL.Path, "error", err)
+		panic(http.ErrAbortHandler) // nobody is there for an answer, and one of 500 would be counted as this server's error
 	case kind.Status >= 500:
 		s.Log.Warn("request failed", "method", r.Method, "path", r.URL.Path, "status", kind.Status, "error", err)
 	}

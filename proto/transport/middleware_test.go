@@ -188,6 +188,35 @@ func TestStalledClients(t *testing.T) {
 			}
 		})
 	})
+	t.Run("slow download goes on", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			text := strings.Repeat("x", 4*chunk)
+			p := onPipes(t, Middleware("test", quiet(), prometheus.NewRegistry())(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				http.ServeContent(w, r, "x.bin", time.Time{}, struct{ io.ReadSeeker }{strings.NewReader(text)})
+			})))
+			c, err := p.dial()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			began := time.Now()
+			send(t, c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+			resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := 0
+			for err == nil {
+				time.Sleep(time.Second)
+				var n int
+				n, err = resp.Body.Read(make([]byte, 6<<10))
+				got += n
+			}
+			if err != io.EOF || got != len(text) || time.Since(began) < 2*stallTimeout {
+				t.Errorf("%d of %d bytes after %s: %v", got, len(text), time.Since(began), err)
+			}
+		})
+	})
 	t.Run("stalled download is cut", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			failed := make(chan error, 1)
