@@ -30,6 +30,7 @@ type node struct {
 	name string
 	ns   string
 	ip   string
+	mac  string
 	dev  string // the bridge's end of its link
 }
 
@@ -62,13 +63,13 @@ func newNetwork(names ...string) (_ *network, err error) {
 		return nil, err
 	}
 	for i, name := range names {
-		x := &node{name: name, ns: n.tag + "-" + name, ip: fmt.Sprintf("10.213.8.%d", i+10), dev: "v" + strconv.Itoa(i)}
+		x := &node{name: name, ns: n.tag + "-" + name, ip: fmt.Sprintf("10.213.8.%d", i+10), mac: fmt.Sprintf("02:00:0a:d5:08:%02x", i+10), dev: "v" + strconv.Itoa(i)}
 		if err := command("ip", "netns", "add", x.ns); err != nil {
 			return nil, err
 		}
 		n.nodes = append(n.nodes, x)
 		if err := commands(
-			"ip link add eth0 netns "+x.ns+" type veth peer name "+x.dev+" netns "+n.hub,
+			"ip link add eth0 netns "+x.ns+" address "+x.mac+" type veth peer name "+x.dev+" netns "+n.hub,
 			"ip -n "+n.hub+" link set "+x.dev+" master br0 up",
 			"ip -n "+x.ns+" addr add "+x.ip+"/24 dev eth0",
 			"ip -n "+x.ns+" link set eth0 up",
@@ -77,7 +78,27 @@ func newNetwork(names ...string) (_ *network, err error) {
 			return nil, err
 		}
 	}
-	return n, nil
+	return n, n.introduce()
+}
+
+// introduce tells the nodes each other's hardware addresses. All namespaces share one table of what ARP has found, which the kernel cleans
+// from 512 entries on and ends at 1,024 (gc_thresh2 and 3 of arp(7)): 33 nodes that all talk to each other need 1,056, and the last ones
+// would reach nobody. Permanent entries don't count.
+func (n *network) introduce() error {
+	for _, x := range n.nodes {
+		var lines strings.Builder
+		for _, other := range n.nodes {
+			if other != x {
+				fmt.Fprintf(&lines, "neigh replace %s lladdr %s dev eth0 nud permanent\n", other.ip, other.mac)
+			}
+		}
+		cmd := exec.Command("ip", "-n", x.ns, "-batch", "-")
+		cmd.Stdin = strings.NewReader(lines.String())
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("neighbours of %s: %w: %s", x.name, err, strings.TrimSpace(string(out)))
+		}
+	}
+	return nil
 }
 
 func (n *network) close() error {
