@@ -90,6 +90,7 @@ func (s *Store) Partial(m *blob.Metainfo) (*Partial, error) {
 	if p := s.partials[d]; p != nil && p.m.InfoHash() == m.InfoHash() {
 		p.refs++
 		s.mu.Unlock()
+		p.retry()
 		return p, nil
 	}
 	taken := s.taken(d)
@@ -189,6 +190,9 @@ func (p *Partial) Complete() bool {
 	return p.have.Full()
 }
 
+// File is the file, for sendfile. It is open until Commit or Close; its offset is nobody's.
+func (p *Partial) File() *os.File { return p.f }
+
 // WriteAt writes bytes of pieces that are not verified yet.
 func (p *Partial) WriteAt(b []byte, off int64) (int, error) {
 	if off < 0 || off+int64(len(b)) > p.m.Size {
@@ -265,7 +269,14 @@ func (p *Partial) Wait(ctx context.Context, i int) error {
 	}
 }
 
-// Fail ends the waiting of all readers with err. Pieces that are there stay.
+// retry forgets why the last use failed: its readers have been told, and who waits from now on is served by the next one.
+func (p *Partial) retry() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.err = nil
+}
+
+// Fail ends the waiting of all readers with err, until the blob is opened the next time. Pieces that are there stay.
 func (p *Partial) Fail(err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -382,6 +382,41 @@ func TestCrashDuringCommit(t *testing.T) {
 	}
 }
 
+// A use that failed does not fail the next one, which may begin before the last reader of the first has gone.
+func TestPartialAfterAFailure(t *testing.T) {
+	s := open(t, Config{})
+	b := noise(600_000, 12)
+	m := metainfoOf(t, b)
+	first, err := s.Partial(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	failed := errors.New("nobody reads it any more")
+	first.Fail(failed)
+	if err := first.Wait(t.Context(), 1); !errors.Is(err, failed) {
+		t.Errorf("reader of the use that failed: %v", err)
+	}
+	second, err := s.Partial(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	waited := make(chan error, 1)
+	go func() { waited <- second.Wait(t.Context(), 1) }()
+	fill(t, second, b, 0)
+	select {
+	case err := <-waited:
+		t.Errorf("the next use ended before its piece had come: %v", err)
+	default:
+	}
+	fill(t, second, b, 1)
+	if err := <-waited; err != nil {
+		t.Errorf("reader of the next use: %v", err)
+	}
+	if err := errors.Join(first.Close(), second.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestPartialResumesAndCommits(t *testing.T) {
 	s := open(t, Config{})
 	b := noise(600_000, 11) // five pieces
