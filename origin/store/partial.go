@@ -30,6 +30,9 @@ type Partial struct {
 
 	refs int // under the store's lock
 
+	ending sync.Mutex // held while the last use is closed, and while the blob is committed
+	closed bool
+
 	mu      sync.Mutex
 	have    blob.Bitmap
 	synced  int // pieces that the synced bitmap has
@@ -190,9 +193,6 @@ func (p *Partial) Complete() bool {
 	return p.have.Full()
 }
 
-// File is the file, for sendfile. It is open until Commit or Close; its offset is nobody's.
-func (p *Partial) File() *os.File { return p.f }
-
 // WriteAt writes bytes of pieces that are not verified yet.
 func (p *Partial) WriteAt(b []byte, off int64) (int, error) {
 	if off < 0 || off+int64(len(b)) > p.m.Size {
@@ -269,7 +269,7 @@ func (p *Partial) Wait(ctx context.Context, i int) error {
 	}
 }
 
-// retry forgets why the last use failed: its readers have been told, and who waits from now on is served by the next one.
+// retry forgets why the last use failed. Who waits, also a reader of that use that has not looked yet, is served by the next one.
 func (p *Partial) retry() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -362,6 +362,8 @@ func (p *Partial) Flush() error {
 // either way.
 func (p *Partial) Commit(ctx context.Context) (Info, error) {
 	d := p.m.Digest
+	p.ending.Lock()
+	defer p.ending.Unlock()
 	if !p.Complete() {
 		return Info{}, fmt.Errorf("commit %s: %w: pieces are missing", d, ErrSizeMismatch)
 	}
@@ -434,6 +436,11 @@ func (p *Partial) Close() error {
 	if !last {
 		return nil
 	}
+	p.ending.Lock()
+	defer p.ending.Unlock()
+	if p.closed {
+		return nil // who came back and left again was seen to by the one before
+	}
 	p.stopWork()
 	err := p.Flush()
 	p.s.mu.Lock()
@@ -449,6 +456,7 @@ func (p *Partial) Close() error {
 		}
 	}
 	p.s.mu.Unlock()
+	p.closed = true
 	p.closeFiles()
 	return err
 }

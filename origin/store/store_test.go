@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -400,20 +401,45 @@ func TestPartialAfterAFailure(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	waited := make(chan error, 1)
-	go func() { waited <- second.Wait(t.Context(), 1) }()
-	fill(t, second, b, 0)
-	select {
-	case err := <-waited:
+	late, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := second.Wait(late, 1); !errors.Is(err, context.Canceled) {
 		t.Errorf("the next use ended before its piece had come: %v", err)
-	default:
 	}
 	fill(t, second, b, 1)
-	if err := <-waited; err != nil {
+	if err := second.Wait(t.Context(), 1); err != nil {
 		t.Errorf("reader of the next use: %v", err)
 	}
 	if err := errors.Join(first.Close(), second.Close()); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestPartialCommitsWhileItsLastUseCloses: who abandoned a blob may still be syncing what it had when the next one has it all.
+func TestPartialCommitsWhileItsLastUseCloses(t *testing.T) {
+	s := open(t, Config{})
+	for i := range 50 {
+		b := noise(600_000, byte(100+i)) // five pieces
+		m := metainfoOf(t, b)
+		first, err := s.Partial(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fill(t, first, b, 0, 1, 2, 3)
+		closed := make(chan error, 1)
+		go func() { closed <- first.Close() }()
+		runtime.Gosched()
+		last, err := s.Partial(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fill(t, last, b, 4)
+		if _, err := last.Commit(t.Context()); err != nil {
+			t.Errorf("blob %d: %v", i, err)
+		}
+		if err := errors.Join(<-closed, last.Close()); err != nil {
+			t.Errorf("blob %d: %v", i, err)
+		}
 	}
 }
 
