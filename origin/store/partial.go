@@ -204,6 +204,9 @@ func (p *Partial) WriteAt(b []byte, off int64) (int, error) {
 // ReadAt reads what is there; only verified pieces mean anything to others.
 func (p *Partial) ReadAt(b []byte, off int64) (int, error) { return p.f.ReadAt(b, off) }
 
+// File is the data, to send pieces from it by sendfile; only verified pieces mean anything to others. It is closed after the last Close.
+func (p *Partial) File() *os.File { return p.f }
+
 // MarkVerified says that piece i was written and passed its hash.
 func (p *Partial) MarkVerified(i int) error {
 	p.mu.Lock()

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/anacrolix/torrent"
@@ -48,6 +49,10 @@ type conn struct {
 	// Of the reader.
 	received int    // bytes; exact until the first message
 	pending  []byte // to be read before more is received
+	plain    bool   // the handshake was not obfuscated
+
+	raw    syscall.RawConn // where blocks are sent by sendfile; nil with TLS
+	framed bool            // from the first message on: Write sees messages, not what was made of them by encryption
 
 	// Set when the handshake is complete, before others see the connection.
 	id       [20]byte
@@ -94,6 +99,11 @@ func (s *speed) in(d time.Duration) int64 { return int64(s.rate * d.Seconds()) }
 
 func (s *Swarm) wrap(nc net.Conn, a *address, outgoing bool) *conn {
 	c := &conn{Conn: nc, s: s, address: a, outgoing: outgoing, gone: make(chan struct{})}
+	if tc, ok := nc.(*net.TCPConn); ok {
+		if raw, err := tc.SyscallConn(); err == nil {
+			c.raw = raw
+		}
+	}
 	a.conn.Store(c)
 	return c
 }
@@ -163,6 +173,9 @@ func (c *conn) Read(b []byte) (int, error) {
 	}
 	b = b[:min(len(b), turnOf(c.s.limits.now.Load().down.rate))]
 	n, err := c.Conn.Read(b)
+	if k := len(pp.Protocol) - c.received; k > 0 && n > 0 {
+		c.plain = (c.plain || c.received == 0) && strings.HasPrefix(pp.Protocol[c.received:], string(b[:min(n, k)]))
+	}
 	c.received += n
 	if n > 0 {
 		c.s.limits.download(c.gone, key, n)

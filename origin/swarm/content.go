@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"os"
 	"sync"
+	"sync/atomic"
+	"syscall"
 
 	"github.com/anacrolix/torrent/metainfo"
 	"github.com/anacrolix/torrent/storage"
@@ -21,6 +24,7 @@ type content struct {
 	fetch  *Fetch        // nil: only seeded
 	limits *limits       // set when the library is given the torrent
 	gone   chan struct{} // closed by close
+	copied atomic.Bool   // a connection can't send from the file (TLS, obfuscation): the library reads the blocks that it sends
 
 	mu     sync.RWMutex // held for reading while a file is in use
 	part   *store.Partial
@@ -87,6 +91,35 @@ func (c *content) readAt(b []byte, off int64) (int, error) {
 	}
 }
 
+// data is the file that has the blob, or what is there of it.
+func (c *content) data() *os.File {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	switch {
+	case c.file != nil:
+		return c.file.File()
+	case c.part != nil:
+		return c.part.File()
+	default:
+		return nil
+	}
+}
+
+// send sends n bytes of the blob from off on. It holds no lock while it does: the other side may be slow.
+func (c *content) send(to syscall.RawConn, off, n int64) error {
+	for before := (*os.File)(nil); ; {
+		f := c.data()
+		if f == nil || f == before {
+			return fmt.Errorf("send %d bytes at %d of %s: %w", n, off, c.m.Digest, os.ErrClosed)
+		}
+		err := sendFile(to, f, off, n)
+		if !errors.Is(err, os.ErrClosed) {
+			return err
+		}
+		before = f // closed before it began: when the blob was committed, there is another one
+	}
+}
+
 // pieceContent is one piece. The library makes one for every call.
 type pieceContent struct {
 	c *content
@@ -95,11 +128,14 @@ type pieceContent struct {
 
 func (p pieceContent) offset() int64 { return int64(p.i) * p.c.m.PieceLength() }
 
-// ReadAt reads a block for a peer: nothing else here makes the library read. So this is where the uploads of a blob are limited. The
+// ReadAt is asked for a block for a peer: nothing else here makes the library read. So this is where the uploads of a blob are limited. The
 // library has a goroutine for each connection that reads its peer's blocks one after the other; messages don't wait for it.
 func (p pieceContent) ReadAt(b []byte, off int64) (int, error) {
 	if p.c.limits != nil {
 		p.c.limits.uploadOf(p.c.gone, p.c.m.Digest, len(b))
+	}
+	if !p.c.copied.Load() {
+		return len(b), nil // conn.Write sends the block from the file
 	}
 	return p.c.readAt(b, p.offset()+off)
 }

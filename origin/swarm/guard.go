@@ -41,6 +41,9 @@ func (s *Swarm) completedHandshake(pc *torrent.PeerConn, hash metainfo.Hash) {
 		return
 	}
 	t.touch()
+	if c.raw == nil || !c.plain {
+		t.data.copied.Store(true)
+	}
 	c.t = t
 }
 
@@ -53,6 +56,7 @@ func (s *Swarm) connAdded(pc *torrent.PeerConn) {
 	if b := c.t.data.board(); b != nil {
 		pc.PeerMaxRequests = b.admit(c)
 	}
+	c.framed = c.plain
 	c.t.mu.Lock()
 	defer c.t.mu.Unlock()
 	c.t.conns[c] = struct{}{}

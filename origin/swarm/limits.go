@@ -59,10 +59,12 @@ type limits struct {
 type regime struct {
 	rates    Rates
 	up, down *direction
+	parts    *rate.Limiter // of blocks that the library sends; nil without a limit of uploads
 	over     chan struct{} // closed when the next one begins
 }
 
-// upBurst is fixed: the library panics when a block is longer.
+// upBurst is how much of blocks the library begins to send at once. It panics when a block is longer. As much is then sent side by side, in
+// parts: less leaves each receiver's link to one sender at a time, more lets blocks take so long that they are asked of others.
 const upBurst = 1 << 20
 
 func (l *limits) init(r Rates) {
@@ -76,6 +78,7 @@ func (l *limits) set(r Rates) {
 		up: newDirection(0, r.BlobUploadRate), down: newDirection(r.DownloadRate, r.BlobDownloadRate),
 	}
 	if r.UploadRate > 0 {
+		next.parts = rate.NewLimiter(rate.Limit(r.UploadRate), 2*turnOf(r.UploadRate))
 		l.up.SetLimit(rate.Limit(r.UploadRate))
 	} else {
 		l.up.SetLimit(rate.Inf)
@@ -230,6 +233,19 @@ func (l *limits) wait(gone <-chan struct{}, key digest.Digest, n int, of func(*r
 		n -= k
 	}
 	return true
+}
+
+// part waits until a part of a block that the library has begun to send may go, and returns how much of the n bytes that are left it is. The
+// library hands over whole blocks, up to upBurst at once; on a slow link the queue of the node's own interface would drop much of
+// that. False: gone was closed first.
+func (l *limits) part(gone <-chan struct{}, n int) (int, bool) {
+	g := l.now.Load()
+	if g.parts == nil {
+		return n, true
+	}
+	n = min(n, turnOf(g.rates.UploadRate))
+	delay := g.parts.ReserveN(time.Now(), n).Delay()
+	return n, delay <= 0 || g.sleep(gone, delay)
 }
 
 // sleep also ends when the regime does. False: gone was closed.

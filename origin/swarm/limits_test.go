@@ -291,3 +291,50 @@ func TestOperatorsChangeRates(t *testing.T) {
 		t.Error("a negative rate was taken")
 	}
 }
+
+// Blocks that are sent side by side go in step with the rate, a part of each in turn; who is gone waits no longer.
+func TestBlocksGoInPartsInStepWithTheRate(t *testing.T) {
+	const block, senders, rate = 128 << 10, 4, 1 << 20
+	synctest.Test(t, func(t *testing.T) {
+		var l limits
+		l.init(Rates{UploadRate: rate})
+		began := time.Now()
+		var wg sync.WaitGroup
+		for range senders {
+			wg.Go(func() {
+				for left := block; left > 0; {
+					n, ok := l.part(nil, left)
+					if !ok || n <= 0 || n > 16<<10 {
+						t.Errorf("a part of %d bytes, %v", n, ok)
+						return
+					}
+					left -= n
+				}
+				// One after the other they would end after 125, 250, 375 and 500 ms.
+				if took := time.Since(began); took < 300*time.Millisecond || took > 500*time.Millisecond {
+					t.Errorf("a block was sent after %s", took)
+				}
+			})
+		}
+		wg.Wait()
+		if took := time.Since(began); took < 450*time.Millisecond {
+			t.Errorf("%d bytes went in %s", senders*block, took)
+		}
+		gone := make(chan struct{})
+		close(gone)
+		for range 3 { // more than the burst
+			if _, ok := l.part(gone, block); !ok {
+				return
+			}
+		}
+		t.Error("parts for a peer that is gone wait for the rate")
+	})
+}
+
+func TestBlocksGoWholeWithoutARate(t *testing.T) {
+	var l limits
+	l.init(Rates{})
+	if n, ok := l.part(nil, maxBlock); n != maxBlock || !ok {
+		t.Errorf("a part is %d bytes, %v", n, ok)
+	}
+}

@@ -15,7 +15,7 @@ import (
 )
 
 // An ordinary BitTorrent client downloads from a node, every byte by the peer protocol, in plain and with an obfuscated handshake
-// (MSE), although the node has no torrent for the blob when it comes.
+// (MSE), although the node has no torrent for the blob when it comes. One of ours, whose blocks are sent another way, downloads beside it.
 func TestStockClientDownloads(t *testing.T) {
 	aria2c, err := exec.LookPath("aria2c")
 	if err != nil {
@@ -44,7 +44,11 @@ func TestStockClientDownloads(t *testing.T) {
 			defer cancel()
 			cmd := exec.CommandContext(ctx, aria2c, append([]string{"--no-conf", "--dir", dir, "--seed-time=0", "--enable-dht=false", "--enable-dht6=false",
 				"--bt-enable-lpd=false", "--enable-peer-exchange=false", "--listen-port=20000-40000", "--summary-interval=0", "--console-log-level=info"}, append(args, file)...)...)
+			ours := newNode(t, nil)
+			d := ours.fetch(m, nil, n.peer())
 			out, err := cmd.CombinedOutput()
+			d.finish()
+			ours.has(b)
 			if err != nil {
 				t.Fatalf("%v: %s", err, out[max(0, len(out)-8<<10):])
 			}
@@ -55,8 +59,8 @@ func TestStockClientDownloads(t *testing.T) {
 			if !bytes.Equal(got, b) {
 				t.Error("it has other bytes")
 			}
-			if sent := n.client.ConnStats(); sent.BytesWrittenData.Int64() < m.Size {
-				t.Errorf("the node sent %d of %d bytes", sent.BytesWrittenData.Int64(), m.Size)
+			if sent := n.client.ConnStats(); sent.BytesWrittenData.Int64() < 2*m.Size {
+				t.Errorf("the node sent %d bytes to two peers of %d bytes", sent.BytesWrittenData.Int64(), m.Size)
 			}
 		})
 	}
