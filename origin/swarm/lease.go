@@ -40,8 +40,9 @@ const (
 	maxPerSource = 16
 	// A lease is sized to be read in leaseTime.
 	leaseTime = 200 * time.Millisecond
-	// The first lease is a piece or so: what a reader waits for should share a slow link with little else.
-	leaseFirst, leaseLimit = 256 << 10, 16 << 20
+	// The first lease is a piece or so: what a reader waits for should share a slow link with little else, and of a crowd each gets
+	// something to trade that much sooner.
+	leaseFirst, leaseLimit = 128 << 10, 16 << 20
 	// headStart is for how long at most a source has one worker, so that a reader's first piece comes soon.
 	headStart = time.Second
 	maxLease  = 256 // pieces; the protocol's limit
