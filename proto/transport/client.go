@@ -18,6 +18,9 @@ import (
 // ErrNoProgress is a request that was given up because no byte moved for the progress timeout.
 var ErrNoProgress = errors.New("no progress")
 
+// DefaultProgressTimeout is ClientConfig.ProgressTimeout where none is set.
+const DefaultProgressTimeout = 30 * time.Second
+
 // ClientConfig configures how a role speaks to the others.
 type ClientConfig struct {
 	CA   string `yaml:"ca"`   // PEM file of trusted roots, default the system's
@@ -36,7 +39,7 @@ func NewClient(cfg ClientConfig, _ *slog.Logger) (*http.Client, error) {
 		cfg.DialTimeout = config.Duration(time.Second)
 	}
 	if cfg.ProgressTimeout == 0 {
-		cfg.ProgressTimeout = config.Duration(30 * time.Second)
+		cfg.ProgressTimeout = config.Duration(DefaultProgressTimeout)
 	}
 	tc := &tls.Config{MinVersion: tls.VersionTLS12}
 	if cfg.CA != "" {
@@ -70,6 +73,14 @@ func NewClient(cfg ClientConfig, _ *slog.Logger) (*http.Client, error) {
 	}, nil
 }
 
+type progressTimeout struct{}
+
+// WithProgressTimeout lets a request with this context go without a byte moving for d, where that is less than the client's own
+// progress timeout: for who has somebody else to ask.
+func WithProgressTimeout(ctx context.Context, d time.Duration) context.Context {
+	return context.WithValue(ctx, progressTimeout{}, d)
+}
+
 // progress cancels a request when nothing moves.
 type progress struct {
 	next    http.RoundTripper
@@ -78,12 +89,16 @@ type progress struct {
 
 // RoundTrip implements http.RoundTripper.
 func (p *progress) RoundTrip(req *http.Request) (*http.Response, error) {
+	timeout := p.timeout
+	if d, ok := req.Context().Value(progressTimeout{}).(time.Duration); ok {
+		timeout = min(timeout, d)
+	}
 	ctx, cancel := context.WithCancelCause(req.Context())
-	t := time.AfterFunc(p.timeout, func() { cancel(fmt.Errorf("%w for %s", ErrNoProgress, p.timeout)) })
+	t := time.AfterFunc(timeout, func() { cancel(fmt.Errorf("%w for %s", ErrNoProgress, timeout)) })
 	req = req.WithContext(ctx)
 	var sent *sentBody
 	if req.Body != nil && req.Body != http.NoBody {
-		sent = &sentBody{ReadCloser: req.Body, t: t, timeout: p.timeout}
+		sent = &sentBody{ReadCloser: req.Body, t: t, timeout: timeout}
 		req.Body = sent
 	}
 	resp, err := p.next.RoundTrip(req)
@@ -97,7 +112,7 @@ func (p *progress) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	t.Stop()
-	resp.Body = &receivedBody{resp.Body, ctx, cancel, t, p.timeout}
+	resp.Body = &receivedBody{resp.Body, ctx, cancel, t, timeout}
 	return resp, nil
 }
 

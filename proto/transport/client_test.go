@@ -61,6 +61,47 @@ func TestClientGivesUpOnSilence(t *testing.T) {
 	}
 }
 
+// TestRequestsMayBeImpatient: a context's progress timeout shortens the client's for every phase of its requests, and never lengthens it.
+func TestRequestsMayBeImpatient(t *testing.T) {
+	for name, tc := range map[string]struct {
+		asked, want time.Duration
+		first       string // what is sent before the silence
+	}{
+		"no header":       {time.Second, time.Second, ""},
+		"no body":         {time.Second, time.Second, "1234"},
+		"longer is no-op": {2 * patience, patience, "1234"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := overPipes(t, onPipes(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if tc.first != "" {
+						w.Header().Set("Content-Length", "10")
+						_, _ = io.WriteString(w, tc.first)
+						_ = http.NewResponseController(w).Flush()
+					}
+					<-r.Context().Done()
+				})))
+				began := time.Now()
+				req, err := http.NewRequestWithContext(WithProgressTimeout(t.Context(), tc.asked), http.MethodGet, "http://test/", nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				resp, err := c.Do(req)
+				if err == nil {
+					_, err = io.ReadAll(resp.Body)
+					resp.Body.Close()
+				}
+				if !errors.Is(err, ErrNoProgress) {
+					t.Errorf("ended with %v, want ErrNoProgress", err)
+				}
+				if d := time.Since(began); d != tc.want {
+					t.Errorf("gave up after %s, want %s", d, tc.want)
+				}
+			})
+		})
+	}
+}
+
 // selfWriter is a source that writes by itself, n blocks, each after a pause.
 type selfWriter struct {
 	io.Reader
