@@ -16,6 +16,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"kraken/proto/transport"
 )
 
 // Client speaks to one registry and implements the interfaces of this package over HTTP. Errors of the table come back as the
@@ -253,9 +255,10 @@ type remoteBody struct {
 	resp   *http.Response
 	closed bool
 
-	at  int64 // where resp's body stands
-	end int64 // where it ends
-	pos int64 // where the reader wants to be
+	at    int64 // where resp's body stands
+	end   int64 // where it ends
+	skips bool  // the other side ignores Range: what is before pos is read and thrown away
+	pos   int64 // where the reader wants to be
 }
 
 func (b *remoteBody) get(r Range) error {
@@ -282,6 +285,7 @@ func (b *remoteBody) get(r Range) error {
 	}
 	b.at, b.size = 0, resp.ContentLength
 	b.end = b.size
+	b.skips = r != Whole && resp.StatusCode == http.StatusOK
 	if resp.StatusCode == http.StatusPartialContent {
 		first, last, total, err := parseResponseRange(resp.Header.Get("Content-Range"))
 		if err != nil {
@@ -313,7 +317,8 @@ func (b *remoteBody) current() (*http.Response, error) {
 	if b.closed {
 		return nil, errBodyClosed
 	}
-	if b.resp != nil && (b.at != b.pos || b.at >= b.end) {
+	elsewhere := b.at != b.pos && !(b.skips && b.at < b.pos)
+	if b.resp != nil && (elsewhere || b.at >= b.end) {
 		b.resp.Body.Close() // asked for elsewhere
 		b.resp = nil
 	}
@@ -364,22 +369,38 @@ func (b *remoteBody) Read(p []byte) (int, error) {
 		if resp, err = b.current(); err != nil {
 			return 0, err
 		}
-		if resp == nil || b.size != size || b.at != b.pos {
+		switch {
+		case b.size != size:
 			return 0, fmt.Errorf("%w: GET %s: it changed from %d to %d bytes", ErrUnavailable, b.path, size, b.size)
+		case resp == nil:
+			return 0, fmt.Errorf("%w: GET %s: the answer has no byte %d", ErrUnavailable, b.path, b.pos)
 		}
 	}
-	if int64(len(p)) > b.end-b.at {
-		p = p[:b.end-b.at]
+	n, err := b.read(resp.Body, p)
+	if errors.Is(err, transport.ErrNoProgress) {
+		b.c.health.failed()
 	}
-	n, err := resp.Body.Read(p)
-	b.at += int64(n)
-	b.pos = b.at
 	if err == io.EOF {
 		if b.at < b.end {
 			return n, fmt.Errorf("GET %s: %w at byte %d of %d", b.path, io.ErrUnexpectedEOF, b.at, b.end)
 		}
 		err = nil
 	}
+	return n, err
+}
+
+// read reads at pos; what the answer has before that is thrown away.
+func (b *remoteBody) read(body io.Reader, p []byte) (n int, err error) {
+	if b.at < b.pos {
+		skipped, err := io.CopyN(io.Discard, body, b.pos-b.at)
+		b.at += skipped
+		if err != nil {
+			return 0, err
+		}
+	}
+	n, err = body.Read(p[:min(int64(len(p)), b.end-b.at)])
+	b.at += int64(n)
+	b.pos = b.at
 	return n, err
 }
 

@@ -11,14 +11,18 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"kraken/proto/config"
 	"kraken/proto/ring"
+	"kraken/proto/transport"
 )
 
 func TestOCINames(t *testing.T) {
@@ -289,6 +293,88 @@ func TestClientSpeaksToServer(t *testing.T) {
 	}
 	if _, err := c.MountBlob(ctx, "demo/other", repo, digest.FromString("none")); !errors.Is(err, ErrBlobUnknown) {
 		t.Errorf("mount of nothing: %v", err)
+	}
+}
+
+// TestServerWithoutRanges: one that answers 200 to a request for a range gives the bytes that were asked for all the same, by one request.
+func TestServerWithoutRanges(t *testing.T) {
+	b := make([]byte, 100_000)
+	for i := range b {
+		b[i] = byte(i / 256)
+	}
+	for name, tc := range map[string]struct {
+		off  int64
+		sent int // of the body; less than all is a broken answer
+	}{
+		"from the start": {0, len(b)},
+		"midway":         {60_000, len(b)},
+		"the last byte":  {int64(len(b) - 1), len(b)},
+		"cut before":     {60_000, 50_000},
+		"cut after":      {60_000, 70_000},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var asked atomic.Int32
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				asked.Add(1)
+				w.Header().Set("Content-Length", strconv.Itoa(len(b)))
+				w.Write(b[:tc.sent])
+			}))
+			defer srv.Close()
+			c, err := NewClient(srv.URL, srv.Client())
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, err := c.OpenBlob(t.Context(), "a", digest.FromBytes(b), Range{tc.off, -1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer body.Close()
+			if _, err := body.Body.Seek(tc.off, io.SeekStart); err != nil {
+				t.Fatal(err)
+			}
+			got, err := io.ReadAll(body.Body)
+			if whole := tc.sent == len(b); whole != (err == nil) || !errors.Is(err, io.ErrUnexpectedEOF) && !whole {
+				t.Errorf("ended with %v", err)
+			}
+			if want := b[min(int(tc.off), tc.sent):tc.sent]; !bytes.Equal(got, want) {
+				t.Errorf("%d other bytes, want %d", len(got), len(want))
+			}
+			if n := asked.Load(); n != 1 {
+				t.Errorf("%d requests, want 1", n)
+			}
+		})
+	}
+}
+
+// TestSilentOriginIsAskedLast: also one that answered and then went silent in its body.
+func TestSilentOriginIsAskedLast(t *testing.T) {
+	d := digest.FromString("x")
+	silent := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", "10")
+		w.Write([]byte("12345"))
+		http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	}))
+	defer silent.Close()
+	hc, err := transport.NewClient(transport.ClientConfig{ProgressTimeout: config.Duration(50 * time.Millisecond)}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := NewOrigins([]ring.Member{{ID: "o1", URL: silent.URL}, {ID: "o2", URL: silent.URL}}, 2, hc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := o.Owners(d)[0]
+	body, err := first.OpenBlob(t.Context(), "a", d, Whole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer body.Close()
+	if _, err := io.ReadAll(body.Body); !errors.Is(err, transport.ErrNoProgress) {
+		t.Errorf("ended with %v, want ErrNoProgress", err)
+	}
+	if got := o.Owners(d)[0]; got == first {
+		t.Errorf("%s is still asked first", first.ID)
 	}
 }
 
