@@ -280,6 +280,9 @@ func (b *remoteBody) get(r Range) error {
 		if err != nil {
 			return fmt.Errorf("%w: GET %s: 416 without the blob's size", ErrUnavailable, b.path)
 		}
+		if r.Offset < size {
+			return fmt.Errorf("%w: GET %s: 416 for byte %d of %d", ErrUnavailable, b.path, r.Offset, size)
+		}
 		b.size = size // the reader finds out that there is nothing there
 		return nil
 	}
@@ -373,7 +376,7 @@ func (b *remoteBody) Read(p []byte) (int, error) {
 		case b.size != size:
 			return 0, fmt.Errorf("%w: GET %s: it changed from %d to %d bytes", ErrUnavailable, b.path, size, b.size)
 		case resp == nil:
-			return 0, fmt.Errorf("%w: GET %s: the answer has no byte %d", ErrUnavailable, b.path, b.pos)
+			return 0, fmt.Errorf("%w: GET %s: the answer does not begin at byte %d", ErrUnavailable, b.path, b.pos)
 		}
 	}
 	n, err := b.read(resp.Body, p)

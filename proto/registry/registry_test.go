@@ -346,6 +346,31 @@ func TestServerWithoutRanges(t *testing.T) {
 	}
 }
 
+// TestRangeRefused: a server that has the bytes and refuses the range fails at once; one that does not have them has none to read.
+func TestRangeRefused(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Range", "bytes */100")
+		WriteError(w, r, ErrRangeNotSatisfiable)
+	}))
+	defer srv.Close()
+	c, err := NewClient(srv.URL, srv.Client())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := digest.FromString("x")
+	if _, err := c.OpenBlob(t.Context(), "a", d, Range{99, -1}); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("byte 99 of 100: %v, want ErrUnavailable", err)
+	}
+	body, err := c.OpenBlob(t.Context(), "a", d, Range{100, -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer body.Close()
+	if body.Size != 100 {
+		t.Errorf("size %d, want 100", body.Size)
+	}
+}
+
 // TestSilentOriginIsAskedLast: also one that answered and then went silent in its body.
 func TestSilentOriginIsAskedLast(t *testing.T) {
 	d := digest.FromString("x")
