@@ -68,7 +68,7 @@ type Peer struct {
 	// Older ones stay in the cache, and others get them from the origins first.
 	AnnounceFor config.Duration `yaml:"announce_for"`
 	// StallTimeout is how long a pull may go without a new piece before it is read from the origins without waiting for leases, and
-	// how long one origin may go without sending before the next is asked, default 2s.
+	// how long one origin may go without sending before the next is asked, for pieces as for whole blobs over HTTP, default 2s.
 	StallTimeout config.Duration `yaml:"stall_timeout"`
 }
 
@@ -110,6 +110,9 @@ func (c *Config) Validate() error {
 	}
 	if c.Peer.AnnounceFor == 0 {
 		c.Peer.AnnounceFor = config.Duration(time.Hour)
+	}
+	if c.Client.ProgressTimeout == 0 {
+		c.Client.ProgressTimeout = config.Duration(transport.DefaultProgressTimeout)
 	}
 	if c.Peer.StallTimeout == 0 {
 		c.Peer.StallTimeout = config.Duration(2 * time.Second)

@@ -3,7 +3,7 @@ package agent
 import "github.com/prometheus/client_golang/prometheus"
 
 type metrics struct {
-	fromOrigins, fromHTTP                                            prometheus.Counter
+	fromOrigins, fromHTTP, originFailures                            prometheus.Counter
 	hits, misses, failed, stale, trackerErrors, badMetainfo, evicted prometheus.Counter
 	duration                                                         prometheus.Histogram
 }
@@ -15,15 +15,16 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		return c
 	}
 	m := &metrics{
-		fromOrigins:   counter("origin_lease_bytes_total", "Bytes of leased pieces read from origins."),
-		fromHTTP:      counter("origin_http_bytes_total", "Bytes of whole blobs read from origins over HTTP: small ones, and ones without metainfo."),
-		hits:          counter("blob_hits_total", "Blob reads that the cache answered."),
-		misses:        counter("blob_misses_total", "Blob reads that joined a download."),
-		failed:        counter("pulls_failed_total", "Downloads that ended without the blob."),
-		stale:         counter("stale_manifests_total", "Manifests served although build-index was unreachable."),
-		trackerErrors: counter("tracker_errors_total", "Announces that the tracker did not answer."),
-		badMetainfo:   counter("bad_metainfo_total", "Blobs whose pieces all passed while the whole did not."),
-		evicted:       counter("evicted_total", "Blobs that made room for others."),
+		fromOrigins:    counter("origin_lease_bytes_total", "Bytes of leased pieces read from origins."),
+		fromHTTP:       counter("origin_http_bytes_total", "Bytes of whole blobs read from origins over HTTP: small ones, and ones without metainfo."),
+		originFailures: counter("origin_http_failures_total", "Origins that refused, broke off or were silent while a whole blob was read over HTTP; the next one went on."),
+		hits:           counter("blob_hits_total", "Blob reads that the cache answered."),
+		misses:         counter("blob_misses_total", "Blob reads that joined a download."),
+		failed:         counter("pulls_failed_total", "Downloads that ended without the blob."),
+		stale:          counter("stale_manifests_total", "Manifests served although build-index was unreachable."),
+		trackerErrors:  counter("tracker_errors_total", "Announces that the tracker did not answer."),
+		badMetainfo:    counter("bad_metainfo_total", "Blobs whose pieces all passed while the whole did not."),
+		evicted:        counter("evicted_total", "Blobs that made room for others."),
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "kraken_agent_pull_seconds", Help: "Time from the first request for a blob to its place in the cache.",
 			Buckets: prometheus.ExponentialBuckets(0.01, 2, 18),

@@ -15,6 +15,7 @@ import (
 	"kraken/proto/announce"
 	"kraken/proto/blob"
 	"kraken/proto/registry"
+	"kraken/proto/transport"
 )
 
 var errAbandoned = errors.New("nobody reads this blob any more")
@@ -198,7 +199,8 @@ func (a *Agent) metainfoFromOrigins(ctx context.Context, p *pull) (*blob.Metainf
 	unknown := 0
 	owners := a.origins.Owners(p.digest)
 	for _, o := range owners {
-		mctx, cancel := context.WithTimeout(ctx, metainfoBudget)
+		// An origin that is silent is then known to be, and asked last for the bytes.
+		mctx, cancel := context.WithTimeout(transport.WithProgressTimeout(ctx, time.Duration(a.cfg.Peer.StallTimeout)), metainfoBudget)
 		m, err := o.Metainfo(mctx, p.repo, p.digest)
 		cancel()
 		if err == nil && m.Digest == p.digest {
@@ -288,14 +290,14 @@ func missing(m *blob.Metainfo, part *store.Partial) int64 {
 	return left
 }
 
-// overHTTP streams the blob from an owning origin into the cache. Readers follow the bytes as they arrive.
+// overHTTP streams the blob from its origins into the cache, mostly from one. Readers follow the bytes as they arrive.
 func (a *Agent) overHTTP(ctx context.Context, p *pull) error {
-	c, err := a.origins.OpenBlob(ctx, p.repo, p.digest, registry.Whole)
-	if err != nil {
+	r := a.relay(ctx, p.repo, p.digest)
+	defer r.Close()
+	if err := r.open(); err != nil {
 		return err
 	}
-	defer c.Close()
-	u, err := a.store.NewUpload(store.UploadOptions{Size: c.Size, Digest: p.digest, Note: p.repo})
+	u, err := a.store.NewUpload(store.UploadOptions{Size: r.size, Digest: p.digest, Note: p.repo})
 	if err != nil {
 		return fmt.Errorf("make room for %s: %w", p.digest, err)
 	}
@@ -303,11 +305,9 @@ func (a *Agent) overHTTP(ctx context.Context, p *pull) error {
 	if err != nil {
 		return errors.Join(err, u.Abort())
 	}
-	p.publish(c.Size, b, func() int64 { return c.Size - b.written() })
-	_, err = u.Write(ctx, 0, &counted{a.swarm.LimitDownload(ctx, p.digest, c.Body), b, a.m.fromHTTP})
-	if err == nil && b.written() != c.Size {
-		err = fmt.Errorf("origin sent %d of %d bytes: %w", b.written(), c.Size, io.ErrUnexpectedEOF)
-	}
+	size := r.size
+	p.publish(size, b, func() int64 { return size - b.written() })
+	_, err = u.Write(ctx, 0, &counted{a.swarm.LimitDownload(ctx, p.digest, r), b, a.m.fromHTTP})
 	if err == nil {
 		_, err = u.Commit(ctx, p.digest, nil)
 	}

@@ -23,7 +23,6 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"kraken/origin/swarm"
 	"kraken/proto/announce"
 	"kraken/proto/blob"
 	"kraken/proto/config"
@@ -270,15 +269,19 @@ type running struct {
 
 func start(t *testing.T, o *source, tracker string) *running {
 	t.Helper()
+	// Sources that are not allowed to send are not to be given up.
+	return startWith(t, Config{Origins: []ring.Member{{ID: "o", URL: o.URL}}, Tracker: Endpoint{tracker}, Peer: Peer{StallTimeout: config.Duration(time.Minute)}})
+}
+
+// startWith fills in what a test does not care for.
+func startWith(t *testing.T, cfg Config) *running {
+	t.Helper()
 	r := &running{t: t, reg: prometheus.NewRegistry(), log: &complaints{}}
-	nowhere := "http://127.0.0.1:1"
-	a, err := New(Config{
-		Server:  transport.ServerConfig{Listen: "127.0.0.1:0", DrainTimeout: config.Duration(5 * time.Second)},
-		Origins: []ring.Member{{ID: "o", URL: o.URL}}, BuildIndex: Endpoint{nowhere}, Tracker: Endpoint{tracker},
-		// Sources that are not allowed to send are not to be given up.
-		Peer:  Peer{Listen: "127.0.0.1:0", StockPeers: true, StallTimeout: config.Duration(time.Minute), Rates: swarm.Rates{}},
-		Cache: Cache{Dir: t.TempDir()},
-	}, Deps{Log: slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelWarn})), Registry: r.reg})
+	cfg.Server = transport.ServerConfig{Listen: "127.0.0.1:0", DrainTimeout: config.Duration(5 * time.Second)}
+	cfg.BuildIndex.URL = "http://127.0.0.1:1"
+	cfg.Peer.Listen, cfg.Peer.StockPeers = "127.0.0.1:0", true
+	cfg.Cache.Dir = t.TempDir()
+	a, err := New(cfg, Deps{Log: slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelWarn})), Registry: r.reg})
 	if err != nil {
 		t.Fatal(err)
 	}

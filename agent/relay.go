@@ -1,0 +1,266 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/proto/registry"
+	"kraken/proto/transport"
+)
+
+// errOtherSize is an origin that says another size than the one before: one of the two does not have the blob.
+var errOtherSize = errors.New("origins disagree about the size")
+
+// relay reads one blob over HTTP from the origins that may have it. Where one refuses, breaks off, or sends nothing for the stall
+// timeout, the next goes on at the byte that is missing. It verifies nothing, but it never ends clean before all bytes were read.
+//
+// Each is asked in turn, owners first. After a second turn that brought nothing the relay fails, unless somebody was merely silent, as
+// an origin is that waits for the bucket: then further turns follow, each with twice the patience of the one before, until nothing has
+// come for the client's progress timeout. Who says that it does not know the blob is not asked again.
+type relay struct {
+	a      *Agent
+	ctx    context.Context
+	repo   string
+	digest digest.Digest
+
+	origins []runner
+	owners  int  // the first so many, the others are helpers
+	all     bool // the helpers are in origins
+
+	next    int       // who is asked next
+	turn    int       // how often all have been asked since something came
+	silent  bool      // somebody was, in this turn
+	came    bool      // something did, in this turn
+	since   time.Time // something came, or the beginning
+	counted int64     // pos, when something came
+
+	body   *registry.Content // nil: the next one has to be asked
+	runner int               // whose body it is
+	size   int64             // -1: not known yet
+	sizer  int               // who said so
+	pos    int64
+}
+
+// runner is one origin as a relay sees it.
+type runner struct {
+	*registry.Origin
+	err     error // of its last try
+	unknown bool  // it does not know the blob
+	stalled bool  // its last try ended because it was silent
+}
+
+// worthwhile is how many bytes must have come for the turns to be counted anew: as much as the swarm wants of a source in a stall timeout. It
+// bounds the tries by the blob's size.
+const worthwhile = 32 << 10
+
+// relay begins to read d. Close must be called.
+func (a *Agent) relay(ctx context.Context, repo string, d digest.Digest) *relay {
+	r := &relay{a: a, ctx: ctx, repo: repo, digest: d, size: -1, since: time.Now()}
+	r.add(a.origins.Owners(d))
+	r.owners = len(r.origins)
+	return r
+}
+
+// others are all origins but some, in the order in which to ask for d.
+func (a *Agent) others(d digest.Digest, but []string) []*registry.Origin {
+	return slices.DeleteFunc(a.origins.For(d), func(o *registry.Origin) bool { return slices.Contains(but, o.ID) })
+}
+
+func (r *relay) add(origins []*registry.Origin) {
+	r.origins = slices.Grow(r.origins, len(origins))
+	for _, o := range origins {
+		r.origins = append(r.origins, runner{Origin: o})
+	}
+}
+
+// open asks for what is missing until somebody answers; size is known then.
+func (r *relay) open() error {
+	for r.body == nil {
+		if err := r.choose(); err != nil {
+			return err
+		}
+		o := r.origins[r.runner]
+		c, err := o.OpenBlob(transport.WithProgressTimeout(r.ctx, r.patience()), r.repo, r.digest, registry.Range{Offset: r.pos, Length: -1})
+		if err == nil {
+			err = r.take(c)
+		}
+		if err != nil {
+			if err := r.failed(err); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// take makes c what is read.
+func (r *relay) take(c *registry.Content) error {
+	if r.size < 0 {
+		r.size, r.sizer = c.Size, r.runner
+	}
+	if c.Size != r.size {
+		return errors.Join(fmt.Errorf("%w: %d bytes, and %s said %d", errOtherSize, c.Size, r.origins[r.sizer].ID, r.size), c.Close())
+	}
+	if _, err := c.Body.Seek(r.pos, io.SeekStart); err != nil {
+		return errors.Join(err, c.Close())
+	}
+	r.body = c
+	return nil
+}
+
+// Read implements io.Reader. An error is final.
+func (r *relay) Read(b []byte) (int, error) {
+	for r.size < 0 || r.pos < r.size {
+		if err := r.open(); err != nil {
+			return 0, err
+		}
+		n, err := r.body.Body.Read(b)
+		r.pos += int64(n)
+		if err != nil {
+			r.Close()
+			if err := r.failed(err); err != nil {
+				return n, err
+			}
+		}
+		if n > 0 {
+			return n, nil
+		}
+	}
+	return 0, io.EOF
+}
+
+// Close ends the request under way.
+func (r *relay) Close() error {
+	if r.body == nil {
+		return nil
+	}
+	c := r.body
+	r.body = nil
+	return c.Close()
+}
+
+// failed notes why the runner's try ended; an error of its own ends the relay.
+func (r *relay) failed(err error) error {
+	o := &r.origins[r.runner]
+	if r.ctx.Err() != nil {
+		return errors.Join(context.Cause(r.ctx), r.reasons())
+	}
+	if errors.Is(err, registry.ErrDigestInvalid) || errors.Is(err, registry.ErrNameInvalid) {
+		return err // as everybody would say
+	}
+	o.err = fmt.Errorf("origin %s at %s: %w", o.ID, o.URL, err)
+	o.stalled = errors.Is(err, transport.ErrNoProgress)
+	if o.unknown = errors.Is(err, registry.ErrBlobUnknown); o.unknown {
+		// In words only: what one does not know is unknown when all say so.
+		o.err = fmt.Errorf("origin %s at %s: %v", o.ID, o.URL, err)
+	} else {
+		r.a.m.originFailures.Inc()
+		r.a.log.Info("origin does not deliver, the next one goes on", "origin", o.ID, "digest", r.digest, "offset", r.pos, "error", err)
+	}
+	if o.stalled {
+		r.silent = true
+		if r.runner >= r.owners {
+			// Every helper would read it from the bucket, too.
+			r.next = len(r.origins)
+		}
+	}
+	if r.pos-r.counted >= worthwhile {
+		r.counted, r.since, r.turn, r.came = r.pos, time.Now(), 0, true
+	}
+	return nil
+}
+
+// choose sets the runner to who is asked next.
+func (r *relay) choose() error {
+	for {
+		for ; r.next < len(r.origins); r.next++ {
+			if !r.origins[r.next].unknown {
+				r.runner = r.next
+				r.next++
+				return nil
+			}
+		}
+		if r.count(func(o *runner) bool { return o.unknown }) == r.owners {
+			return fmt.Errorf("%w: %s", registry.ErrBlobUnknown, r.digest)
+		}
+		if r.widen() {
+			continue
+		}
+		if err := r.again(); err != nil {
+			return err
+		}
+	}
+}
+
+// count says how many owners are so.
+func (r *relay) count(so func(*runner) bool) (n int) {
+	for i := range r.owners {
+		if so(&r.origins[i]) {
+			n++
+		}
+	}
+	return n
+}
+
+// widen goes on to origins that don't own the blob: any can get it from the bucket, or from who owns it and is not reached from here. When all
+// owners are silent that is more likely the bucket's fault than theirs, so they are given a second turn first.
+func (r *relay) widen() bool {
+	if r.all || (r.turn == 0 && r.count(func(o *runner) bool { return !o.stalled }) == 0) {
+		return false
+	}
+	r.all = true
+	known := make([]string, 0, len(r.origins))
+	for i := range r.origins {
+		known = append(known, r.origins[i].ID)
+	}
+	r.add(r.a.others(r.digest, known))
+	return r.next < len(r.origins)
+}
+
+// again begins another turn, or says that it is over.
+func (r *relay) again() error {
+	unknown := r.count(func(o *runner) bool { return o.unknown }) > 0
+	if r.turn > 0 && (!r.silent || unknown || time.Since(r.since) >= r.limit()) {
+		return &registry.RetryError{Err: fmt.Errorf("%w: blob %s: %w", registry.ErrUnavailable, r.digest, r.reasons()), After: time.Second}
+	}
+	if !r.silent && !r.came {
+		// A process that is being restarted, or a full queue, needs a moment.
+		t := time.NewTimer(r.stall() / 4)
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-r.ctx.Done():
+			return errors.Join(context.Cause(r.ctx), r.reasons())
+		}
+	}
+	r.next, r.silent, r.came = 0, false, false
+	r.turn++
+	return nil
+}
+
+func (r *relay) stall() time.Duration { return time.Duration(r.a.cfg.Peer.StallTimeout) }
+func (r *relay) limit() time.Duration { return time.Duration(r.a.cfg.Client.ProgressTimeout) }
+
+// patience is for how long the runner may be silent.
+func (r *relay) patience() time.Duration {
+	if r.turn == 0 {
+		return r.stall()
+	}
+	left := r.limit() - time.Since(r.since)
+	return max(r.stall(), min(r.stall()<<min(r.turn, 16), left))
+}
+
+// reasons are why all that were asked did not deliver.
+func (r *relay) reasons() error {
+	var errs []error
+	for i := range r.origins {
+		errs = append(errs, r.origins[i].err)
+	}
+	return errors.Join(errs...)
+}

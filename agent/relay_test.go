@@ -1,0 +1,451 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"go.uber.org/goleak"
+
+	"kraken/proto/config"
+	"kraken/proto/registry"
+	"kraken/proto/ring"
+	"kraken/proto/transport"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m,
+		// A cache that forgets by time has a goroutine for ever.
+		goleak.IgnoreAnyFunction("github.com/hashicorp/golang-lru/v2/expirable.NewLRU[...].func1"),
+		// The library ends these by themselves a moment after Close: dial attempts in flight.
+		goleak.IgnoreAnyFunction("github.com/anacrolix/torrent.(*dialPool).drainAndCloseRemainingDials"),
+	)
+}
+
+// stall is how long an origin may be silent in these tests, and much longer than a healthy one takes.
+const stall = 500 * time.Millisecond
+
+// answer is how an origin answers one request for a blob.
+type answer func(w http.ResponseWriter, r *http.Request, b []byte)
+
+func serve(w http.ResponseWriter, r *http.Request, b []byte) {
+	w.Header().Set("Content-Type", "application/octet-stream")
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(b))
+}
+
+// begin sends the headers of what was asked for, and its first n bytes. It says whether more should follow.
+func begin(w http.ResponseWriter, r *http.Request, b []byte, n int) (more bool) {
+	from := 0
+	if s, ok := strings.CutPrefix(r.Header.Get("Range"), "bytes="); ok {
+		from, _ = strconv.Atoi(strings.TrimSuffix(s, "-"))
+		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, len(b)-1, len(b)))
+	}
+	w.Header().Set("Content-Length", strconv.Itoa(len(b)-from))
+	if from > 0 {
+		w.WriteHeader(http.StatusPartialContent)
+	}
+	_, _ = w.Write(b[from:min(from+n, len(b))])
+	_ = http.NewResponseController(w).Flush()
+	return from+n < len(b)
+}
+
+func hang(_ http.ResponseWriter, r *http.Request, _ []byte) { <-r.Context().Done() }
+
+// hangAfter sends n bytes of what was asked for.
+func hangAfter(n int) answer {
+	return func(w http.ResponseWriter, r *http.Request, b []byte) {
+		if begin(w, r, b, n) {
+			<-r.Context().Done()
+		}
+	}
+}
+
+// endAfter sends n bytes of what was asked for, and no more, whatever Content-Length said.
+func endAfter(n int) answer {
+	return func(w http.ResponseWriter, r *http.Request, b []byte) { begin(w, r, b, n) }
+}
+
+// resetAfter sends n bytes of what was asked for, and resets the connection.
+func resetAfter(n int) answer {
+	return func(w http.ResponseWriter, r *http.Request, b []byte) {
+		begin(w, r, b, n)
+		c, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		_ = c.(*net.TCPConn).SetLinger(0)
+		c.Close()
+	}
+}
+
+func withoutRanges(w http.ResponseWriter, _ *http.Request, b []byte) {
+	w.Header().Set("Content-Length", strconv.Itoa(len(b)))
+	_, _ = w.Write(b)
+}
+
+func noSuchRange(w http.ResponseWriter, r *http.Request, b []byte) {
+	w.Header().Set("Content-Range", fmt.Sprintf("bytes */%d", len(b)))
+	registry.WriteError(w, r, registry.ErrRangeNotSatisfiable)
+}
+
+func refuse(err error) answer {
+	return func(w http.ResponseWriter, r *http.Request, _ []byte) { registry.WriteError(w, r, err) }
+}
+
+var (
+	unknown = refuse(registry.ErrBlobUnknown)
+	broken  = refuse(registry.ErrInternal)
+	busy    = refuse(registry.ErrUnavailable)
+)
+
+// other answers as a does, of an origin that holds b for the blob.
+func other(b []byte, a answer) answer {
+	return func(w http.ResponseWriter, r *http.Request, _ []byte) { a(w, r, b) }
+}
+
+// hop is an origin that answers one request after the other as it is told, the last way for ever. It has no metainfo.
+type hop struct {
+	*httptest.Server
+	blob []byte
+	says []answer
+
+	mu   sync.Mutex
+	got  []string // the Range of each request
+	open int      // requests under way
+}
+
+func (h *hop) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if !strings.Contains(r.URL.Path, "/blobs/") {
+		registry.WriteError(w, r, registry.ErrBlobUnknown)
+		return
+	}
+	h.mu.Lock()
+	say := h.says[min(len(h.got), len(h.says)-1)]
+	h.got = append(h.got, r.Header.Get("Range"))
+	h.open++
+	h.mu.Unlock()
+	defer func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.open--
+	}()
+	say(w, r, h.blob)
+}
+
+func (h *hop) ranges() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.got)
+}
+
+// course is an agent and origins, in the order in which they are asked for one blob. The first two own it.
+type course struct {
+	*running
+	hops []*hop
+	blob []byte
+	d    digest.Digest
+}
+
+// newCourse starts both. A blob that is not small has no metainfo.
+func newCourse(t *testing.T, b []byte, says ...[]answer) *course {
+	t.Helper()
+	c := &course{blob: b, d: digest.FromBytes(b)}
+	var members []ring.Member
+	ids := []string{"o1", "o2", "o3", "o4"}[:len(says)]
+	for i, id := range ring.New(ids, 2).Order(c.d) {
+		h := &hop{blob: b, says: says[i]}
+		h.Server = httptest.NewServer(h)
+		t.Cleanup(h.Close)
+		c.hops = append(c.hops, h)
+		members = append(members, ring.Member{ID: id, URL: h.URL})
+	}
+	tracker, _ := lonely(t, atOnce(), nil)
+	c.running = startWith(t, Config{
+		Origins: members, Tracker: Endpoint{tracker}, Peer: Peer{StallTimeout: config.Duration(stall)},
+		Client: transport.ClientConfig{ProgressTimeout: config.Duration(6 * stall)},
+	})
+	if len(b) <= 1<<20 {
+		c.sizes.Add(c.d, int64(len(b)))
+	}
+	return c
+}
+
+// asked checks which ranges the origins were asked for; * is any range but the whole.
+func (c *course) asked(want ...[]string) {
+	c.t.Helper()
+	for i, h := range c.hops {
+		got := h.ranges()
+		same := slices.EqualFunc(got, want[i], func(got, want string) bool { return got == want || want == "*" && got != "" })
+		if !same {
+			c.t.Errorf("origin %d was asked for %q, want %q", i+1, got, want[i])
+		}
+	}
+}
+
+// TestTakeOver: whatever an origin does, the blob comes whole while one has it, no byte of it twice.
+func TestTakeOver(t *testing.T) {
+	const size, part = 300_000, 100_000
+	b := noise(20, size)
+	fromPart := fmt.Sprintf("bytes=%d-", part)
+	whole := []string{""}
+	type one = []answer
+	for name, tc := range map[string]struct {
+		says [][]answer
+		want [][]string
+		hang bool // somebody is silent
+	}{
+		"the first one is fine":               {[][]answer{{serve}, {serve}}, [][]string{whole, nil}, false},
+		"silent from the start":               {[][]answer{{hang}, {serve}}, [][]string{whole, whole}, true},
+		"silent after the headers":            {[][]answer{{hangAfter(0)}, {serve}}, [][]string{whole, whole}, true},
+		"silent midway":                       {[][]answer{{hangAfter(part)}, {serve}}, [][]string{whole, {fromPart}}, true},
+		"reset midway":                        {[][]answer{{resetAfter(part)}, {serve}}, nil, false},
+		"ends midway":                         {[][]answer{{endAfter(part)}, {serve}}, [][]string{whole, {fromPart}}, false},
+		"ends before its last byte":           {[][]answer{{endAfter(size - 1)}, {serve}}, [][]string{whole, {fmt.Sprintf("bytes=%d-", size-1)}}, false},
+		"the next one ignores ranges":         {[][]answer{{endAfter(part)}, {withoutRanges}}, [][]string{whole, {fromPart}}, false},
+		"the next one refuses the range":      {[][]answer{{endAfter(part)}, {noSuchRange}, {serve}}, [][]string{whole, {fromPart}, {fromPart}}, false},
+		"the next one has another size":       {[][]answer{{endAfter(part)}, {other(b[:size/2], serve)}, {serve}}, [][]string{whole, {fromPart}, {fromPart}}, false},
+		"the next one has less than is there": {[][]answer{{endAfter(part)}, {other(b[:part/2], serve)}, {serve}}, [][]string{whole, {fromPart}, {fromPart}}, false},
+		"refused":                             {[][]answer{{broken}, {serve}}, [][]string{whole, whole}, false},
+		"unknown to the first":                {[][]answer{{unknown}, {serve}}, [][]string{whole, whole}, false},
+		"no owner answers":                    {[][]answer{{broken}, {busy}, {serve}}, [][]string{whole, whole, whole}, false},
+		"one owner hangs, one refuses":        {[][]answer{{hang}, {busy}, {serve}}, [][]string{whole, whole, whole}, true},
+		"the second turn":                     {[][]answer{{busy, serve}, {busy}}, [][]string{{"", ""}, whole}, false},
+		"by turns": {
+			[][]answer{{endAfter(part), serve}, {endAfter(part)}}, [][]string{{"", fmt.Sprintf("bytes=%d-", 2*part)}, {fromPart}}, false,
+		},
+		"all silent, once each": {
+			[][]answer{{hangAfter(part), serve}, {hangAfter(part)}, {broken}}, [][]string{{"", fmt.Sprintf("bytes=%d-", 2*part)}, {fromPart}, nil}, true,
+		},
+		"more pieces than turns": {[][]answer{{endAfter(worthwhile)}, {endAfter(worthwhile)}}, nil, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCourse(t, b, tc.says...)
+			began := time.Now()
+			if err := c.whole(b); err != nil {
+				t.Fatal(err)
+			}
+			took := time.Since(began)
+			if n := len(tc.says); tc.hang && took < stall || took > time.Duration(n+3)*stall {
+				t.Errorf("it took %s, a stall is %s", took, stall)
+			}
+			if tc.want != nil {
+				c.asked(tc.want...)
+			}
+			if got := c.metric("kraken_agent_origin_http_bytes_total", nil); got != size {
+				t.Errorf("%v bytes were taken, want %d", got, size)
+			}
+			eventually(t, "it is cached", func() bool { return c.cached(c.d) && c.pulling() == 0 })
+			c.noErrors()
+		})
+	}
+}
+
+// TestTakeOverUnnoticed: readers that follow a blob in flight, small or not, get what has come while an origin hangs, and the rest from the next.
+func TestTakeOverUnnoticed(t *testing.T) {
+	for name, size := range map[string]int{"small": 1 << 20, "without metainfo": 8 << 20} {
+		t.Run(name, func(t *testing.T) {
+			b := noise(21, size)
+			part := size / 2
+			const unsent = 16 << 10 // may be in a buffer of the agent's server
+			read := make(chan struct{})
+			c := newCourse(t, b, []answer{hangAfter(part)}, []answer{func(w http.ResponseWriter, r *http.Request, b []byte) {
+				<-read
+				serve(w, r, b)
+			}})
+			var wg, prefix sync.WaitGroup
+			for _, off := range []int{0, 0, part / 2, part - unsent - 10} {
+				prefix.Add(1)
+				wg.Go(func() {
+					rng := ""
+					if off > 0 {
+						rng = fmt.Sprintf("%d-", off)
+					}
+					body, err := c.get(t.Context(), c.d, rng)
+					if err != nil {
+						t.Errorf("reader at %d: %v", off, err)
+						prefix.Done()
+						return
+					}
+					defer body.Close()
+					got := make([]byte, size-off)
+					_, err = io.ReadFull(body, got[:part-unsent-off])
+					prefix.Done()
+					if err == nil {
+						_, err = io.ReadFull(body, got[part-unsent-off:])
+					}
+					if err != nil || !bytes.Equal(got, b[off:]) {
+						t.Errorf("reader at %d: other bytes, or %v", off, err)
+					}
+					if n, err := body.Read(make([]byte, 1)); n > 0 || err != io.EOF {
+						t.Errorf("reader at %d: %d bytes and %v after the last one", off, n, err)
+					}
+				})
+			}
+			prefix.Wait()
+			close(read)
+			wg.Wait()
+			c.asked([]string{""}, []string{fmt.Sprintf("bytes=%d-", part)})
+			c.noErrors()
+		})
+	}
+}
+
+// TestNobodyDelivers: what the client is told, and how often who is asked.
+func TestNobodyDelivers(t *testing.T) {
+	b := noise(22, 10_000)
+	once, twice := []string{""}, []string{"", ""}
+	for name, tc := range map[string]struct {
+		says   [][]answer
+		status int
+		want   [][]string
+		names  int // how many origins the error names
+	}{
+		"nobody knows it":                {[][]answer{{unknown}, {unknown}, {serve}}, http.StatusNotFound, [][]string{once, once, nil}, 0},
+		"all are down":                   {[][]answer{{busy}, {broken}}, http.StatusServiceUnavailable, [][]string{twice, twice}, 2},
+		"one does not know, one is down": {[][]answer{{unknown}, {busy}}, http.StatusServiceUnavailable, [][]string{once, twice}, 2},
+		"helpers don't know, owners are down": {
+			[][]answer{{busy}, {busy}, {unknown}}, http.StatusServiceUnavailable, [][]string{twice, twice, once}, 3,
+		},
+		"a bad digest": {[][]answer{{refuse(registry.ErrDigestInvalid)}, {serve}}, http.StatusBadRequest, [][]string{once, nil}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCourse(t, b, tc.says...)
+			status, text := c.refused()
+			if status != tc.status {
+				t.Errorf("status %d, want %d: %s", status, tc.status, text)
+			}
+			named := 0
+			for _, h := range c.hops {
+				if strings.Contains(text, h.URL) {
+					named++
+				}
+			}
+			if named != tc.names {
+				t.Errorf("%d origins are named in %q, want %d", named, text, tc.names)
+			}
+			c.asked(tc.want...)
+		})
+	}
+}
+
+// refused asks for the blob, which does not come.
+func (c *course) refused() (status int, text string) {
+	c.t.Helper()
+	resp, err := http.Get(fmt.Sprintf("http://%s/v2/demo/app/blobs/%s", c.Addr(), c.d))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	defer http.DefaultClient.CloseIdleConnections()
+	raw, err := io.ReadAll(resp.Body)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	var body struct {
+		Errors []struct{ Message string }
+	}
+	if err := json.Unmarshal(raw, &body); err != nil || len(body.Errors) != 1 {
+		c.t.Fatalf("%v: %s", err, raw)
+	}
+	return resp.StatusCode, body.Errors[0].Message
+}
+
+// TestAllSilent: the pull fails when nothing has come for the client's progress timeout, and not before; of the origins that don't own the blob not all are asked
+// for what may be the bucket's fault.
+func TestAllSilent(t *testing.T) {
+	b := noise(23, 10_000)
+	c := newCourse(t, b, []answer{hang}, []answer{hangAfter(10)}, []answer{hang}, []answer{hang})
+	began := time.Now()
+	if err := c.whole(b); err == nil {
+		t.Error("the blob came")
+	}
+	took := time.Since(began)
+	if limit := 6 * stall; took < limit || took > 2*limit {
+		t.Errorf("it took %s, want about %s", took, limit)
+	}
+	if n := len(c.hops[0].ranges()); n < 2 {
+		t.Errorf("the first owner was asked %d times", n)
+	}
+	if n := len(c.hops[3].ranges()); n > 0 {
+		t.Errorf("the last origin was asked %d times", n)
+	}
+	eventually(t, "no request is left", func() bool { return c.pulling() == 0 && c.requests() == 0 })
+	if c.cached(c.d) {
+		t.Error("a part is cached as the blob")
+	}
+}
+
+// requests are under way at the origins.
+func (c *course) requests() (n int) {
+	for _, h := range c.hops {
+		h.mu.Lock()
+		n += h.open
+		h.mu.Unlock()
+	}
+	return n
+}
+
+// TestSlowBucket: an origin that needs long for its first byte is waited for, where nobody else has the blob.
+func TestSlowBucket(t *testing.T) {
+	b := noise(24, 10_000)
+	var first sync.Once
+	ready := make(chan struct{})
+	cold := func(w http.ResponseWriter, r *http.Request, b []byte) {
+		first.Do(func() { time.AfterFunc(4*stall, func() { close(ready) }) })
+		select {
+		case <-ready:
+			serve(w, r, b)
+		case <-r.Context().Done():
+		}
+	}
+	c := newCourse(t, b, []answer{cold})
+	if err := c.whole(b); err != nil {
+		t.Error(err)
+	}
+	c.noErrors()
+}
+
+// TestReaderLeavesWhileAnOriginHangs: then nobody is asked any more.
+func TestReaderLeavesWhileAnOriginHangs(t *testing.T) {
+	const size = 1 << 20
+	b := noise(25, size)
+	for name, says := range map[string][]answer{"from the start": {hang}, "midway": {hangAfter(size / 4)}} {
+		t.Run(name, func(t *testing.T) {
+			c := newCourse(t, b, says, []answer{hang})
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				body, err := c.get(ctx, c.d, "")
+				if err == nil {
+					_, err = io.ReadAll(body)
+					body.Close()
+				}
+				if !errors.Is(err, context.Canceled) {
+					t.Errorf("the reader got %v", err)
+				}
+			})
+			eventually(t, "the next one is asked", func() bool { return len(c.hops[1].ranges()) == 1 })
+			cancel()
+			wg.Wait()
+			eventually(t, "no request is left", func() bool { return c.pulling() == 0 && c.requests() == 0 })
+			if n := len(c.hops[0].ranges()) + len(c.hops[1].ranges()); n != 2 {
+				t.Errorf("%d requests were made, want 2", n)
+			}
+			c.noErrors()
+		})
+	}
+}
