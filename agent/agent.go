@@ -260,7 +260,8 @@ func (a *Agent) OpenBlob(ctx context.Context, repo string, d digest.Digest, _ re
 			a.leave(p)
 			return nil, context.Cause(ctx)
 		}
-		if p.body == nil {
+		// A wrong blob never ends clean: of an empty one no byte can be held back.
+		if p.body == nil || p.size == 0 {
 			<-p.done
 			a.leave(p)
 			if errors.Is(p.err, errAbandoned) {

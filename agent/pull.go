@@ -25,7 +25,11 @@ type pull struct {
 	digest digest.Digest
 	repo   string
 	began  time.Time
+	ctx    context.Context
 	cancel context.CancelCauseFunc
+
+	wrong    []string // the second try: origins of which one has sent other bytes in the first
+	suspects []string // of this one, when it has failed for that reason
 
 	ready chan struct{} // closed when size and body are set, or the pull has failed
 	size  int64
@@ -36,10 +40,10 @@ type pull struct {
 
 	mu      sync.Mutex
 	readers int // and one for the download itself
-	// abandoned says that the pull was cancelled because nobody read it; it can't be joined any more.
-	abandoned bool
-	fetch     *swarm.Fetch // set while pieces are swarmed
-	left      func() int64 // bytes that are still missing
+	// closed says that the pull can't be joined any more: it was cancelled because nobody read it, or what it has is wrong.
+	closed bool
+	fetch  *swarm.Fetch // set while pieces are swarmed
+	left   func() int64 // bytes that are still missing
 }
 
 // body is where readers of a blob in flight read.
@@ -55,14 +59,14 @@ type body interface {
 }
 
 // join returns the pull of d, begun now if there is none, with one reader more. leave must be called once. A pull that is being
-// cancelled can't be joined: then wait is its end, after which to try again.
+// given up can't be joined: then wait is its end, after which to try again.
 func (a *Agent) join(repo string, d digest.Digest) (p *pull, wait <-chan struct{}, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if p := a.pulls[d]; p != nil {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		if p.abandoned {
+		if p.closed {
 			return nil, p.done, nil
 		}
 		p.readers++
@@ -71,26 +75,49 @@ func (a *Agent) join(repo string, d digest.Digest) (p *pull, wait <-chan struct{
 	if a.closing {
 		return nil, nil, fmt.Errorf("%w: the agent is shutting down", registry.ErrUnavailable)
 	}
-	ctx, cancel := context.WithCancelCause(a.ctx)
-	p = &pull{digest: d, repo: repo, began: time.Now(), cancel: cancel, readers: 2, ready: make(chan struct{}), done: make(chan struct{}), left: func() int64 { return -1 }}
-	a.pulls[d] = p
+	p = a.begin(repo, d, nil)
+	p.readers++
 	a.wg.Go(func() {
-		err := a.run(ctx, p)
-		cancel(nil)
-		a.mu.Lock()
-		delete(a.pulls, d)
-		a.mu.Unlock()
-		p.finish(err)
-		p.release()
-		if err != nil {
-			a.announcer.gone(d)
-		}
-		if err != nil && !errors.Is(err, errAbandoned) {
-			a.m.failed.Inc()
-			a.log.Warn("pull failed", "repository", repo, "digest", d, "error", err)
+		for p := p; p != nil; {
+			p = a.download(p)
 		}
 	})
 	return p, nil, nil
+}
+
+// begin makes a pull that can be joined, of no reader yet. a.mu is held.
+func (a *Agent) begin(repo string, d digest.Digest, wrong []string) *pull {
+	ctx, cancel := context.WithCancelCause(a.ctx)
+	p := &pull{
+		digest: d, repo: repo, began: time.Now(), ctx: ctx, cancel: cancel, wrong: wrong, readers: 1,
+		ready: make(chan struct{}), done: make(chan struct{}), left: func() int64 { return -1 },
+	}
+	a.pulls[d] = p
+	return p
+}
+
+// download runs a pull to its end. When origins sent other bytes than the digest's, and somebody else may have the right ones, a second pull is
+// in its place then, and is the caller's to run: who has read wrong bytes can't be helped, but the next reader finds the right ones on their way.
+func (a *Agent) download(p *pull) (second *pull) {
+	d := p.digest
+	err := a.run(p.ctx, p)
+	p.cancel(nil)
+	a.mu.Lock()
+	delete(a.pulls, d)
+	if err != nil && p.wrong == nil && len(p.suspects) > 0 && !a.closing && len(a.rest(d, p.suspects)) > 0 {
+		second = a.begin(p.repo, d, p.suspects)
+	}
+	a.mu.Unlock()
+	p.finish(err)
+	p.release()
+	if err != nil && second == nil {
+		a.announcer.gone(d)
+	}
+	if err != nil && !errors.Is(err, errAbandoned) {
+		a.m.failed.Inc()
+		a.log.Warn("pull failed", "repository", p.repo, "digest", d, "error", err)
+	}
+	return second
 }
 
 // release takes one user off; the last one closes the body.
@@ -110,7 +137,7 @@ func (a *Agent) leave(p *pull) {
 	p.mu.Lock()
 	if p.readers == 2 { // this one and the download itself
 		if left := p.left(); left < 0 || left > p.size/2 {
-			p.abandoned = true
+			p.closed = true
 			p.cancel(errAbandoned)
 		}
 	}
@@ -139,6 +166,9 @@ func (p *pull) finish(err error) {
 // run downloads one blob by the best way that works: swarm, else HTTP from an origin.
 func (a *Agent) run(ctx context.Context, p *pull) error {
 	began := time.Now()
+	if p.wrong != nil {
+		return a.overHTTP(ctx, p)
+	}
 	if size, ok := a.sizes.Get(p.digest); ok && size <= a.smallBlob {
 		return a.overHTTP(ctx, p)
 	}
@@ -292,7 +322,7 @@ func missing(m *blob.Metainfo, part *store.Partial) int64 {
 
 // overHTTP streams the blob from its origins into the cache, mostly from one. Readers follow the bytes as they arrive.
 func (a *Agent) overHTTP(ctx context.Context, p *pull) error {
-	r := a.relay(ctx, p.repo, p.digest)
+	r := a.relay(ctx, p.repo, p.digest, p.wrong)
 	defer r.Close()
 	if err := r.open(); err != nil {
 		return err
@@ -309,11 +339,18 @@ func (a *Agent) overHTTP(ctx context.Context, p *pull) error {
 	p.publish(size, b, func() int64 { return size - b.written() })
 	_, err = u.Write(ctx, 0, &counted{a.swarm.LimitDownload(ctx, p.digest, r), b, a.m.fromHTTP})
 	if err == nil {
-		_, err = u.Commit(ctx, p.digest, nil)
+		if _, err = u.Commit(ctx, p.digest, nil); errors.Is(err, store.ErrDigestMismatch) {
+			err = fmt.Errorf("%w: %w", registry.ErrUnavailable, err)
+		}
 	}
 	if err == nil {
 		b.end(nil)
 		return nil
+	}
+	if p.suspects = r.suspects(err); p.suspects != nil {
+		p.mu.Lock()
+		p.closed = true // who comes back at once is to find the second try
+		p.mu.Unlock()
 	}
 	b.end(err)
 	if aerr := u.Abort(); aerr != nil && !errors.Is(aerr, store.ErrUploadUnknown) {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"kraken/origin/store"
 	"kraken/proto/registry"
 	"kraken/proto/transport"
 )
@@ -53,18 +55,36 @@ type runner struct {
 	err     error // of its last try
 	unknown bool  // it does not know the blob
 	stalled bool  // its last try ended because it was silent
+	last    int64 // offset after the last byte that was read from it; 0: none was
 }
 
 // worthwhile is how many bytes must have come for the turns to be counted anew: as much as the swarm wants of a source in a stall timeout. It
 // bounds the tries by the blob's size.
 const worthwhile = 32 << 10
 
-// relay begins to read d. Close must be called.
-func (a *Agent) relay(ctx context.Context, repo string, d digest.Digest) *relay {
+// relay begins to read d. The origins in wrong have sent other bytes before: a single one is not asked; of several, of which some are
+// innocent, the last is asked first, and all of them after everybody else. Close must be called.
+func (a *Agent) relay(ctx context.Context, repo string, d digest.Digest, wrong []string) *relay {
 	r := &relay{a: a, ctx: ctx, repo: repo, digest: d, size: -1, since: time.Now()}
-	r.add(a.origins.Owners(d))
+	if len(wrong) == 0 {
+		r.add(a.origins.Owners(d))
+	} else {
+		r.add(a.rest(d, wrong))
+		r.all = true
+	}
 	r.owners = len(r.origins)
 	return r
+}
+
+// rest is who may be asked for d when some have sent other bytes.
+func (a *Agent) rest(d digest.Digest, wrong []string) []*registry.Origin {
+	out := a.others(d, wrong)
+	if len(wrong) > 1 {
+		for _, id := range slices.Backward(wrong) {
+			out = append(out, a.origins.Get(id))
+		}
+	}
+	return out
 }
 
 // others are all origins but some, in the order in which to ask for d.
@@ -121,7 +141,10 @@ func (r *relay) Read(b []byte) (int, error) {
 			return 0, err
 		}
 		n, err := r.body.Body.Read(b)
-		r.pos += int64(n)
+		if n > 0 {
+			r.pos += int64(n)
+			r.origins[r.runner].last = r.pos
+		}
 		if err != nil {
 			r.Close()
 			if err := r.failed(err); err != nil {
@@ -263,4 +286,22 @@ func (r *relay) reasons() error {
 		errs = append(errs, r.origins[i].err)
 	}
 	return errors.Join(errs...)
+}
+
+// suspects are the origins of which one at least is to blame for err: who sent the bytes that turned out to be others, in this order, and who
+// said a size that somebody else denies. None: err says nothing of the kind.
+func (r *relay) suspects(err error) []string {
+	size := errors.Is(err, errOtherSize)
+	if !size && !errors.Is(err, store.ErrDigestMismatch) {
+		return nil
+	}
+	read := slices.Clone(r.origins)
+	sizer := r.origins[r.sizer].ID
+	read = slices.DeleteFunc(read, func(o runner) bool { return o.last == 0 && !((size || r.size == 0) && o.ID == sizer) })
+	slices.SortStableFunc(read, func(a, b runner) int { return cmp.Compare(a.last, b.last) })
+	var ids []string
+	for _, o := range read {
+		ids = append(ids, o.ID)
+	}
+	return ids
 }

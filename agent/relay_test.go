@@ -449,3 +449,68 @@ func TestReaderLeavesWhileAnOriginHangs(t *testing.T) {
 		})
 	}
 }
+
+// TestWrongBytes: they are never cached, no reader takes them for the blob, and somebody else is asked, once.
+func TestWrongBytes(t *testing.T) {
+	const size, part = 300_000, 100_000
+	b := noise(26, size)
+	bad := bytes.Clone(b)
+	bad[10]++
+	bad[size-10]++
+	fromPart := fmt.Sprintf("bytes=%d-", part)
+	for name, tc := range map[string]struct {
+		says [][]answer
+		want [][]string
+		ok   bool // the second try brings the blob
+	}{
+		"of one":               {[][]answer{{other(bad, serve)}, {serve}}, [][]string{{""}, {""}}, true},
+		"of one, of no owner":  {[][]answer{{other(bad, serve)}, {busy}, {serve}}, [][]string{{""}, {""}, {""}}, true},
+		"of a cut copy":        {[][]answer{{other(b[:part], serve)}, {serve}}, [][]string{{""}, {""}}, true},
+		"of a copy that grew":  {[][]answer{{other(append(bytes.Clone(b), 1), serve)}, {serve}}, [][]string{{""}, {""}}, true},
+		"of an empty copy":     {[][]answer{{other(nil, serve)}, {serve}}, [][]string{{""}, {""}}, true},
+		"the first part":       {[][]answer{{other(bad, endAfter(part))}, {serve}}, [][]string{{""}, {fromPart, ""}}, true},
+		"the second part":      {[][]answer{{endAfter(part), serve}, {other(bad, serve)}, {serve}}, [][]string{{""}, {fromPart}, {""}}, true},
+		"of who is read last":  {[][]answer{{endAfter(part), serve}, {other(bad, serve), busy}}, [][]string{{"", ""}, {fromPart, ""}}, true},
+		"of all":               {[][]answer{{other(bad, serve)}, {other(bad, serve)}, {other(bad, serve)}}, [][]string{{""}, {""}, nil}, false},
+		"of the only one":      {[][]answer{{other(bad, serve)}}, [][]string{{""}}, false},
+		"a size that is wrong": {[][]answer{{other(append(bytes.Clone(b), 1), endAfter(0)), busy}, {serve}}, [][]string{{"", ""}, {"", "", ""}}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCourse(t, b, tc.says...)
+			body, err := c.get(t.Context(), c.d, "")
+			if err == nil {
+				_, err = io.ReadAll(body)
+				body.Close()
+			}
+			if err == nil {
+				t.Error("wrong bytes, and a clean end")
+			}
+			eventually(t, "all pulls are over", func() bool { return c.pulling() == 0 && c.requests() == 0 })
+			c.asked(tc.want...)
+			if c.cached(c.d) != tc.ok {
+				t.Errorf("the blob is cached: %v, want %v", !tc.ok, tc.ok)
+			}
+			if tc.ok {
+				if err := c.whole(b); err != nil {
+					t.Errorf("the next reader: %v", err)
+				}
+				c.asked(tc.want...)
+			}
+		})
+	}
+}
+
+// TestWrongBytesNextReader: who comes back as soon as the wrong bytes broke off gets the right ones, from the second try.
+func TestWrongBytesNextReader(t *testing.T) {
+	b := noise(27, 1<<20)
+	bad := bytes.Clone(b)
+	bad[0]++
+	c := newCourse(t, b, []answer{other(bad, serve)}, []answer{serve})
+	if err := c.whole(b); err == nil {
+		t.Error("wrong bytes, and a clean end")
+	}
+	if err := c.whole(b); err != nil {
+		t.Errorf("the next reader: %v", err)
+	}
+	c.asked([]string{""}, []string{""})
+}
