@@ -143,22 +143,33 @@ func unreachable(ctx context.Context, err error) bool {
 func (a *Agent) manifestFromOrigins(ctx context.Context, repo string, d digest.Digest) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, metainfoBudget)
 	defer cancel()
-	c, err := a.origins.OpenBlob(ctx, repo, d, registry.Whole)
+	raw, suspects, err := a.readManifest(ctx, repo, d, nil)
+	if len(suspects) > 0 && len(a.rest(d, suspects)) > 0 {
+		raw, _, err = a.readManifest(ctx, repo, d, suspects)
+	}
 	if err != nil {
 		return nil, err
 	}
-	defer c.Close()
-	if c.Size > registry.MaxManifest {
-		return nil, fmt.Errorf("%w: %s has %d bytes, which is no manifest", registry.ErrManifestUnknown, d, c.Size)
-	}
-	raw, err := io.ReadAll(io.LimitReader(c.Body, registry.MaxManifest+1))
-	if err != nil {
-		return nil, fmt.Errorf("read manifest %s from an origin: %w", d, err)
-	}
-	if d.Algorithm().FromBytes(raw) != d {
-		return nil, fmt.Errorf("%w: an origin sent other bytes for %s", registry.ErrUnavailable, d)
-	}
 	return raw, a.keepManifest(&registry.Manifest{Digest: d, Bytes: raw})
+}
+
+// readManifest also says which origins are to blame where the bytes are others.
+func (a *Agent) readManifest(ctx context.Context, repo string, d digest.Digest, wrong []string) (raw []byte, suspects []string, err error) {
+	r := a.relay(ctx, repo, d, wrong)
+	defer r.Close()
+	if err := r.open(); err != nil {
+		return nil, nil, err
+	}
+	if r.size > registry.MaxManifest {
+		return nil, nil, fmt.Errorf("%w: %s has %d bytes, which is no manifest", registry.ErrManifestUnknown, d, r.size)
+	}
+	raw, err = io.ReadAll(r)
+	if err != nil {
+		err = fmt.Errorf("read manifest %s from an origin: %w", d, err)
+	} else if d.Algorithm().FromBytes(raw) != d {
+		err = fmt.Errorf("%w: an origin sent other bytes for %s: %w", registry.ErrUnavailable, d, store.ErrDigestMismatch)
+	}
+	return raw, r.suspects(err), err
 }
 
 // cachedManifest returns the bytes of a manifest in the cache, nil when it is not there.

@@ -514,3 +514,38 @@ func TestWrongBytesNextReader(t *testing.T) {
 	}
 	c.asked([]string{""}, []string{""})
 }
+
+// TestManifestFromOrigins: while build-index is down a manifest comes from whichever origin delivers, too.
+func TestManifestFromOrigins(t *testing.T) {
+	b := []byte(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json"}`)
+	bad := bytes.ToUpper(b)
+	for name, tc := range map[string]struct {
+		says   [][]answer
+		status int
+	}{
+		"one is silent":            {[][]answer{{hang}, {serve}}, http.StatusOK},
+		"one is silent midway":     {[][]answer{{hangAfter(10)}, {serve}}, http.StatusOK},
+		"one has other bytes":      {[][]answer{{other(bad, serve)}, {serve}}, http.StatusOK},
+		"all have other bytes":     {[][]answer{{other(bad, serve)}, {other(bad, serve)}}, http.StatusServiceUnavailable},
+		"one has a large one":      {[][]answer{{other(make([]byte, registry.MaxManifest+1), serve)}, {serve}}, http.StatusServiceUnavailable},
+		"nobody knows it":          {[][]answer{{unknown}, {unknown}}, http.StatusServiceUnavailable},
+		"one has none, one has it": {[][]answer{{unknown}, {serve}}, http.StatusOK},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCourse(t, b, tc.says...)
+			resp, err := http.Get(fmt.Sprintf("http://%s/v2/demo/app/manifests/%s", c.Addr(), c.d))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer http.DefaultClient.CloseIdleConnections()
+			defer resp.Body.Close()
+			raw, err := io.ReadAll(resp.Body)
+			if err != nil || resp.StatusCode != tc.status {
+				t.Errorf("status %d, want %d: %s, %v", resp.StatusCode, tc.status, raw, err)
+			}
+			if tc.status == http.StatusOK && !bytes.Equal(raw, b) {
+				t.Errorf("got %s", raw)
+			}
+		})
+	}
+}
