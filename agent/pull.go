@@ -174,8 +174,6 @@ func (a *Agent) run(ctx context.Context, p *pull) error {
 	}
 	m, peers, err := a.locate(ctx, p)
 	switch {
-	case errors.Is(err, registry.ErrBlobUnknown):
-		return err
 	case err != nil:
 		a.log.Info("no metainfo, fetching over HTTP", "repository", p.repo, "digest", p.digest, "reason", err)
 		return a.overHTTP(ctx, p)
@@ -238,6 +236,7 @@ func (a *Agent) metainfoFromOrigins(ctx context.Context, p *pull) (*blob.Metainf
 		}
 		if errors.Is(err, registry.ErrBlobUnknown) {
 			unknown++
+			err = errors.New(err.Error()) // in words only: what one does not know another may have
 		}
 		errs = append(errs, fmt.Errorf("metainfo of %s from %s: %w", p.digest, o.ID, err))
 	}

@@ -116,11 +116,13 @@ func other(b []byte, a answer) answer {
 	return func(w http.ResponseWriter, r *http.Request, _ []byte) { a(w, r, b) }
 }
 
-// hop is an origin that answers one request after the other as it is told, the last way for ever. It has no metainfo.
+// hop is an origin that answers one request after the other as it is told, the last way for ever. It has no metainfo, or is silent
+// about it.
 type hop struct {
 	*httptest.Server
-	blob []byte
-	says []answer
+	blob   []byte
+	says   []answer
+	silent bool
 
 	mu   sync.Mutex
 	got  []string // the Range of each request
@@ -129,6 +131,9 @@ type hop struct {
 
 func (h *hop) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !strings.Contains(r.URL.Path, "/blobs/") {
+		if h.silent {
+			<-r.Context().Done()
+		}
 		registry.WriteError(w, r, registry.ErrBlobUnknown)
 		return
 	}
@@ -301,6 +306,21 @@ func TestTakeOverUnnoticed(t *testing.T) {
 			c.noErrors()
 		})
 	}
+}
+
+// TestSilentAboutMetainfo: an origin that hangs costs one stall timeout, not one for the metainfo and one for the bytes.
+func TestSilentAboutMetainfo(t *testing.T) {
+	b := noise(28, 2<<20)
+	c := newCourse(t, b, []answer{hang}, []answer{serve})
+	c.hops[0].silent = true
+	began := time.Now()
+	if err := c.whole(b); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(began); took < stall || took > 3*stall {
+		t.Errorf("it took %s, a stall is %s", took, stall)
+	}
+	c.asked(nil, []string{""})
 }
 
 // TestNobodyDelivers: what the client is told, and how often who is asked.
