@@ -9,7 +9,6 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"syscall"
 
 	"github.com/anacrolix/torrent/metainfo"
 	"github.com/anacrolix/torrent/storage"
@@ -24,7 +23,7 @@ type content struct {
 	fetch  *Fetch        // nil: only seeded
 	limits *limits       // set when the library is given the torrent
 	gone   chan struct{} // closed by close
-	copied atomic.Bool   // a connection can't send from the file (TLS, obfuscation): the library reads the blocks that it sends
+	copied atomic.Bool   // some connection can't send from the file (TLS, obfuscation): the library reads the blocks of all
 
 	mu     sync.RWMutex // held for reading while a file is in use
 	part   *store.Partial
@@ -102,21 +101,6 @@ func (c *content) data() *os.File {
 		return c.part.File()
 	default:
 		return nil
-	}
-}
-
-// send sends n bytes of the blob from off on. It holds no lock while it does: the other side may be slow.
-func (c *content) send(to syscall.RawConn, off, n int64) error {
-	for before := (*os.File)(nil); ; {
-		f := c.data()
-		if f == nil || f == before {
-			return fmt.Errorf("send %d bytes at %d of %s: %w", n, off, c.m.Digest, os.ErrClosed)
-		}
-		err := sendFile(to, f, off, n)
-		if !errors.Is(err, os.ErrClosed) {
-			return err
-		}
-		before = f // closed before it began: when the blob was committed, there is another one
 	}
 }
 

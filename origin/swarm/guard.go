@@ -53,6 +53,10 @@ func (s *Swarm) connAdded(pc *torrent.PeerConn) {
 	if c == nil || c.t == nil {
 		return
 	}
+	if s.find(c.t.m.InfoHash()) != c.t {
+		c.Close() // the torrent was dropped and added again since the handshake: all that is known of this connection is in the old one
+		return
+	}
 	if b := c.t.data.board(); b != nil {
 		pc.PeerMaxRequests = b.admit(c)
 	}

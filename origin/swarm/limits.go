@@ -63,8 +63,9 @@ type regime struct {
 	over     chan struct{} // closed when the next one begins
 }
 
-// upBurst is how much of blocks the library begins to send at once. It panics when a block is longer. As much is then sent side by side, in
-// parts: less leaves each receiver's link to one sender at a time, more lets blocks take so long that they are asked of others.
+// upBurst is how much of blocks the library begins to send at once, or a second's worth, if that is less. It panics when a block is longer.
+// As much is then sent side by side, in parts: less leaves each receiver's link to one sender at a time, more lets blocks take so
+// long that they are asked of others.
 const upBurst = 1 << 20
 
 func (l *limits) init(r Rates) {
@@ -79,6 +80,7 @@ func (l *limits) set(r Rates) {
 	}
 	if r.UploadRate > 0 {
 		next.parts = rate.NewLimiter(rate.Limit(r.UploadRate), 2*turnOf(r.UploadRate))
+		l.up.SetBurst(int(min(max(r.UploadRate, maxBlock), upBurst)))
 		l.up.SetLimit(rate.Limit(r.UploadRate))
 	} else {
 		l.up.SetLimit(rate.Inf)
@@ -239,14 +241,30 @@ func (l *limits) wait(gone <-chan struct{}, key digest.Digest, n int, of func(*r
 // library hands over whole blocks, up to upBurst at once; on a slow link the queue of the node's own interface would drop much of
 // that. False: gone was closed first.
 func (l *limits) part(gone <-chan struct{}, n int) (int, bool) {
-	g := l.now.Load()
-	if g.parts == nil {
-		return n, true
+	for {
+		g := l.now.Load()
+		if g.parts == nil {
+			return n, true
+		}
+		k := min(n, turnOf(g.rates.UploadRate))
+		r := g.parts.ReserveN(time.Now(), k)
+		if delay := r.Delay(); delay > 0 {
+			if !g.sleep(gone, delay) {
+				r.Cancel()
+				return 0, false
+			}
+			select {
+			case <-g.over:
+				continue
+			default:
+			}
+		}
+		return k, true
 	}
-	n = min(n, turnOf(g.rates.UploadRate))
-	delay := g.parts.ReserveN(time.Now(), n).Delay()
-	return n, delay <= 0 || g.sleep(gone, delay)
 }
+
+// inParts says that blocks wait for their turn.
+func (l *limits) inParts() bool { return l.now.Load().parts != nil }
 
 // sleep also ends when the regime does. False: gone was closed.
 func (g *regime) sleep(gone <-chan struct{}, d time.Duration) bool {

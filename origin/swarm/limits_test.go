@@ -338,3 +338,44 @@ func TestBlocksGoWholeWithoutARate(t *testing.T) {
 		t.Errorf("a part is %d bytes, %v", n, ok)
 	}
 }
+
+// A part that waits when the rate changes waits by the new one.
+func TestPartsFollowAChangeOfTheRate(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		then Rates
+		want time.Duration
+	}{
+		{"lifted", Rates{}, time.Second},
+		// 60 parts of 16 KiB, of which two go at once.
+		{"raised", Rates{UploadRate: 1 << 20}, time.Second + 58*time.Second/64},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var l limits
+				l.init(Rates{UploadRate: minRate})
+				for range 3 { // what is ahead
+					if _, ok := l.part(nil, 16<<10); !ok {
+						t.Fatal("no part")
+					}
+				}
+				began := time.Now()
+				var wg sync.WaitGroup
+				for range 60 {
+					wg.Go(func() {
+						if _, ok := l.part(nil, 16<<10); !ok {
+							t.Error("no part")
+						}
+					})
+				}
+				time.Sleep(time.Second)
+				l.set(c.then)
+				wg.Wait()
+				took := time.Since(began)
+				if diff := (took - c.want).Abs(); diff > 200*time.Millisecond {
+					t.Errorf("took %s, want about %s", took, c.want)
+				}
+			})
+		})
+	}
+}

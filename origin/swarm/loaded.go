@@ -52,6 +52,7 @@ func (s *Swarm) find(ih blob.InfoHash) *loaded {
 func (s *Swarm) add(m *blob.Metainfo, data *content, f *Fetch) *loaded {
 	t := &loaded{s: s, m: m, data: data, conns: map[*conn]struct{}{}, dials: map[string]*address{}, used: time.Now()}
 	data.limits, data.gone = &s.limits, make(chan struct{})
+	data.copied.Store(s.cfg.TLS.Server != nil)
 	t.fetch.Store(f)
 	if f != nil {
 		f.t = t

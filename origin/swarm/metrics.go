@@ -10,6 +10,7 @@ import (
 type metrics struct {
 	refused, violations, banned    prometheus.Counter
 	fromPeers, fromSources, wasted prometheus.Counter
+	unreadable                     prometheus.Counter
 	all                            []prometheus.Collector
 	reg                            prometheus.Registerer
 }
@@ -29,6 +30,7 @@ func newMetrics(s *Swarm, reg prometheus.Registerer) (*metrics, error) {
 	m.banned = counter("banned_peers_total", "Peers banned because they sent wrong bytes.")
 	m.fromPeers = counter("received_peer_bytes_total", "Verified bytes that came from peers.")
 	m.fromSources = counter("received_origin_bytes_total", "Verified bytes that came from origins over HTTP.")
+	m.unreadable = counter("unreadable_blocks_total", "Blocks that peers asked for and that could not be read from the disk.")
 	m.wasted = counter("wasted_pieces_total", "Pieces that did not pass and were fetched again.")
 	m.all = append(m.all, prometheus.NewCounterFunc(
 		prometheus.CounterOpts{Name: "kraken_swarm_sent_bytes_total", Help: "Bytes of blobs sent to peers."},

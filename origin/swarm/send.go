@@ -4,12 +4,17 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 
 	pp "github.com/anacrolix/torrent/peer_protocol"
 )
 
-// errTorn: the library has written something else than whole messages.
-var errTorn = errors.New("what is to be sent is no message of the peer protocol")
+var (
+	// errTorn: the library has written something else than whole messages.
+	errTorn = errors.New("what is to be sent is no message of the peer protocol")
+	// errGone: the connection was closed meanwhile.
+	errGone = errors.New("peer is gone")
+)
 
 // blockHead is how many bytes of a Piece message come before the block: length, type, index, begin (BEP 3).
 const blockHead = 4 + 1 + 4 + 4
@@ -27,8 +32,8 @@ func (c *conn) Write(b []byte) (int, error) {
 		}
 		end := at + 4 + int(binary.BigEndian.Uint32(b[at:]))
 		if end-at > blockHead && pp.MessageType(b[at+4]) == pp.Piece {
-			if err := c.writeBlock(b[sent:at+blockHead], b[at:end]); err != nil {
-				return sent, fmt.Errorf("send a block of %s to peer %s: %w", c.t.m.Digest, c.address.addr, err)
+			if err := c.writeBlock(b[sent:end], at-sent); err != nil {
+				return sent, c.notSent(err)
 			}
 			sent = end
 		}
@@ -41,29 +46,56 @@ func (c *conn) Write(b []byte) (int, error) {
 	return sent + n, err
 }
 
-// writeBlock sends what comes before the block of a Piece message, which is the end of before, and the block.
-func (c *conn) writeBlock(before, piece []byte) error {
-	var err error
-	if c.raw != nil {
-		err = sendMore(c.raw, before)
-	} else {
-		_, err = c.Conn.Write(before)
+// writeBlock sends b: messages, and from at on a Piece message.
+func (c *conn) writeBlock(b []byte, at int) error {
+	piece := b[at:]
+	head, block := b[:at+blockHead], piece[blockHead:]
+	if c.s.limits.inParts() && at > 0 {
+		// They are not to wait for the block's turn.
+		if _, err := c.Conn.Write(b[:at]); err != nil {
+			return err
+		}
+		head = piece[:blockHead]
 	}
 	off := int64(binary.BigEndian.Uint32(piece[5:]))*c.t.m.PieceLength() + int64(binary.BigEndian.Uint32(piece[9:]))
-	for block := piece[blockHead:]; len(block) > 0 && err == nil; {
+	for len(block) > 0 {
 		n, ok := c.s.limits.part(c.gone, len(block))
-		switch {
-		case !ok:
+		if !ok {
 			return errGone
-		case c.raw != nil:
-			err = c.t.data.send(c.raw, off, int64(n))
-		default:
-			_, err = c.Conn.Write(block[:n])
 		}
-		block, off = block[n:], off+int64(n)
+		if err := c.writePart(head, block[:n], off); err != nil {
+			return err
+		}
+		head, block, off = nil, block[n:], off+int64(n)
+	}
+	return nil
+}
+
+// writePart sends a part of a block, which is at off in the blob, and before the first one its head.
+func (c *conn) writePart(head, part []byte, off int64) error {
+	if c.raw == nil {
+		if len(head) > 0 {
+			if _, err := c.Conn.Write(head); err != nil {
+				return err
+			}
+		}
+		_, err := c.Conn.Write(part)
+		return err
+	}
+	if len(head) > 0 {
+		if err := sendMore(c.raw, head); err != nil {
+			return err
+		}
+	}
+	return sendOpen(c.raw, c.Conn, c.t.data.data, off, int64(len(part)))
+}
+
+// notSent is the error of a block that was not sent whole. The library tells nobody, and the disk's fault must not look like the peer's.
+func (c *conn) notSent(err error) error {
+	err = fmt.Errorf("send a block of %s to peer %s: %w", c.t.m.Digest, c.address.addr, err)
+	if !ofPeer(err) && !errors.Is(err, os.ErrClosed) { // closed: the blob was evicted, or the swarm is
+		c.s.m.unreadable.Inc()
+		c.s.log.Warn("a block can't be sent", "digest", c.t.m.Digest, "error", err)
 	}
 	return err
 }
-
-// errGone: the connection was closed meanwhile.
-var errGone = errors.New("peer is gone")

@@ -5,11 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
+	"time"
 
+	"github.com/anacrolix/torrent"
 	pp "github.com/anacrolix/torrent/peer_protocol"
 
 	"kraken/proto/blob"
@@ -148,46 +154,186 @@ func TestBlocksThatCannotBeSent(t *testing.T) {
 	}
 }
 
-// TestForgetWhileAPeerDoesNotRead: a block on its way to a peer that has stopped reading holds nothing up.
-func TestForgetWhileAPeerDoesNotRead(t *testing.T) {
-	seed := newNode(t, nil)
-	m := seed.seed(randomBytes(92, 16<<20))
-	s, err := speakTo(t, seed.Addr(), newID(peerIDPrefix), m.InfoHash())
+// A block on its way to a peer that has stopped reading does not hold up the commit, for which the library's lock may wait.
+func TestCommitWhileAPeerDoesNotRead(t *testing.T) {
+	b := randomBytes(92, 3*blob.MinPieceLength)
+	c, m, other := sending(t, b, nil)
+	if err := errors.Join(c.Conn.(*net.TCPConn).SetWriteBuffer(4<<10), other.(*net.TCPConn).SetReadBuffer(4<<10)); err != nil {
+		t.Fatal(err)
+	}
+	sent := make(chan error, 1)
+	go func() {
+		_, err := c.Write(pp.Message{Type: pp.Piece, Piece: make([]byte, len(b))}.MustMarshalBinary())
+		sent <- err
+	}()
+	if _, err := io.ReadFull(other, make([]byte, blockHead+1)); err != nil { // the block is on its way, and too long for the buffers
+		t.Fatal(err)
+	}
+	r, err := c.s.cfg.Store.Open(m.Digest)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ask := []pp.Message{{Type: pp.Interested}}
-	size := blockSize(m.PieceLength())
-	for i := range m.NumPieces() {
-		ask = append(ask, pp.Message{Type: pp.Request, Index: pp.Integer(i), Length: pp.Integer(min(size, m.PieceSize(i)))})
+	done := make(chan struct{})
+	go func() { c.t.data.commit(r); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Error("the commit waits for the peer")
 	}
-	if err := s.say(ask[0]); err != nil {
+	got := make([]byte, len(b)-1)
+	if _, err := io.ReadFull(other, got); err != nil || !bytes.Equal(got, b[1:]) {
+		t.Errorf("the block does not arrive whole: %v", err)
+	}
+	if err := <-sent; err != nil {
+		t.Error(err)
+	}
+	<-done
+}
+
+// TestSendingGoesOnWithTheNextFile: the file of a partial blob is closed when the blob was committed.
+func TestSendingGoesOnWithTheNextFile(t *testing.T) {
+	b := randomBytes(94, 100_000)
+	c, _, other := sending(t, randomBytes(95, blob.MinPieceLength), nil)
+	name := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(name, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for {
-		msg, err := s.hear()
+	open := func() *os.File {
+		f, err := os.Open(name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if msg.Type == pp.Unchoke && !msg.Keepalive {
-			break
-		}
+		t.Cleanup(func() { f.Close() })
+		return f
 	}
-	if err := s.say(ask[1:]...); err != nil {
+	closed, next := open(), open()
+	closed.Close()
+	files := []*os.File{closed, next}
+	err := sendOpen(c.raw, c.Conn, func() *os.File { f := files[0]; files = files[1:]; return f }, 10, int64(len(b)-10))
+	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "blocks are sent", func() bool { return seed.Sent()[m.Digest] > 0 })
-	done := make(chan struct{})
-	go func() { seed.Forget(m.Digest); close(done) }()
-	eventually(t, "the blob is forgotten", func() bool {
-		select {
-		case <-done:
-			return true
-		default:
-			return false
+	got := make([]byte, len(b)-10)
+	if _, err := io.ReadFull(other, got); err != nil || !bytes.Equal(got, b[10:]) {
+		t.Errorf("something else arrives: %v", err)
+	}
+	for name, open := range map[string]func() *os.File{"closed for good": func() *os.File { return closed }, "dropped": func() *os.File { return nil }} {
+		if err := sendOpen(c.raw, c.Conn, open, 0, 10); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("%s: sending says %v", name, err)
 		}
-	})
-	if !s.hangsUp() {
-		t.Error("the peer stays connected")
+	}
+}
+
+// Where the kernel can't send from a file the block is copied.
+func TestBlocksAreCopied(t *testing.T) {
+	b := randomBytes(96, 3*maxBlock)
+	name := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(name, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var got bytes.Buffer
+	if err := copyFile(&got, f, 5, int64(len(b)-5)); err != nil || !bytes.Equal(got.Bytes(), b[5:]) {
+		t.Errorf("other bytes are copied: %v", err)
+	}
+	if err := copyFile(io.Discard, f, 5, int64(len(b))); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("copying beyond the end says %v", err)
+	}
+	// A directory is no file that anything can be sent from.
+	dir, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	c, _, _ := sending(t, randomBytes(95, blob.MinPieceLength), nil)
+	if _, err := sendFile(c.raw, dir, 0, 10); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("sending a directory says %v", err)
+	}
+}
+
+// logged is what was logged so far.
+type logged struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *logged) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+func (l *logged) warnings() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.text.String(), "level=WARN")
+}
+
+// The disk's faults are told to the operator, a peer's leaving is not.
+func TestUnreadableBlocksAreTold(t *testing.T) {
+	block := pp.Message{Type: pp.Piece, Index: 1, Piece: make([]byte, blob.MinPieceLength)}.MustMarshalBinary()
+	for name, x := range map[string]struct {
+		spoil func(*testing.T, *conn)
+		want  int
+	}{
+		"the file is short": {func(t *testing.T, c *conn) {
+			if err := os.Truncate(c.t.data.file.File().Name(), blob.MinPieceLength+10); err != nil {
+				t.Fatal(err)
+			}
+		}, 1},
+		"the peer is gone": {func(t *testing.T, c *conn) { c.Close() }, 0},
+		"it was dropped":   {func(t *testing.T, c *conn) { c.t.data.close() }, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var log logged
+			c, _, other := sending(t, randomBytes(91, 3*blob.MinPieceLength), func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+			x.spoil(t, c)
+			go io.Copy(io.Discard, other)
+			if _, err := c.Write(block); err == nil {
+				t.Error("it was sent")
+			}
+			if got := log.warnings(); got != x.want {
+				t.Errorf("%d warnings: %s", got, log.text.String())
+			}
+		})
+	}
+}
+
+// TestTorrentAddedAgainSinceTheHandshake: a connection that was introduced to a torrent which is not there any more would be booked there, and its
+// blocks be sent as the old one decided.
+func TestTorrentAddedAgainSinceTheHandshake(t *testing.T) {
+	c, m, _ := sending(t, randomBytes(97, 3*blob.MinPieceLength), nil)
+	pc := &torrent.PeerConn{}
+	pc.RemoteAddr = c.address
+	c.s.connAdded(pc)
+	select {
+	case <-c.gone:
+	default:
+		t.Error("the connection goes on")
+	}
+	// And one with the torrent that is there.
+	c2, _, _ := sending(t, randomBytes(97, 3*blob.MinPieceLength), nil)
+	c2.t = c2.s.load(m.InfoHash())
+	pc.RemoteAddr = c2.address
+	c2.s.connAdded(pc)
+	select {
+	case <-c2.gone:
+		t.Error("the connection was ended")
+	default:
+	}
+	c2.s.connClosed(pc)
+}
+
+func TestBlocksAreReadForTLS(t *testing.T) {
+	for name, tls := range map[string]TLS{"plain": {}, "TLS": mutualTLS(t)} {
+		n := newNode(t, func(c *Config) { c.TLS = tls })
+		m := n.seed(randomBytes(98, 3*blob.MinPieceLength))
+		if got := n.load(m.InfoHash()).data.copied.Load(); got != (tls.Server != nil) {
+			t.Errorf("%s: blocks are read by the library: %v", name, got)
+		}
 	}
 }
