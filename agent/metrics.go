@@ -20,7 +20,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		originFailures: counter("origin_http_failures_total", "Origins that refused, broke off or were silent while a whole blob was read over HTTP; the next one went on."),
 		hits:           counter("blob_hits_total", "Blob reads that the cache answered."),
 		misses:         counter("blob_misses_total", "Blob reads that joined a download."),
-		failed:         counter("pulls_failed_total", "Downloads that ended without the blob."),
+		failed:         counter("pulls_failed_total", "Downloads of blobs that exist which ended without the blob, other than by the readers' or the agent's own end."),
 		stale:          counter("stale_manifests_total", "Manifests served although build-index was unreachable."),
 		trackerErrors:  counter("tracker_errors_total", "Announces that the tracker did not answer."),
 		badMetainfo:    counter("bad_metainfo_total", "Blobs whose pieces all passed while the whole did not."),

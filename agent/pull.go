@@ -108,14 +108,20 @@ func (a *Agent) download(p *pull) (second *pull) {
 		second = a.begin(p.repo, d, p.suspects)
 	}
 	a.mu.Unlock()
+	switch {
+	case err == nil, errors.Is(err, errAbandoned):
+	case errors.Is(err, registry.ErrBlobUnknown): // whoever asks for what there is not makes no failure of it
+		a.log.Info("no origin knows a blob that was asked for", "repository", p.repo, "digest", d)
+	case a.ctx.Err() != nil:
+		a.log.Info("the agent ends before a pull does", "repository", p.repo, "digest", d)
+	default:
+		a.m.failed.Inc()
+		a.log.Warn("pull failed", "repository", p.repo, "digest", d, "error", err)
+	}
 	p.finish(err)
 	p.release()
 	if err != nil && second == nil {
 		a.announcer.gone(d)
-	}
-	if err != nil && !errors.Is(err, errAbandoned) {
-		a.m.failed.Inc()
-		a.log.Warn("pull failed", "repository", p.repo, "digest", d, "error", err)
 	}
 	return second
 }
@@ -292,7 +298,8 @@ func (a *Agent) overSwarm(ctx context.Context, p *pull, m *blob.Metainfo, peers 
 	}
 	a.announcer.completed(p.repo, m, received(f))
 	s := f.Stats()
-	a.log.Info("pulled", "repository", p.repo, "digest", p.digest, "size", m.Size, "from_peers", s.BytesFromPeers, "from_origins", s.BytesFromOrigins)
+	a.log.Info("pulled", "repository", p.repo, "digest", p.digest, "size", m.Size, "from_peers", s.BytesFromPeers, "from_origins", s.BytesFromOrigins,
+		"resumed", m.Size-s.BytesFromPeers-s.BytesFromOrigins, "took", time.Since(p.began).Round(time.Millisecond))
 	return nil
 }
 

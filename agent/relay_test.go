@@ -357,6 +357,13 @@ func TestNobodyDelivers(t *testing.T) {
 				t.Errorf("%d origins are named in %q, want %d", named, text, tc.names)
 			}
 			c.asked(tc.want...)
+			failed := 1.0
+			if tc.status == http.StatusNotFound {
+				failed = 0 // there was nothing to pull
+			}
+			if n := c.metric("kraken_agent_pulls_failed_total", nil); n != failed {
+				t.Errorf("%v failed pulls are counted, want %v", n, failed)
+			}
 		})
 	}
 }
