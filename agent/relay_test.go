@@ -206,7 +206,6 @@ func TestTakeOver(t *testing.T) {
 	b := noise(20, size)
 	fromPart := fmt.Sprintf("bytes=%d-", part)
 	whole := []string{""}
-	type one = []answer
 	for name, tc := range map[string]struct {
 		says [][]answer
 		want [][]string
