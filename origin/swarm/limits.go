@@ -263,9 +263,6 @@ func (l *limits) part(gone <-chan struct{}, n int) (int, bool) {
 	}
 }
 
-// inParts says that blocks wait for their turn.
-func (l *limits) inParts() bool { return l.now.Load().parts != nil }
-
 // sleep also ends when the regime does. False: gone was closed.
 func (g *regime) sleep(gone <-chan struct{}, d time.Duration) bool {
 	t := time.NewTimer(d)

@@ -49,14 +49,8 @@ func (c *conn) Write(b []byte) (int, error) {
 // writeBlock sends b: messages, and from at on a Piece message.
 func (c *conn) writeBlock(b []byte, at int) error {
 	piece := b[at:]
+	// What comes before the block waits for its turn with it, some 50 ms: sent ahead, in segments of its own, it makes a swarm slower.
 	head, block := b[:at+blockHead], piece[blockHead:]
-	if c.s.limits.inParts() && at > 0 {
-		// They are not to wait for the block's turn.
-		if _, err := c.Conn.Write(b[:at]); err != nil {
-			return err
-		}
-		head = piece[:blockHead]
-	}
 	off := int64(binary.BigEndian.Uint32(piece[5:]))*c.t.m.PieceLength() + int64(binary.BigEndian.Uint32(piece[9:]))
 	for len(block) > 0 {
 		n, ok := c.s.limits.part(c.gone, len(block))
@@ -71,7 +65,7 @@ func (c *conn) writeBlock(b []byte, at int) error {
 	return nil
 }
 
-// writePart sends a part of a block, which is at off in the blob, and before the first one its head.
+// writePart sends head, which only the first part of a block has, and a part of a block, which is at off in the blob.
 func (c *conn) writePart(head, part []byte, off int64) error {
 	if c.raw == nil {
 		if len(head) > 0 {
