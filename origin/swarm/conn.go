@@ -53,6 +53,7 @@ type conn struct {
 
 	raw    syscall.RawConn // where blocks are sent by sendfile; nil with TLS
 	framed bool            // from the first message on: Write sees messages, not what was made of them by encryption
+	said   time.Time       // when Write sent something
 
 	// Set when the handshake is complete, before others see the connection.
 	id       [20]byte

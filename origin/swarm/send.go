@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	pp "github.com/anacrolix/torrent/peer_protocol"
 )
@@ -16,6 +17,9 @@ var (
 	errGone = errors.New("peer is gone")
 )
 
+// keepAlive is after how long without anything else a keep-alive is sent. Peers wait for two minutes (BEP 3).
+const keepAlive = 50 * time.Second
+
 // blockHead is how many bytes of a Piece message come before the block: length, type, index, begin (BEP 3).
 const blockHead = 4 + 1 + 4 + 4
 
@@ -25,6 +29,11 @@ func (c *conn) Write(b []byte) (int, error) {
 	if !c.framed {
 		return c.Conn.Write(b)
 	}
+	now := time.Now()
+	if len(b) == 4 && binary.BigEndian.Uint32(b) == 0 && now.Sub(c.said) < keepAlive {
+		return len(b), nil // the library writes one each time that it wakes up
+	}
+	c.said = now
 	sent := 0
 	for at := 0; at < len(b); {
 		if len(b)-at < 4 || len(b)-at-4 < int(binary.BigEndian.Uint32(b[at:])) {

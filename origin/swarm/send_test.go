@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -335,5 +336,27 @@ func TestBlocksAreReadForTLS(t *testing.T) {
 		if got := n.load(m.InfoHash()).data.copied.Load(); got != (tls.Server != nil) {
 			t.Errorf("%s: blocks are read by the library: %v", name, got)
 		}
+	}
+}
+
+// TestAQuietConnectionIsKeptAlive lets a connection be silent for as long as a keep-alive is held back.
+func TestAQuietConnectionIsKeptAlive(t *testing.T) {
+	c, _, other := sending(t, randomBytes(91, 100), nil)
+	alive := pp.Message{Keepalive: true}.MustMarshalBinary()
+	have := pp.Message{Type: pp.Have, Index: 3}.MustMarshalBinary()
+	write := func(bs ...[]byte) {
+		for _, b := range bs {
+			if n, err := c.Write(b); err != nil || n != len(b) {
+				t.Fatalf("wrote %d of %d bytes: %v", n, len(b), err)
+			}
+		}
+	}
+	write(alive, alive, have, alive)
+	c.said = c.said.Add(-keepAlive)
+	write(alive, alive)
+	c.Close()
+	got, err := io.ReadAll(other)
+	if want := slices.Concat(alive, have, alive); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("sent %x, want %x: %v", got, want, err)
 	}
 }
