@@ -333,7 +333,9 @@ func (a *Agent) overHTTP(ctx context.Context, p *pull) error {
 	if err := r.open(); err != nil {
 		return err
 	}
-	u, err := a.store.NewUpload(store.UploadOptions{Size: r.size, Digest: p.digest, Note: p.repo})
+	u, err := a.store.NewUpload(store.UploadOptions{
+		Size: r.size, Digest: p.digest, Note: p.repo, Transient: true, NoMetainfo: r.size <= a.smallBlob,
+	})
 	if err != nil {
 		return fmt.Errorf("make room for %s: %w", p.digest, err)
 	}

@@ -165,7 +165,7 @@ func (o *Origin) readThrough(ctx context.Context, repo string, d digest.Digest) 
 			return nil, err
 		}
 		f = &fetch{o: o, d: d, size: obj.Size, more: make(chan struct{})}
-		if f.u, err = o.store.NewUpload(store.UploadOptions{Size: obj.Size, Digest: d, Note: repo}); err != nil {
+		if f.u, err = o.store.NewUpload(store.UploadOptions{Size: obj.Size, Digest: d, Note: repo, Transient: true}); err != nil {
 			return nil, err
 		}
 		if f.f, err = f.u.Reader(); err != nil {

@@ -129,7 +129,7 @@ func (s *Store) Ingest(ctx context.Context, d digest.Digest, size int64, r io.Re
 		}
 		return i, nil
 	}
-	u, err := s.NewUpload(UploadOptions{Size: size, Digest: d})
+	u, err := s.NewUpload(UploadOptions{Size: size, Digest: d, Transient: true})
 	if err != nil {
 		return Info{}, fmt.Errorf("ingest %s: %w", d, err)
 	}

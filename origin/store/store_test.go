@@ -218,6 +218,71 @@ func (s signal) Read([]byte) (int, error) {
 	return 0, io.EOF
 }
 
+func TestATransientUploadEndsWithTheProcess(t *testing.T) {
+	s := open(t, Config{})
+	b := noise(200_000, 3)
+	d := digest.FromBytes(b)
+	var ids []string
+	for range 2 {
+		u, err := s.NewUpload(UploadOptions{Size: int64(len(b)), Digest: d, Transient: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := u.Write(t.Context(), 0, bytes.NewReader(b[:120_000])); err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, u.ID())
+	}
+	u, err := s.Upload(ids[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.Write(t.Context(), 120_000, bytes.NewReader(b[120_000:])); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.Commit(t.Context(), d, nil); err != nil {
+		t.Fatal(err)
+	}
+	s = reopen(t, s)
+	if _, err := s.Upload(ids[0]); !errors.Is(err, ErrUploadUnknown) {
+		t.Errorf("session after the restart: %v, want ErrUploadUnknown", err)
+	}
+	if left, err := os.ReadDir(filepath.Join(s.cfg.Dir, "uploads")); err != nil || len(left) > 0 {
+		t.Errorf("left of the sessions: %v, %v", left, err)
+	}
+	if used, _ := s.Usage(); used != onDisk(t, s) {
+		t.Errorf("%d bytes are counted as used, %d are", used, onDisk(t, s))
+	}
+	if !bytes.Equal(content(t, s, d), b) {
+		t.Error("other bytes came back")
+	}
+	if m, err := s.Metainfo(d); err != nil || m.Size != int64(len(b)) {
+		t.Errorf("metainfo: %v, %v", m, err)
+	}
+}
+
+func TestUploadWithoutMetainfo(t *testing.T) {
+	s := open(t, Config{})
+	b := noise(10_000, 4)
+	d := digest.FromBytes(b)
+	u, err := s.NewUpload(UploadOptions{Size: int64(len(b)), Digest: d, NoMetainfo: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.Write(t.Context(), 0, bytes.NewReader(b)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.Commit(t.Context(), d, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Metainfo(d); !errors.Is(err, ErrNotFound) {
+		t.Errorf("metainfo: %v, want ErrNotFound", err)
+	}
+	if !bytes.Equal(content(t, s, d), b) {
+		t.Error("other bytes came back")
+	}
+}
+
 func TestExpireUploads(t *testing.T) {
 	s := open(t, Config{})
 	if _, err := s.NewUpload(UploadOptions{Size: -1}); err != nil {

@@ -35,6 +35,11 @@ type UploadOptions struct {
 	Size   int64         `json:"size"`             // of the whole blob in bytes, -1 when not known
 	Digest digest.Digest `json:"digest,omitempty"` // empty when not known
 	Note   string        `json:"note,omitempty"`   // the caller's, e.g. the repository
+
+	// Transient says that nobody resumes the session after a restart: it is not kept on disk, and its bytes go with the process.
+	Transient bool `json:"-"`
+	// NoMetainfo says that the blob is too small to be seeded, so no metainfo is made of it.
+	NoMetainfo bool `json:"-"`
 }
 
 // Upload is a session: bytes on their way to a blob. It survives a restart. One writer at a time.
@@ -49,10 +54,12 @@ type Upload struct {
 	f      *os.File   // nil before the first write and after the end
 	sha    hash.Hash  // SHA-256 of the first hashed bytes
 	hashed int64
-	pieces *blob.PieceHasher // nil when the size is not known, or the session was resumed
+	pieces *blob.PieceHasher // nil when the size is not known, the session was resumed, or none are wanted
 	ended  bool
 
+	staged  bool // a commit that failed may have left files
 	adopted bool // its bytes are a blob's now
+	renamed bool // its folder, too
 }
 
 var uploadID = regexp.MustCompile(`^[a-z0-9-]{1,64}$`)
@@ -79,11 +86,13 @@ func (s *Store) NewUpload(o UploadOptions) (*Upload, error) {
 	if err := s.root.Mkdir(path.Join("uploads", o.ID), 0o755); err != nil {
 		return nil, fmt.Errorf("start upload: %w", err)
 	}
-	if err := s.root.WriteFile(uploadFile(o.ID, fileSession), b, 0o644); err != nil {
-		return nil, fmt.Errorf("start upload: %w", err)
+	if !o.Transient {
+		if err := s.root.WriteFile(uploadFile(o.ID, fileSession), b, 0o644); err != nil {
+			return nil, fmt.Errorf("start upload: %w", err)
+		}
 	}
 	u := &Upload{s: s, id: o.ID, o: o, sha: digest.SHA256.Hash()}
-	if o.Size >= 0 && o.Size <= blob.MaxSize {
+	if o.Size >= 0 && o.Size <= blob.MaxSize && !o.NoMetainfo {
 		u.pieces = blob.NewPieceHasher(o.Size)
 	}
 	u.touch()
@@ -118,7 +127,7 @@ func (s *Store) scanUploads() error {
 			continue
 		}
 		o.ID = e.Name()
-		u := &Upload{s: s, id: o.ID, o: o, sha: digest.SHA256.Hash()}
+		u := &Upload{s: s, id: o.ID, o: o, sha: digest.SHA256.Hash(), staged: true}
 		u.touch()
 		if fi, err := s.root.Stat(uploadFile(o.ID, fileData)); err == nil {
 			u.off.Store(fi.Size())
@@ -368,7 +377,10 @@ func (s *Store) adopt(u *Upload, d digest.Digest, size int64, m *Marker) error {
 	case errors.Is(err, fs.ErrExist):
 		err = s.moveInto(u, d, m)
 	case err == nil:
-		err = s.remove(blobFile(d, fileSession))
+		u.renamed = true
+		if !u.o.Transient {
+			err = s.remove(blobFile(d, fileSession))
+		}
 	}
 	if err == nil {
 		err = s.syncDir(path.Dir(blobDir(d)))
@@ -385,12 +397,14 @@ func (s *Store) adopt(u *Upload, d digest.Digest, size int64, m *Marker) error {
 
 // stage makes durable in the session's folder what the blob's will have.
 func (u *Upload) stage(d digest.Digest, size int64, m *Marker) error {
-	// A commit that failed may have left these.
-	for _, name := range []string{fileMarker, fileMetainfo} {
-		if err := u.s.remove(uploadFile(u.id, name)); err != nil {
-			return err
+	if u.staged {
+		for _, name := range []string{fileMarker, fileMetainfo} {
+			if err := u.s.remove(uploadFile(u.id, name)); err != nil {
+				return err
+			}
 		}
 	}
+	u.staged = true
 	if u.pieces != nil && u.hashed == size {
 		if mi, err := u.pieces.Sum(d); err == nil {
 			// Not synced: a torn one is computed again.
@@ -472,6 +486,9 @@ func (u *Upload) end() error {
 		u.s.used -= u.off.Load()
 	}
 	u.s.mu.Unlock()
+	if u.renamed && u.adopted {
+		return nil
+	}
 	if err := u.s.root.RemoveAll(path.Join("uploads", u.id)); err != nil {
 		return fmt.Errorf("remove upload %s: %w", u.id, err)
 	}
