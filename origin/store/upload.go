@@ -42,7 +42,7 @@ type UploadOptions struct {
 	NoMetainfo bool `json:"-"`
 }
 
-// Upload is a session: bytes on their way to a blob. It survives a restart. One writer at a time.
+// Upload is a session: bytes on their way to a blob. It survives a restart unless it is transient. One writer at a time.
 type Upload struct {
 	s       *Store
 	id      string
