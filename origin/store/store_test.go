@@ -379,6 +379,36 @@ func TestUploadSupersedesAPartial(t *testing.T) {
 	}
 }
 
+// TestUploadWithoutMetainfoSupersedesAPartial: the partial's metainfo came from somebody, and was never held against the bytes.
+func TestUploadWithoutMetainfoSupersedesAPartial(t *testing.T) {
+	s := open(t, Config{})
+	b := noise(600_000, 32)
+	m := metainfoOf(t, b)
+	p, err := s.Partial(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	u, err := s.NewUpload(UploadOptions{Size: int64(len(b)), Digest: m.Digest, NoMetainfo: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.Write(t.Context(), 0, bytes.NewReader(b)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.Commit(t.Context(), m.Digest, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Metainfo(m.Digest); !errors.Is(err, ErrNotFound) {
+		t.Errorf("metainfo: %v, want ErrNotFound", err)
+	}
+	if got := content(t, s, m.Digest); !bytes.Equal(got, b) {
+		t.Error("the content is another")
+	}
+}
+
 func TestManyCommitOneBlob(t *testing.T) {
 	s := open(t, Config{})
 	b := noise(1000, 32)

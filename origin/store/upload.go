@@ -29,7 +29,7 @@ func (e *OffsetError) Error() string {
 	return fmt.Sprintf("chunk starts at byte %d, the upload stands at byte %d", e.Got, e.Want)
 }
 
-// UploadOptions is what is known when a session starts. It is kept on disk beside the bytes.
+// UploadOptions is what is known when a session starts. It is kept on disk beside the bytes, unless the session is transient.
 type UploadOptions struct {
 	ID     string        `json:"-"`                // [a-z0-9-]{1,64}; made up when empty
 	Size   int64         `json:"size"`             // of the whole blob in bytes, -1 when not known
@@ -413,6 +413,13 @@ func (u *Upload) stage(d digest.Digest, size int64, m *Marker) error {
 			}
 		}
 	}
+	if u.s.cfg.Volatile {
+		// What torn goes by: the folder's time is that of the commit, also where nothing was made in it.
+		now := time.Now()
+		if err := u.s.root.Chtimes(path.Join("uploads", u.id), now, now); err != nil {
+			return err
+		}
+	}
 	syncs := []func() error{func() error { return u.s.syncFile(u.f) }, func() error { return u.s.syncDir(path.Join("uploads", u.id)) }}
 	if m != nil {
 		b, err := json.Marshal(m)
@@ -449,7 +456,11 @@ func (s *Store) moveInto(u *Upload, d digest.Digest, m *Marker) error {
 			return err
 		}
 	}
-	if err := s.root.Rename(uploadFile(u.id, fileMetainfo), blobFile(d, fileMetainfo)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	err := s.root.Rename(uploadFile(u.id, fileMetainfo), blobFile(d, fileMetainfo))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = s.remove(blobFile(d, fileMetainfo)) // the partial's, which nobody has checked
+	}
+	if err != nil {
 		return err
 	}
 	s.supersede(d)

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 )
 
 // reboot makes the store's directory look as after a crash of the machine: another boot, and what is on the disk is of any time since.
@@ -102,6 +104,41 @@ func TestVolatileStoreAfterACrashOfTheMachine(t *testing.T) {
 	reboot(t, s.cfg.Dir)
 	if s = reopen(t, s); !there(s, fresh) || !there(s, old) {
 		t.Error("an orderly end has cost a blob")
+	}
+}
+
+// TestVolatileStoreDropsWhatWasWrittenBeforeASyncAndCommittedAfterIt: the times of the bytes alone don't say that they reached the disk.
+func TestVolatileStoreDropsWhatWasWrittenBeforeASyncAndCommittedAfterIt(t *testing.T) {
+	s := open(t, Config{Volatile: true})
+	b := noise(10_000, 1)
+	d := digest.FromBytes(b)
+	u, err := s.NewUpload(UploadOptions{Size: int64(len(b)), Digest: d, Transient: true, NoMetainfo: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.Write(t.Context(), 0, bytes.NewReader(b)); err != nil {
+		t.Fatal(err)
+	}
+	tick(t)
+	if err := s.syncAll(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.Commit(t.Context(), d, nil); err != nil {
+		t.Fatal(err)
+	}
+	synced, err := os.ReadFile(filepath.Join(s.cfg.Dir, fileSynced))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(s.cfg.Dir, fileSynced), synced, 0o644); err != nil { // Close never came
+		t.Fatal(err)
+	}
+	reboot(t, s.cfg.Dir)
+	if s = open(t, s.cfg); there(s, d) {
+		t.Error("a blob that may be torn is served")
 	}
 }
 

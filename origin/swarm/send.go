@@ -58,7 +58,7 @@ func (c *conn) Write(b []byte) (int, error) {
 // writeBlock sends b: messages, and from at on a Piece message.
 func (c *conn) writeBlock(b []byte, at int) error {
 	piece := b[at:]
-	// What comes before the block waits for its turn with it, some 50 ms: sent ahead, in segments of its own, it makes a swarm slower.
+	// What comes before the block waits for its turn with it: sent ahead, in segments of its own, it makes a swarm slower.
 	head, block := b[:at+blockHead], piece[blockHead:]
 	off := int64(binary.BigEndian.Uint32(piece[5:]))*c.t.m.PieceLength() + int64(binary.BigEndian.Uint32(piece[9:]))
 	for len(block) > 0 {

@@ -135,32 +135,21 @@ func (c *cluster) published(ctx context.Context) error {
 	const name = "kraken_build_index_outbox_rows "
 	hc := c.core.client()
 	defer hc.CloseIdleConnections()
-	for {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+c.addr(c.core, "build-index", 2)+"/metrics", nil)
+	return eventually(ctx, time.Minute, "the build-index has written to the bucket what was pushed", func() (bool, error) {
+		resp, err := hc.Get("http://" + c.addr(c.core, "build-index", 2) + "/metrics")
 		if err != nil {
-			return err
-		}
-		resp, err := hc.Do(req)
-		if err != nil {
-			return err
+			return false, err
 		}
 		text, err := io.ReadAll(resp.Body)
 		if err := errors.Join(err, resp.Body.Close()); err != nil {
-			return err
+			return false, err
 		}
 		_, rows, found := strings.Cut("\n"+string(text), "\n"+name)
 		if !found {
-			return fmt.Errorf("the build-index has no metric %s", name)
+			return false, fmt.Errorf("the build-index has no metric %s", name)
 		}
-		if strings.HasPrefix(rows, "0\n") {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
+		return strings.HasPrefix(rows, "0\n"), nil
+	})
 }
 
 // pushImage pushes an image of n layers of 10 KiB.
