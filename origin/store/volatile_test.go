@@ -30,6 +30,23 @@ func reboot(t *testing.T, dir string) {
 	}
 }
 
+// crash opens the store anew as after a crash of the machine, before which Close never came.
+func crash(t *testing.T, s *Store) *Store {
+	t.Helper()
+	synced, err := os.ReadFile(filepath.Join(s.cfg.Dir, fileSynced))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(s.cfg.Dir, fileSynced), synced, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	reboot(t, s.cfg.Dir)
+	return open(t, s.cfg)
+}
+
 // tick waits until the clock of file times has passed what is written by now: what is of the same tick as a sync counts as newer.
 func tick(t *testing.T) {
 	t.Helper()
@@ -77,18 +94,7 @@ func TestVolatileStoreAfterACrashOfTheMachine(t *testing.T) {
 	}
 
 	// Times are not copied, so the crash of the machine happens to the store itself.
-	synced, err := os.ReadFile(filepath.Join(s.cfg.Dir, fileSynced))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(s.cfg.Dir, fileSynced), synced, 0o644); err != nil { // Close never came
-		t.Fatal(err)
-	}
-	reboot(t, s.cfg.Dir)
-	s = open(t, s.cfg)
+	s = crash(t, s)
 	if !there(s, old) {
 		t.Error("a blob that was synced is gone")
 	}
@@ -126,18 +132,7 @@ func TestVolatileStoreDropsWhatWasWrittenBeforeASyncAndCommittedAfterIt(t *testi
 	if _, err := u.Commit(t.Context(), d, nil); err != nil {
 		t.Fatal(err)
 	}
-	synced, err := os.ReadFile(filepath.Join(s.cfg.Dir, fileSynced))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(s.cfg.Dir, fileSynced), synced, 0o644); err != nil { // Close never came
-		t.Fatal(err)
-	}
-	reboot(t, s.cfg.Dir)
-	if s = open(t, s.cfg); there(s, d) {
+	if s = crash(t, s); there(s, d) {
 		t.Error("a blob that may be torn is served")
 	}
 }
