@@ -299,6 +299,54 @@ func TestExpireUploads(t *testing.T) {
 	}
 }
 
+// TestExpireUploadsSparesAWriter: a fetch may take longer than sessions may be idle, and its writer may wait for bytes.
+func TestExpireUploadsSparesAWriter(t *testing.T) {
+	s := open(t, Config{})
+	b := noise(300_000, 5)
+	u, err := s.NewUpload(UploadOptions{Size: int64(len(b))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pr, pw := io.Pipe()
+	wrote := make(chan error, 1)
+	go func() {
+		_, err := u.Write(t.Context(), 0, pr)
+		wrote <- err
+	}()
+	send := func(b []byte) {
+		t.Helper()
+		if _, err := pw.Write(b); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := pw.Write(nil); err != nil { // it waits for the next bytes: these were stored
+			t.Fatal(err)
+		}
+	}
+	send(b[:1000])
+	u.touched.Store(0)
+	expired := make(chan int, 1)
+	go func() { expired <- s.ExpireUploads(time.Hour) }()
+	select {
+	case n := <-expired:
+		if n != 0 {
+			t.Errorf("%d sessions with a writer were removed", n)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("waits for the writer")
+	}
+	send(b[1000:])
+	if u.touched.Load() == 0 {
+		t.Error("bytes came, and the session still counts as idle")
+	}
+	pw.Close()
+	if err := <-wrote; err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.Commit(t.Context(), digest.FromBytes(b), nil); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestMarkersAreTheQueue(t *testing.T) {
 	s := open(t, Config{})
 	d := ingest(t, s, noise(1000, 4), &Marker{Targets: []string{"b"}, Repositories: []string{"demo/a"}, Created: time.Unix(5, 0).UTC()})

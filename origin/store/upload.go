@@ -151,7 +151,7 @@ func (s *Store) Upload(id string) (*Upload, error) {
 	return nil, fmt.Errorf("%w: %.64q", ErrUploadUnknown, id)
 }
 
-// ExpireUploads removes sessions that nobody has written to for idle, and returns how many.
+// ExpireUploads removes sessions that nobody has written to for idle, and returns how many. One that is being written or committed now stays.
 func (s *Store) ExpireUploads(idle time.Duration) int {
 	limit := time.Now().Add(-idle).Unix()
 	s.mu.Lock()
@@ -164,11 +164,20 @@ func (s *Store) ExpireUploads(idle time.Duration) int {
 	s.mu.Unlock()
 	n := 0
 	for _, u := range old {
-		if err := u.Abort(); err == nil {
+		if u.expire(limit) {
 			n++
 		}
 	}
 	return n
+}
+
+// expire ends the session unless somebody is at it, or was since a time.
+func (u *Upload) expire(limit int64) bool {
+	if !u.mu.TryLock() {
+		return false
+	}
+	defer u.mu.Unlock()
+	return !u.ended && u.touched.Load() < limit && u.end() == nil
 }
 
 func (u *Upload) touch() { u.touched.Store(time.Now().Unix()) }
@@ -287,6 +296,7 @@ func (u *Upload) append(b []byte, at int64) error {
 		}
 	}
 	u.off.Store(at + int64(len(b)))
+	u.touch()
 	return nil
 }
 
