@@ -79,6 +79,11 @@ func TestTrackerIsTold(t *testing.T) {
 		if _, err := a.store.Ingest(ctx, d, size, bytes.NewReader(b), nil); err != nil {
 			t.Fatal(err)
 		}
+		m, err := a.store.Metainfo(d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.swarm.Register(m)
 		return d
 	}
 	await := func(what string, check func() bool) {

@@ -366,10 +366,12 @@ func (n *announcer) leave() error {
 	return nil
 }
 
-// lately are the blobs that were pulled, read, or asked for by a peer lately.
+// lately are the blobs that were pulled, read, or asked for by a peer lately, as far as peers can have them.
 func (a *Agent) lately() []store.Info {
 	a.store.Touch(a.swarm.Asked()...)
-	return a.store.Recent(time.Now().Add(-time.Duration(a.cfg.Peer.AnnounceFor)), a.smallBlob, announce.MaxBlobs)
+	return a.store.Recent(time.Now().Add(-time.Duration(a.cfg.Peer.AnnounceFor)), announce.MaxBlobs, func(i store.Info) bool {
+		return i.Size > a.smallBlob && a.swarm.Seeds(i.Digest)
+	})
 }
 
 // downloads are the pulls that swarm now.

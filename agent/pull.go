@@ -352,6 +352,9 @@ func (a *Agent) overHTTP(ctx context.Context, p *pull) error {
 		}
 	}
 	if err == nil {
+		if m, err := a.store.Metainfo(p.digest); err == nil { // a small blob has none
+			a.swarm.Register(m)
+		}
 		b.end(nil)
 		return nil
 	}

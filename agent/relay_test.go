@@ -20,6 +20,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"go.uber.org/goleak"
 
+	"kraken/origin/store"
+	"kraken/origin/swarm"
 	"kraken/proto/config"
 	"kraken/proto/registry"
 	"kraken/proto/ring"
@@ -539,6 +541,70 @@ func TestWrongBytesNextReader(t *testing.T) {
 		t.Errorf("the next reader: %v", err)
 	}
 	c.asked([]string{""}, []string{""})
+}
+
+// TestPulledOverHTTPIsSeeded: a blob that came over HTTP, because no origin had its metainfo, is announced, and peers can have it.
+func TestPulledOverHTTPIsSeeded(t *testing.T) {
+	b := noise(28, 3<<20)
+	c := newCourse(t, b, []answer{serve})
+	if err := c.whole(b); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the blob is announced", func() bool {
+		l := c.lately()
+		return len(l) == 1 && l[0].Digest == c.d
+	})
+	m, err := c.store.Metainfo(c.d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := store.Open(store.Config{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	peer, err := swarm.New(swarm.Config{Listen: "127.0.0.1:0", Store: st})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	part, err := st.Partial(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer part.Close()
+	f, err := peer.Fetch(t.Context(), swarm.Request{Partial: part, Peers: []swarm.Peer{{ID: c.swarm.PeerID(), Addr: c.swarm.Addr()}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	select {
+	case <-f.Done():
+		if err := f.Err(); err != nil {
+			t.Errorf("a peer: %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("a peer does not get the blob")
+	}
+}
+
+// TestWhatCantBeSeededIsNotAnnounced: a blob without metainfo, which was small when it was pulled, before small_blob was lowered.
+func TestWhatCantBeSeededIsNotAnnounced(t *testing.T) {
+	b := noise(29, 3<<20)
+	c := newCourse(t, b, []answer{serve})
+	u, err := c.store.NewUpload(store.UploadOptions{Size: int64(len(b)), NoMetainfo: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.Write(t.Context(), 0, bytes.NewReader(b)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.Commit(t.Context(), c.d, nil); err != nil {
+		t.Fatal(err)
+	}
+	if l := c.lately(); len(l) > 0 {
+		t.Errorf("%v are announced, and peers that ask are refused", l)
+	}
 }
 
 // TestManifestFromOrigins: while build-index is down a manifest comes from whichever origin delivers, too.

@@ -238,8 +238,8 @@ func (s *Store) Usage() (used, capacity int64) {
 	return s.used, s.cfg.Capacity
 }
 
-// Recent lists whole blobs of more than minSize bytes that were used since a time, the latest first, at most n.
-func (s *Store) Recent(since time.Time, minSize int64, n int) []Info {
+// Recent lists the whole blobs that were used since a time and that keep wants, the latest first, at most n.
+func (s *Store) Recent(since time.Time, n int, keep func(Info) bool) []Info {
 	type used struct {
 		Info
 		at time.Time
@@ -247,15 +247,20 @@ func (s *Store) Recent(since time.Time, minSize int64, n int) []Info {
 	var all []used
 	s.mu.Lock()
 	for d, e := range s.entries {
-		if e.size > minSize && !e.access.Before(since) {
+		if !e.access.Before(since) {
 			all = append(all, used{Info{d, e.size}, e.access})
 		}
 	}
 	s.mu.Unlock()
 	slices.SortFunc(all, func(a, b used) int { return cmp.Or(b.at.Compare(a.at), cmp.Compare(a.Digest, b.Digest)) })
 	out := make([]Info, 0, min(n, len(all)))
-	for _, u := range all[:min(n, len(all))] {
-		out = append(out, u.Info)
+	for _, u := range all {
+		if len(out) == n {
+			break
+		}
+		if keep(u.Info) {
+			out = append(out, u.Info)
+		}
 	}
 	return out
 }

@@ -218,6 +218,9 @@ func (s *Swarm) Register(m *blob.Metainfo) {
 	}
 }
 
+// Seeds says whether peers can ask for the blob: Register was called, or Run has found it.
+func (s *Swarm) Seeds(d digest.Digest) bool { return s.index.has(d) }
+
 // Forget says that the blob has left the store. Peers that are fetching it are disconnected.
 func (s *Swarm) Forget(d digest.Digest) {
 	ih, ok := s.index.remove(d)
@@ -329,6 +332,13 @@ func (x *index) find(ih blob.InfoHash) (digest.Digest, bool) {
 	defer x.mu.Unlock()
 	d, ok := x.digest[ih]
 	return d, ok
+}
+
+func (x *index) has(d digest.Digest) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	_, ok := x.hash[d]
+	return ok
 }
 
 func (x *index) len() int {
