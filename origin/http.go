@@ -194,7 +194,7 @@ func (o *Origin) leaseRoute(w http.ResponseWriter, r *http.Request, d digest.Dig
 	}
 	q.Max = turn
 	out := o.leases.hand(m, have, q, replica, ring.Replicas())
-	o.turns.unused(int64(turn-len(out.Pieces)) * m.PieceLength())
+	o.turns.unused(q.Peer, int64(turn-len(out.Pieces))*m.PieceLength())
 	o.m.leased.Add(float64(len(out.Pieces)))
 	return ignoreWrite(answer(w, http.StatusOK, out))
 }

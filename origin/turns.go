@@ -1,6 +1,7 @@
 package origin
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"slices"
@@ -15,6 +16,8 @@ const (
 	leastAhead = 256 << 10
 	// turnWait is how long an agent waits for its turn until it is told to ask again. It keeps its place for placeTime.
 	turnWait, placeTime = time.Second, 2 * time.Second
+	// credit bounds by how many bytes an agent that has leased less than others catches up with them.
+	credit = 4 << 20
 	// A lease that nobody begins to fetch within fetchLimit keeps nobody waiting any more, and one that was not sent in turnLimit and
 	// twice the time that it and those before it need.
 	fetchLimit, turnLimit = 250 * time.Millisecond, time.Second
@@ -22,8 +25,8 @@ const (
 	rateStep, rateBytes, rateTime = 100 * time.Millisecond, 4 << 20, 5 * time.Second
 	// shortest is what a shorter time of sending counts as: a queue behind the kernel may have taken the bytes.
 	shortest = 10 * time.Millisecond
-	// maxPlaces bounds how many agents' places are kept.
-	maxPlaces = 4096
+	// maxShares bounds how many agents' shares are kept.
+	maxShares = 4096
 )
 
 // turns make agents lease one after another where the uplink is what bounds them all. If all who ask were answered at once, their pieces
@@ -34,8 +37,10 @@ type turns struct {
 	open    []*grant // leased and not sent yet, oldest first
 	pending int64    // their bytes
 	waiting []*waiter
-	places  map[string]place // of agents that were told to ask again
-	changed chan struct{}    // closed and replaced when a turn may have come
+	front   *waiter           // the one whose turn it is; nil when that is to be found out
+	shares  map[string]*share // of agents, by peer id
+	leased  int64             // the largest share that a turn began with
+	changed chan struct{}     // closed and replaced when a turn may have come
 
 	// The uplink's rate is the highest of late, in bytes a second: a lower one may be because little was asked for. 0: not known.
 	rate, last float64       // in this rateTime and in the one before
@@ -52,13 +57,22 @@ type grant struct {
 	fetched bool
 }
 
-type waiter struct{ since time.Time }
+// waiter is a request that waits for its agent's turn.
+type waiter struct {
+	*share
+	since time.Time
+}
 
-// place is that of an agent which began to wait at since, and was told at left to ask again.
-type place struct{ since, left time.Time }
+// share is what an agent has leased, in bytes. One that comes later begins where the others are (start-time fair queueing, Goyal 1996).
+type share struct {
+	leased int64
+	since  time.Time // when it began to wait, if it was told to ask again
+	left   time.Time // when it was told so, or had its turn
+	waits  int       // requests
+}
 
 func newTurns() *turns {
-	return &turns{places: map[string]place{}, changed: make(chan struct{})}
+	return &turns{shares: map[string]*share{}, changed: make(chan struct{})}
 }
 
 // take waits for an agent's turn, at most turnWait, and returns how many pieces of a length it may lease: 1 to most, and 0 when its turn
@@ -73,10 +87,12 @@ func (t *turns) take(ctx context.Context, agent string, piece int64, most int) i
 	for {
 		now := time.Now()
 		t.expire(now)
-		if room := t.window() - t.pending; t.waiting[0] == w && room > 0 {
-			delete(t.places, agent)
+		if room := t.window() - t.pending; room > 0 && t.next() == w {
 			// All who wait share the room.
 			n := min(most, max(1, int(room/int64(len(t.waiting))/piece)))
+			t.leased = max(t.leased, w.leased)
+			w.leased += int64(n) * piece
+			w.share.since = time.Time{}
 			t.add(&grant{bytes: int64(n) * piece, until: now.Add(fetchLimit)})
 			return n
 		}
@@ -98,35 +114,50 @@ func (t *turns) take(ctx context.Context, agent string, piece int64, most int) i
 		}
 		t.mu.Lock()
 		if over {
-			if len(t.places) < maxPlaces {
-				t.places[agent] = place{w.since, time.Now()}
-			}
+			w.share.since = w.since
 			return 0
 		}
 	}
 }
 
-// queue adds an agent to those who wait, at its old place if it has waited until lately.
+// queue adds a request of an agent to those that wait, since the agent's last one if it was told lately to ask again.
 func (t *turns) queue(agent string) *waiter {
 	now := time.Now()
-	if len(t.places) >= maxPlaces {
-		maps.DeleteFunc(t.places, func(_ string, p place) bool { return now.Sub(p.left) > placeTime })
+	s := t.shares[agent]
+	if s == nil {
+		if len(t.shares) >= maxShares {
+			maps.DeleteFunc(t.shares, func(_ string, s *share) bool { return s.waits == 0 && now.Sub(s.left) > placeTime })
+		}
+		s = &share{leased: t.leased}
+		if len(t.shares) < maxShares {
+			t.shares[agent] = s
+		}
 	}
-	w := &waiter{since: now}
-	if p, ok := t.places[agent]; ok && now.Sub(p.left) <= placeTime {
-		w.since = p.since
+	s.leased = max(s.leased, t.leased-credit)
+	w := &waiter{share: s, since: now}
+	if !s.since.IsZero() && now.Sub(s.left) <= placeTime {
+		w.since = s.since
 	}
-	at := len(t.waiting)
-	for at > 0 && t.waiting[at-1].since.After(w.since) {
-		at--
-	}
-	t.waiting = slices.Insert(t.waiting, at, w)
+	s.waits++
+	t.waiting, t.front = append(t.waiting, w), nil
 	return w
 }
 
+// next is the request whose turn it is: of who has leased least, then of who waits for longest.
+func (t *turns) next() *waiter {
+	if t.front == nil {
+		t.front = slices.MinFunc(t.waiting, func(a, b *waiter) int {
+			return cmp.Or(cmp.Compare(a.leased, b.leased), a.since.Compare(b.since))
+		})
+	}
+	return t.front
+}
+
 func (t *turns) leave(w *waiter) {
+	w.waits--
+	w.left = time.Now()
 	i := slices.Index(t.waiting, w)
-	t.waiting = slices.Delete(t.waiting, i, i+1)
+	t.waiting, t.front = slices.Delete(t.waiting, i, i+1), nil
 	t.wake()
 }
 
@@ -189,10 +220,13 @@ func (t *turns) unfetched(n int64) {
 	})
 }
 
-// unused gives back n bytes that were taken and not leased.
-func (t *turns) unused(n int64) {
+// unused gives back n bytes that an agent took and did not lease.
+func (t *turns) unused(agent string, n int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if s := t.shares[agent]; s != nil {
+		s.leased, t.front = s.leased-n, nil
+	}
 	t.unfetched(n)
 	t.wake()
 }

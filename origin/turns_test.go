@@ -3,6 +3,7 @@ package origin
 import (
 	"slices"
 	"strconv"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -83,6 +84,76 @@ func TestTurnsOnAFastUplink(t *testing.T) {
 		}
 		if took := time.Since(began); took != 0 {
 			t.Errorf("a hundred agents waited for %s, want no time", took)
+		}
+	})
+}
+
+// shares runs agents that lease one piece after another over a slow uplink, slow ones through a link of their own that needs long for each, and
+// returns what each got in a time.
+func shares(t *testing.T, x *turns, d time.Duration, slow ...bool) []int {
+	const rate = 3 << 20
+	got := make([]int, len(slow))
+	end := time.Now().Add(d)
+	uplink := make(chan struct{}, 1)
+	var wg sync.WaitGroup
+	for i, slow := range slow {
+		for range 2 { // requests at a time
+			wg.Go(func() {
+				for time.Now().Before(end) {
+					n := x.take(t.Context(), strconv.Itoa(i), turnPiece, 1)
+					if n == 0 {
+						continue
+					}
+					sent := x.fetch(turnPiece)
+					uplink <- struct{}{}
+					time.Sleep(time.Duration(turnPiece * int(time.Second) / rate))
+					<-uplink
+					if slow {
+						time.Sleep(500 * time.Millisecond)
+					}
+					sent()
+					x.mu.Lock()
+					got[i]++
+					x.mu.Unlock()
+				}
+			})
+		}
+	}
+	wg.Wait()
+	return got
+}
+
+// An agent that needs longer for each piece gets as many as the others, as far as it can take them: what it does not lease it can't trade, and
+// its uplink is of no use to the swarm.
+func TestTurnsAreShared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		got := shares(t, newTurns(), 40*time.Second, true, true, false, false, false, false, false, false, false, false, false, false)
+		if least, most := slices.Min(got), slices.Max(got); float64(least) < 0.9*float64(most) {
+			t.Errorf("agents got %v pieces, want nearly equal shares", got)
+		}
+	})
+}
+
+// An agent that comes later has as many turns as those that were there, not all until it has caught up. One that has fallen behind catches up by
+// credit at most.
+func TestTurnsOfOneWhoComesLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const late = 8
+		x := newTurns()
+		shares(t, x, time.Minute, make([]bool, late)...)
+		got := shares(t, x, time.Minute, make([]bool, late+1)...)
+		if least, most := slices.Min(got), slices.Max(got); float64(least) < 0.9*float64(most) {
+			t.Errorf("agents got %v pieces, the last of them came later; want equal shares", got)
+		}
+		x.mu.Lock()
+		x.leased += 1 << 30
+		for i := range late {
+			x.shares[strconv.Itoa(i)].leased = x.leased
+		}
+		x.mu.Unlock()
+		got = shares(t, x, time.Minute, make([]bool, late+1)...)
+		if more := int64(got[late]-got[0]) * turnPiece; more < credit*3/4 || more > credit*5/4 {
+			t.Errorf("who has fallen behind by 1 GiB got %d bytes more, want about %d", more, credit)
 		}
 	})
 }
@@ -175,7 +246,7 @@ func TestTurnsOfLargePieces(t *testing.T) {
 		if n := x.take(t.Context(), "a", 16<<20, 4); n != 1 {
 			t.Fatalf("%d pieces, want 1", n)
 		}
-		x.unused(16 << 20)
+		x.unused("a", 16<<20)
 		if n := x.take(t.Context(), "b", 16<<20, 4); n != 1 {
 			t.Fatalf("%d pieces, want 1", n)
 		}
