@@ -352,8 +352,10 @@ func (a *Agent) overHTTP(ctx context.Context, p *pull) error {
 		}
 	}
 	if err == nil {
-		if m, err := a.store.Metainfo(p.digest); err == nil { // a small blob has none
-			a.swarm.Register(m)
+		if r.size > a.smallBlob {
+			if m, err := a.store.Metainfo(p.digest); err == nil {
+				a.swarm.Register(m)
+			}
 		}
 		b.end(nil)
 		return nil

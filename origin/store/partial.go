@@ -397,7 +397,7 @@ func (p *Partial) Commit(ctx context.Context) (Info, error) {
 		return Info{}, fmt.Errorf("commit %s: %w", d, err)
 	}
 	delete(s.partials, d)
-	s.admit(d, p.m.Size, false)
+	s.admit(d, p.m.Size, -1, false)
 	return Info{d, p.m.Size}, nil
 }
 

@@ -97,10 +97,16 @@ func (s *Store) footprint(d digest.Digest) (n int64, err error) {
 	return n, nil
 }
 
-// admit makes an entry of a blob whose size bytes have been reserved, and accounts for what it takes. The store's lock is held.
-func (s *Store) admit(d digest.Digest, size int64, marked bool) {
-	s.entries[d] = &entry{size: size, disk: size, access: time.Now(), marked: marked}
-	s.resettle(d)
+// admit makes an entry of a blob whose size bytes have been reserved, and accounts for the disk bytes that it takes; -1 when they are not
+// known. The store's lock is held.
+func (s *Store) admit(d digest.Digest, size, disk int64, marked bool) {
+	e := &entry{size: size, disk: size, access: time.Now(), marked: marked} // size is what was reserved
+	s.entries[d] = e
+	if disk < 0 {
+		s.resettle(d)
+		return
+	}
+	s.used, e.disk = s.used+disk-size, disk
 }
 
 // settle corrects what is accounted for a blob after its sidecars have changed.

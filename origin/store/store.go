@@ -58,6 +58,7 @@ type Store struct {
 	cfg  Config
 	log  *slog.Logger
 	root *os.Root
+	ups  *os.Root // the folder of upload sessions: what is done there needs no walk to it
 	lock *os.File
 
 	mu       sync.Mutex
@@ -118,8 +119,10 @@ func Open(cfg Config) (_ *Store, err error) {
 	defer func() {
 		if err != nil {
 			s.lock.Close()
-			if s.root != nil {
-				s.root.Close()
+			for _, r := range []*os.Root{s.root, s.ups} {
+				if r != nil {
+					r.Close()
+				}
 			}
 		}
 	}()
@@ -136,6 +139,9 @@ func Open(cfg Config) (_ *Store, err error) {
 		if err := s.root.MkdirAll(d, 0o755); err != nil {
 			return nil, fmt.Errorf("open store: %w", err)
 		}
+	}
+	if s.ups, err = s.root.OpenRoot("uploads"); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
 	}
 	if err := s.syncDir("."); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
@@ -195,7 +201,7 @@ func (s *Store) Close() error {
 	if s.cfg.Volatile {
 		errs = append(errs, s.syncAll())
 	}
-	return errors.Join(append(errs, s.root.Close(), s.lock.Close())...)
+	return errors.Join(append(errs, s.ups.Close(), s.root.Close(), s.lock.Close())...)
 }
 
 // blobDir is where a digest's files are. Digests are validated, so the path can't leave the store.

@@ -83,11 +83,11 @@ func (s *Store) NewUpload(o UploadOptions) (*Upload, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.root.Mkdir(path.Join("uploads", o.ID), 0o755); err != nil {
+	if err := s.ups.Mkdir(o.ID, 0o755); err != nil {
 		return nil, fmt.Errorf("start upload: %w", err)
 	}
 	if !o.Transient {
-		if err := s.root.WriteFile(uploadFile(o.ID, fileSession), b, 0o644); err != nil {
+		if err := s.ups.WriteFile(path.Join(o.ID, fileSession), b, 0o644); err != nil {
 			return nil, fmt.Errorf("start upload: %w", err)
 		}
 	}
@@ -197,7 +197,7 @@ func (u *Upload) Offset() int64 { return u.off.Load() }
 // Reader opens what was received and what will be, for following a session while it is written. It stays valid when the session
 // becomes a blob. The caller closes it.
 func (u *Upload) Reader() (*os.File, error) {
-	f, err := u.s.root.OpenFile(uploadFile(u.id, fileData), os.O_CREATE|os.O_RDONLY, 0o644)
+	f, err := u.s.ups.OpenFile(path.Join(u.id, fileData), os.O_CREATE|os.O_RDONLY, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("follow upload %s: %w", u.id, err)
 	}
@@ -264,7 +264,7 @@ func (u *Upload) open() error {
 	if u.f != nil {
 		return nil
 	}
-	f, err := u.s.root.OpenFile(uploadFile(u.id, fileData), os.O_CREATE|os.O_RDWR, 0o644)
+	f, err := u.s.ups.OpenFile(path.Join(u.id, fileData), os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return fmt.Errorf("open upload %s: %w", u.id, err)
 	}
@@ -382,9 +382,11 @@ func (s *Store) adopt(u *Upload, d digest.Digest, size int64, m *Marker) error {
 	if err := u.stage(d, size, m); err != nil {
 		return err
 	}
+	disk := u.footprint(m)
 	err = s.root.Rename(path.Join("uploads", u.id), blobDir(d))
 	switch {
 	case errors.Is(err, fs.ErrExist):
+		disk = -1
 		err = s.moveInto(u, d, m)
 	case err == nil:
 		u.renamed = true
@@ -400,9 +402,25 @@ func (s *Store) adopt(u *Upload, d digest.Digest, size int64, m *Marker) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.admit(d, size, m != nil)
+	s.admit(d, size, disk, m != nil)
 	u.adopted = true
 	return nil
+}
+
+// footprint is what the session's folder takes on disk as that of a blob, -1 when that is to be found out file by file.
+func (u *Upload) footprint(m *Marker) int64 {
+	if m != nil || u.pieces != nil || !u.o.Transient {
+		return -1
+	}
+	data, err := u.f.Stat()
+	if err != nil {
+		return -1
+	}
+	dir, err := u.s.ups.Stat(u.id)
+	if err != nil {
+		return -1
+	}
+	return allocated(data) + allocated(dir)
 }
 
 // stage makes durable in the session's folder what the blob's will have.
@@ -418,7 +436,7 @@ func (u *Upload) stage(d digest.Digest, size int64, m *Marker) error {
 	if u.pieces != nil && u.hashed == size {
 		if mi, err := u.pieces.Sum(d); err == nil {
 			// Not synced: a torn one is computed again.
-			if err := u.s.root.WriteFile(uploadFile(u.id, fileMetainfo), mi.Marshal(), 0o644); err != nil {
+			if err := u.s.ups.WriteFile(path.Join(u.id, fileMetainfo), mi.Marshal(), 0o644); err != nil {
 				return err
 			}
 		}
@@ -426,7 +444,7 @@ func (u *Upload) stage(d digest.Digest, size int64, m *Marker) error {
 	if u.s.cfg.Volatile {
 		// What torn goes by: the folder's time is that of the commit, also where nothing was made in it.
 		now := time.Now()
-		if err := u.s.root.Chtimes(path.Join("uploads", u.id), now, now); err != nil {
+		if err := u.s.ups.Chtimes(u.id, now, now); err != nil {
 			return err
 		}
 	}
@@ -436,7 +454,7 @@ func (u *Upload) stage(d digest.Digest, size int64, m *Marker) error {
 		if err != nil {
 			return err
 		}
-		f, err := u.s.root.OpenFile(uploadFile(u.id, fileMarker), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o644)
+		f, err := u.s.ups.OpenFile(path.Join(u.id, fileMarker), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o644)
 		if err != nil {
 			return err
 		}
@@ -510,7 +528,7 @@ func (u *Upload) end() error {
 	if u.renamed && u.adopted {
 		return nil
 	}
-	if err := u.s.root.RemoveAll(path.Join("uploads", u.id)); err != nil {
+	if err := u.s.ups.RemoveAll(u.id); err != nil {
 		return fmt.Errorf("remove upload %s: %w", u.id, err)
 	}
 	return nil
