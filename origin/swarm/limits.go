@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,6 +25,12 @@ type Rates struct {
 	// BlobUploadRate and BlobDownloadRate are for each blob.
 	BlobUploadRate   config.Rate `yaml:"blob_upload_rate" json:"blob_upload_rate"`
 	BlobDownloadRate config.Rate `yaml:"blob_download_rate" json:"blob_download_rate"`
+}
+
+// attr is the rates in a log, in words.
+func (r Rates) attr() slog.Attr {
+	return slog.Group("rates", "upload", r.UploadRate.String(), "download", r.DownloadRate.String(),
+		"blob_upload", r.BlobUploadRate.String(), "blob_download", r.BlobDownloadRate.String())
 }
 
 // minRate keeps a limit from looking like a peer, or an origin, that has died: those are given up after two seconds without progress.

@@ -2,7 +2,9 @@ package swarm
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
 )
 
@@ -27,15 +29,21 @@ func (s *Swarm) changeRates(w http.ResponseWriter, r *http.Request) error {
 	rates := s.Rates()
 	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4<<10))
 	d.DisallowUnknownFields()
-	if err := d.Decode(&rates); err != nil {
+	err := d.Decode(&rates)
+	if wrong := (*json.UnmarshalTypeError)(nil); errors.As(err, &wrong) && wrong.Field != "" {
+		return fmt.Errorf(`limits: %s is a %s, want a text like "25Mbit/s", "10MiB/s" or "0"`, wrong.Field, wrong.Value)
+	}
+	if err != nil {
 		return fmt.Errorf("limits: %w", err)
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return errors.New("limits: want one JSON object, more follows it")
 	}
 	if err := rates.Validate(); err != nil {
 		return err
 	}
 	s.limits.set(rates)
-	s.log.Info("rates were changed by an operator", "upload", rates.UploadRate, "download", rates.DownloadRate,
-		"blob_upload", rates.BlobUploadRate, "blob_download", rates.BlobDownloadRate)
+	s.log.Info("rates were changed by an operator", rates.attr())
 	return nil
 }
 

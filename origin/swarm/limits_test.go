@@ -270,11 +270,23 @@ func TestOperatorsChangeRates(t *testing.T) {
 		{`{"upload_rate": "1kbit/s"}`, 400, Rates{UploadRate: 3_125_000, DownloadRate: 10 << 20}},
 		{`{"upload_rate": "fast"}`, 400, Rates{UploadRate: 3_125_000, DownloadRate: 10 << 20}},
 		{``, 400, Rates{UploadRate: 3_125_000, DownloadRate: 10 << 20}},
+		{`{"upload_rate": "0"} {"download_rate": "0"}`, 400, Rates{UploadRate: 3_125_000, DownloadRate: 10 << 20}},
+		{`{"upload_rate": 5000000}`, 400, Rates{UploadRate: 3_125_000, DownloadRate: 10 << 20}},
 	} {
 		w := httptest.NewRecorder()
 		m.ServeHTTP(w, httptest.NewRequest("PUT", "/limits", strings.NewReader(c.body)))
 		if w.Code != c.code || n.Rates() != c.want {
 			t.Errorf("%s: %d %s, rates %+v, want %+v", c.body, w.Code, w.Body, n.Rates(), c.want)
+		}
+	}
+	for body, want := range map[string]string{
+		`{"upload_rate": 5000000}`: `upload_rate is a number, want a text like "25Mbit/s"`,
+		`{} {}`:                    "want one JSON object",
+	} {
+		w := httptest.NewRecorder()
+		m.ServeHTTP(w, httptest.NewRequest("PUT", "/limits", strings.NewReader(body)))
+		if !strings.Contains(w.Body.String(), want) {
+			t.Errorf("%s: %q, want it to say %q", body, w.Body, want)
 		}
 	}
 	// What GET answers can be PUT back.

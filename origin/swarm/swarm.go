@@ -154,6 +154,7 @@ func New(cfg Config) (*Swarm, error) {
 	s.listener = &listener{Listener: l, s: s}
 	s.client.AddDialer(dialer{s})
 	s.client.AddListener(s.listener)
+	s.log.Info("listening", slog.String("listener", "peers"), slog.Any("addr", s.Addr()), cfg.Rates.attr())
 	return s, nil
 }
 
