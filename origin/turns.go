@@ -14,7 +14,7 @@ const (
 	ahead = 250 * time.Millisecond
 	// leastAhead is what is leased in advance in any case, and while the uplink's rate is not known.
 	leastAhead = 256 << 10
-	// turnWait is how long an agent waits for its turn until it is told to ask again. It keeps its place for placeTime.
+	// turnWait is how long an agent waits for its turn until it is told to ask again. It counts as waiting for placeTime more.
 	turnWait, placeTime = time.Second, 2 * time.Second
 	// credit bounds by how many bytes an agent that has leased less than others catches up with them.
 	credit = 4 << 20
@@ -39,7 +39,7 @@ type turns struct {
 	waiting []*waiter
 	front   *waiter           // the one whose turn it is; nil when that is to be found out
 	shares  map[string]*share // of agents, by peer id
-	leased  int64             // the largest share that a turn began with
+	level   int64             // the largest share that a turn began with: where those stand who lease now
 	changed chan struct{}     // closed and replaced when a turn may have come
 
 	// The uplink's rate is the highest of late, in bytes a second: a lower one may be because little was asked for. 0: not known.
@@ -60,15 +60,15 @@ type grant struct {
 // waiter is a request that waits for its agent's turn.
 type waiter struct {
 	*share
-	since time.Time
+	asked time.Time
 }
 
 // share is what an agent has leased, in bytes. One that comes later begins where the others are (start-time fair queueing, Goyal 1996).
 type share struct {
-	leased int64
-	since  time.Time // when it began to wait, if it was told to ask again
-	left   time.Time // when it was told so, or had its turn
-	waits  int       // requests
+	leased  int64
+	since   time.Time // when it began to wait, if it was told to ask again
+	left    time.Time // when it was told so, or had its turn
+	waiting int       // requests
 }
 
 func newTurns() *turns {
@@ -90,9 +90,12 @@ func (t *turns) take(ctx context.Context, agent string, piece int64, most int) i
 		if room := t.window() - t.pending; room > 0 && t.next() == w {
 			// All who wait share the room.
 			n := min(most, max(1, int(room/int64(len(t.waiting))/piece)))
-			t.leased = max(t.leased, w.leased)
+			t.level = max(t.level, w.leased)
 			w.leased += int64(n) * piece
-			w.share.since = time.Time{}
+			if t.shares[agent] != w.share { // there were too many to keep it: else all who are like it would come before the others for ever
+				t.level = max(t.level, w.leased)
+			}
+			w.since = time.Time{}
 			t.add(&grant{bytes: int64(n) * piece, until: now.Add(fetchLimit)})
 			return n
 		}
@@ -114,7 +117,9 @@ func (t *turns) take(ctx context.Context, agent string, piece int64, most int) i
 		}
 		t.mu.Lock()
 		if over {
-			w.share.since = w.since
+			if w.since.IsZero() || w.asked.Before(w.since) {
+				w.since = w.asked
+			}
 			return 0
 		}
 	}
@@ -126,35 +131,41 @@ func (t *turns) queue(agent string) *waiter {
 	s := t.shares[agent]
 	if s == nil {
 		if len(t.shares) >= maxShares {
-			maps.DeleteFunc(t.shares, func(_ string, s *share) bool { return s.waits == 0 && now.Sub(s.left) > placeTime })
+			maps.DeleteFunc(t.shares, func(_ string, s *share) bool { return s.gone(now) })
 		}
-		s = &share{leased: t.leased}
+		s = &share{leased: t.level}
 		if len(t.shares) < maxShares {
 			t.shares[agent] = s
 		}
 	}
-	s.leased = max(s.leased, t.leased-credit)
-	w := &waiter{share: s, since: now}
-	if !s.since.IsZero() && now.Sub(s.left) <= placeTime {
-		w.since = s.since
+	s.leased = max(s.leased, t.level-credit)
+	w := &waiter{share: s, asked: now}
+	switch {
+	case s.gone(now):
+		s.leased, s.since = min(s.leased, t.level), time.Time{} // a debt ends with the rush that it is from
+	case !s.since.IsZero():
+		w.asked = s.since
 	}
-	s.waits++
+	s.waiting++
 	t.waiting, t.front = append(t.waiting, w), nil
 	return w
 }
+
+// gone says that the agent has not waited for a while.
+func (s *share) gone(now time.Time) bool { return s.waiting == 0 && now.Sub(s.left) > placeTime }
 
 // next is the request whose turn it is: of who has leased least, then of who waits for longest.
 func (t *turns) next() *waiter {
 	if t.front == nil {
 		t.front = slices.MinFunc(t.waiting, func(a, b *waiter) int {
-			return cmp.Or(cmp.Compare(a.leased, b.leased), a.since.Compare(b.since))
+			return cmp.Or(cmp.Compare(a.leased, b.leased), a.asked.Compare(b.asked))
 		})
 	}
 	return t.front
 }
 
 func (t *turns) leave(w *waiter) {
-	w.waits--
+	w.waiting--
 	w.left = time.Now()
 	i := slices.Index(t.waiting, w)
 	t.waiting, t.front = slices.Delete(t.waiting, i, i+1), nil

@@ -1,6 +1,7 @@
 package origin
 
 import (
+	"context"
 	"slices"
 	"strconv"
 	"sync"
@@ -146,15 +147,95 @@ func TestTurnsOfOneWhoComesLater(t *testing.T) {
 			t.Errorf("agents got %v pieces, the last of them came later; want equal shares", got)
 		}
 		x.mu.Lock()
-		x.leased += 1 << 30
+		x.level += 1 << 30
 		for i := range late {
-			x.shares[strconv.Itoa(i)].leased = x.leased
+			x.shares[strconv.Itoa(i)].leased = x.level
 		}
 		x.mu.Unlock()
 		got = shares(t, x, time.Minute, make([]bool, late+1)...)
 		if more := int64(got[late]-got[0]) * turnPiece; more < credit*3/4 || more > credit*5/4 {
 			t.Errorf("who has fallen behind by 1 GiB got %d bytes more, want about %d", more, credit)
 		}
+	})
+}
+
+// What an agent gives back of its turn is not held against it.
+func TestTurnsThatAreNotUsed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newTurns()
+		turn := func(agent string) func() {
+			x.take(t.Context(), agent, turnPiece, 1)
+			return x.fetch(turnPiece)
+		}
+		turn("other")()
+		x.take(t.Context(), "modest", turnPiece, 1)
+		x.unused("modest", turnPiece)
+		busy := turn("busy")
+		x.mu.Lock()
+		x.pending += 1 << 30 // there is room for nobody
+		x.mu.Unlock()
+		got := make(chan string, 2)
+		for _, agent := range []string{"busy", "modest"} {
+			go func() {
+				x.take(t.Context(), agent, turnPiece, 1)
+				got <- agent
+				time.Sleep(time.Minute)
+			}()
+			synctest.Wait()
+		}
+		x.mu.Lock()
+		x.pending -= 1<<30 - leastAhead + turnPiece // for one
+		x.mu.Unlock()
+		busy()
+		if first := <-got; first != "modest" {
+			t.Errorf("the turn came to %q, want the one who has leased nothing", first)
+		}
+		time.Sleep(2 * time.Minute)
+	})
+}
+
+// Agents beyond the number whose shares are kept don't keep the others from their turns.
+func TestTurnsOfTooManyAgents(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newTurns()
+		x.take(t.Context(), "known", turnPiece, 1)
+		x.fetch(turnPiece)()
+		x.mu.Lock()
+		for i := range maxShares {
+			x.shares["full "+strconv.Itoa(i)] = &share{waiting: 1}
+		}
+		x.shares["known"].leased += 3 * turnPiece
+		x.mu.Unlock()
+		ctx, stop := context.WithCancel(t.Context())
+		uplink := make(chan struct{}, 1)
+		var wg sync.WaitGroup
+		for i := range 32 { // never without one that waits
+			wg.Go(func() {
+				time.Sleep(time.Duration(i) * 37 * time.Millisecond) // they don't all give up at one moment
+				for k := 0; ctx.Err() == nil; k++ {
+					if n := x.take(ctx, strconv.Itoa(i)+" "+strconv.Itoa(k), turnPiece, 1); n > 0 {
+						sent := x.fetch(turnPiece)
+						uplink <- struct{}{}
+						time.Sleep(100 * time.Millisecond)
+						<-uplink
+						sent()
+					}
+				}
+			})
+		}
+		time.Sleep(1500 * time.Millisecond)
+		x.mu.Lock()
+		x.shares["known"].left = time.Now()
+		x.mu.Unlock()
+		n := 0
+		for range 10 {
+			n += x.take(ctx, "known", turnPiece, 1)
+		}
+		if n == 0 {
+			t.Error("no turn in ten seconds for one whose share is known")
+		}
+		stop()
+		wg.Wait()
 	})
 }
 
