@@ -36,7 +36,8 @@ type Config struct {
 	Peer Peer `yaml:"peer"`
 	// Cache is where blobs are kept.
 	Cache Cache `yaml:"cache"`
-	// SmallBlob is the size up to which a blob is fetched straight from an origin over HTTP, default 1MiB.
+	// SmallBlob is the size up to which a blob is fetched straight from an origin over HTTP and not announced, default 1MiB. Blobs that
+	// were cached as small ones have no metainfo and stay out of the swarm when it is lowered.
 	SmallBlob config.Size `yaml:"small_blob"`
 	// ManifestTTL is how long a manifest that build-index confirmed is served by digest without asking again, default 1m. A
 	// deleted digest is gone at this agent after this time. Tags are confirmed on every pull.

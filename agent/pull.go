@@ -355,6 +355,7 @@ func (a *Agent) overHTTP(ctx context.Context, p *pull) error {
 		if r.size > a.smallBlob {
 			if m, err := a.store.Metainfo(p.digest); err == nil {
 				a.swarm.Register(m)
+				a.announcer.completed(p.repo, m, m.Size)
 			}
 		}
 		b.end(nil)

@@ -550,7 +550,7 @@ func TestPulledOverHTTPIsSeeded(t *testing.T) {
 	if err := c.whole(b); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the blob is announced", func() bool {
+	eventually(t, "the blob is one to announce", func() bool {
 		l := c.lately()
 		return len(l) == 1 && l[0].Digest == c.d
 	})

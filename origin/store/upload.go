@@ -171,13 +171,19 @@ func (s *Store) ExpireUploads(idle time.Duration) int {
 	return n
 }
 
-// expire ends the session unless somebody is at it, or was since a time.
-func (u *Upload) expire(limit int64) bool {
+// expire ends the session unless somebody is at it, or was since then, in Unix seconds.
+func (u *Upload) expire(since int64) bool {
 	if !u.mu.TryLock() {
 		return false
 	}
 	defer u.mu.Unlock()
-	return !u.ended && u.touched.Load() < limit && u.end() == nil
+	if u.ended || u.touched.Load() >= since {
+		return false
+	}
+	if err := u.end(); err != nil {
+		u.s.log.Warn("an idle upload session stays on the disk until the next start", "upload", u.id, "error", err)
+	}
+	return true
 }
 
 func (u *Upload) touch() { u.touched.Store(time.Now().Unix()) }
