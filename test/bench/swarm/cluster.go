@@ -153,8 +153,8 @@ func (c *cluster) addr(x *node, role string, use int) string {
 
 func (c *cluster) url(x *node, role string) string { return "http://" + c.addr(x, role, 0) }
 
-func (b *bench) newCluster(ctx context.Context, o options) (c *cluster, err error) {
-	c = &cluster{o: o, bin: b.bin, procs: map[string]*process{}, ports: map[string]int{}}
+func (b *bench) newCluster(ctx context.Context, o options) (_ *cluster, err error) {
+	c := &cluster{o: o, bin: b.bin, procs: map[string]*process{}, ports: map[string]int{}}
 	// Beside the results and not in /tmp, which may be memory.
 	if err := os.MkdirAll(b.out, 0o755); err != nil {
 		return nil, err
