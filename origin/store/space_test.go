@@ -89,17 +89,7 @@ func TestWhatIsCountedIsWhatTheDiskGave(t *testing.T) {
 	d := ingest(t, s, noise(1, 1), nil) // one byte, which takes a block, a folder and a metainfo
 	ingest(t, s, noise(300_000, 2), nil)
 	same("after two blobs")
-	transient, err := s.NewUpload(UploadOptions{Size: 5000, Transient: true, NoMetainfo: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	small := noise(5000, 3)
-	if _, err := transient.Write(t.Context(), 0, bytes.NewReader(small)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := transient.Commit(t.Context(), digest.FromBytes(small), nil); err != nil {
-		t.Fatal(err)
-	}
+	upload(t, s, UploadOptions{Transient: true, NoMetainfo: true}, noise(5000, 3))
 	same("after a small one")
 	if err := s.Mark(d, Marker{Targets: []string{"b"}, Repositories: []string{"a"}}); err != nil {
 		t.Fatal(err)

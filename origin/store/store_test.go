@@ -57,6 +57,24 @@ func ingest(t *testing.T, s *Store, b []byte, m *Marker) digest.Digest {
 	return d
 }
 
+// upload puts b into the store by a session of its own.
+func upload(t *testing.T, s *Store, o UploadOptions, b []byte) digest.Digest {
+	t.Helper()
+	d := digest.FromBytes(b)
+	o.Size = int64(len(b))
+	u, err := s.NewUpload(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.Write(t.Context(), 0, bytes.NewReader(b)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.Commit(t.Context(), d, nil); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
 func content(t *testing.T, s *Store, d digest.Digest) []byte {
 	t.Helper()
 	r, err := s.Open(d)
@@ -264,17 +282,7 @@ func TestATransientUploadEndsWithTheProcess(t *testing.T) {
 func TestUploadWithoutMetainfo(t *testing.T) {
 	s := open(t, Config{})
 	b := noise(10_000, 4)
-	d := digest.FromBytes(b)
-	u, err := s.NewUpload(UploadOptions{Size: int64(len(b)), Digest: d, NoMetainfo: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := u.Write(t.Context(), 0, bytes.NewReader(b)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := u.Commit(t.Context(), d, nil); err != nil {
-		t.Fatal(err)
-	}
+	d := upload(t, s, UploadOptions{NoMetainfo: true}, b)
 	if _, err := s.Metainfo(d); !errors.Is(err, ErrNotFound) {
 		t.Errorf("metainfo: %v, want ErrNotFound", err)
 	}
@@ -439,16 +447,7 @@ func TestUploadWithoutMetainfoSupersedesAPartial(t *testing.T) {
 	if err := p.Close(); err != nil {
 		t.Fatal(err)
 	}
-	u, err := s.NewUpload(UploadOptions{Size: int64(len(b)), Digest: m.Digest, NoMetainfo: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := u.Write(t.Context(), 0, bytes.NewReader(b)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := u.Commit(t.Context(), m.Digest, nil); err != nil {
-		t.Fatal(err)
-	}
+	upload(t, s, UploadOptions{NoMetainfo: true}, b)
 	if _, err := s.Metainfo(m.Digest); !errors.Is(err, ErrNotFound) {
 		t.Errorf("metainfo: %v, want ErrNotFound", err)
 	}
