@@ -346,6 +346,35 @@ func TestServerWithoutRanges(t *testing.T) {
 	}
 }
 
+// TestServerSendsMoreThanItSaid: what follows the last byte that was announced is not read, so that a size that was found small enough holds.
+func TestServerSendsMoreThanItSaid(t *testing.T) {
+	for name, first := range map[string]int64{"from the start": 0, "midway": 4} {
+		t.Run(name, func(t *testing.T) {
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-9/10", first))
+				w.WriteHeader(http.StatusPartialContent)
+				w.Write([]byte("0123456789 and much more")[first:])
+			}))
+			defer srv.Close()
+			c, err := NewClient(srv.URL, srv.Client())
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, err := c.OpenBlob(t.Context(), "a", digest.FromString("0123456789"), Range{first, -1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer body.Close()
+			if _, err := body.Body.Seek(first, io.SeekStart); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := io.ReadAll(body.Body); err != nil || string(got) != "0123456789"[first:] {
+				t.Errorf("read %q, %v, want %q", got, err, "0123456789"[first:])
+			}
+		})
+	}
+}
+
 // TestRangeRefused: a server that has the bytes and refuses the range fails at once; one that does not have them has none to read.
 func TestRangeRefused(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
