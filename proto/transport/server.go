@@ -23,6 +23,9 @@ type ServerConfig struct {
 	Advertise string `yaml:"advertise"`
 	// TLS makes the listener speak TLS; without a certificate it is plain HTTP.
 	TLS TLS `yaml:"tls"`
+	// CongestionControl of the connections that come in here (TCP_CONGESTION of tcp(7)): a name, "system" for what the system uses, or "fair"
+	// for the same but cubic in place of BBR. Default "fair" at an origin's registry API, else "system".
+	CongestionControl string `yaml:"congestion_control"`
 	// DrainTimeout is how long requests in flight may take after the end was asked for, default 30s.
 	DrainTimeout config.Duration `yaml:"drain_timeout"`
 }
@@ -46,7 +49,8 @@ func NewServer(name string, cfg ServerConfig, h http.Handler, log *slog.Logger) 
 	if err != nil {
 		return nil, fmt.Errorf("%s listener: %w", name, err)
 	}
-	l, err := net.Listen("tcp", cfg.Listen)
+	lc := net.ListenConfig{Control: congestion(cfg.CongestionControl)}
+	l, err := lc.Listen(context.Background(), "tcp", cfg.Listen)
 	if err != nil {
 		if who := PortOwner(cfg.Listen); who != "" {
 			err = fmt.Errorf("%w: %s has it", err, who)
