@@ -109,7 +109,7 @@ func New(cfg Config, deps Deps) (_ *Agent, err error) {
 	}
 	a.swarm, err = swarm.New(swarm.Config{
 		Listen: cfg.Peer.Listen, Store: a.store, StockPeers: cfg.Peer.StockPeers, TLS: swarm.TLS{Server: accept, Client: dial},
-		Rates: cfg.Peer.rates(), StallTimeout: time.Duration(cfg.Peer.StallTimeout), Logger: deps.Log, Registerer: deps.Registry,
+		Rates: cfg.Peer.rates(), LinkRate: cfg.Peer.LinkRate, StallTimeout: time.Duration(cfg.Peer.StallTimeout), Logger: deps.Log, Registerer: deps.Registry,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("peer: %w", err)

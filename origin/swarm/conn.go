@@ -20,6 +20,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"kraken/proto/blob"
+	"kraken/proto/transport"
 )
 
 // address is a peer's address as the library holds it. It leads from the library's connection back to ours, so that a peer can
@@ -50,6 +51,10 @@ type conn struct {
 	received int    // bytes; exact until the first message
 	pending  []byte // to be read before more is received
 	plain    bool   // the handshake was not obfuscated
+
+	tcp     *net.TCPConn  // under TLS, too
+	rtt     time.Duration // of the path, when the connection was made
+	receive int           // window, as the kernel was told, 0: nothing; under the Swarm's mu
 
 	raw    syscall.RawConn // where blocks are sent by sendfile; nil with TLS
 	framed bool            // from the first message on: Write sees messages, not what was made of them by encryption
@@ -101,9 +106,15 @@ func (s *speed) in(d time.Duration) int64 { return int64(s.rate * d.Seconds()) }
 func (s *Swarm) wrap(nc net.Conn, a *address, outgoing bool) *conn {
 	c := &conn{Conn: nc, s: s, address: a, outgoing: outgoing, gone: make(chan struct{})}
 	if tc, ok := nc.(*net.TCPConn); ok {
+		c.tcp = tc
 		if raw, err := tc.SyscallConn(); err == nil {
 			c.raw = raw
 		}
+	} else if t, ok := nc.(interface{ NetConn() net.Conn }); ok { // TLS
+		c.tcp, _ = t.NetConn().(*net.TCPConn)
+	}
+	if c.tcp != nil && s.cfg.LinkRate > 0 {
+		c.rtt, _ = transport.MinRoundTrip(c.tcp) // not known: as on a short path
 	}
 	a.conn.Store(c)
 	return c
@@ -123,6 +134,7 @@ func (s *Swarm) admit(c *conn) bool {
 	}
 	s.conns[c] = struct{}{}
 	s.wg.Add(1)
+	s.share()
 	return true
 }
 
@@ -134,6 +146,7 @@ func (c *conn) Close() error {
 		c.s.mu.Lock()
 		_, counted := c.s.conns[c]
 		delete(c.s.conns, c)
+		c.s.share()
 		c.s.mu.Unlock()
 		if counted {
 			c.s.wg.Done()

@@ -25,6 +25,7 @@ import (
 
 	"kraken/origin/store"
 	"kraken/proto/blob"
+	"kraken/proto/config"
 )
 
 // Errors of this package.
@@ -47,6 +48,9 @@ type Config struct {
 	TLS TLS
 	// Rates are the limits to begin with; SetRates changes them.
 	Rates
+	// LinkRate is the speed of this node's link where that is what bounds pulls, in bytes a second: what peers have on their way here
+	// at once is bounded, so that it is not lost, and what comes from Sources is not behind it. 0: not known.
+	LinkRate config.Rate
 	// MaxConns bounds the connections in all, MaxConnsPerBlob the ones of one blob. Defaults 1000 and 50.
 	MaxConns, MaxConnsPerBlob int
 	// BanTime is how long a peer that sent wrong bytes stays out, default 1h.

@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"errors"
 	"net"
 	"net/http"
 	"runtime"
@@ -77,17 +78,30 @@ func boundSendBuffer(c net.Conn) {
 
 // roundTrip is the kernel's smoothed round-trip time of a connection.
 func roundTrip(c *net.TCPConn) (time.Duration, error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var info *unix.TCPInfo
-	cerr := raw.Control(func(fd uintptr) { info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO) })
-	if cerr != nil {
-		return 0, cerr
-	}
+	info, err := tcpInfo(c)
 	if err != nil {
 		return 0, err
 	}
 	return time.Duration(info.Rtt) * time.Microsecond, nil
+}
+
+// MinRoundTrip is the shortest round-trip time of late that the kernel has seen on a connection: what the path takes when nothing queues.
+// It is 0 as long as nothing was acknowledged.
+func MinRoundTrip(c *net.TCPConn) (time.Duration, error) {
+	info, err := tcpInfo(c)
+	const none = 1<<32 - 1
+	if err != nil || info.Min_rtt == none {
+		return 0, err
+	}
+	return time.Duration(info.Min_rtt) * time.Microsecond, nil
+}
+
+// tcpInfo is what the kernel knows of a connection (TCP_INFO of tcp(7)).
+func tcpInfo(c *net.TCPConn) (info *unix.TCPInfo, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	cerr := raw.Control(func(fd uintptr) { info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO) })
+	return info, errors.Join(cerr, err)
 }
