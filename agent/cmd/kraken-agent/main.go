@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -48,6 +49,8 @@ func command() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			// The collector gets its own memory and threads in its first cycle, which would otherwise fall into the first pull.
+			runtime.GC()
 			return a.Run(c.Context())
 		},
 	}
