@@ -63,8 +63,8 @@ type Peer struct {
 	// Rates bound the traffic of blobs, e.g. 25Mbit/s; 0 is unlimited. PUT /limits on admin changes them.
 	swarm.Rates `yaml:",inline"`
 	// LinkRate is the speed of this node's link, where it is what bounds pulls: uploads to peers are then paced a little under it,
-	// because a full uplink delays the acknowledgements of the node's own downloads, and peers have no more on their way here than keeps
-	// the link busy. 0: not known, neither is done.
+	// because a full uplink delays the acknowledgements of the node's own downloads, and peers have little more on their way here than
+	// keeps the link busy. 0: not known, neither is done.
 	LinkRate config.Rate `yaml:"link_rate"`
 	// AnnounceFor is how long after its last use (pulled, read here, or asked for by a peer) a blob is announced to the tracker, default 1h.
 	// Older ones stay in the cache, and others get them from the origins first.

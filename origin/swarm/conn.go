@@ -20,7 +20,6 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"kraken/proto/blob"
-	"kraken/proto/transport"
 )
 
 // address is a peer's address as the library holds it. It leads from the library's connection back to ours, so that a peer can
@@ -52,9 +51,8 @@ type conn struct {
 	pending  []byte // to be read before more is received
 	plain    bool   // the handshake was not obfuscated
 
-	tcp     *net.TCPConn  // under TLS, too
-	rtt     time.Duration // of the path, when the connection was made
-	receive int           // window, as the kernel was told, 0: nothing; under the Swarm's mu
+	tcp    *net.TCPConn // under TLS, too
+	window int          // for receiving, as the kernel was told; 0: nothing. Of shareLink
 
 	raw    syscall.RawConn // where blocks are sent by sendfile; nil with TLS
 	framed bool            // from the first message on: Write sees messages, not what was made of them by encryption
@@ -113,9 +111,6 @@ func (s *Swarm) wrap(nc net.Conn, a *address, outgoing bool) *conn {
 	} else if t, ok := nc.(interface{ NetConn() net.Conn }); ok { // TLS
 		c.tcp, _ = t.NetConn().(*net.TCPConn)
 	}
-	if c.tcp != nil && s.cfg.LinkRate > 0 {
-		c.rtt, _ = transport.MinRoundTrip(c.tcp) // not known: as on a short path
-	}
 	a.conn.Store(c)
 	return c
 }
@@ -134,7 +129,6 @@ func (s *Swarm) admit(c *conn) bool {
 	}
 	s.conns[c] = struct{}{}
 	s.wg.Add(1)
-	s.share()
 	return true
 }
 
@@ -146,7 +140,6 @@ func (c *conn) Close() error {
 		c.s.mu.Lock()
 		_, counted := c.s.conns[c]
 		delete(c.s.conns, c)
-		c.s.share()
 		c.s.mu.Unlock()
 		if counted {
 			c.s.wg.Done()

@@ -62,8 +62,12 @@ func (s *Swarm) connAdded(pc *torrent.PeerConn) {
 	}
 	c.framed = c.plain
 	c.t.mu.Lock()
-	defer c.t.mu.Unlock()
 	c.t.conns[c] = struct{}{}
+	c.t.mu.Unlock()
+	select {
+	case s.joined <- struct{}{}:
+	default:
+	}
 }
 
 func (s *Swarm) connClosed(pc *torrent.PeerConn) {

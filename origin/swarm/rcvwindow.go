@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"kraken/proto/config"
+	"kraken/proto/transport"
 )
 
 // Where the link is what bounds pulls, each peer that sends is allowed megabytes by the kernel, and all of it waits in the queue before
@@ -11,44 +12,83 @@ import (
 const (
 	// queueTime is for how long the link is busy with what all peers together may have in its queue.
 	queueTime = 50 * time.Millisecond
-	// minReceive is five full segments of Ethernet: with less a sender waits for acknowledgements that are delayed.
-	minReceive = 8 << 10
-	// maxReceive is what is left to the kernel, which finds out by itself what a connection needs. It takes no more than net.core.rmem_max,
-	// 208 KiB as a rule, from a process.
+	// minSegments is the least that a peer may have on its way: with three or four a sender waits for acknowledgements that are delayed,
+	// and with less than one it sends by its probe timer alone.
+	minSegments = 6
+	// maxReceive is from where on a connection is left to the kernel. Of a process it takes no more than net.core.rmem_max, 208 KiB as a rule.
 	maxReceive = 128 << 10
+	// shareEvery is how often the shares follow what has changed, and settle how soon they follow a new peer: in a crowd all come at once.
+	shareEvery, settle = time.Second, 50 * time.Millisecond
 )
 
-// receiveWindow is how many bytes one of some peers may have on its way to this node through a link of a rate, in bytes a second: what fills the
-// path, whose round trip is rtt, so that one peer alone can keep the link busy, and its share of the queue. 0: the kernel decides.
-func receiveWindow(link config.Rate, peers int, rtt time.Duration) int {
-	if link <= 0 {
-		return 0
-	}
-	w := float64(link) * (rtt + queueTime/time.Duration(max(peers, 1))).Seconds()
+// receiveWindow is how many bytes one of some peers may have on its way to this node through a link of a rate, in bytes a second: what
+// fills the path, so that one peer alone can keep the link busy, and its share of the queue. 0: the kernel decides.
+func receiveWindow(link config.Rate, peers int, p transport.Path) int {
+	w := int(float64(link) * (p.RoundTrip + queueTime/time.Duration(max(peers, 1))).Seconds())
+	w = max(w, minSegments*p.Segment)
 	if w > maxReceive {
 		return 0
 	}
-	return max(int(w), minReceive)
+	return w
 }
 
-// share gives each connection its window. It follows their number in steps, because each is a system call. mu is held.
-func (s *Swarm) share() {
-	if s.cfg.LinkRate <= 0 {
+// shareLink gives the peers that blobs are fetched from their windows, until the Swarm is closed.
+func (s *Swarm) shareLink() {
+	t := time.NewTimer(shareEvery)
+	defer t.Stop()
+	soon := false
+	for {
+		select {
+		case <-s.closing:
+			return
+		case <-s.joined:
+			if !soon {
+				soon = true
+				t.Reset(settle)
+			}
+			continue
+		case <-t.C:
+		}
+		soon = false
+		t.Reset(shareEvery)
+		feeding := s.feeding()
+		for _, c := range feeding {
+			c.setWindow(len(feeding))
+		}
+	}
+}
+
+// feeding are the connections that a Fetch may ask for something.
+func (s *Swarm) feeding() (out []*conn) {
+	for _, f := range s.fetches() {
+		f.t.mu.Lock()
+		for c := range f.t.conns {
+			if !c.stranger && c.tcp != nil {
+				out = append(out, c)
+			}
+		}
+		f.t.mu.Unlock()
+	}
+	return out
+}
+
+// setWindow follows the number of peers in steps, because each is two system calls. Only shareLink calls it.
+func (c *conn) setWindow(peers int) {
+	p, ok := transport.PathOf(c.tcp)
+	if !ok {
 		return
 	}
-	for c := range s.conns {
-		if c.tcp == nil {
-			continue
+	w := receiveWindow(c.s.cfg.LinkRate, peers, p)
+	if w == 0 {
+		if c.window == 0 {
+			return
 		}
-		w := receiveWindow(s.cfg.LinkRate, len(s.conns), c.rtt)
-		if w == 0 && c.receive != 0 {
-			w = maxReceive // the kernel does not take back what it was told once
-		}
-		if w > c.receive*3/4 && w < c.receive*5/4 {
-			continue
-		}
-		if w != c.receive && c.tcp.SetReadBuffer(w) == nil {
-			c.receive = w
-		}
+		w = maxReceive // the kernel does not take back what it was told once
+	}
+	if w > c.window*3/4 && w < c.window*5/4 {
+		return
+	}
+	if err := transport.SetReceiveWindow(c.tcp, w); err == nil { // else it is closed
+		c.window = w
 	}
 }

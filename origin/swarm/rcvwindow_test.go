@@ -1,114 +1,178 @@
 package swarm
 
 import (
+	"context"
+	"errors"
 	"net"
 	"syscall"
 	"testing"
 	"time"
 
+	pp "github.com/anacrolix/torrent/peer_protocol"
+
 	"kraken/proto/config"
+	"kraken/proto/transport"
 )
 
 func TestReceiveWindow(t *testing.T) {
 	const mbit = 1_000_000 / 8
 	for name, tc := range map[string]struct {
-		link  config.Rate
-		peers int
-		rtt   time.Duration
-		want  int
+		link    config.Rate
+		peers   int
+		rtt     time.Duration
+		segment int
+		want    int
 	}{
-		"rate is not known":                  {0, 10, 0, 0},
-		"shared":                             {25 * mbit, 5, 0, 31_250},
-		"nobody counted yet":                 {10 * mbit, 0, 0, 62_500},
-		"a crowd":                            {10 * mbit, 50, 0, minReceive},
-		"more than the kernel is asked for":  {25 * mbit, 1, 0, 0},
-		"fast link":                          {10_000 * mbit, 100, 0, 0},
-		"long path":                          {25 * mbit, 10, 5 * time.Millisecond, 31_250},
-		"long path, so that all is too much": {25 * mbit, 2, 50 * time.Millisecond, 0},
+		"shared":                             {25 * mbit, 5, 0, 1448, 31_250},
+		"nobody counted yet":                 {10 * mbit, 0, 0, 1448, 62_500},
+		"a crowd":                            {10 * mbit, 50, 0, 1448, 6 * 1448},
+		"a crowd with jumbo frames":          {10 * mbit, 50, 0, 8948, 6 * 8948},
+		"more than the kernel is asked for":  {25 * mbit, 1, 0, 1448, 0},
+		"fast link":                          {10_000 * mbit, 100, 0, 1448, 0},
+		"long path":                          {25 * mbit, 10, 5 * time.Millisecond, 1448, 31_250},
+		"long path, so that all is too much": {25 * mbit, 2, 50 * time.Millisecond, 1448, 0},
+		"loopback":                           {10 * mbit, 50, 0, 32_741, 0},
 	} {
-		if got := receiveWindow(tc.link, tc.peers, tc.rtt); got != tc.want {
+		if got := receiveWindow(tc.link, tc.peers, transport.Path{RoundTrip: tc.rtt, Segment: tc.segment}); got != tc.want {
 			t.Errorf("%s: %d, want %d", name, got, tc.want)
 		}
 	}
 }
 
-// TestPeersShareReceiveWindow: the more peers are connected, the less each may have on its way; it is given back when they leave.
-func TestPeersShareReceiveWindow(t *testing.T) {
+// TestPeersShareLink: the more peers a blob is fetched from, the less each may have on its way; it is given back when they leave.
+func TestPeersShareLink(t *testing.T) {
 	const link = 4_000_000 // 200 KB in queueTime
-	s := newNode(t, func(c *Config) { c.LinkRate = link }).Swarm
-	var peers []net.Conn
-	connect := func(n int) {
+	m := metainfoOf(t, randomBytes(70, 8<<20))
+	n := newNode(t, func(c *Config) { c.LinkRate = link })
+	over := make(chan struct{})
+	var peers []Peer
+	var listeners []net.Listener
+	for i := range 20 {
+		l := listenEthernet(t)
+		id := [20]byte([]byte("-KN0001-window-peer-"))
+		id[19] = byte('a' + i)
+		peers = append(peers, newSeederAt(t, l, m, id, func(pp.Message) []pp.Message {
+			<-over // connected, and never done
+			return nil
+		}).peer)
+		listeners = append(listeners, l)
+	}
+	d := n.fetch(m, nil, peers[0])
+	t.Cleanup(func() {
+		close(over)
+		d.Close()
+		d.part.Close()
+	})
+	await := func(what string, count int, ok func(window, share int) bool) {
 		t.Helper()
-		for range n {
-			c, err := net.Dial("tcp", s.Addr().String())
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { c.Close() })
-			peers = append(peers, c)
-		}
-	}
-	windows := func() (out []int) {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		for c := range s.conns {
-			out = append(out, readBuffer(t, c.tcp))
-		}
-		return out
-	}
-	all := func(n int, ok func(w int) bool) func() bool {
-		return func() bool {
-			ws := windows()
-			for _, w := range ws {
-				if !ok(w) {
+		eventually(t, what, func() bool {
+			cs := n.feeding()
+			for _, c := range cs {
+				p, _ := transport.PathOf(c.tcp)
+				// The kernel doubles what it is told (socket(7)).
+				if !ok(readBuffer(t, c.tcp)/2, receiveWindow(link, len(cs), p)) {
 					return false
 				}
 			}
-			return len(ws) == n
+			return len(cs) == count
+		})
+	}
+	// In steps, so about.
+	shared := func(window, share int) bool { return share > 0 && window > share*2/3 && window < share*3/2 }
+	await("one peer is left to the kernel", 1, func(_, share int) bool { return share == 0 })
+	d.AddPeers(peers[1:4])
+	await("four share", 4, shared)
+	d.AddPeers(peers[4:])
+	await("twenty share", 20, shared)
+	for _, l := range listeners[1:] {
+		l.Close()
+	}
+	for _, c := range n.feeding() {
+		if c.address.addr != peers[0].Addr {
+			c.Close()
 		}
 	}
-	// The kernel doubles what it is told (socket(7)), and it is told in steps.
-	about := func(want int) func(int) bool {
-		return func(w int) bool { return w/2 > want*2/3 && w/2 < want*3/2 }
-	}
-	untold := readBuffer(t, func() *net.TCPConn {
-		connect(1)
-		return peers[0].(*net.TCPConn)
-	}())
-	eventually(t, "one peer is left to the kernel", all(1, func(w int) bool { return w == untold }))
-	connect(3)
-	eventually(t, "four share", all(4, about(link/20/4)))
-	connect(16)
-	eventually(t, "twenty share", all(20, about(link/20/20)))
-	for _, c := range peers[4:] {
-		c.Close()
-	}
-	eventually(t, "four again", all(4, about(link/20/4)))
-	for _, c := range peers[1:4] {
-		c.Close()
-	}
-	eventually(t, "one again", all(1, about(maxReceive)))
+	await("one has it all", 1, func(window, _ int) bool { return window > maxReceive*3/4 && window <= maxReceive*5/4 })
 }
 
-// TestReceiveWindowWithoutLinkRate: without a rate nothing is told to the kernel.
-func TestReceiveWindowWithoutLinkRate(t *testing.T) {
-	s := newNode(t, nil).Swarm
-	c, err := net.Dial("tcp", s.Addr().String())
+// TestLinkRateWithLargeSegments: a window of less than some segments would stop a sender, so over loopback, where they are long, there is none.
+func TestLinkRateWithLargeSegments(t *testing.T) {
+	b := randomBytes(71, 8<<20)
+	for name, change := range map[string]func(*Config){"TCP": func(*Config) {}, "TLS": func() func(*Config) {
+		ours := mutualTLS(t)
+		return func(c *Config) { c.TLS = ours }
+	}()} {
+		t.Run(name, func(t *testing.T) {
+			seeds := []*node{newNode(t, change), newNode(t, change), newNode(t, change)}
+			m := seeds[0].seed(b)
+			seeds[1].seed(b)
+			seeds[2].seed(b)
+			n := newNode(t, func(c *Config) {
+				change(c)
+				c.LinkRate = 1_000_000
+			})
+			untouched, err := net.Dial("tcp", seeds[0].Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer untouched.Close()
+			least := readBuffer(t, untouched.(*net.TCPConn))
+			d := n.fetch(m, nil, seeds[0].peer(), seeds[1].peer(), seeds[2].peer())
+			seen := 0
+			eventually(t, "connected", func() bool {
+				for _, c := range n.feeding() {
+					seen++
+					if w := readBuffer(t, c.tcp); w < least && w > 0 {
+						t.Errorf("a receive buffer of %d, want at least %d", w, least)
+					}
+				}
+				return seen > 0 || d.Left() == 0
+			})
+			d.finish()
+			n.has(b)
+		})
+	}
+}
+
+// TestNoLinkRateNoWindow: without a rate nothing is told to the kernel.
+func TestNoLinkRateNoWindow(t *testing.T) {
+	m := metainfoOf(t, randomBytes(72, 8<<20))
+	n := newNode(t, nil)
+	over := make(chan struct{})
+	x := newSeederAt(t, listenEthernet(t), m, [20]byte([]byte("-KN0001-window-peer-")), func(pp.Message) []pp.Message {
+		<-over
+		return nil
+	})
+	d := n.fetch(m, nil, x.peer)
+	t.Cleanup(func() {
+		close(over)
+		d.Close()
+		d.part.Close()
+	})
+	eventually(t, "connected", func() bool { return len(n.feeding()) == 1 })
+	c := n.feeding()[0]
+	other, err := net.Dial("tcp", x.peer.Addr.String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
-	var got *conn
-	eventually(t, "connected", func() bool {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		for got = range s.conns {
-		}
-		return got != nil
-	})
-	if w, own := readBuffer(t, got.tcp), readBuffer(t, c.(*net.TCPConn)); w != own {
-		t.Errorf("receive buffer of %d, and %d on a connection that nothing was done to", w, own)
+	defer other.Close()
+	if got, want := readBuffer(t, c.tcp), readBuffer(t, other.(*net.TCPConn)); got != want {
+		t.Errorf("receive buffer of %d, and %d on a connection that nothing was done to", got, want)
 	}
+}
+
+// listenEthernet makes peers send segments as on Ethernet.
+func listenEthernet(t testing.TB) net.Listener {
+	t.Helper()
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		cerr := c.Control(func(fd uintptr) { err = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_MAXSEG, 1460) })
+		return errors.Join(cerr, err)
+	}}
+	l, err := lc.Listen(context.Background(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
 }
 
 func readBuffer(t *testing.T, c *net.TCPConn) (n int) {

@@ -126,6 +126,12 @@ func newSeeder(t testing.TB, m *blob.Metainfo, id [20]byte, answer func(r pp.Mes
 	if err != nil {
 		t.Fatal(err)
 	}
+	return newSeederAt(t, l, m, id, answer)
+}
+
+// newSeederAt takes over the listener.
+func newSeederAt(t testing.TB, l net.Listener, m *blob.Metainfo, id [20]byte, answer func(r pp.Message) []pp.Message) *seeder {
+	t.Helper()
 	x := &seeder{peer: Peer{ID: id, Addr: netip.MustParseAddrPort(l.Addr().String())}}
 	var wg sync.WaitGroup
 	var mu sync.Mutex

@@ -49,7 +49,7 @@ type Config struct {
 	// Rates are the limits to begin with; SetRates changes them.
 	Rates
 	// LinkRate is the speed of this node's link where that is what bounds pulls, in bytes a second: what peers have on their way here
-	// at once is bounded, so that it is not lost, and what comes from Sources is not behind it. 0: not known.
+	// at once is bounded, so that less of it is lost, and what comes from Sources waits behind less. 0: not known.
 	LinkRate config.Rate
 	// MaxConns bounds the connections in all, MaxConnsPerBlob the ones of one blob. Defaults 1000 and 50.
 	MaxConns, MaxConnsPerBlob int
@@ -126,6 +126,7 @@ type Swarm struct {
 	loaded map[blob.InfoHash]*loaded
 	conns  map[*conn]struct{}
 
+	joined    chan struct{} // a peer was connected
 	closing   chan struct{}
 	closeOnce sync.Once
 	wg        sync.WaitGroup // connections and work in the background
@@ -142,7 +143,8 @@ func New(cfg Config) (*Swarm, error) {
 	}
 	s := &Swarm{
 		cfg: cfg, log: cfg.Logger, loaded: map[blob.InfoHash]*loaded{}, conns: map[*conn]struct{}{}, closing: make(chan struct{}),
-		sent: map[digest.Digest]int64{},
+		joined: make(chan struct{}, 1),
+		sent:   map[digest.Digest]int64{},
 	}
 	s.index.init()
 	s.bans.time = cfg.BanTime
@@ -158,6 +160,9 @@ func New(cfg Config) (*Swarm, error) {
 	s.listener = &listener{Listener: l, s: s}
 	s.client.AddDialer(dialer{s})
 	s.client.AddListener(s.listener)
+	if cfg.LinkRate > 0 {
+		s.wg.Go(s.shareLink)
+	}
 	s.log.Info("listening", slog.String("listener", "peers"), slog.Any("addr", s.Addr()), cfg.Rates.attr())
 	return s, nil
 }

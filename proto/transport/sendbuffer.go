@@ -1,14 +1,11 @@
 package transport
 
 import (
-	"errors"
 	"net"
 	"net/http"
 	"runtime"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // On a short path the kernel's own send buffer grows to megabytes, and what is in it waits for a reader that is the slower side. Where
@@ -66,10 +63,7 @@ func (x *crowd) note(c net.Conn, s http.ConnState) bool {
 
 // boundSendBuffer bounds the send buffer of a connection over a short path. Without a bound it works as well.
 func boundSendBuffer(c net.Conn) {
-	if t, ok := c.(interface{ NetConn() net.Conn }); ok { // TLS
-		c = t.NetConn()
-	}
-	if tc, ok := c.(*net.TCPConn); ok {
+	if tc := tcpOf(c); tc != nil {
 		if rtt, err := roundTrip(tc); err == nil && rtt < shortPath {
 			_ = tc.SetWriteBuffer(shortQueue)
 		}
@@ -83,25 +77,4 @@ func roundTrip(c *net.TCPConn) (time.Duration, error) {
 		return 0, err
 	}
 	return time.Duration(info.Rtt) * time.Microsecond, nil
-}
-
-// MinRoundTrip is the shortest round-trip time of late that the kernel has seen on a connection: what the path takes when nothing queues.
-// It is 0 as long as nothing was acknowledged.
-func MinRoundTrip(c *net.TCPConn) (time.Duration, error) {
-	info, err := tcpInfo(c)
-	const none = 1<<32 - 1
-	if err != nil || info.Min_rtt == none {
-		return 0, err
-	}
-	return time.Duration(info.Min_rtt) * time.Microsecond, nil
-}
-
-// tcpInfo is what the kernel knows of a connection (TCP_INFO of tcp(7)).
-func tcpInfo(c *net.TCPConn) (info *unix.TCPInfo, err error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	cerr := raw.Control(func(fd uintptr) { info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO) })
-	return info, errors.Join(cerr, err)
 }

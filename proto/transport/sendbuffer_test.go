@@ -90,24 +90,3 @@ func TestCrowdsGetShortQueues(t *testing.T) {
 		t.Error(err)
 	}
 }
-
-func TestMinRoundTrip(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	c, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	// The handshake is measured already.
-	if d, err := MinRoundTrip(c.(*net.TCPConn)); err != nil || d <= 0 || d > 10*time.Second {
-		t.Errorf("%v, %v over loopback", d, err)
-	}
-	c.Close()
-	if d, err := MinRoundTrip(c.(*net.TCPConn)); err == nil {
-		t.Errorf("%v of a closed connection, want an error", d)
-	}
-}

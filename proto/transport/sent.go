@@ -3,7 +3,6 @@ package transport
 import (
 	"context"
 	"net"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,14 +23,11 @@ const sentPoll, sentPollMost = 100 * time.Microsecond, 4 * time.Millisecond
 // (SIOCOUTQNSD of Linux, at most every 4 ms), for nothing reports it. A request that came another way is not waited for.
 func AwaitSent(ctx context.Context, limit time.Duration) {
 	c, _ := ctx.Value(connKey{}).(net.Conn)
-	if t, ok := c.(interface{ NetConn() net.Conn }); ok { // TLS
-		c = t.NetConn()
-	}
-	s, ok := c.(syscall.Conn)
-	if !ok {
+	tc := tcpOf(c)
+	if tc == nil {
 		return
 	}
-	raw, err := s.SyscallConn()
+	raw, err := tc.SyscallConn()
 	if err != nil {
 		return
 	}
