@@ -66,7 +66,7 @@ func (c *Config) Validate() error {
 	c.UploadIdle = orDefault(c.UploadIdle, config.Duration(time.Hour))
 	c.Takeover = orDefault(c.Takeover, config.Duration(30*time.Second))
 	c.WritebackWorkers = orDefault(c.WritebackWorkers, 4)
-	c.Server.CongestionControl = orDefault(c.Server.CongestionControl, transport.CongestionFair)
+	c.Server.CongestionControl = orDefault(c.Server.CongestionControl, transport.CongestionAuto)
 	c.Leasers = orDefault(c.Leasers, 64)
 	var errs []error
 	need := func(key, v string) {

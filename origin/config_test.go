@@ -8,9 +8,9 @@ import (
 	"kraken/proto/transport"
 )
 
-// TestCongestionControlDefault: agents read from an origin beside many peers, so it is "fair" unless the operator chose.
+// TestCongestionControlDefault: agents read from an origin beside many peers, so it is "auto" unless the operator chose.
 func TestCongestionControlDefault(t *testing.T) {
-	for set, want := range map[string]string{"": "fair", "system": "system", "dctcp": "dctcp"} {
+	for set, want := range map[string]string{"": "auto", "system": "system", "dctcp": "dctcp"} {
 		c := Config{
 			ID: "origin-01", Dir: "/nowhere", Server: transport.ServerConfig{Listen: "127.0.0.1:0", CongestionControl: set}, Peer: Peer{Listen: "127.0.0.1:0"},
 			Origins: []ring.Member{{ID: "origin-01"}}, Buckets: []backend.Config{{Name: "b"}},

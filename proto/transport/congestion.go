@@ -3,64 +3,84 @@ package transport
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// What CongestionControl of a listener may be beside a name.
+// What CongestionControl may be beside a name.
 const (
 	// CongestionSystem is what the system uses.
 	CongestionSystem = "system"
-	// CongestionFair is what the system uses unless that is BBR: then it is cubic, where this process may use it. BBR paces itself to
-	// the share of a link that it had lately. Beside many senders that fill the link's queue that is little, and stays little.
-	CongestionFair = "fair"
+	// CongestionAuto is what the system uses, but cubic in place of BBR on short paths. BBR paces itself to the share of a link that it had
+	// lately; beside many senders that fill the link's queue that is little, and stays little. On long paths, which lose segments
+	// without being full, it is better than cubic.
+	CongestionAuto = "auto"
 )
+
+// longRoundTrip is from where on CongestionAuto leaves a path alone.
+const longRoundTrip = 10 * time.Millisecond
 
 // ErrCongestionControl is the name of a congestion control that can't be used here.
 var ErrCongestionControl = errors.New("congestion control is not to be had")
 
-// congestion returns what net.ListenConfig.Control is to do for a choice: connections inherit the listener's congestion control
-// (TCP_CONGESTION of tcp(7)).
-func congestion(choice string) func(network, addr string, c syscall.RawConn) error {
-	return func(_, _ string, c syscall.RawConn) error {
-		var err error
-		cerr := c.Control(func(fd uintptr) { err = setCongestion(int(fd), choice) })
-		return errors.Join(cerr, err)
+// listenConfig is for a listener whose connections inherit the congestion control of a name (TCP_CONGESTION of tcp(7)).
+func listenConfig(choice string) (lc net.ListenConfig) {
+	if choice == "" || choice == CongestionSystem || choice == CongestionAuto {
+		return lc
 	}
-}
-
-func setCongestion(fd int, choice string) error {
-	now, err := unix.GetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION)
-	if err != nil && choice != "" && choice != CongestionSystem && choice != CongestionFair {
-		return fmt.Errorf("%w: %s: %w", ErrCongestionControl, choice, err)
-	}
-	name := congestionName(choice, now)
-	if name == "" {
-		return nil
-	}
-	err = unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, name)
-	if err == nil || choice == CongestionFair { // it works without, just not as well
-		return nil
-	}
-	return fmt.Errorf("%w: %s: %w; this system has %s, and an ordinary process may use %s", ErrCongestionControl, name, err,
-		sysctl("tcp_available_congestion_control"), sysctl("tcp_allowed_congestion_control"))
-}
-
-// congestionName is what is to be set, where now is in use; empty for nothing.
-func congestionName(choice, now string) string {
-	switch choice {
-	case "", CongestionSystem, now:
-		return ""
-	case CongestionFair:
-		if strings.HasPrefix(now, "bbr") {
-			return "cubic"
+	lc.Control = func(_, _ string, c syscall.RawConn) error {
+		err := setCongestion(c, choice)
+		if err != nil {
+			err = fmt.Errorf("%w: %s: %w; this system has %s, and an ordinary process may use %s", ErrCongestionControl, choice, err,
+				sysctl("tcp_available_congestion_control"), sysctl("tcp_allowed_congestion_control"))
 		}
-		return ""
+		return err
 	}
-	return choice
+	return lc
+}
+
+// avoidBBR is CongestionAuto for a connection. Without it the connection works as well.
+func avoidBBR(c net.Conn) error {
+	tc := tcpOf(c)
+	if tc == nil {
+		return nil
+	}
+	p, ok := PathOf(tc)
+	if !ok {
+		return nil
+	}
+	raw, err := tc.SyscallConn()
+	if err != nil {
+		return err
+	}
+	now, err := congestionOf(raw)
+	if name := autoCongestion(now, p.RoundTrip); err == nil && name != "" {
+		err = setCongestion(raw, name)
+	}
+	return err
+}
+
+// autoCongestion is what to use in place of what is in use on a path; empty for that.
+func autoCongestion(now string, roundTrip time.Duration) string {
+	if strings.HasPrefix(now, "bbr") && roundTrip < longRoundTrip {
+		return "cubic"
+	}
+	return ""
+}
+
+func setCongestion(c syscall.RawConn, name string) (err error) {
+	cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, name) })
+	return errors.Join(cerr, err)
+}
+
+func congestionOf(c syscall.RawConn) (name string, err error) {
+	cerr := c.Control(func(fd uintptr) { name, err = unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION) })
+	return name, errors.Join(cerr, err)
 }
 
 // sysctl is a setting of the network namespace, for messages.

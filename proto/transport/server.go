@@ -10,6 +10,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
+	"syscall"
 	"time"
 
 	"kraken/proto/config"
@@ -23,8 +25,8 @@ type ServerConfig struct {
 	Advertise string `yaml:"advertise"`
 	// TLS makes the listener speak TLS; without a certificate it is plain HTTP.
 	TLS TLS `yaml:"tls"`
-	// CongestionControl of the connections that come in here (TCP_CONGESTION of tcp(7)): a name, "system" for what the system uses, or "fair"
-	// for the same but cubic in place of BBR. Default "fair" at an origin's registry API, else "system".
+	// CongestionControl of the connections that come in here: a name (TCP_CONGESTION of tcp(7)), "system" for what the system uses, or "auto"
+	// for the same but cubic in place of BBR on paths shorter than 10 ms. Default "auto" at an origin's registry API, else "system".
 	CongestionControl string `yaml:"congestion_control"`
 	// DrainTimeout is how long requests in flight may take after the end was asked for, default 30s.
 	DrainTimeout config.Duration `yaml:"drain_timeout"`
@@ -38,6 +40,8 @@ type Server struct {
 	srv   *http.Server
 	log   *slog.Logger
 	plain bool
+
+	warned sync.Once
 }
 
 // NewServer binds the listener at once. A taken port is reported with who has it, where that can be known.
@@ -49,7 +53,7 @@ func NewServer(name string, cfg ServerConfig, h http.Handler, log *slog.Logger) 
 	if err != nil {
 		return nil, fmt.Errorf("%s listener: %w", name, err)
 	}
-	lc := net.ListenConfig{Control: congestion(cfg.CongestionControl)}
+	lc := listenConfig(cfg.CongestionControl)
 	l, err := lc.Listen(context.Background(), "tcp", cfg.Listen)
 	if err != nil {
 		if who := PortOwner(cfg.Listen); who != "" {
@@ -66,11 +70,24 @@ func NewServer(name string, cfg ServerConfig, h http.Handler, log *slog.Logger) 
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
-		ConnContext:       withConn,
+		ConnContext:       s.connContext,
 		ConnState:         newCrowd().connState,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	return s, nil
+}
+
+// connContext is http.Server's.
+func (s *Server) connContext(ctx context.Context, c net.Conn) context.Context {
+	if s.cfg.CongestionControl == CongestionAuto {
+		if err := avoidBBR(c); errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOENT) {
+			s.warned.Do(func() {
+				s.log.Warn("connections stay with BBR, which gets little of a link beside many peers: cubic has to be in net.ipv4.tcp_allowed_congestion_control of the host",
+					"listener", s.name, "allowed", sysctl("tcp_allowed_congestion_control"), "available", sysctl("tcp_available_congestion_control"), "error", err)
+			})
+		}
+	}
+	return withConn(ctx, c)
 }
 
 // Addr is the bound host:port.
