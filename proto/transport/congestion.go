@@ -44,25 +44,26 @@ func listenConfig(choice string) (lc net.ListenConfig) {
 	return lc
 }
 
-// avoidBBR is CongestionAuto for a connection. Without it the connection works as well.
-func avoidBBR(c net.Conn) error {
+// avoidBBR is CongestionAuto for a connection, which works without as well. done: there is no more to do, as far as is known of the path.
+func avoidBBR(c net.Conn) (done bool, err error) {
 	tc := tcpOf(c)
 	if tc == nil {
-		return nil
-	}
-	p, ok := PathOf(tc)
-	if !ok {
-		return nil
+		return true, nil
 	}
 	raw, err := tc.SyscallConn()
 	if err != nil {
-		return err
+		return true, err
 	}
 	now, err := congestionOf(raw)
-	if name := autoCongestion(now, p.RoundTrip); err == nil && name != "" {
-		err = setCongestion(raw, name)
+	if err != nil || !strings.HasPrefix(now, "bbr") {
+		return true, err
 	}
-	return err
+	p, ok := PathOf(tc)
+	name := autoCongestion(now, p.RoundTrip)
+	if !ok || name == "" {
+		return false, nil
+	}
+	return true, setCongestion(raw, name)
 }
 
 // autoCongestion is what to use in place of what is in use on a path; empty for that.

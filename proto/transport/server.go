@@ -41,7 +41,8 @@ type Server struct {
 	log   *slog.Logger
 	plain bool
 
-	warned sync.Once
+	settled sync.Map // net.Conn: avoidBBR has nothing more to do
+	warned  sync.Once
 }
 
 // NewServer binds the listener at once. A taken port is reported with who has it, where that can be known.
@@ -70,24 +71,41 @@ func NewServer(name string, cfg ServerConfig, h http.Handler, log *slog.Logger) 
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
-		ConnContext:       s.connContext,
+		ConnContext:       withConn,
 		ConnState:         newCrowd().connState,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	if cfg.CongestionControl == CongestionAuto {
+		crowd := s.srv.ConnState
+		s.srv.ConnState = func(c net.Conn, state http.ConnState) {
+			crowd(c, state)
+			s.avoidBBR(c, state)
+		}
 	}
 	return s, nil
 }
 
-// connContext is http.Server's.
-func (s *Server) connContext(ctx context.Context, c net.Conn) context.Context {
-	if s.cfg.CongestionControl == CongestionAuto {
-		if err := avoidBBR(c); errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOENT) {
+// avoidBBR is http.Server's ConnState for CongestionAuto. It looks again at each request until it is done: the handshake may have waited in a
+// queue, so that a short path seems long.
+func (s *Server) avoidBBR(c net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateActive:
+		if _, done := s.settled.Load(c); done {
+			return
+		}
+		done, err := avoidBBR(c)
+		if done {
+			s.settled.Store(c, struct{}{})
+		}
+		if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOENT) {
 			s.warned.Do(func() {
 				s.log.Warn("connections stay with BBR, which gets little of a link beside many peers: cubic has to be in net.ipv4.tcp_allowed_congestion_control of the host",
 					"listener", s.name, "allowed", sysctl("tcp_allowed_congestion_control"), "available", sysctl("tcp_available_congestion_control"), "error", err)
 			})
 		}
+	case http.StateClosed, http.StateHijacked:
+		s.settled.Delete(c)
 	}
-	return withConn(ctx, c)
 }
 
 // Addr is the bound host:port.
