@@ -79,7 +79,11 @@ func TestPeersShareLink(t *testing.T) {
 	}
 	// In steps, so about.
 	shared := func(window, share int) bool { return share > 0 && window > share*2/3 && window < share*3/2 }
-	await("one peer is left to the kernel", 1, func(_, share int) bool { return share == 0 })
+	awaitShares(t, n, peers[0].Addr.String(), func(c *conn, untouched int) {
+		if got := readBuffer(t, c.tcp); got != untouched {
+			t.Errorf("one peer has a receive buffer of %d, and %d if it is left to the kernel", got, untouched)
+		}
+	})
 	d.AddPeers(peers[1:4])
 	await("four share", 4, shared)
 	d.AddPeers(peers[4:])
@@ -109,24 +113,13 @@ func TestLinkRateWithLargeSegments(t *testing.T) {
 			seeds[2].seed(b)
 			n := newNode(t, func(c *Config) {
 				change(c)
-				c.LinkRate = 1_000_000
+				c.LinkRate, c.DownloadRate = 1_000_000, 4_000_000 // slow enough to look at
 			})
-			untouched, err := net.Dial("tcp", seeds[0].Addr().String())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer untouched.Close()
-			least := readBuffer(t, untouched.(*net.TCPConn))
 			d := n.fetch(m, nil, seeds[0].peer(), seeds[1].peer(), seeds[2].peer())
-			seen := 0
-			eventually(t, "connected", func() bool {
-				for _, c := range n.feeding() {
-					seen++
-					if w := readBuffer(t, c.tcp); w < least && w > 0 {
-						t.Errorf("a receive buffer of %d, want at least %d", w, least)
-					}
+			awaitShares(t, n, seeds[0].Addr().String(), func(c *conn, untouched int) {
+				if w := readBuffer(t, c.tcp); w < untouched && w > 0 {
+					t.Errorf("a receive buffer of %d, want at least %d", w, untouched)
 				}
-				return seen > 0 || d.Left() == 0
 			})
 			d.finish()
 			n.has(b)
@@ -149,15 +142,30 @@ func TestNoLinkRateNoWindow(t *testing.T) {
 		d.Close()
 		d.part.Close()
 	})
-	eventually(t, "connected", func() bool { return len(n.feeding()) == 1 })
-	c := n.feeding()[0]
-	other, err := net.Dial("tcp", x.peer.Addr.String())
+	awaitShares(t, n, x.peer.Addr.String(), func(c *conn, untouched int) {
+		if got := readBuffer(t, c.tcp); got != untouched {
+			t.Errorf("receive buffer of %d, and %d on a connection that nothing was done to", got, untouched)
+		}
+	})
+}
+
+// awaitShares waits until windows would have been set, and checks a connection beside one to the same address that nothing was done to.
+func awaitShares(t *testing.T, n *node, addr string, check func(c *conn, untouched int)) {
+	t.Helper()
+	other, err := net.Dial("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer other.Close()
-	if got, want := readBuffer(t, c.tcp), readBuffer(t, other.(*net.TCPConn)); got != want {
-		t.Errorf("receive buffer of %d, and %d on a connection that nothing was done to", got, want)
+	eventually(t, "connected", func() bool { return len(n.feeding()) > 0 })
+	since := time.Now()
+	eventually(t, "shares are given", func() bool { return time.Since(since) > 3*settle })
+	cs := n.feeding()
+	if len(cs) == 0 {
+		t.Error("nobody is connected any more")
+	}
+	for _, c := range cs {
+		check(c, readBuffer(t, other.(*net.TCPConn)))
 	}
 }
 
