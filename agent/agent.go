@@ -264,8 +264,8 @@ func (a *Agent) OpenBlob(ctx context.Context, repo string, d digest.Digest, _ re
 		if p.body == nil || p.size == 0 {
 			<-p.done
 			a.leave(p)
-			if errors.Is(p.err, errAbandoned) {
-				continue // the reader before us left just as we came
+			if errors.Is(p.err, errAbandoned) || p.second != nil {
+				continue // the reader before us left just as we came, or nobody has got wrong bytes yet and another try has begun
 			}
 			if p.err == nil {
 				continue // somebody else's pull put it into the cache

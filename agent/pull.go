@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -35,8 +36,9 @@ type pull struct {
 	size  int64
 	body  body
 
-	done chan struct{} // closed when the blob is in the cache, or the pull has failed
-	err  error         // read after done
+	done   chan struct{} // closed when the blob is in the cache, or the pull has failed
+	err    error         // read after done
+	second *pull         // what is in its place then, if anything; as err
 
 	mu      sync.Mutex
 	readers int // and one for the download itself
@@ -106,6 +108,7 @@ func (a *Agent) download(p *pull) (second *pull) {
 	delete(a.pulls, d)
 	if err != nil && p.wrong == nil && len(p.suspects) > 0 && !a.closing && len(a.rest(d, p.suspects)) > 0 {
 		second = a.begin(p.repo, d, p.suspects)
+		p.second = second
 	}
 	a.mu.Unlock()
 	switch {
@@ -326,7 +329,12 @@ func missing(m *blob.Metainfo, part *store.Partial) int64 {
 	return left
 }
 
-// overHTTP streams the blob from its origins into the cache, mostly from one. Readers follow the bytes as they arrive.
+// heldWhole is up to what size, in bytes, nobody gets anything of a blob before all of it was verified. It comes in one go on any link, and
+// its last byte would have to be waited for in any case.
+const heldWhole = 64 << 10
+
+// overHTTP streams the blob from its origins into the cache, mostly from one. Readers follow the bytes as they arrive, or get them from memory
+// once all are there.
 func (a *Agent) overHTTP(ctx context.Context, p *pull) error {
 	r := a.relay(ctx, p.repo, p.digest, p.wrong)
 	defer r.Close()
@@ -339,13 +347,14 @@ func (a *Agent) overHTTP(ctx context.Context, p *pull) error {
 	if err != nil {
 		return fmt.Errorf("make room for %s: %w", p.digest, err)
 	}
-	b, err := newFollowed(u)
-	if err != nil {
-		return errors.Join(err, u.Abort())
+	from := a.swarm.LimitDownload(ctx, p.digest, r)
+	end := func(error) {}
+	var held []byte
+	if r.size <= heldWhole {
+		held, err = a.hold(ctx, u, from, r.size)
+	} else {
+		end, err = a.follow(ctx, p, u, from, r.size)
 	}
-	size := r.size
-	p.publish(size, b, func() int64 { return size - b.written() })
-	_, err = u.Write(ctx, 0, &counted{a.swarm.LimitDownload(ctx, p.digest, r), b, a.m.fromHTTP})
 	if err == nil {
 		if _, err = u.Commit(ctx, p.digest, nil); errors.Is(err, store.ErrDigestMismatch) {
 			err = fmt.Errorf("%w: %w", registry.ErrUnavailable, err)
@@ -358,7 +367,10 @@ func (a *Agent) overHTTP(ctx context.Context, p *pull) error {
 				a.announcer.completed(p.repo, m, m.Size)
 			}
 		}
-		b.end(nil)
+		if held != nil {
+			p.publish(r.size, heldBody{bytes.NewReader(held)}, func() int64 { return 0 })
+		}
+		end(nil)
 		return nil
 	}
 	if p.suspects = r.suspects(err); p.suspects != nil {
@@ -366,9 +378,28 @@ func (a *Agent) overHTTP(ctx context.Context, p *pull) error {
 		p.closed = true // who comes back at once is to find the second try
 		p.mu.Unlock()
 	}
-	b.end(err)
+	end(err)
 	if aerr := u.Abort(); aerr != nil && !errors.Is(aerr, store.ErrUploadUnknown) {
 		a.log.Warn("session of a failed fetch stays until it expires", "digest", p.digest, "error", aerr)
 	}
 	return fmt.Errorf("fetch %s over HTTP: %w", p.digest, err)
+}
+
+// follow writes from to u, with readers behind it until end is called.
+func (a *Agent) follow(ctx context.Context, p *pull, u *store.Upload, from io.Reader, size int64) (end func(error), err error) {
+	b, err := newFollowed(u)
+	if err != nil {
+		return func(error) {}, err
+	}
+	p.publish(size, b, func() int64 { return size - b.written() })
+	_, err = u.Write(ctx, 0, &counted{from, b, a.m.fromHTTP})
+	return b.end, err
+}
+
+// hold writes from to u and returns it, too.
+func (a *Agent) hold(ctx context.Context, u *store.Upload, from io.Reader, size int64) ([]byte, error) {
+	held := bytes.NewBuffer(make([]byte, 0, size))
+	n, err := u.Write(ctx, 0, io.TeeReader(from, held))
+	a.m.fromHTTP.Add(float64(n))
+	return held.Bytes(), err
 }

@@ -495,7 +495,6 @@ func TestWrongBytes(t *testing.T) {
 		"of one, of no owner":  {[][]answer{{other(bad, serve)}, {busy}, {serve}}, [][]string{{""}, {""}, {""}}, true},
 		"of a cut copy":        {[][]answer{{other(b[:part], serve)}, {serve}}, [][]string{{""}, {""}}, true},
 		"of a copy that grew":  {[][]answer{{other(append(bytes.Clone(b), 1), serve)}, {serve}}, [][]string{{""}, {""}}, true},
-		"of an empty copy":     {[][]answer{{other(nil, serve)}, {serve}}, [][]string{{""}, {""}}, true},
 		"the first part":       {[][]answer{{other(bad, endAfter(part))}, {serve}}, [][]string{{""}, {fromPart, ""}}, true},
 		"the second part":      {[][]answer{{endAfter(part), serve}, {other(bad, serve)}, {serve}}, [][]string{{""}, {fromPart}, {""}}, true},
 		"of who is read last":  {[][]answer{{endAfter(part), serve}, {other(bad, serve), busy}}, [][]string{{"", ""}, {fromPart, ""}}, true},
@@ -523,6 +522,48 @@ func TestWrongBytes(t *testing.T) {
 					t.Errorf("the next reader: %v", err)
 				}
 				c.asked(tc.want...)
+			}
+		})
+	}
+}
+
+// TestWrongBytesOfASmallBlob: nobody gets any of it before all is right, so a reader waits for the second try, and hears what is wrong.
+func TestWrongBytesOfASmallBlob(t *testing.T) {
+	b := noise(29, 10_000)
+	bad := bytes.Clone(b)
+	bad[9_999]++
+	for name, tc := range map[string]struct {
+		says [][]answer
+		ok   bool
+	}{
+		"of one":                   {[][]answer{{other(bad, serve)}, {serve}}, true},
+		"of an empty copy":         {[][]answer{{other(nil, serve)}, {serve}}, true},
+		"of two of three":          {[][]answer{{other(nil, serve)}, {other(bad, serve)}, {serve}}, false},
+		"of a cut copy":            {[][]answer{{other(b[:5_000], serve)}, {serve}}, true},
+		"of a copy that grew":      {[][]answer{{other(append(bytes.Clone(b), 1), serve)}, {serve}}, true},
+		"of all":                   {[][]answer{{other(bad, serve)}, {other(bad, serve)}}, false},
+		"of the only one":          {[][]answer{{other(bad, serve)}}, false},
+		"of the one that is there": {[][]answer{{other(bad, serve)}, {busy}}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCourse(t, b, tc.says...)
+			if tc.ok {
+				if err := c.whole(b); err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			for _, rg := range []string{"", "100-199"} {
+				body, err := c.get(t.Context(), c.d, rg)
+				if err == nil {
+					t.Errorf("Range %q: wrong bytes, and a clean answer", rg)
+					body.Close()
+				} else if !strings.HasPrefix(err.Error(), "status 503,") {
+					t.Errorf("Range %q: %v, want status 503", rg, err)
+				}
+			}
+			if c.cached(c.d) {
+				t.Error("wrong bytes are in the cache")
 			}
 		})
 	}

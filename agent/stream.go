@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -26,14 +27,15 @@ type stream struct {
 	id    int64
 	pos   int64
 	end   int64 // what can be read from pos on without asking again
-	whole bool  // began at 0 and never went elsewhere: its end says that the whole blob was verified
+	whole bool  // began at 0 and never went elsewhere: its end is to say that the whole blob was verified
 	wish  int64 // position of the last want, -1 for none
 }
 
 var streamIDs atomic.Int64
 
 func newStream(ctx context.Context, p *pull) *stream {
-	return &stream{ctx: ctx, p: p, id: streamIDs.Add(1), whole: true, wish: -1}
+	_, verified := p.body.(heldBody)
+	return &stream{ctx: ctx, p: p, id: streamIDs.Add(1), whole: !verified, wish: -1}
 }
 
 // Seek implements io.Seeker; it moves no bytes.
@@ -130,6 +132,13 @@ func (b *swarmBody) want(reader, off int64) {
 	}
 	b.fetch.SetWindow(reader, off, readAhead)
 }
+
+// heldBody is a blob all of whose bytes were verified before it was published.
+type heldBody struct{ *bytes.Reader }
+
+func (b heldBody) wait(context.Context, int64) (end int64, err error) { return b.Size(), nil }
+func (b heldBody) want(int64, int64)                                  {}
+func (b heldBody) close()                                             {}
 
 // followed is an upload session that is read while it is written.
 type followed struct {
