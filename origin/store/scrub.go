@@ -23,7 +23,7 @@ import (
 type ScrubConfig struct {
 	// Off reads nothing unless an operator asks for a pass.
 	Off bool `yaml:"off"`
-	// Rate bounds the reading, bytes a second, default 10MiB/s.
+	// Rate bounds the reading, bytes a second, default 10MiB/s; a blob counts as 64 KiB at least.
 	Rate config.Rate `yaml:"rate"`
 	// Every is the time from the begin of one pass to the begin of the next, default 168h.
 	Every config.Duration `yaml:"every"`
@@ -53,6 +53,8 @@ type scrubState struct {
 const (
 	scrubChunk = 1 << 20
 	scrubAlign = 4096
+	// scrubLeast is what a smaller blob counts as at the rate: opening it costs as much as reading so many bytes of a large one.
+	scrubLeast = 64 << 10
 	// scrubDelay keeps the first pass away from a start, when all else begins as well.
 	scrubDelay = time.Minute
 )
@@ -106,8 +108,9 @@ func (s *Store) scrubAll(ctx context.Context, limit *rate.Limiter) error {
 		all = append(all[at:], all[:at]...)
 	}
 	began, rotten := time.Now(), 0
+	buf := aligned(scrubChunk)
 	for _, d := range all {
-		err := s.scrubBlob(ctx, d, limit)
+		err := s.scrubBlob(ctx, d, limit, buf)
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
@@ -126,17 +129,17 @@ func (s *Store) scrubAll(ctx context.Context, limit *rate.Limiter) error {
 // Scrub verifies a whole blob again. One that has rotted is removed, unless it is owed to the bucket: ErrDigestMismatch either
 // way. It is not an access, and does not keep the blob from being evicted.
 func (s *Store) Scrub(ctx context.Context, d digest.Digest) error {
-	return s.scrubBlob(ctx, d, rate.NewLimiter(rate.Inf, 0))
+	return s.scrubBlob(ctx, d, rate.NewLimiter(rate.Inf, 0), aligned(scrubChunk))
 }
 
-func (s *Store) scrubBlob(ctx context.Context, d digest.Digest, limit *rate.Limiter) error {
+func (s *Store) scrubBlob(ctx context.Context, d digest.Digest, limit *rate.Limiter, buf []byte) error {
 	s.mu.Lock()
 	e := s.entries[d]
 	s.mu.Unlock()
 	if e == nil {
 		return fmt.Errorf("scrub: %w: %s", ErrNotFound, d)
 	}
-	good, err := s.intact(ctx, d, e.size, limit)
+	good, err := s.intact(ctx, d, e.size, limit, buf)
 	if err != nil {
 		return fmt.Errorf("scrub %s: %w", d, err)
 	}
@@ -165,7 +168,7 @@ func (s *Store) scrubBlob(ctx context.Context, d digest.Digest, limit *rate.Limi
 
 // intact reads a blob around the page cache where the file system can: what is to be verified is the disk, and what others read
 // should stay cached. A disk that can't give the bytes back counts as rot.
-func (s *Store) intact(ctx context.Context, d digest.Digest, size int64, limit *rate.Limiter) (bool, error) {
+func (s *Store) intact(ctx context.Context, d digest.Digest, size int64, limit *rate.Limiter, buf []byte) (bool, error) {
 	f, err := s.root.OpenFile(blobFile(d, fileData), os.O_RDONLY|syscall.O_DIRECT, 0)
 	if errors.Is(err, syscall.EINVAL) {
 		f, err = s.root.Open(blobFile(d, fileData))
@@ -177,7 +180,8 @@ func (s *Store) intact(ctx context.Context, d digest.Digest, size int64, limit *
 		return false, err
 	}
 	defer f.Close()
-	buf := aligned(scrubChunk)
+	// The kernel clears what a read around the page cache leaves of the buffer.
+	buf = buf[:min(int64(len(buf)), (size+scrubAlign)/scrubAlign*scrubAlign)]
 	v := d.Verifier()
 	var read int64
 	for {
@@ -187,6 +191,9 @@ func (s *Store) intact(ctx context.Context, d digest.Digest, size int64, limit *
 		s.scrub.bytes.Add(int64(n))
 		switch {
 		case err == io.EOF:
+			if err := limit.WaitN(ctx, int(max(scrubLeast-read, 0))); err != nil {
+				return false, err
+			}
 			return read == size && v.Verified(), nil
 		case errors.Is(err, syscall.EIO):
 			return false, nil

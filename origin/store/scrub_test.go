@@ -5,11 +5,13 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/time/rate"
 )
 
 // rot replaces the bytes of a blob by others, as a disk does.
@@ -55,6 +57,34 @@ func TestScrub(t *testing.T) {
 	}
 	if used, _ := s.Usage(); used != onDisk(t, s) {
 		t.Errorf("%d bytes are counted, %d are on the disk", used, onDisk(t, s))
+	}
+}
+
+// TestScrubOfManySmallBlobs: they are read at a pace of blobs, since opening each is what costs, and in memory that is made once.
+func TestScrubOfManySmallBlobs(t *testing.T) {
+	const n = 100
+	s := open(t, Config{Volatile: true})
+	for i := range byte(n) {
+		ingest(t, s, noise(10, i), nil)
+	}
+	const perSecond = 1000
+	limit := rate.NewLimiter(perSecond*scrubLeast, scrubChunk)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	began := time.Now()
+	if err := s.scrubAll(t.Context(), limit); err != nil {
+		t.Fatal(err)
+	}
+	took := time.Since(began)
+	runtime.ReadMemStats(&after)
+	if blobs := s.scrub.blobs.Load(); blobs != n {
+		t.Errorf("%d of %d blobs were verified", blobs, n)
+	}
+	if least := (n - scrubChunk/scrubLeast) * time.Second / perSecond; took < least {
+		t.Errorf("%d blobs were read in %s, want %s at least", n, took, least)
+	}
+	if made := after.TotalAlloc - before.TotalAlloc; made > 2*scrubChunk {
+		t.Errorf("%d bytes were allocated for %d blobs of 10, want one buffer", made, n)
 	}
 }
 
