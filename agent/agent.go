@@ -235,12 +235,15 @@ func (a *Agent) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.
 	return a.origins.StatBlob(ctx, repo, d)
 }
 
-// OpenBlob opens the cached file, or joins the download of d and streams it while it arrives.
+// OpenBlob opens the cached file, or joins the download of d and streams it while it arrives, or, when it is small, once it is verified.
 func (a *Agent) OpenBlob(ctx context.Context, repo string, d digest.Digest, _ registry.Range) (*registry.Content, error) {
-	for {
+	for retried := false; ; {
 		if r, err := a.store.Open(d); err == nil {
 			a.m.hits.Inc()
 			return &registry.Content{Digest: d, Size: r.Info().Size, Body: r.File(), Close: r.Close}, nil
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
 		}
 		p, wait, err := a.join(repo, d)
 		if err != nil {
@@ -260,15 +263,17 @@ func (a *Agent) OpenBlob(ctx context.Context, repo string, d digest.Digest, _ re
 			a.leave(p)
 			return nil, context.Cause(ctx)
 		}
-		// A wrong blob never ends clean: of an empty one no byte can be held back.
-		if p.body == nil || p.size == 0 {
+		if p.body == nil {
 			<-p.done
 			a.leave(p)
-			if errors.Is(p.err, errAbandoned) || p.second != nil {
-				continue // the reader before us left just as we came, or nobody has got wrong bytes yet and another try has begun
-			}
-			if p.err == nil {
-				continue // somebody else's pull put it into the cache
+			switch {
+			case errors.Is(p.err, errAbandoned):
+				continue // the reader before us left just as we came
+			case p.second != nil && !retried:
+				retried = true // nobody has got wrong bytes yet, and another try has begun
+				continue
+			case a.ctx.Err() != nil:
+				return nil, fmt.Errorf("%w: %w: %w", registry.ErrUnavailable, errShuttingDown, p.err)
 			}
 			return nil, p.err
 		}

@@ -19,7 +19,10 @@ import (
 	"kraken/proto/transport"
 )
 
-var errAbandoned = errors.New("nobody reads this blob any more")
+var (
+	errAbandoned    = errors.New("nobody reads this blob any more")
+	errShuttingDown = errors.New("the agent is shutting down")
+)
 
 // pull is one download of one blob, shared by all its readers. It belongs to the agent, not to the request that began it.
 type pull struct {
@@ -38,7 +41,7 @@ type pull struct {
 
 	done   chan struct{} // closed when the blob is in the cache, or the pull has failed
 	err    error         // read after done
-	second *pull         // what is in its place then, if anything; as err
+	second *pull         // begun in its place because this one got wrong bytes, nil: none was; read after done
 
 	mu      sync.Mutex
 	readers int // and one for the download itself
@@ -75,7 +78,7 @@ func (a *Agent) join(repo string, d digest.Digest) (p *pull, wait <-chan struct{
 		return p, nil, nil
 	}
 	if a.closing {
-		return nil, nil, fmt.Errorf("%w: the agent is shutting down", registry.ErrUnavailable)
+		return nil, nil, fmt.Errorf("%w: %w", registry.ErrUnavailable, errShuttingDown)
 	}
 	p = a.begin(repo, d, nil)
 	p.readers++
@@ -99,7 +102,7 @@ func (a *Agent) begin(repo string, d digest.Digest, wrong []string) *pull {
 }
 
 // download runs a pull to its end. When origins sent other bytes than the digest's, and somebody else may have the right ones, a second pull is
-// in its place then, and is the caller's to run: who has read wrong bytes can't be helped, but the next reader finds the right ones on their way.
+// in its place then, and is the caller's to run: who has read wrong bytes can't be helped, but who still waits, and the next reader, find the right ones on their way.
 func (a *Agent) download(p *pull) (second *pull) {
 	d := p.digest
 	err := a.run(p.ctx, p)
@@ -329,8 +332,8 @@ func missing(m *blob.Metainfo, part *store.Partial) int64 {
 	return left
 }
 
-// heldWhole is up to what size, in bytes, nobody gets anything of a blob before all of it was verified. It comes in one go on any link, and
-// its last byte would have to be waited for in any case.
+// heldWhole is up to what size, in bytes, nobody gets anything of a blob before all of it was verified. So much is soon there, and a reader of the
+// whole would have to wait for the last byte in any case.
 const heldWhole = 64 << 10
 
 // overHTTP streams the blob from its origins into the cache, mostly from one. Readers follow the bytes as they arrive, or get them from memory
@@ -349,16 +352,20 @@ func (a *Agent) overHTTP(ctx context.Context, p *pull) error {
 	}
 	from := a.swarm.LimitDownload(ctx, p.digest, r)
 	end := func(error) {}
-	var held []byte
+	var held *bytes.Reader
 	if r.size <= heldWhole {
-		held, err = a.hold(ctx, u, from, r.size)
+		held, err = a.hold(ctx, p, u, from, r.size)
 	} else {
 		end, err = a.follow(ctx, p, u, from, r.size)
 	}
 	if err == nil {
-		if _, err = u.Commit(ctx, p.digest, nil); errors.Is(err, store.ErrDigestMismatch) {
-			err = fmt.Errorf("%w: %w", registry.ErrUnavailable, err)
-		}
+		_, err = u.Commit(ctx, p.digest, nil)
+	}
+	switch {
+	case errors.Is(err, store.ErrDigestMismatch):
+		err = fmt.Errorf("%w: %w", registry.ErrUnavailable, err)
+	case errors.Is(err, store.ErrFull):
+		err = fmt.Errorf("%w: %w", registry.ErrStorageFull, err)
 	}
 	if err == nil {
 		if r.size > a.smallBlob {
@@ -368,7 +375,7 @@ func (a *Agent) overHTTP(ctx context.Context, p *pull) error {
 			}
 		}
 		if held != nil {
-			p.publish(r.size, heldBody{bytes.NewReader(held)}, func() int64 { return 0 })
+			p.publish(r.size, heldBody{held}, func() int64 { return 0 })
 		}
 		end(nil)
 		return nil
@@ -396,10 +403,13 @@ func (a *Agent) follow(ctx context.Context, p *pull, u *store.Upload, from io.Re
 	return b.end, err
 }
 
-// hold writes from to u and returns it, too.
-func (a *Agent) hold(ctx context.Context, u *store.Upload, from io.Reader, size int64) ([]byte, error) {
+// hold writes from to u, and returns what it wrote.
+func (a *Agent) hold(ctx context.Context, p *pull, u *store.Upload, from io.Reader, size int64) (*bytes.Reader, error) {
+	p.mu.Lock()
+	p.size, p.left = size, func() int64 { return size - u.Offset() }
+	p.mu.Unlock()
 	held := bytes.NewBuffer(make([]byte, 0, size))
 	n, err := u.Write(ctx, 0, io.TeeReader(from, held))
 	a.m.fromHTTP.Add(float64(n))
-	return held.Bytes(), err
+	return bytes.NewReader(held.Bytes()), err
 }

@@ -25,7 +25,6 @@ import (
 	"kraken/proto/config"
 	"kraken/proto/registry"
 	"kraken/proto/ring"
-	"kraken/proto/transport"
 )
 
 func TestMain(m *testing.M) {
@@ -169,6 +168,11 @@ type course struct {
 // newCourse starts both. A blob that is not small has no metainfo.
 func newCourse(t *testing.T, b []byte, says ...[]answer) *course {
 	t.Helper()
+	return newCourseWith(t, Config{}, b, says...)
+}
+
+func newCourseWith(t *testing.T, cfg Config, b []byte, says ...[]answer) *course {
+	t.Helper()
 	c := &course{blob: b, d: digest.FromBytes(b)}
 	var members []ring.Member
 	ids := []string{"o1", "o2", "o3", "o4"}[:len(says)]
@@ -180,10 +184,9 @@ func newCourse(t *testing.T, b []byte, says ...[]answer) *course {
 		members = append(members, ring.Member{ID: id, URL: h.URL})
 	}
 	tracker, _ := lonely(t, atOnce(), nil)
-	c.running = startWith(t, Config{
-		Origins: members, Tracker: Endpoint{tracker}, Peer: Peer{StallTimeout: config.Duration(stall)},
-		Client: transport.ClientConfig{ProgressTimeout: config.Duration(6 * stall)},
-	})
+	cfg.Origins, cfg.Tracker, cfg.Peer.StallTimeout = members, Endpoint{tracker}, config.Duration(stall)
+	cfg.Client.ProgressTimeout = config.Duration(6 * stall)
+	c.running = startWith(t, cfg)
 	if len(b) <= 1<<20 {
 		c.sizes.Add(c.d, int64(len(b)))
 	}
@@ -204,7 +207,11 @@ func (c *course) asked(want ...[]string) {
 
 // TestTakeOver: whatever an origin does, the blob comes whole while one has it, no byte of it twice.
 func TestTakeOver(t *testing.T) {
-	const size, part = 300_000, 100_000
+	t.Run("followed", func(t *testing.T) { testTakeOver(t, 300_000, 100_000) })
+	t.Run("held", func(t *testing.T) { testTakeOver(t, 60_000, 20_000) })
+}
+
+func testTakeOver(t *testing.T, size, part int) {
 	b := noise(20, size)
 	fromPart := fmt.Sprintf("bytes=%d-", part)
 	whole := []string{""}
@@ -250,7 +257,7 @@ func TestTakeOver(t *testing.T) {
 			if tc.want != nil {
 				c.asked(tc.want...)
 			}
-			if got := c.metric("kraken_agent_origin_http_bytes_total", nil); got != size {
+			if got := c.metric("kraken_agent_origin_http_bytes_total", nil); got != float64(size) {
 				t.Errorf("%v bytes were taken, want %d", got, size)
 			}
 			eventually(t, "it is cached", func() bool { return c.cached(c.d) && c.pulling() == 0 })
@@ -534,25 +541,38 @@ func TestWrongBytesOfASmallBlob(t *testing.T) {
 	bad[9_999]++
 	for name, tc := range map[string]struct {
 		says [][]answer
+		want [][]string // of the first reader, or of all when the second try brings nothing
 		ok   bool
 	}{
-		"of one":                   {[][]answer{{other(bad, serve)}, {serve}}, true},
-		"of an empty copy":         {[][]answer{{other(nil, serve)}, {serve}}, true},
-		"of two of three":          {[][]answer{{other(nil, serve)}, {other(bad, serve)}, {serve}}, false},
-		"of a cut copy":            {[][]answer{{other(b[:5_000], serve)}, {serve}}, true},
-		"of a copy that grew":      {[][]answer{{other(append(bytes.Clone(b), 1), serve)}, {serve}}, true},
-		"of all":                   {[][]answer{{other(bad, serve)}, {other(bad, serve)}}, false},
-		"of the only one":          {[][]answer{{other(bad, serve)}}, false},
-		"of the one that is there": {[][]answer{{other(bad, serve)}, {busy}}, false},
+		"of one":                   {[][]answer{{other(bad, serve)}, {serve}}, [][]string{{""}, {""}}, true},
+		"of an empty copy":         {[][]answer{{other(nil, serve)}, {serve}}, [][]string{{""}, {""}}, true},
+		"of two of three":          {[][]answer{{other(nil, serve)}, {other(bad, serve)}, {serve}}, [][]string{{""}, {""}, nil}, false},
+		"of a cut copy":            {[][]answer{{other(b[:5_000], serve)}, {serve}}, [][]string{{""}, {""}}, true},
+		"of a copy that grew":      {[][]answer{{other(append(bytes.Clone(b), 1), serve)}, {serve}}, [][]string{{""}, {""}}, true},
+		"of all":                   {[][]answer{{other(bad, serve)}, {other(bad, serve)}}, [][]string{{""}, {""}}, false},
+		"of the only one":          {[][]answer{{other(bad, serve)}}, [][]string{{""}}, false},
+		"of the one that is there": {[][]answer{{other(bad, serve)}, {busy}}, [][]string{{""}, {"", ""}}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := newCourse(t, b, tc.says...)
 			if tc.ok {
-				if err := c.whole(b); err != nil {
-					t.Error(err)
+				var wg sync.WaitGroup
+				for range 4 {
+					wg.Go(func() {
+						if err := c.whole(b); err != nil {
+							t.Error(err)
+						}
+					})
 				}
+				wg.Wait()
+				c.asked(tc.want...)
 				return
 			}
+			_, err := c.get(t.Context(), c.d, "")
+			if err == nil {
+				t.Error("wrong bytes, and a clean answer")
+			}
+			c.asked(tc.want...)
 			for _, rg := range []string{"", "100-199"} {
 				body, err := c.get(t.Context(), c.d, rg)
 				if err == nil {
@@ -567,6 +587,89 @@ func TestWrongBytesOfASmallBlob(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestHeldBlob: up to heldWhole a blob is sent once all of it is there, and above that as it comes; either way it is the same to who reads.
+func TestHeldBlob(t *testing.T) {
+	for _, size := range []int{0, 1, 2, heldWhole, heldWhole + 1} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			b := noise(31, size)
+			c := newCourse(t, b, []answer{serve})
+			if size > 1 {
+				body, err := c.get(t.Context(), c.d, fmt.Sprintf("%d-", size/2))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got, err := io.ReadAll(body); err != nil || !bytes.Equal(got, b[size/2:]) {
+					t.Errorf("of the second half came %d bytes and %v", len(got), err)
+				}
+				body.Close()
+			}
+			if err := c.whole(b); err != nil {
+				t.Error(err)
+			}
+			eventually(t, "it is cached", func() bool { return c.cached(c.d) && c.pulling() == 0 })
+			if got := c.metric("kraken_agent_origin_http_bytes_total", nil); got != float64(size) {
+				t.Errorf("%v bytes were taken, want %d", got, size)
+			}
+			c.noErrors()
+		})
+	}
+}
+
+// TestHeldBlobWithoutReaders: of which most is there, it is fetched to its end when its last reader goes away.
+func TestHeldBlobWithoutReaders(t *testing.T) {
+	for part, finished := range map[int]bool{40_000: true, 20_000: false} {
+		t.Run(fmt.Sprint(part), func(t *testing.T) {
+			b := noise(32, 60_000)
+			c := newCourse(t, b, []answer{hangAfter(part)}, []answer{serve})
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				if body, err := c.get(ctx, c.d, ""); err == nil {
+					t.Error("headers came before the blob was verified")
+					body.Close()
+				}
+			})
+			eventually(t, "a part is there", func() bool { return c.missing(c.d) == int64(len(b)-part) })
+			cancel()
+			wg.Wait()
+			eventually(t, "the pull is over", func() bool { return c.pulling() == 0 })
+			if c.cached(c.d) != finished {
+				t.Errorf("it is cached: %v, want %v", !finished, finished)
+			}
+			c.noErrors()
+		})
+	}
+}
+
+// TestHeldBlobHasNoRoom: the answer says what is the matter.
+func TestHeldBlobHasNoRoom(t *testing.T) {
+	c := newCourseWith(t, Config{Cache: Cache{Capacity: 1000}}, noise(33, 10_000), []answer{serve})
+	if body, err := c.get(t.Context(), c.d, ""); err == nil {
+		body.Close()
+		t.Error("it was sent")
+	} else if !strings.HasPrefix(err.Error(), "status 507,") {
+		t.Errorf("%v, want status 507", err)
+	}
+}
+
+// TestHeldBlobOfAnAgentThatEnds: who waits is told to come back.
+func TestHeldBlobOfAnAgentThatEnds(t *testing.T) {
+	c := newCourse(t, noise(34, 10_000), []answer{hang})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if body, err := c.get(t.Context(), c.d, ""); err == nil {
+			body.Close()
+			t.Error("it was sent")
+		} else if !strings.HasPrefix(err.Error(), "status 503,") {
+			t.Errorf("%v, want status 503", err)
+		}
+	})
+	eventually(t, "the origin is asked", func() bool { return len(c.hops[0].ranges()) == 1 })
+	c.stop()
+	wg.Wait()
 }
 
 // TestWrongBytesNextReader: who comes back as soon as the wrong bytes broke off gets the right ones, from the second try.

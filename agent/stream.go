@@ -27,7 +27,7 @@ type stream struct {
 	id    int64
 	pos   int64
 	end   int64 // what can be read from pos on without asking again
-	whole bool  // began at 0 and never went elsewhere: its end is to say that the whole blob was verified
+	holds bool  // the last byte back, until the whole blob was verified: it began at 0 and never went elsewhere
 	wish  int64 // position of the last want, -1 for none
 }
 
@@ -35,7 +35,7 @@ var streamIDs atomic.Int64
 
 func newStream(ctx context.Context, p *pull) *stream {
 	_, verified := p.body.(heldBody)
-	return &stream{ctx: ctx, p: p, id: streamIDs.Add(1), whole: !verified, wish: -1}
+	return &stream{ctx: ctx, p: p, id: streamIDs.Add(1), holds: !verified, wish: -1}
 }
 
 // Seek implements io.Seeker; it moves no bytes.
@@ -63,7 +63,7 @@ func (s *stream) Read(b []byte) (int, error) {
 		return 0, io.EOF
 	}
 	if s.wish < 0 && s.pos != 0 {
-		s.whole = false
+		s.holds = false
 	}
 	if s.wish < 0 || s.pos-s.wish >= readAhead/4 || s.pos < s.wish {
 		s.p.body.want(s.id, s.pos)
@@ -77,7 +77,7 @@ func (s *stream) Read(b []byte) (int, error) {
 		s.end = end
 	}
 	n := min(int64(len(b)), s.end-s.pos)
-	if s.whole && s.pos+n == s.p.size {
+	if s.holds && s.pos+n == s.p.size {
 		if n > 1 {
 			n--
 		} else if err := s.verified(); err != nil {

@@ -88,6 +88,30 @@ func TestScrubOfManySmallBlobs(t *testing.T) {
 	}
 }
 
+// TestScrubReadsToTheEnd: of whatever size, a blob is read whole, and one that has grown is no longer the same.
+func TestScrubReadsToTheEnd(t *testing.T) {
+	for _, n := range []int{0, 1, scrubAlign - 1, scrubAlign, scrubAlign + 1, scrubChunk - 1, scrubChunk, scrubChunk + 1} {
+		s := open(t, Config{Volatile: true})
+		d := ingest(t, s, noise(n, 7), nil)
+		if err := s.Scrub(t.Context(), d); err != nil {
+			t.Errorf("%d bytes: %v", n, err)
+		}
+		f, err := os.OpenFile(filepath.Join(s.cfg.Dir, blobFile(d, fileData)), os.O_WRONLY|os.O_APPEND, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Write([]byte{1}); err != nil {
+			t.Error(err)
+		}
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := s.Scrub(t.Context(), d); !errors.Is(err, ErrDigestMismatch) {
+			t.Errorf("%d bytes and one more: %v, want ErrDigestMismatch", n, err)
+		}
+	}
+}
+
 func TestScrubInTheBackground(t *testing.T) {
 	// Off: only the pass that is asked for.
 	s := open(t, Config{Keep: Keep{Scrub: ScrubConfig{Off: true, Rate: 8 << 20}}})
