@@ -106,6 +106,9 @@ func (a *Agent) begin(repo string, d digest.Digest, wrong []string) *pull {
 func (a *Agent) download(p *pull) (second *pull) {
 	d := p.digest
 	err := a.run(p.ctx, p)
+	if errors.Is(err, store.ErrFull) {
+		err = fmt.Errorf("%w: %w", registry.ErrStorageFull, err)
+	}
 	p.cancel(nil)
 	a.mu.Lock()
 	delete(a.pulls, d)
@@ -361,11 +364,8 @@ func (a *Agent) overHTTP(ctx context.Context, p *pull) error {
 	if err == nil {
 		_, err = u.Commit(ctx, p.digest, nil)
 	}
-	switch {
-	case errors.Is(err, store.ErrDigestMismatch):
+	if errors.Is(err, store.ErrDigestMismatch) {
 		err = fmt.Errorf("%w: %w", registry.ErrUnavailable, err)
-	case errors.Is(err, store.ErrFull):
-		err = fmt.Errorf("%w: %w", registry.ErrStorageFull, err)
 	}
 	if err == nil {
 		if r.size > a.smallBlob {

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,7 +9,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -103,7 +103,7 @@ func (s *Store) scrubAll(ctx context.Context, limit *rate.Limiter) error {
 		all = append(all, Info{d, e.size})
 	}
 	s.mu.Unlock()
-	slices.SortFunc(all, func(a, b Info) int { return strings.Compare(a.Digest.String(), b.Digest.String()) })
+	slices.SortFunc(all, func(a, b Info) int { return cmp.Compare(a.Digest, b.Digest) })
 	if len(all) > 0 {
 		at := rand.IntN(len(all))
 		all = append(all[at:], all[:at]...)
