@@ -238,14 +238,15 @@ func (a *Agent) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.
 // OpenBlob opens the cached file, or joins the download of d and streams it while it arrives, or, when it is small, once it is verified.
 func (a *Agent) OpenBlob(ctx context.Context, repo string, d digest.Digest, _ registry.Range) (*registry.Content, error) {
 	for retried := false; ; {
-		if r, err := a.store.Open(d); err == nil {
+		r, err := a.store.Open(d)
+		if err == nil {
 			a.m.hits.Inc()
 			return &registry.Content{Digest: d, Size: r.Info().Size, Body: r.File(), Close: r.Close}, nil
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		p, wait, err := a.join(repo, d)
+		p, wait, err := a.join(repo, d, errors.Is(err, store.ErrNotFound))
 		if err != nil {
 			return nil, err
 		}

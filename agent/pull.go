@@ -24,6 +24,13 @@ var (
 	errShuttingDown = errors.New("the agent is shutting down")
 )
 
+// ended is closed.
+var ended = func() <-chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
+
 // pull is one download of one blob, shared by all its readers. It belongs to the agent, not to the request that began it.
 type pull struct {
 	digest digest.Digest
@@ -63,9 +70,10 @@ type body interface {
 	close()
 }
 
-// join returns the pull of d, begun now if there is none, with one reader more. leave must be called once. A pull that is being
-// given up can't be joined: then wait is its end, after which to try again.
-func (a *Agent) join(repo string, d digest.Digest) (p *pull, wait <-chan struct{}, err error) {
+// join returns the pull of d, begun now if there is none, with one reader more. leave must be called once. Where none can be joined, wait
+// is closed when to look again: at the end of one that is being given up, or at once when the cache lacked d as the caller looked, and one
+// that ended since has brought it.
+func (a *Agent) join(repo string, d digest.Digest, lacked bool) (p *pull, wait <-chan struct{}, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if p := a.pulls[d]; p != nil {
@@ -79,6 +87,9 @@ func (a *Agent) join(repo string, d digest.Digest) (p *pull, wait <-chan struct{
 	}
 	if a.closing {
 		return nil, nil, fmt.Errorf("%w: %w", registry.ErrUnavailable, errShuttingDown)
+	}
+	if _, err := a.store.Stat(d); err == nil && lacked {
+		return nil, ended, nil
 	}
 	p = a.begin(repo, d, nil)
 	p.readers++

@@ -617,6 +617,26 @@ func TestHeldBlob(t *testing.T) {
 	}
 }
 
+// TestPullEndsBeforeItIsJoined: who saw no blob in the cache, and comes when the pull that brings it has ended, begins no other.
+func TestPullEndsBeforeItIsJoined(t *testing.T) {
+	b := noise(35, 10_000)
+	c := newCourse(t, b, []answer{serve})
+	if err := c.whole(b); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the pull is over", func() bool { return c.cached(c.d) && c.pulling() == 0 })
+	p, wait, err := c.join("r", c.d, true)
+	if p != nil || err != nil {
+		t.Fatalf("joined %v, and %v", p, err)
+	}
+	select {
+	case <-wait:
+	default:
+		t.Error("it is to wait")
+	}
+	c.asked([]string{""})
+}
+
 // TestHeldBlobWithoutReaders: of which most is there, it is fetched to its end when its last reader goes away.
 func TestHeldBlobWithoutReaders(t *testing.T) {
 	for part, finished := range map[int]bool{40_000: true, 20_000: false} {
