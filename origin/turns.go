@@ -12,8 +12,9 @@ import (
 const (
 	// ahead is for how long the uplink is given work in advance: what is leased and not sent yet is at most what goes out in this time.
 	ahead = 250 * time.Millisecond
-	// leastAhead is what is leased in advance in any case, and while the uplink's rate is not known.
-	leastAhead = 256 << 10
+	// leastAhead is what is leased in advance in any case: a connection that has rested begins slowly, and few of them leave a slow link idle.
+	// unknownAhead is that while the uplink's rate is not known: the first pieces share a slow link with little else, and are traded the sooner.
+	leastAhead, unknownAhead = 768 << 10, 256 << 10
 	// turnWait is how long an agent waits for its turn until it is told to ask again. It counts as waiting for placeTime more.
 	turnWait, placeTime = time.Second, 2 * time.Second
 	// credit bounds by how many bytes an agent that has leased less than others catches up with them.
@@ -21,8 +22,9 @@ const (
 	// A lease that nobody begins to fetch within fetchLimit keeps nobody waiting any more, and one that was not sent in turnLimit and
 	// twice the time that it and those before it need.
 	fetchLimit, turnLimit = 250 * time.Millisecond, time.Second
-	// The uplink's rate is taken after rateStep of sending or after rateBytes; the highest counts for rateTime at least.
-	rateStep, rateBytes, rateTime = 100 * time.Millisecond, 4 << 20, 5 * time.Second
+	// The uplink's rate is taken after rateStep of sending, for the first time after rateBytes if that is sooner; the highest counts for
+	// rateTime at least. Leases are sent side by side and so end in bunches: over less, the rate of a bunch would be taken for the uplink's.
+	rateStep, rateBytes, rateTime = 500 * time.Millisecond, 4 << 20, 5 * time.Second
 	// shortest is what a shorter time of sending counts as: a queue behind the kernel may have taken the bytes.
 	shortest = 10 * time.Millisecond
 	// maxShares bounds how many agents' shares are kept.
@@ -178,7 +180,13 @@ func (t *turns) wake() {
 }
 
 // window is how many bytes may be on their way.
-func (t *turns) window() int64 { return max(leastAhead, int64(max(t.rate, t.last)*ahead.Seconds())) }
+func (t *turns) window() int64 {
+	rate := max(t.rate, t.last)
+	if rate == 0 {
+		return unknownAhead
+	}
+	return max(leastAhead, int64(rate*ahead.Seconds()))
+}
 
 // lasts is how long the uplink takes for n bytes.
 func (t *turns) lasts(n int64) time.Duration {
@@ -262,7 +270,7 @@ func (t *turns) sentAll(g *grant) {
 		t.open = slices.Delete(t.open, i, i+1)
 		t.pending -= g.bytes
 	}
-	if t.busy >= rateStep || t.sent >= rateBytes {
+	if t.busy >= rateStep || t.sent >= rateBytes && max(t.rate, t.last) == 0 {
 		if now.Sub(t.began) > rateTime {
 			t.rate, t.last, t.began = 0, t.rate, now
 		}

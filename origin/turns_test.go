@@ -42,14 +42,14 @@ func TestTurnsOnASlowUplink(t *testing.T) {
 		got := make(chan int, agents)
 		for i := range agents {
 			go func() {
-				if n := x.take(t.Context(), strconv.Itoa(i), turnPiece, 8); n < 1 || n*turnPiece > leastAhead {
+				if n := x.take(t.Context(), strconv.Itoa(i), turnPiece, 8); n < 1 || n*turnPiece > unknownAhead {
 					t.Errorf("agent %d may lease %d pieces, want 1 or 2", i, n)
 				}
 				got <- i
 			}()
 			synctest.Wait()
-			if n := x.atOnce(); n > leastAhead {
-				t.Fatalf("%d bytes are on their way while the uplink's rate is not known, want at most %d", n, leastAhead)
+			if n := x.atOnce(); n > unknownAhead {
+				t.Fatalf("%d bytes are on their way while the uplink's rate is not known, want at most %d", n, unknownAhead)
 			}
 		}
 		x.drain(rate)
@@ -63,6 +63,34 @@ func TestTurnsOnASlowUplink(t *testing.T) {
 		}
 		if w, most := x.window(), int64(rate/2); w > most {
 			t.Errorf("%d bytes would be leased ahead, want at most half a second of the uplink, %d", w, most)
+		}
+	})
+}
+
+// Leases that are sent side by side end in bunches. That does not make the uplink seem faster than it is.
+func TestTurnsThatEndInBunches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const piece, rate, each = 512 << 10, 12 << 20, 6
+		x := newTurns()
+		var open []func()
+		for range each {
+			open = append(open, x.fetch(piece))
+		}
+		for range 80 {
+			for _, n := range []int{1, each - 1} {
+				time.Sleep(each * piece * time.Second / rate / 2)
+				for range n {
+					next := x.fetch(piece)
+					open[0]()
+					open = append(open[1:], next)
+				}
+			}
+		}
+		for _, sent := range open {
+			sent()
+		}
+		if w, want := x.window(), int64(rate*ahead.Seconds()); w < want || w > want*5/4 {
+			t.Errorf("%d bytes would be leased ahead, want %d or little more", w, want)
 		}
 	})
 }
@@ -184,7 +212,7 @@ func TestTurnsThatAreNotUsed(t *testing.T) {
 			synctest.Wait()
 		}
 		x.mu.Lock()
-		x.pending -= 1<<30 - leastAhead + turnPiece // for one
+		x.pending -= 1<<30 - x.window() + turnPiece // for one
 		x.mu.Unlock()
 		busy()
 		if first := <-got; first != "modest" {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"syscall"
 	"testing"
 	"time"
@@ -81,4 +82,62 @@ func TestAwaitSent(t *testing.T) {
 	}
 	resp.Body.Close()
 	AwaitSent(context.Background(), time.Minute) // no request: nothing to wait for
+}
+
+// A slow client is waited for while it takes something, and no longer than the limit when it takes nothing.
+func TestAwaitSentOfASlowClient(t *testing.T) {
+	const size, limit = 128 << 10, time.Second
+	wrote, sent := make(chan struct{}), make(chan struct{})
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = w.Write(make([]byte, size))
+		close(wrote)
+		AwaitSent(r.Context(), limit)
+		close(sent)
+	}))
+	s.Config.ConnContext = withConn
+	s.Start()
+	defer s.Close()
+	request := func() net.Conn {
+		d := net.Dialer{Control: smallReceiveBuffer}
+		c, err := d.Dial("tcp", s.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(c, "GET / HTTP/1.0\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-wrote:
+		case <-time.After(10 * time.Second):
+			t.Skip("this kernel does not take 128 KiB at once")
+		}
+		return c
+	}
+	c := request()
+	defer c.Close()
+	began, n := time.Now(), 0
+	tick := time.NewTicker(3 * limit * (4 << 10) / size)
+	defer tick.Stop()
+	for open := true; open; <-tick.C {
+		k, err := c.Read(make([]byte, 4<<10))
+		n += k
+		select {
+		case <-sent:
+			open = false
+		default:
+			open = err == nil
+		}
+	}
+	if took := time.Since(began); n < size/2 || took < limit {
+		t.Errorf("said to be sent after %s, when the client had read %d of %d bytes", took, n, size)
+	}
+
+	wrote, sent = make(chan struct{}), make(chan struct{})
+	c2 := request()
+	defer c2.Close()
+	select {
+	case <-sent:
+	case <-time.After(10 * limit):
+		t.Error("it waits for a client that reads nothing")
+	}
 }
