@@ -15,13 +15,15 @@ import (
 // union of a few random cycles is an expander with high probability (Friedman, "A proof of Alon's second eigenvalue
 // conjecture", 2008), so that pieces reach everybody in few hops.
 //
+// Random cycles of few members have many edges in common: of 30 that 32 members could have each, 20 would be left. So while there are at most
+// twice degree, neighbours are the nearest on one circle instead, degree of them, which is half of all or more.
+//
 // It is made of peer ids and the digest only: a tracker that restarts hands out the same graph again.
 type mesh struct {
 	salt   uint64
 	degree int
 	first  circle[entry] // the members with what they said
-	// more are the other circles. They are not there while members are so few that everybody is given everybody: most swarms of a
-	// cluster are like that most of the time.
+	// more are the other circles. They are not there while members are few: most swarms of a cluster are like that most of the time.
 	more []circle[number]
 }
 
@@ -37,6 +39,9 @@ func (m *mesh) len() int { return len(m.first.members) }
 // complete says that everybody is given everybody.
 func (m *mesh) complete() bool { return m.len() <= m.degree+1 }
 
+// few says that neighbours are the nearest on the first circle.
+func (m *mesh) few() bool { return m.len() <= 2*m.degree }
+
 func (m *mesh) entry(r *roster, p *peer) *entry {
 	if i, found := m.first.find(r, p); found {
 		return &m.first.members[i]
@@ -51,7 +56,7 @@ func (m *mesh) add(r *roster, e entry) {
 		for i := range m.more {
 			m.more[i].add(r, e.peer)
 		}
-	case !m.complete():
+	case !m.few():
 		m.more = make([]circle[number], max(1, m.degree/2)-1)
 		for i := range m.more {
 			m.more[i].salt = mix(m.salt + uint64(i+1))
@@ -81,7 +86,7 @@ func (m *mesh) forget(gone map[number]bool) {
 
 // settle gives up the other circles, later than they were made: members come and go.
 func (m *mesh) settle() {
-	if m.len() <= m.degree/2 {
+	if m.len() <= m.degree {
 		m.more = nil
 	}
 }
@@ -101,6 +106,15 @@ func (m *mesh) neighbours(r *roster, p *peer) []*entry {
 	if m.complete() {
 		for i := range m.first.members {
 			add(&m.first.members[i])
+		}
+		return out
+	}
+	if m.few() {
+		n := m.len()
+		before, after := m.first.around(r, p)
+		for k := range max(1, m.degree/2) {
+			add(&m.first.members[(before-k+n)%n])
+			add(&m.first.members[(after+k)%n])
 		}
 		return out
 	}

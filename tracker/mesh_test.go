@@ -91,8 +91,12 @@ func TestGraph(t *testing.T) {
 			if len(slices.Compact(sorted)) != len(out) {
 				t.Fatalf("%d peers: one is given a peer twice", n)
 			}
-			if len(out) > degree || len(out) < min(n-1, degree/3) {
-				t.Fatalf("%d peers: one is given %d, want %d..%d", n, len(out), min(n-1, degree/3), degree)
+			least := min(n-1, degree)
+			if n > 2*degree {
+				least = degree / 2
+			}
+			if len(out) > degree || len(out) < least {
+				t.Fatalf("%d peers: one is given %d, want %d..%d", n, len(out), least, degree)
 			}
 			for _, b := range out {
 				if !slices.Contains(g[b], a) {
