@@ -52,7 +52,9 @@ func (c counting) OpenBlob(ctx context.Context, repo string, d digest.Digest, hi
 		if n := c.leases.sending(d, hint, content.Size); n > 0 {
 			sent, closed := c.turns.fetch(n), content.Close
 			content.Close = func() error {
-				transport.AwaitSent(ctx, turnLimit)
+				limit, stop := context.WithTimeout(ctx, leaseFor)
+				transport.AwaitSent(limit, turnLimit)
+				stop()
 				sent()
 				return closed()
 			}

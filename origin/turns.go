@@ -12,7 +12,8 @@ import (
 const (
 	// ahead is for how long the uplink is given work in advance: what is leased and not sent yet is at most what goes out in this time.
 	ahead = 250 * time.Millisecond
-	// leastAhead is what is leased in advance in any case: a connection that has rested begins slowly, and few of them leave a slow link idle.
+	// leastAhead is what is leased in advance at least, as far as it goes out in a second: a connection that has rested begins slowly, and few of
+	// them leave a slow link idle.
 	// unknownAhead is that while the uplink's rate is not known: the first pieces share a slow link with little else, and are traded the sooner.
 	leastAhead, unknownAhead = 768 << 10, 256 << 10
 	// turnWait is how long an agent waits for its turn until it is told to ask again. It counts as waiting for placeTime more.
@@ -22,9 +23,9 @@ const (
 	// A lease that nobody begins to fetch within fetchLimit keeps nobody waiting any more, and one that was not sent in turnLimit and
 	// twice the time that it and those before it need.
 	fetchLimit, turnLimit = 250 * time.Millisecond, time.Second
-	// The uplink's rate is taken after rateStep of sending, for the first time after rateBytes if that is sooner; the highest counts for
+	// The uplink's rate is taken after rateStep of sending, or after rateBytes and rateWindows times what may be on its way; the highest counts for
 	// rateTime at least. Leases are sent side by side and so end in bunches: over less, the rate of a bunch would be taken for the uplink's.
-	rateStep, rateBytes, rateTime = 500 * time.Millisecond, 4 << 20, 5 * time.Second
+	rateStep, rateBytes, rateWindows, rateTime = 500 * time.Millisecond, 4 << 20, 4, 5 * time.Second
 	// shortest is what a shorter time of sending counts as: a queue behind the kernel may have taken the bytes.
 	shortest = 10 * time.Millisecond
 	// maxShares bounds how many agents' shares are kept.
@@ -185,7 +186,7 @@ func (t *turns) window() int64 {
 	if rate == 0 {
 		return unknownAhead
 	}
-	return max(leastAhead, int64(rate*ahead.Seconds()))
+	return max(unknownAhead, min(leastAhead, int64(rate)), int64(rate*ahead.Seconds()))
 }
 
 // lasts is how long the uplink takes for n bytes.
@@ -219,6 +220,9 @@ func (t *turns) expire(now time.Time) {
 	t.open = slices.DeleteFunc(t.open, func(g *grant) bool {
 		if now.Before(g.until) {
 			return false
+		}
+		if g.fetched { // it may be sent yet, and its bytes count then
+			t.rest(now)
 		}
 		t.pending -= g.bytes
 		return true
@@ -270,7 +274,7 @@ func (t *turns) sentAll(g *grant) {
 		t.open = slices.Delete(t.open, i, i+1)
 		t.pending -= g.bytes
 	}
-	if t.busy >= rateStep || t.sent >= rateBytes && max(t.rate, t.last) == 0 {
+	if t.busy >= rateStep || t.sent >= max(rateBytes, rateWindows*t.window()) {
 		if now.Sub(t.began) > rateTime {
 			t.rate, t.last, t.began = 0, t.rate, now
 		}

@@ -95,10 +95,14 @@ func TestTurnsThatEndInBunches(t *testing.T) {
 	})
 }
 
-// On a fast uplink nobody waits once its rate is known.
+// On a fast uplink nobody waits once its rate is known, which is soon, also when somebody slow came first.
 func TestTurnsOnAFastUplink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x := newTurns()
+		x.take(t.Context(), "slow", turnPiece, 1)
+		sent := x.fetch(turnPiece)
+		time.Sleep(time.Second)
+		sent()
 		for range 400 {
 			n := x.take(t.Context(), "a", turnPiece, 8)
 			sent := x.fetch(int64(n) * turnPiece)

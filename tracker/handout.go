@@ -58,8 +58,8 @@ func (s *store) handout(d digest.Digest, id announce.PeerID, numWant int) handou
 		return out
 	}
 	// Complete ones first: a client that asks for few should not be left with peers that have nothing yet.
-	few := min(w.leechers.len(), s.degree, numWant*3/4)
-	add(pick(&w.seeds, &s.roster, asker, min(numWant-few, (numWant+1)/2), usable), true)
+	kept := min(w.leechers.len(), s.degree, numWant*3/4)
+	add(pick(&w.seeds, &s.roster, asker, min(numWant-kept, (numWant+1)/2), usable), true)
 	add(w.leechers.neighbours(&s.roster, asker), false)
 	return out
 }

@@ -16,7 +16,7 @@ import (
 // conjecture", 2008), so that pieces reach everybody in few hops.
 //
 // Random cycles of few members have many edges in common: of 30 that 32 members could have each, 20 would be left. So while there are at most
-// twice degree, neighbours are the nearest on one circle instead, degree of them, which is half of all or more.
+// twice degree, neighbours are the nearest on one circle instead, degree of them (one less if that is odd), about half of all or more.
 //
 // It is made of peer ids and the digest only: a tracker that restarts hands out the same graph again.
 type mesh struct {
@@ -91,7 +91,7 @@ func (m *mesh) settle() {
 	}
 }
 
-// neighbours are the members that p should be connected to; all others when there are few. For p outside of the mesh they are
+// neighbours are the members that p should be connected to; all others while the mesh is complete. For p outside of the mesh they are
 // the ones that it would have there.
 func (m *mesh) neighbours(r *roster, p *peer) []*entry {
 	if m.len() == 0 {

@@ -215,7 +215,7 @@ func TestSmallAgain(t *testing.T) {
 		s.say(t, nobody(i), leeching())
 	}
 	gone := announce.BlobState{Digest: theBlob, Event: announce.EventStopped}
-	for _, n := range []int{degree + 2, degree + 1, degree/2 + 1, degree / 2, 1, degree / 2, degree + 1, degree + 2, 60} {
+	for _, n := range []int{2*degree + 1, 2 * degree, degree + 1, 2*degree + 1, degree, 1, degree / 2, degree + 1, degree + 2, 2 * degree, 2*degree + 1, 100} {
 		for i := range 100 {
 			if i < n {
 				s.say(t, nobody(i), leeching())
