@@ -95,6 +95,43 @@ func TestTurnsThatEndInBunches(t *testing.T) {
 	})
 }
 
+// What is leased ahead is a quarter of a second's worth. On slow links it is more, for connections begin slowly, but not more than a second's.
+func TestTurnsAhead(t *testing.T) {
+	for rate, want := range map[float64]int64{
+		0: unknownAhead, 100 << 10: unknownAhead, 500 << 10: 500 << 10, 1 << 20: leastAhead, 3 << 20: leastAhead, 40 << 20: 10 << 20,
+	} {
+		x := newTurns()
+		x.rate = rate
+		if n := x.window(); n != want {
+			t.Errorf("at %.0f bytes a second %d are leased ahead, want %d", rate, n, want)
+		}
+	}
+}
+
+// A lease that has run out and is sent all the same does not make the uplink seem faster than it is.
+func TestTurnsSentAfterTheyRanOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const size, takes = 4 << 20, 4
+		x := newTurns()
+		late := x.fetch(size)
+		time.Sleep((takes - 1) * time.Second)
+		x.mu.Lock()
+		x.expire(time.Now())
+		left := len(x.open)
+		x.mu.Unlock()
+		if left > 0 {
+			t.Fatal("it has not run out")
+		}
+		next := x.fetch(1)
+		time.Sleep(time.Second)
+		late()
+		next()
+		if x.rate == 0 || x.rate > size/takes {
+			t.Errorf("the rate is %.0f bytes a second, want at most %d", x.rate, size/takes)
+		}
+	})
+}
+
 // On a fast uplink nobody waits once its rate is known, which is soon, also when somebody slow came first.
 func TestTurnsOnAFastUplink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
