@@ -237,7 +237,7 @@ func (a *Agent) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.
 
 // OpenBlob opens the cached file, or joins the download of d and streams it while it arrives, or, when it is small, once it is verified.
 func (a *Agent) OpenBlob(ctx context.Context, repo string, d digest.Digest, _ registry.Range) (*registry.Content, error) {
-	for retried := false; ; {
+	for {
 		r, err := a.store.Open(d)
 		if err == nil {
 			a.m.hits.Inc()
@@ -267,16 +267,24 @@ func (a *Agent) OpenBlob(ctx context.Context, repo string, d digest.Digest, _ re
 		if p.body == nil {
 			<-p.done
 			a.leave(p)
-			switch {
-			case errors.Is(p.err, errAbandoned):
-				continue // the reader before us left just as we came
-			case p.second != nil && !retried:
-				retried = true // nobody has got wrong bytes yet, and another try has begun
-				continue
-			case a.ctx.Err() != nil:
-				return nil, fmt.Errorf("%w: %w: %w", registry.ErrUnavailable, errShuttingDown, p.err)
+			err := p.err
+			if p.second != nil { // nobody has got wrong bytes yet, and another try has begun
+				select {
+				case <-p.second.done:
+				case <-ctx.Done():
+					return nil, context.Cause(ctx)
+				}
+				err = p.second.err
 			}
-			return nil, p.err
+			switch {
+			case err == nil:
+				continue
+			case errors.Is(err, errAbandoned):
+				continue // the reader before us left just as we came
+			case a.ctx.Err() != nil:
+				return nil, fmt.Errorf("%w: %w: %w", registry.ErrUnavailable, errShuttingDown, err)
+			}
+			return nil, err
 		}
 		a.m.misses.Inc()
 		s := newStream(ctx, p)
