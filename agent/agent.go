@@ -27,9 +27,8 @@ import (
 
 // Budgets of the control plane: what a pull waits at most for an answer before it goes on without.
 const (
-	trackerBudget    = time.Second
-	metainfoBudget   = 3 * time.Second
-	buildIndexBudget = time.Second
+	trackerBudget  = time.Second
+	metainfoBudget = 3 * time.Second
 )
 
 // Deps is what a process gives to its role.
@@ -47,6 +46,7 @@ type Agent struct {
 	swarm     *swarm.Swarm
 	origins   *registry.Origins
 	names     *registry.Client // build-index
+	index     *index           // whether it answers
 	announcer *announcer
 	health    *transport.Health
 	server    *transport.Server
@@ -91,6 +91,9 @@ func New(cfg Config, deps Deps) (_ *Agent, err error) {
 	}
 	if a.names, err = registry.NewClient(cfg.BuildIndex.URL, hc); err != nil {
 		return nil, fmt.Errorf("build_index: %w", err)
+	}
+	if a.index, err = newIndex(cfg.BuildIndex.URL, time.Duration(cfg.BuildIndexWait), time.Duration(cfg.Client.DialTimeout)); err != nil {
+		return nil, err
 	}
 	if a.sizes, err = lru.New[digest.Digest, int64](knownSizes); err != nil {
 		return nil, err

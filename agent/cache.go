@@ -28,21 +28,17 @@ type resolution struct {
 	Time       time.Time     `json:"time"` // when build-index last confirmed it
 }
 
-// staleWarning is RFC 7234's 110 and 111 in one sentence.
-const staleWarning = `110 kraken-agent "response is stale: build-index is unreachable"`
-
 // GetManifest asks build-index on every pull by tag, and for a digest once in a while. When build-index is unreachable (not
-// when it says 404) the last known answer of bounded age is given, with a warning.
+// when it says 404, nor when it is slow) the last known answer of bounded age is given, with a warning.
 func (a *Agent) GetManifest(ctx context.Context, repo string, ref registry.Reference, o registry.GetOptions) (*registry.Manifest, error) {
 	key := repo + "@" + ref.String()
 	v, err, _ := a.resolve.Do(key, func() (any, error) {
 		// The flight belongs to all its askers: it doesn't end when the first one goes away.
-		rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), buildIndexBudget)
-		defer cancel()
+		ctx := context.WithoutCancel(ctx)
 		if ref.Tag != "" {
-			return a.byTag(rctx, repo, ref)
+			return a.byTag(ctx, repo, ref)
 		}
-		return a.byDigest(rctx, repo, ref.Digest)
+		return a.byDigest(ctx, repo, ref.Digest)
 	})
 	if err != nil {
 		return nil, err
@@ -64,7 +60,7 @@ func (a *Agent) byTag(ctx context.Context, repo string, ref registry.Reference) 
 	if have != nil {
 		o.Have = last.Digest
 	}
-	m, err := a.names.GetManifest(ctx, repo, ref, o)
+	m, err, unreachable := a.askManifest(ctx, repo, ref, o)
 	switch {
 	case err == nil:
 		if m.Bytes == nil {
@@ -78,7 +74,7 @@ func (a *Agent) byTag(ctx context.Context, repo string, ref registry.Reference) 
 			a.rememberResolution(resolution{repo, ref.Tag, m.Digest, m.MediaType, time.Now().UTC()})
 		}
 		return m, nil
-	case !unreachable(ctx, err):
+	case unreachable == nil:
 		if known && errors.Is(err, registry.ErrManifestUnknown) {
 			a.forgetResolution(last)
 		}
@@ -91,7 +87,16 @@ func (a *Agent) byTag(ctx context.Context, repo string, ref registry.Reference) 
 	}
 	a.m.stale.Inc()
 	a.log.Warn("build-index is unreachable, serving the last known digest of a tag", "repository", repo, "tag", ref.Tag, "digest", last.Digest, "confirmed", last.Time, "error", err)
-	return &registry.Manifest{Digest: last.Digest, MediaType: last.MediaType, Bytes: have, Warning: staleWarning}, nil
+	return &registry.Manifest{Digest: last.Digest, MediaType: last.MediaType, Bytes: have, Warning: staleWarning(unreachable)}, nil
+}
+
+// askManifest asks build-index. unreachable is why it counts as such, nil when it has answered, be it with an error.
+func (a *Agent) askManifest(ctx context.Context, repo string, ref registry.Reference, o registry.GetOptions) (m *registry.Manifest, err, unreachable error) {
+	err, unreachable = a.index.ask(ctx, func(ctx context.Context) (err error) {
+		m, err = a.names.GetManifest(ctx, repo, ref, o)
+		return err
+	})
+	return m, err, unreachable
 }
 
 func (a *Agent) byDigest(ctx context.Context, repo string, d digest.Digest) (*registry.Manifest, error) {
@@ -104,7 +109,7 @@ func (a *Agent) byDigest(ctx context.Context, repo string, d digest.Digest) (*re
 	if have != nil {
 		o.Have = d
 	}
-	m, err := a.names.GetManifest(ctx, repo, registry.Reference{Digest: d}, o)
+	m, err, unreachable := a.askManifest(ctx, repo, registry.Reference{Digest: d}, o)
 	if err == nil {
 		if m.Bytes == nil {
 			m.Bytes = have
@@ -118,26 +123,20 @@ func (a *Agent) byDigest(ctx context.Context, repo string, d digest.Digest) (*re
 		a.checked.Add(key, m.MediaType)
 		return m, nil
 	}
-	if !unreachable(ctx, err) {
+	if unreachable == nil {
 		a.checked.Remove(key)
 		return nil, err
 	}
-	warning := staleWarning
 	if have == nil {
 		// A manifest is an ordinary blob in the bucket, which the origins read through. Its digest vouches for it.
-		raw, ferr := a.manifestFromOrigins(context.WithoutCancel(ctx), repo, d)
+		raw, ferr := a.manifestFromOrigins(ctx, repo, d)
 		if ferr != nil {
 			return nil, fmt.Errorf("%w; and origins: %w", err, ferr)
 		}
 		have = raw
 	}
 	a.m.stale.Inc()
-	return &registry.Manifest{Digest: d, MediaType: registry.SniffMediaType(have), Bytes: have, Warning: warning}, nil
-}
-
-// unreachable: 5xx, refusal and time-out mean that build-index could not be asked; a 404 never does.
-func unreachable(ctx context.Context, err error) bool {
-	return ctx.Err() != nil || errors.Is(err, registry.ErrUnavailable) || errors.Is(err, registry.ErrInternal)
+	return &registry.Manifest{Digest: d, MediaType: registry.SniffMediaType(have), Bytes: have, Warning: staleWarning(unreachable)}, nil
 }
 
 func (a *Agent) manifestFromOrigins(ctx context.Context, repo string, d digest.Digest) ([]byte, error) {

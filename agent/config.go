@@ -42,6 +42,9 @@ type Config struct {
 	// ManifestTTL is how long a manifest that build-index confirmed is served by digest without asking again, default 1m. A
 	// deleted digest is gone at this agent after this time. Tags are confirmed on every pull.
 	ManifestTTL config.Duration `yaml:"manifest_ttl"`
+	// BuildIndexWait is how long a manifest's answer is waited for, and up to a tenth more, while build-index can be connected to,
+	// default 10s. Only what is unreachable, or silent for so long, is answered for with something older.
+	BuildIndexWait config.Duration `yaml:"build_index_wait"`
 	// StaleTags is how old a tag's last confirmed digest may be to be served while build-index is unreachable, default 24h.
 	StaleTags config.Duration `yaml:"stale_tags"`
 }
@@ -110,6 +113,12 @@ func (c *Config) Validate() error {
 	if c.StaleTags == 0 {
 		c.StaleTags = config.Duration(24 * time.Hour)
 	}
+	if c.BuildIndexWait == 0 {
+		c.BuildIndexWait = config.Duration(10 * time.Second)
+	}
+	if c.Client.DialTimeout == 0 {
+		c.Client.DialTimeout = config.Duration(transport.DefaultDialTimeout)
+	}
 	if c.Peer.AnnounceFor == 0 {
 		c.Peer.AnnounceFor = config.Duration(time.Hour)
 	}
@@ -150,8 +159,8 @@ func (c *Config) Validate() error {
 	if err := c.Cache.Validate(); err != nil {
 		errs = append(errs, fmt.Errorf("cache: %w", err))
 	}
-	if c.Replicas < 1 || c.SmallBlob < 0 || c.Cache.Capacity < 0 || c.ManifestTTL < 0 || c.StaleTags < 0 {
-		errs = append(errs, errors.New("replicas, small_blob, cache.capacity, manifest_ttl and stale_tags must not be negative"))
+	if c.Replicas < 1 || c.SmallBlob < 0 || c.Cache.Capacity < 0 || c.ManifestTTL < 0 || c.StaleTags < 0 || c.BuildIndexWait < 0 {
+		errs = append(errs, errors.New("replicas, small_blob, cache.capacity, manifest_ttl, build_index_wait and stale_tags must not be negative"))
 	}
 	return errors.Join(errs...)
 }

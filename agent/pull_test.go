@@ -278,7 +278,9 @@ func startWith(t *testing.T, cfg Config) *running {
 	t.Helper()
 	r := &running{t: t, reg: prometheus.NewRegistry(), log: &complaints{}}
 	cfg.Server = transport.ServerConfig{Listen: "127.0.0.1:0", DrainTimeout: config.Duration(5 * time.Second)}
-	cfg.BuildIndex.URL = "http://127.0.0.1:1"
+	if cfg.BuildIndex.URL == "" {
+		cfg.BuildIndex.URL = "http://127.0.0.1:1"
+	}
 	cfg.Peer.Listen, cfg.Peer.StockPeers = "127.0.0.1:0", true
 	cfg.Cache.Dir = t.TempDir()
 	a, err := New(cfg, Deps{Log: slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelWarn})), Registry: r.reg})

@@ -18,8 +18,11 @@ import (
 // ErrNoProgress is a request that was given up because no byte moved for the progress timeout.
 var ErrNoProgress = errors.New("no progress")
 
-// DefaultProgressTimeout is ClientConfig.ProgressTimeout where none is set.
-const DefaultProgressTimeout = 30 * time.Second
+// DefaultProgressTimeout and DefaultDialTimeout are those of ClientConfig where none is set.
+const (
+	DefaultProgressTimeout = 30 * time.Second
+	DefaultDialTimeout     = time.Second
+)
 
 // ClientConfig configures how a role speaks to the others.
 type ClientConfig struct {
@@ -36,7 +39,7 @@ type ClientConfig struct {
 // NewClient returns a client that pools connections, never asks for compression, and gives up on lack of progress.
 func NewClient(cfg ClientConfig, _ *slog.Logger) (*http.Client, error) {
 	if cfg.DialTimeout == 0 {
-		cfg.DialTimeout = config.Duration(time.Second)
+		cfg.DialTimeout = config.Duration(DefaultDialTimeout)
 	}
 	if cfg.ProgressTimeout == 0 {
 		cfg.ProgressTimeout = config.Duration(DefaultProgressTimeout)
