@@ -36,7 +36,12 @@ func (o *Origin) StartUpload(_ context.Context, repo string, opt registry.Upload
 	return registry.Upload{ID: u.ID()}, nil
 }
 
+// session returns the session that a client began here for repo. The store has others, of blobs that come from the bucket or another origin:
+// only a UUID, as StartUpload makes them, names one that may be written to.
 func (o *Origin) session(repo, id string) (*store.Upload, error) {
+	if u, err := uuid.Parse(id); err != nil || u.String() != id {
+		return nil, fmt.Errorf("%w: %.64q is no UUID", registry.ErrBlobUploadUnknown, id)
+	}
 	u, err := o.store.Upload(id)
 	if err != nil {
 		return nil, wire(err)

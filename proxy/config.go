@@ -30,6 +30,11 @@ type Config struct {
 	// ChunkMinLength is what clients that upload in chunks are asked to send at least in each (OCI-Chunk-Min-Length), default 1MiB. Shorter
 	// chunks are taken as well; each costs a round trip to every replica.
 	ChunkMinLength config.Size `yaml:"chunk_min_length"`
+	// UploadKey signs the ids of uploads, at least 32 bytes, the same at all proxies: a client can't make an id, and any proxy goes on with the
+	// uploads of the others. Without it and without UploadKeyFile a key of the process is made, so that no upload outlives it.
+	UploadKey config.Secret `yaml:"upload_key"`
+	// UploadKeyFile has the key instead; it is made at the first start where it does not exist.
+	UploadKeyFile string `yaml:"upload_key_file"`
 }
 
 // Endpoint is a role that is reached by URL.
@@ -70,6 +75,12 @@ func (c *Config) Validate() error {
 	}
 	if c.BuildIndex.URL == "" {
 		errs = append(errs, errors.New("build_index.url: is needed"))
+	}
+	if n := len(c.UploadKey.Value()); n > 0 && n < minKey {
+		errs = append(errs, fmt.Errorf("upload_key: has %d bytes, at least %d are needed", n, minKey))
+	}
+	if c.UploadKey.Value() != "" && c.UploadKeyFile != "" {
+		errs = append(errs, errors.New("upload_key and upload_key_file exclude each other"))
 	}
 	if c.StallTimeout < 0 || c.ChunkMinLength < 0 {
 		errs = append(errs, errors.New("stall_timeout and chunk_min_length must not be negative"))

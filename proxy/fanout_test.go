@@ -9,8 +9,6 @@ import (
 	"testing"
 	"testing/iotest"
 	"time"
-
-	"kraken/proto/registry"
 )
 
 func TestFanOutCopiesToAll(t *testing.T) {
@@ -119,23 +117,4 @@ func TestFanOutSurvivesLateReaders(t *testing.T) {
 		})
 	}
 	late.Wait()
-}
-
-func TestSessionIDs(t *testing.T) {
-	p := &Proxy{}
-	for _, id := range []string{"", "x", "e30", session{V: 2, Repo: "a", S: []part{{"o", "u"}}}.id(), session{V: 1, Repo: "other", S: []part{{"o", "u"}}}.id(), session{V: 1, Repo: "a"}.id()} {
-		if _, err := p.open("a", id); !errors.Is(err, registry.ErrBlobUploadUnknown) {
-			t.Errorf("id %q: %v, want ErrBlobUploadUnknown", id, err)
-		}
-	}
-}
-
-func FuzzSessionID(f *testing.F) {
-	f.Add(session{V: 1, Repo: "other", S: []part{{"o", "u"}}}.id())
-	p := &Proxy{}
-	f.Fuzz(func(t *testing.T, id string) {
-		if _, err := p.open("a/name/that/no/seed/has", id); err == nil {
-			t.Errorf("id %q was taken", id)
-		}
-	})
 }

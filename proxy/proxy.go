@@ -28,6 +28,7 @@ type Proxy struct {
 	m        *metrics
 	origins  *registry.Origins
 	names    *registry.Client // build-index
+	ids      signer
 	replicas int
 	stall    time.Duration
 	chunkMin int64
@@ -55,6 +56,11 @@ func New(cfg Config, deps Deps) (_ *Proxy, err error) {
 	if p.names, err = registry.NewClient(cfg.BuildIndex.URL, hc); err != nil {
 		return nil, fmt.Errorf("build_index: %w", err)
 	}
+	key, err := uploadKey(cfg, deps.Log)
+	if err != nil {
+		return nil, err
+	}
+	p.ids = signer{key}
 	p.health.AddCheck("build-index", true, p.names.Ping)
 	p.health.AddCheck("origin", true, p.anyOrigin)
 	for _, o := range p.origins.All() {

@@ -2,8 +2,6 @@ package proxy
 
 import (
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,64 +14,6 @@ import (
 
 	"kraken/proto/registry"
 )
-
-// session is what the proxy's upload id says: which origins hold the bytes, under which ids. The proxy itself keeps
-// nothing, so that any proxy can go on with any upload (proto/README.md section 4).
-type session struct {
-	V    int    `json:"v"`
-	S    []part `json:"s"`
-	Repo string `json:"r"`
-}
-
-type part struct {
-	Origin string `json:"o"` // configured id, never an address
-	Upload string `json:"u"`
-}
-
-const sessionVersion = 1
-
-func (s session) id() string {
-	b, err := json.Marshal(s)
-	if err != nil { // strings and ints always marshal
-		return ""
-	}
-	return base64.RawURLEncoding.EncodeToString(b)
-}
-
-// target is one origin's half of a session.
-type target struct {
-	part
-	origin *registry.Origin
-}
-
-// open decodes an upload id. An id that was not made here for repo is an unknown session.
-func (p *Proxy) open(repo, id string) ([]target, error) {
-	b, err := base64.RawURLEncoding.DecodeString(id)
-	var s session
-	if err == nil {
-		err = json.Unmarshal(b, &s)
-	}
-	if err != nil || s.V != sessionVersion || s.Repo != repo || len(s.S) == 0 || len(s.S) > maxCopies {
-		return nil, fmt.Errorf("%w: %.64q is no session of repository %s", registry.ErrBlobUploadUnknown, id, repo)
-	}
-	out := make([]target, 0, len(s.S))
-	for _, pt := range s.S {
-		o := p.origins.Get(pt.Origin)
-		if o == nil {
-			return nil, fmt.Errorf("%w: session names origin %.64q, which is not configured", registry.ErrBlobUploadUnknown, pt.Origin)
-		}
-		out = append(out, target{pt, o})
-	}
-	return out, nil
-}
-
-func encode(repo string, ts []target, offset int64) registry.Upload {
-	s := session{V: sessionVersion, Repo: repo}
-	for _, t := range ts {
-		s.S = append(s.S, t.part)
-	}
-	return registry.Upload{ID: s.id(), Offset: offset}
-}
 
 // StartUpload opens a session on as many origins as there are replicas: the owners where the digest is known, else any.
 // It goes on with fewer when the others don't answer, as long as there is one.
@@ -111,7 +51,7 @@ func (p *Proxy) StartUpload(ctx context.Context, repo string, o registry.UploadO
 		p.m.short.Inc()
 		p.log.Warn("upload starts with fewer copies than configured", "repository", repo, "copies", len(ts), "error", errors.Join(errs...))
 	}
-	return encode(repo, ts, 0), nil
+	return p.encode(repo, ts, 0), nil
 }
 
 // shuffled returns all origins, those in good health first, in random order.
@@ -154,7 +94,7 @@ func (p *Proxy) agree(repo string, ts []target, us []registry.Upload, errs []err
 		p.m.leftBehind.Inc()
 		p.log.Warn("origin left behind in an upload", "origin", t.Origin, "repository", repo, "error", errs[i], "offset", us[i].Offset, "session_offset", offset)
 	}
-	return encode(repo, kept, offset), nil
+	return p.encode(repo, kept, offset), nil
 }
 
 // WriteUpload writes the chunk to every copy at once.

@@ -232,8 +232,8 @@ func created(w http.ResponseWriter, repo string, d digest.Digest) error {
 
 func uploadsOf(repo string) string { return "/v2/" + repo + "/blobs/uploads/" }
 
-// uploadsPath is the path of a request to a session, up to the session's id.
-func uploadsPath(p string) string {
+// sessionsOf is the path of a request to a session, up to the session's id.
+func sessionsOf(p string) string {
 	dir, _, _ := cutLast(p)
 	return dir + "/"
 }

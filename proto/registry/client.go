@@ -2,6 +2,7 @@ package registry
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -44,22 +45,26 @@ const (
 )
 
 type request struct {
-	method, path string
-	query        url.Values
-	header       http.Header
-	body         io.Reader
-	length       int64 // of body, -1 when not known
+	method string
+	to     endpoint
+	query  url.Values
+	header http.Header
+	body   io.Reader
+	length int64 // of body, -1 when not known
 }
 
 // do sends a request and returns the response when its status is one of want; the caller closes its body.
 func (c *Client) do(ctx context.Context, q request, want ...int) (*http.Response, error) {
-	u := c.base + q.path
+	if q.to.err != nil || q.to.path == "" {
+		return nil, fmt.Errorf("%s: %w", q.method, cmp.Or(q.to.err, error(ErrInternal)))
+	}
+	u := c.base + q.to.path
 	if len(q.query) > 0 {
 		u += "?" + q.query.Encode()
 	}
 	req, err := http.NewRequestWithContext(ctx, q.method, u, q.body)
 	if err != nil {
-		return nil, fmt.Errorf("%s %s: %w", q.method, q.path, err)
+		return nil, fmt.Errorf("%s %s: %w", q.method, q.to.path, err)
 	}
 	if q.body != nil {
 		req.ContentLength = q.length
@@ -121,7 +126,7 @@ func (c *Client) callJSON(ctx context.Context, q request, into any, want ...int)
 	}
 	defer resp.Body.Close()
 	if err := json.NewDecoder(io.LimitReader(resp.Body, maxList)).Decode(into); err != nil {
-		return nil, fmt.Errorf("%w: %s %s: answer: %w", ErrUnavailable, q.method, q.path, err)
+		return nil, fmt.Errorf("%w: %s %s: answer: %w", ErrUnavailable, q.method, q.to.path, err)
 	}
 	return resp.Header, nil
 }
@@ -204,19 +209,17 @@ func uploadOf(h http.Header) (Upload, bool) {
 
 // Ping asks GET /v2/.
 func (c *Client) Ping(ctx context.Context) error {
-	_, err := c.call(ctx, request{method: http.MethodGet, path: "/v2/"}, http.StatusOK)
+	_, err := c.call(ctx, request{method: http.MethodGet, to: route{}.endpoint()}, http.StatusOK)
 	return err
 }
-
-func blobPath(repo string, d digest.Digest) string { return "/v2/" + repo + "/blobs/" + d.String() }
 
 // StatBlob is HEAD.
 func (c *Client) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.Descriptor, error) {
 	return c.stat(ctx, blobPath(repo, d), d)
 }
 
-func (c *Client) stat(ctx context.Context, path string, d digest.Digest) (v1.Descriptor, error) {
-	resp, err := c.do(ctx, request{method: http.MethodHead, path: path}, http.StatusOK)
+func (c *Client) stat(ctx context.Context, to endpoint, d digest.Digest) (v1.Descriptor, error) {
+	resp, err := c.do(ctx, request{method: http.MethodHead, to: to}, http.StatusOK)
 	if err != nil {
 		// HEAD has no body: a bare 404 is the blob's.
 		if errors.Is(err, ErrBlobUnknown) {
@@ -226,7 +229,7 @@ func (c *Client) stat(ctx context.Context, path string, d digest.Digest) (v1.Des
 	}
 	resp.Body.Close()
 	if resp.ContentLength < 0 {
-		return v1.Descriptor{}, fmt.Errorf("%w: HEAD %s: answer without Content-Length", ErrUnavailable, path)
+		return v1.Descriptor{}, fmt.Errorf("%w: HEAD %s: answer without Content-Length", ErrUnavailable, to.path)
 	}
 	return v1.Descriptor{MediaType: octets, Digest: d, Size: resp.ContentLength}, nil
 }
@@ -236,8 +239,8 @@ func (c *Client) OpenBlob(ctx context.Context, repo string, d digest.Digest, hin
 	return c.open(ctx, blobPath(repo, d), d, hint)
 }
 
-func (c *Client) open(ctx context.Context, path string, d digest.Digest, hint Range) (*Content, error) {
-	b := &remoteBody{c: c, ctx: ctx, path: path}
+func (c *Client) open(ctx context.Context, to endpoint, d digest.Digest, hint Range) (*Content, error) {
+	b := &remoteBody{c: c, ctx: ctx, to: to}
 	if err := b.get(hint); err != nil {
 		return nil, err
 	}
@@ -248,7 +251,7 @@ func (c *Client) open(ctx context.Context, path string, d digest.Digest, hint Ra
 type remoteBody struct {
 	c    *Client
 	ctx  context.Context
-	path string
+	to   endpoint
 	size int64
 
 	mu     sync.Mutex // Close may come while a Read waits
@@ -262,7 +265,7 @@ type remoteBody struct {
 }
 
 func (b *remoteBody) get(r Range) error {
-	q := request{method: http.MethodGet, path: b.path}
+	q := request{method: http.MethodGet, to: b.to}
 	if r != Whole {
 		v := fmt.Sprintf("bytes=%d-", r.Offset)
 		if r.Length > 0 {
@@ -278,10 +281,10 @@ func (b *remoteBody) get(r Range) error {
 		resp.Body.Close()
 		size, err := strconv.ParseInt(strings.TrimPrefix(resp.Header.Get("Content-Range"), "bytes */"), 10, 64)
 		if err != nil {
-			return fmt.Errorf("%w: GET %s: 416 without the blob's size", ErrUnavailable, b.path)
+			return fmt.Errorf("%w: GET %s: 416 without the blob's size", ErrUnavailable, b.to.path)
 		}
 		if r.Offset < size {
-			return fmt.Errorf("%w: GET %s: 416 for byte %d of %d", ErrUnavailable, b.path, r.Offset, size)
+			return fmt.Errorf("%w: GET %s: 416 for byte %d of %d", ErrUnavailable, b.to.path, r.Offset, size)
 		}
 		b.size = size // the reader finds out that there is nothing there
 		return nil
@@ -293,13 +296,13 @@ func (b *remoteBody) get(r Range) error {
 		first, last, total, err := parseResponseRange(resp.Header.Get("Content-Range"))
 		if err != nil {
 			resp.Body.Close()
-			return fmt.Errorf("%w: GET %s: %w", ErrUnavailable, b.path, err)
+			return fmt.Errorf("%w: GET %s: %w", ErrUnavailable, b.to.path, err)
 		}
 		b.at, b.end, b.size = first, last+1, total
 	}
 	if b.size < 0 {
 		resp.Body.Close()
-		return fmt.Errorf("%w: GET %s: answer without Content-Length", ErrUnavailable, b.path)
+		return fmt.Errorf("%w: GET %s: answer without Content-Length", ErrUnavailable, b.to.path)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -350,7 +353,7 @@ func (b *remoteBody) Seek(off int64, whence int) (int64, error) {
 		off += b.size
 	}
 	if off < 0 {
-		return 0, fmt.Errorf("seek %s to %d: before its start", b.path, off)
+		return 0, fmt.Errorf("seek %s to %d: before its start", b.to.path, off)
 	}
 	b.pos = off
 	return off, nil
@@ -374,9 +377,9 @@ func (b *remoteBody) Read(p []byte) (int, error) {
 		}
 		switch {
 		case b.size != size:
-			return 0, fmt.Errorf("%w: GET %s: it changed from %d to %d bytes", ErrUnavailable, b.path, size, b.size)
+			return 0, fmt.Errorf("%w: GET %s: it changed from %d to %d bytes", ErrUnavailable, b.to.path, size, b.size)
 		case resp == nil:
-			return 0, fmt.Errorf("%w: GET %s: the answer does not begin at byte %d", ErrUnavailable, b.path, b.pos)
+			return 0, fmt.Errorf("%w: GET %s: the answer does not begin at byte %d", ErrUnavailable, b.to.path, b.pos)
 		}
 	}
 	n, err := b.read(resp.Body, p)
@@ -385,7 +388,7 @@ func (b *remoteBody) Read(p []byte) (int, error) {
 	}
 	if err == io.EOF {
 		if b.at < b.end {
-			return n, fmt.Errorf("GET %s: %w at byte %d of %d", b.path, io.ErrUnexpectedEOF, b.at, b.end)
+			return n, fmt.Errorf("GET %s: %w at byte %d of %d", b.to.path, io.ErrUnexpectedEOF, b.at, b.end)
 		}
 		err = nil
 	}
@@ -422,7 +425,7 @@ func (b *remoteBody) Close() error {
 
 // DeleteBlob is DELETE.
 func (c *Client) DeleteBlob(ctx context.Context, repo string, d digest.Digest) error {
-	_, err := c.call(ctx, request{method: http.MethodDelete, path: blobPath(repo, d)}, http.StatusAccepted)
+	_, err := c.call(ctx, request{method: http.MethodDelete, to: blobPath(repo, d)}, http.StatusAccepted)
 	return err
 }
 
@@ -432,7 +435,7 @@ func (c *Client) MountBlob(ctx context.Context, repo, from string, d digest.Dige
 	if from != "" {
 		q.Set("from", from)
 	}
-	resp, err := c.do(ctx, request{method: http.MethodPost, path: uploadsOf(repo), query: q}, http.StatusCreated, http.StatusAccepted)
+	resp, err := c.do(ctx, request{method: http.MethodPost, to: uploadsPath(repo), query: q}, http.StatusCreated, http.StatusAccepted)
 	if err != nil {
 		return v1.Descriptor{}, err
 	}
@@ -456,7 +459,7 @@ func (c *Client) StartUpload(ctx context.Context, repo string, o UploadOptions) 
 	if o.Size >= 0 {
 		h.Set("Kraken-Size", strconv.FormatInt(o.Size, 10))
 	}
-	return c.session(ctx, request{method: http.MethodPost, path: uploadsOf(repo), header: h}, http.StatusAccepted)
+	return c.session(ctx, request{method: http.MethodPost, to: uploadsPath(repo), header: h}, http.StatusAccepted)
 }
 
 func (c *Client) session(ctx context.Context, q request, want int) (Upload, error) {
@@ -466,26 +469,26 @@ func (c *Client) session(ctx context.Context, q request, want int) (Upload, erro
 	}
 	u, ok := uploadOf(h)
 	if !ok {
-		return Upload{}, fmt.Errorf("%w: %s %s: answer without Location and Range", ErrUnavailable, q.method, q.path)
+		return Upload{}, fmt.Errorf("%w: %s %s: answer without Location and Range", ErrUnavailable, q.method, q.to.path)
 	}
 	return u, nil
 }
 
 // UploadStatus is GET.
 func (c *Client) UploadStatus(ctx context.Context, repo, id string) (Upload, error) {
-	return c.session(ctx, request{method: http.MethodGet, path: uploadsOf(repo) + id}, http.StatusNoContent)
+	return c.session(ctx, request{method: http.MethodGet, to: uploadPath(repo, id)}, http.StatusNoContent)
 }
 
 // WriteUpload is PATCH.
 func (c *Client) WriteUpload(ctx context.Context, repo, id string, k Chunk) (Upload, error) {
-	q := request{method: http.MethodPatch, path: uploadsOf(repo) + id, header: chunkHeader(k), body: k.Body, length: k.Length}
+	q := request{method: http.MethodPatch, to: uploadPath(repo, id), header: chunkHeader(k), body: k.Body, length: k.Length}
 	u, err := c.session(ctx, q, http.StatusAccepted)
 	return u, gotOffset(err, k)
 }
 
 // CommitUpload is PUT with the last chunk, if any.
 func (c *Client) CommitUpload(ctx context.Context, repo, id string, d digest.Digest, k Chunk) (v1.Descriptor, error) {
-	q := request{method: http.MethodPut, path: uploadsOf(repo) + id, query: url.Values{"digest": {d.String()}}, body: k.Body, length: k.Length}
+	q := request{method: http.MethodPut, to: uploadPath(repo, id), query: url.Values{"digest": {d.String()}}, body: k.Body, length: k.Length}
 	if k.Body != nil {
 		q.header = chunkHeader(k)
 	}
@@ -522,6 +525,6 @@ func gotOffset(err error, k Chunk) error {
 
 // AbortUpload is DELETE.
 func (c *Client) AbortUpload(ctx context.Context, repo, id string) error {
-	_, err := c.call(ctx, request{method: http.MethodDelete, path: uploadsOf(repo) + id}, http.StatusNoContent)
+	_, err := c.call(ctx, request{method: http.MethodDelete, to: uploadPath(repo, id)}, http.StatusNoContent)
 	return err
 }

@@ -22,10 +22,6 @@ import (
 	"kraken/proto/blob"
 )
 
-func manifestPath(repo string, ref Reference) string {
-	return "/v2/" + repo + "/manifests/" + ref.String()
-}
-
 // manifestAccept asks for whatever is stored.
 var manifestAccept = []string{strings.Join([]string{v1.MediaTypeImageManifest, v1.MediaTypeImageIndex, MediaTypeDockerManifest, MediaTypeDockerManifestList, "*/*"}, ", ")}
 
@@ -35,7 +31,7 @@ func (c *Client) GetManifest(ctx context.Context, repo string, ref Reference, o 
 	if o.Have != "" {
 		h.Set("If-None-Match", etag(o.Have))
 	}
-	resp, err := c.do(ctx, request{method: http.MethodGet, path: manifestPath(repo, ref), header: h}, http.StatusOK, http.StatusNotModified)
+	resp, err := c.do(ctx, request{method: http.MethodGet, to: manifestPath(repo, ref), header: h}, http.StatusOK, http.StatusNotModified)
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +80,7 @@ func (c *Client) PutManifest(ctx context.Context, repo string, ref Reference, me
 	for _, d := range o.IfNoneMatch {
 		h.Add("If-None-Match", etag(d))
 	}
-	got, err := c.call(ctx, request{method: http.MethodPut, path: manifestPath(repo, ref), query: url.Values{"tag": o.Tags}, header: h, body: bytes.NewReader(raw), length: int64(len(raw))}, http.StatusCreated)
+	got, err := c.call(ctx, request{method: http.MethodPut, to: manifestPath(repo, ref), query: url.Values{"tag": o.Tags}, header: h, body: bytes.NewReader(raw), length: int64(len(raw))}, http.StatusCreated)
 	if err != nil {
 		return PutResult{}, err
 	}
@@ -102,7 +98,7 @@ func (c *Client) PutManifest(ctx context.Context, repo string, ref Reference, me
 
 // DeleteManifest is DELETE.
 func (c *Client) DeleteManifest(ctx context.Context, repo string, ref Reference) error {
-	_, err := c.call(ctx, request{method: http.MethodDelete, path: manifestPath(repo, ref)}, http.StatusAccepted)
+	_, err := c.call(ctx, request{method: http.MethodDelete, to: manifestPath(repo, ref)}, http.StatusAccepted)
 	return err
 }
 
@@ -120,14 +116,14 @@ func (p Page) query() url.Values {
 // ListTags is one page.
 func (c *Client) ListTags(ctx context.Context, repo string, p Page) (Names, error) {
 	var l tagList
-	h, err := c.callJSON(ctx, request{method: http.MethodGet, path: "/v2/" + repo + "/tags/list", query: p.query()}, &l, http.StatusOK)
+	h, err := c.callJSON(ctx, request{method: http.MethodGet, to: tagsPath(repo), query: p.query()}, &l, http.StatusOK)
 	return Names{l.Tags, h.Get("Link") != ""}, err
 }
 
 // ListRepositories is one page.
 func (c *Client) ListRepositories(ctx context.Context, p Page) (Names, error) {
 	var l repositoryList
-	h, err := c.callJSON(ctx, request{method: http.MethodGet, path: "/v2/_catalog", query: p.query()}, &l, http.StatusOK)
+	h, err := c.callJSON(ctx, request{method: http.MethodGet, to: route{kind: "catalog"}.endpoint(), query: p.query()}, &l, http.StatusOK)
 	return Names{l.Repositories, h.Get("Link") != ""}, err
 }
 
@@ -141,7 +137,7 @@ func (c *Client) ListReferrers(ctx context.Context, repo string, d digest.Digest
 		q.Set("last", cursor)
 	}
 	var idx v1.Index
-	h, err := c.callJSON(ctx, request{method: http.MethodGet, path: "/v2/" + repo + "/referrers/" + d.String(), query: q}, &idx, http.StatusOK)
+	h, err := c.callJSON(ctx, request{method: http.MethodGet, to: referrersPath(repo, d), query: q}, &idx, http.StatusOK)
 	if err != nil {
 		return ReferrersPage{}, err
 	}
@@ -155,26 +151,14 @@ func (c *Client) ListReferrers(ctx context.Context, repo string, d digest.Digest
 	return p, nil
 }
 
-func extension(repo, resource, key string) string {
-	p := "/v2/"
-	if repo != "" {
-		p += repo + "/"
-	}
-	p += "_kraken/" + resource
-	if key != "" {
-		p += "/" + key
-	}
-	return p
-}
-
 // LocalStat asks an origin for what is on its own disk, and nowhere else.
 func (c *Client) LocalStat(ctx context.Context, repo string, d digest.Digest) (v1.Descriptor, error) {
-	return c.stat(ctx, extension(repo, "blobs", d.String()), d)
+	return c.stat(ctx, extensionPath(repo, "blobs", d), d)
 }
 
 // LocalOpen reads what is on an origin's own disk.
 func (c *Client) LocalOpen(ctx context.Context, repo string, d digest.Digest, hint Range) (*Content, error) {
-	return c.open(ctx, extension(repo, "blobs", d.String()), d, hint)
+	return c.open(ctx, extensionPath(repo, "blobs", d), d, hint)
 }
 
 // Replicate gives an origin a copy. With writeback it owes the bucket the blob too.
@@ -183,14 +167,14 @@ func (c *Client) Replicate(ctx context.Context, repo string, d digest.Digest, si
 	if writeback {
 		h.Set("Kraken-Writeback", "true")
 	}
-	_, err := c.call(ctx, request{method: http.MethodPut, path: extension(repo, "blobs", d.String()), header: h, body: r, length: size}, http.StatusOK, http.StatusCreated)
+	_, err := c.call(ctx, request{method: http.MethodPut, to: extensionPath(repo, "blobs", d), header: h, body: r, length: size}, http.StatusOK, http.StatusCreated)
 	return err
 }
 
 // Metainfo asks an origin. ErrUnavailable, with a time to retry, while it is being computed.
 func (c *Client) Metainfo(ctx context.Context, repo string, d digest.Digest) (*blob.Metainfo, error) {
-	path := extension(repo, "metainfo", d.String())
-	resp, err := c.do(ctx, request{method: http.MethodGet, path: path}, http.StatusOK)
+	to := extensionPath(repo, "metainfo", d)
+	resp, err := c.do(ctx, request{method: http.MethodGet, to: to}, http.StatusOK)
 	if err != nil {
 		return nil, err
 	}
@@ -204,29 +188,29 @@ func (c *Client) Metainfo(ctx context.Context, repo string, d digest.Digest) (*b
 		err = fmt.Errorf("it is of %s", m.Digest)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: GET %s: %w", ErrUnavailable, path, err)
+		return nil, fmt.Errorf("%w: GET %s: %w", ErrUnavailable, to.path, err)
 	}
 	return m, nil
 }
 
 // DropMetainfo makes an origin compute a blob's metainfo again.
 func (c *Client) DropMetainfo(ctx context.Context, repo string, d digest.Digest) error {
-	_, err := c.call(ctx, request{method: http.MethodDelete, path: extension(repo, "metainfo", d.String())}, http.StatusAccepted)
+	_, err := c.call(ctx, request{method: http.MethodDelete, to: extensionPath(repo, "metainfo", d)}, http.StatusAccepted)
 	return err
 }
 
 // Lease asks an origin for pieces to fetch now.
 func (c *Client) Lease(ctx context.Context, repo string, d digest.Digest, l LeaseRequest) (LeaseResponse, error) {
 	var out LeaseResponse
-	return out, c.post(ctx, extension(repo, "lease", d.String()), l, &out)
+	return out, c.post(ctx, extensionPath(repo, "lease", d), l, &out)
 }
 
-func (c *Client) post(ctx context.Context, path string, in, out any) error {
+func (c *Client) post(ctx context.Context, to endpoint, in, out any) error {
 	body, n, err := jsonBody(in)
 	if err != nil {
 		return err
 	}
-	_, err = c.callJSON(ctx, request{method: http.MethodPost, path: path, header: jsonType, body: body, length: n}, out, http.StatusOK)
+	_, err = c.callJSON(ctx, request{method: http.MethodPost, to: to, header: jsonType, body: body, length: n}, out, http.StatusOK)
 	return err
 }
 
@@ -235,7 +219,7 @@ var jsonType = http.Header{"Content-Type": {"application/json"}}
 // Durable asks an origin which blobs are in the bucket of the repository.
 func (c *Client) Durable(ctx context.Context, repo string, ds []digest.Digest) (DurableResponse, error) {
 	var out DurableResponse
-	return out, c.post(ctx, extension(repo, "durable", ""), DurableRequest{ds}, &out)
+	return out, c.post(ctx, resourcePath(repo, "durable"), DurableRequest{ds}, &out)
 }
 
 // NameKey is where a record is kept. A record is replaced only by one of the same change: the same kind, repository, tag and digest. So a
@@ -255,30 +239,30 @@ func (c *Client) PutName(ctx context.Context, r NameRecord) error {
 	if err != nil {
 		return err
 	}
-	_, err = c.call(ctx, request{method: http.MethodPut, path: extension(r.Repository, "names", NameKey(r)), header: jsonType, body: body, length: n}, http.StatusOK, http.StatusCreated)
+	_, err = c.call(ctx, request{method: http.MethodPut, to: recordPath(r), header: jsonType, body: body, length: n}, http.StatusOK, http.StatusCreated)
 	return err
 }
 
 // DeleteName makes an origin forget a record of this generation or an older one.
 func (c *Client) DeleteName(ctx context.Context, r NameRecord) error {
 	q := url.Values{"generation": {strconv.FormatInt(r.Generation, 10)}}
-	_, err := c.call(ctx, request{method: http.MethodDelete, path: extension(r.Repository, "names", NameKey(r)), query: q}, http.StatusAccepted)
+	_, err := c.call(ctx, request{method: http.MethodDelete, to: recordPath(r), query: q}, http.StatusAccepted)
 	return err
 }
 
 // Names calls fn for every record that an origin keeps.
 func (c *Client) Names(ctx context.Context, fn func(NameRecord) error) error {
-	return lines(ctx, c, extension("", "names", ""), fn)
+	return lines(ctx, c, resourcePath("", "names"), fn)
 }
 
 // Pending calls fn for every blob that an origin has not written back.
 func (c *Client) Pending(ctx context.Context, fn func(PendingBlob) error) error {
-	return lines(ctx, c, extension("", "pending", ""), fn)
+	return lines(ctx, c, resourcePath("", "pending"), fn)
 }
 
 // lines reads newline-delimited JSON.
-func lines[T any](ctx context.Context, c *Client, path string, fn func(T) error) error {
-	resp, err := c.do(ctx, request{method: http.MethodGet, path: path}, http.StatusOK)
+func lines[T any](ctx context.Context, c *Client, to endpoint, fn func(T) error) error {
+	resp, err := c.do(ctx, request{method: http.MethodGet, to: to}, http.StatusOK)
 	if err != nil {
 		return err
 	}
@@ -288,14 +272,14 @@ func lines[T any](ctx context.Context, c *Client, path string, fn func(T) error)
 	for sc.Scan() {
 		var v T
 		if err := json.Unmarshal(sc.Bytes(), &v); err != nil {
-			return fmt.Errorf("%w: GET %s: %w", ErrUnavailable, path, err)
+			return fmt.Errorf("%w: GET %s: %w", ErrUnavailable, to.path, err)
 		}
 		if err := fn(v); err != nil {
 			return err
 		}
 	}
 	if err := sc.Err(); err != nil {
-		return fmt.Errorf("%w: GET %s: %w", ErrUnavailable, path, err)
+		return fmt.Errorf("%w: GET %s: %w", ErrUnavailable, to.path, err)
 	}
 	return nil
 }
@@ -306,20 +290,20 @@ func (c *Client) PutLayer(ctx context.Context, repo string, l Layer) error {
 	if err != nil {
 		return err
 	}
-	_, err = c.call(ctx, request{method: http.MethodPut, path: extension(repo, "layers", l.Digest.String()), header: jsonType, body: body, length: n}, http.StatusCreated)
+	_, err = c.call(ctx, request{method: http.MethodPut, to: extensionPath(repo, "layers", l.Digest), header: jsonType, body: body, length: n}, http.StatusCreated)
 	return err
 }
 
 // GetLayer is ErrBlobUnknown for what is no member.
 func (c *Client) GetLayer(ctx context.Context, repo string, d digest.Digest) (Layer, error) {
 	var l Layer
-	_, err := c.callJSON(ctx, request{method: http.MethodGet, path: extension(repo, "layers", d.String())}, &l, http.StatusOK)
+	_, err := c.callJSON(ctx, request{method: http.MethodGet, to: extensionPath(repo, "layers", d)}, &l, http.StatusOK)
 	return l, err
 }
 
 // DeleteLayer ends a membership.
 func (c *Client) DeleteLayer(ctx context.Context, repo string, d digest.Digest) error {
-	_, err := c.call(ctx, request{method: http.MethodDelete, path: extension(repo, "layers", d.String())}, http.StatusAccepted)
+	_, err := c.call(ctx, request{method: http.MethodDelete, to: extensionPath(repo, "layers", d)}, http.StatusAccepted)
 	return err
 }
 
@@ -330,7 +314,7 @@ func (c *Client) MountLayer(ctx context.Context, repo, from string, d digest.Dig
 		q.Set("from", from)
 	}
 	var l Layer
-	_, err := c.callJSON(ctx, request{method: http.MethodPost, path: extension(repo, "mount", d.String()), query: q}, &l, http.StatusCreated)
+	_, err := c.callJSON(ctx, request{method: http.MethodPost, to: extensionPath(repo, "mount", d), query: q}, &l, http.StatusCreated)
 	return l, err
 }
 

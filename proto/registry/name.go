@@ -18,10 +18,20 @@ var (
 
 const maxName = 255
 
+// reserved are the routes that consist of words which could all be elements of a name. Below a repository of that name every path would begin
+// like a route of a shorter one: /v2/a/blobs/uploads/… is the upload sessions of a. Other words of the API (manifests, blobs, …) are fine,
+// because the one segment after them decides, and paths are read from the right.
+var reserved = []string{"blobs/uploads", "tags/list"}
+
 // CheckName refuses what is no repository name, ErrNameInvalid.
 func CheckName(s string) error {
 	if len(s) > maxName || !nameGrammar.MatchString(s) {
 		return fmt.Errorf("%w: %.300q: want lower case path elements, at most %d bytes", ErrNameInvalid, s, maxName)
+	}
+	for _, r := range reserved {
+		if strings.Contains("/"+s+"/", "/"+r+"/") {
+			return fmt.Errorf("%w: %.300q: %s is a route of the API, and can't be a part of a name", ErrNameInvalid, s, r)
+		}
 	}
 	return nil
 }
@@ -66,10 +76,10 @@ func parseRoute(p string) (rt route, ok bool) {
 		return route{kind: "catalog"}, true
 	}
 	if rest, found := strings.CutPrefix(p, "_kraken/"); found {
-		return route{kind: "extension", arg: rest}, rest != ""
+		return route{kind: "extension", arg: rest}, isResource(rest)
 	}
-	if repo, rest, found := strings.Cut(p, "/_kraken/"); found {
-		return route{"extension", repo, rest}, repo != "" && rest != ""
+	if repo, rest, found := strings.Cut(p, "/_kraken/"); found { // _kraken is no element of a name
+		return route{"extension", repo, rest}, repo != "" && isResource(rest)
 	}
 	if repo, found := strings.CutSuffix(p, "/tags/list"); found {
 		return route{kind: "tags", repo: repo}, true
@@ -87,6 +97,19 @@ func parseRoute(p string) (rt route, ok bool) {
 		}
 	}
 	return route{}, false
+}
+
+// isResource reports whether p is a resource of the extension, or one with a key: one or two segments, none of them empty.
+func isResource(p string) bool {
+	resource, key, found := strings.Cut(p, "/")
+	return resource != "" && (key != "") == found && !strings.Contains(key, "/")
+}
+
+// hidesSlash reports whether a path as it was sent has an escaped slash or backslash. Decoded it would have other segments than the ones that
+// whoever stands in front has seen. Nothing of the API needs one.
+func hidesSlash(raw string) bool {
+	raw = strings.ToLower(raw)
+	return strings.Contains(raw, "%2f") || strings.Contains(raw, "%5c")
 }
 
 func cutLast(p string) (dir, last string, ok bool) {

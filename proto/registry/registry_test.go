@@ -30,6 +30,8 @@ func TestOCINames(t *testing.T) {
 		"a": true, "library/alpine": true, "a/b/c/d": true, "a.b_c__d---e/f": true, "0": true, strings.Repeat("a", 255): true,
 		"": false, "/a": false, "a/": false, "a//b": false, "A": false, "a..b": false, "a___b": false, "-a": false, "a/../b": false,
 		"a b": false, "a:b": false, strings.Repeat("a", 256): false,
+		"blobs/uploads": false, "a/blobs/uploads": false, "a/blobs/uploads/b": false, "tags/list": false, "a/tags/list": false, "a/_kraken": false,
+		"blobs": true, "a/manifests/b": true, "uploads/blobs": true, "referrers/tags": true, "a/xblobs/uploads": true, "a/tags/lists": true,
 	} {
 		if err := CheckName(name); (err == nil) != ok || (err != nil && !errors.Is(err, ErrNameInvalid)) {
 			t.Errorf("CheckName(%q) = %v", name, err)
@@ -51,7 +53,7 @@ func TestOCIRoutes(t *testing.T) {
 		"":                               {},
 		"_catalog":                       {kind: "catalog"},
 		"a/tags/list":                    {kind: "tags", repo: "a"},
-		"tags/list/tags/list":            {kind: "tags", repo: "tags/list"},
+		"tags/list/tags/list":            {kind: "tags", repo: "tags/list"}, // and the name is refused
 		"a/b/manifests/v1":               {"manifest", "a/b", "v1"},
 		"a/manifests/manifests/v1":       {"manifest", "a/manifests", "v1"},
 		"a/blobs/sha256:00":              {"blob", "a", "sha256:00"},
@@ -67,23 +69,11 @@ func TestOCIRoutes(t *testing.T) {
 			t.Errorf("parseRoute(%q) = %+v, %v, want %+v", path, got, ok, want)
 		}
 	}
-	for _, path := range []string{"a", "a/b", "a/unknown/b", "_kraken/"} {
+	for _, path := range []string{"a", "a/b", "a/unknown/b", "_kraken/", "a/_kraken/", "a/_kraken/blobs/", "a/_kraken//x", "a/_kraken/blobs/x/y"} {
 		if got, ok := parseRoute(path); ok {
 			t.Errorf("parseRoute(%q) = %+v, want none", path, got)
 		}
 	}
-}
-
-func FuzzParseRoute(f *testing.F) {
-	for _, s := range []string{"a/b/manifests/v1", "a/blobs/uploads/id", "_kraken/x", "//", "a/_kraken/_kraken/b"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		rt, ok := parseRoute(s)
-		if ok && rt.repo != "" && !strings.HasPrefix(s, rt.repo) {
-			t.Errorf("parseRoute(%q) = %+v", s, rt)
-		}
-	})
 }
 
 func FuzzContentRange(f *testing.F) {

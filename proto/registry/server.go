@@ -84,7 +84,7 @@ func (s Server) serve(w http.ResponseWriter, r *http.Request) {
 
 func (s Server) dispatch(w http.ResponseWriter, r *http.Request) error {
 	rt, ok := parseRoute(strings.TrimPrefix(strings.TrimPrefix(r.URL.Path, "/v2"), "/"))
-	if !ok {
+	if !ok || hidesSlash(r.URL.RawPath) {
 		return fmt.Errorf("%w: no such path %.200q", errPath, r.URL.Path)
 	}
 	if err := s.checkRequest(w, r); err != nil {
@@ -255,7 +255,7 @@ func WriteError(w http.ResponseWriter, r *http.Request, err error) {
 	h := w.Header()
 	var re *RangeError
 	if errors.As(err, &re) {
-		uploadHeaders(h, uploadsPath(r.URL.Path), re.Upload)
+		uploadHeaders(h, sessionsOf(r.URL.Path), re.Upload)
 	}
 	var retry *RetryError
 	if errors.As(err, &retry) {

@@ -99,6 +99,8 @@ type Cluster struct {
 	AgentParts []*Part
 
 	Proxy, OtherProxy *registry.Client
+	ProxyURL          string // of the first
+	OriginURLs        []string
 	Agents            []*registry.Client
 	admins            map[string]string // part → address of its admin listener
 
@@ -152,6 +154,7 @@ func start(t *testing.T, n int, scheme string, id transport.PeerTLS) *Cluster {
 		members = append(members, ring.Member{ID: fmt.Sprintf("origin-%02d", i+1), URL: scheme + freeAddr(t), Peer: freeAddr(t)})
 	}
 	for _, m := range members {
+		c.OriginURLs = append(c.OriginURLs, m.URL)
 		adminAddr := freeAddr(t)
 		c.admins[m.ID] = adminAddr
 		c.Origins = append(c.Origins, c.part(m.ID, func() (Role, error) {
@@ -176,10 +179,11 @@ func start(t *testing.T, n int, scheme string, id transport.PeerTLS) *Cluster {
 		return c.part(name, func() (Role, error) {
 			return proxy.New(proxy.Config{
 				Server: server(addr), Client: clients, Origins: members, BuildIndex: proxy.Endpoint{URL: scheme + indexAddr},
+				UploadKey: config.NewSecret("the key that all proxies of this cluster share"),
 			}, proxy.Deps{Log: deps(name), Registry: prometheus.NewRegistry()})
 		})
 	}
-	c.ProxyPart = newProxy("proxy", proxyAddr)
+	c.ProxyPart, c.ProxyURL = newProxy("proxy", proxyAddr), scheme+proxyAddr
 	otherAddr := freeAddr(t)
 	other := newProxy("other proxy", otherAddr)
 	c.Proxy, c.OtherProxy = client(t, scheme+proxyAddr, clients), client(t, scheme+otherAddr, clients)

@@ -1,0 +1,133 @@
+package proxy
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"kraken/proto/config"
+	"kraken/proto/registry"
+)
+
+const someUUID = "0b7a1d52-7b0e-4b3b-9a43-0a4d5b6c7d8e"
+
+func newSigner(key string) signer { return signer{[]byte(key)} }
+
+func TestSessionIDs(t *testing.T) {
+	mine, other := newSigner("one key"), newSigner("another key")
+	good := session{V: sessionVersion, Repo: "a", S: []part{{"origin-01", someUUID}, {"origin-02", someUUID}}}
+	if got, err := mine.unseal(mine.seal(good)); err != nil || got.Repo != "a" || len(got.S) != 2 || got.S[1] != good.S[1] {
+		t.Errorf("%+v, %v", got, err)
+	}
+	raw := func(b string) string { return base64.RawURLEncoding.EncodeToString(append(mine.mac([]byte(b)), b...)) }
+	text, err := json.Marshal(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unsigned := base64.RawURLEncoding.EncodeToString(append(make([]byte, 32), text...))
+	with := func(change func(*session)) string {
+		s := good
+		s.S = append([]part{}, good.S...)
+		change(&s)
+		return mine.seal(s)
+	}
+	sealed := mine.seal(good)
+	for name, id := range map[string]string{
+		"empty": "", "no base64": "x", "no signature": "e30", "only a signature": base64.RawURLEncoding.EncodeToString(make([]byte, 32)),
+		"the first version": base64.RawURLEncoding.EncodeToString([]byte(`{"v":1,"r":"a","s":[{"o":"origin-01","u":"x"}]}`)),
+		"signed by nobody":  unsigned, "another key": other.seal(good), "a changed bit": sealed[:len(sealed)-9] + "AAAAAAAAA",
+		"another repository": with(func(s *session) { s.Repo = "b" }), "no repository": with(func(s *session) { s.Repo = "" }),
+		"a later version": with(func(s *session) { s.V++ }), "no origin": with(func(s *session) { s.S = nil }),
+		"too many":       with(func(s *session) { s.S = append(append(s.S, s.S...), s.S...) }),
+		"a path":         with(func(s *session) { s.S[0].Upload = "_kraken/names/x" }),
+		"an empty id":    with(func(s *session) { s.S[1].Upload = "" }),
+		"another UUID":   with(func(s *session) { s.S[0].Upload = strings.ToUpper(someUUID) }),
+		"a UUID in urn":  with(func(s *session) { s.S[0].Upload = "urn:uuid:" + someUUID }),
+		"an unknown key": raw(strings.Replace(string(text), "{", `{"x":1,`, 1)), "data after it": raw(string(text) + " "),
+		"a second document": raw(string(text) + "{}"), "a key twice": raw(strings.Replace(string(text), "{", `{"v":2,`, 1)),
+		"another case": raw(strings.Replace(string(text), `"r"`, `"R"`, 1)), "too long": strings.Repeat("A", maxSessionID+1), "padding": sealed + "==",
+	} {
+		p := &Proxy{ids: mine}
+		if _, err := p.open("a", id); !errors.Is(err, registry.ErrBlobUploadUnknown) || !errors.Is(err, errSession) {
+			t.Errorf("%s: %v, want ErrBlobUploadUnknown", name, err)
+		}
+	}
+}
+
+func FuzzSessionID(f *testing.F) {
+	s := newSigner("one key")
+	f.Add(s.seal(session{V: sessionVersion, Repo: "other", S: []part{{"o", someUUID}}}))
+	f.Add(base64.RawURLEncoding.EncodeToString([]byte(`{"v":1,"r":"a","s":[{"o":"origin-01","u":"x"}]}`)))
+	f.Fuzz(func(t *testing.T, id string) {
+		v, mac, b, err := parseSession(id)
+		if err != nil {
+			return
+		}
+		if again := base64.RawURLEncoding.EncodeToString(append(bytes.Clone(mac), b...)); again != id {
+			t.Errorf("%q is also written %q", id, again)
+		}
+		for _, p := range v.S {
+			if len(p.Upload) != len(someUUID) || strings.ContainsAny(p.Upload, "/.?#%") {
+				t.Errorf("%q: session %q", id, p.Upload)
+			}
+		}
+		if again := s.seal(v); again != id {
+			if _, err := s.unseal(id); err == nil {
+				t.Errorf("%q was taken, and is not how %+v is written", id, v)
+			}
+		}
+	})
+}
+
+// All proxies that share a file have one key, also when they make it at the same moment.
+func TestKeyIsMadeOnce(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "upload.key")
+	keys := make([][]byte, 8)
+	var wg sync.WaitGroup
+	for i := range keys {
+		wg.Go(func() {
+			var err error
+			if keys[i], err = uploadKey(Config{UploadKeyFile: name}, slog.New(slog.DiscardHandler)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	for _, k := range keys {
+		if len(k) < minKey || !bytes.Equal(k, keys[0]) {
+			t.Errorf("keys %q and %q", k, keys[0])
+		}
+	}
+	if fi, err := os.Stat(name); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v, want 0600", fi.Mode(), err)
+	}
+	if left, err := filepath.Glob(name + ".*"); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+	if err := os.WriteFile(name, []byte("short\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := uploadKey(Config{UploadKeyFile: name}, slog.New(slog.DiscardHandler)); err == nil {
+		t.Error("a short key was taken")
+	}
+}
+
+func TestKeyOfTheProcess(t *testing.T) {
+	var b bytes.Buffer
+	log := slog.New(slog.NewTextHandler(&b, nil))
+	one, err := uploadKey(Config{}, log)
+	other, err2 := uploadKey(Config{}, log)
+	if errors.Join(err, err2) != nil || bytes.Equal(one, other) || !strings.Contains(b.String(), "nor after a restart") {
+		t.Errorf("%q, %q: %v, %v, log %s", one, other, err, err2, &b)
+	}
+	if k, err := uploadKey(Config{UploadKey: config.NewSecret("x")}, log); err != nil || string(k) != "x" {
+		t.Errorf("%q, %v", k, err)
+	}
+}
