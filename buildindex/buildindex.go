@@ -20,7 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"kraken/buildindex/sql"
-	"kraken/origin/backend"
+	"kraken/origin/bucket"
 	"kraken/proto/registry"
 	"kraken/proto/transport"
 )
@@ -37,7 +37,7 @@ type Index struct {
 	log     *slog.Logger
 	m       *metrics
 	db      *sql.Store
-	buckets *backend.Set
+	buckets *bucket.Set
 	origins *registry.Origins
 	health  *transport.Health
 	server  *transport.Server
@@ -65,7 +65,7 @@ func New(cfg Config, deps Deps) (_ *Index, err error) {
 	if x.origins, err = registry.NewOrigins(cfg.Origins, cfg.Replicas, hc); err != nil {
 		return nil, err
 	}
-	if x.buckets, err = backend.OpenAll(ctx, cfg.Buckets); err != nil {
+	if x.buckets, err = bucket.OpenAll(ctx, cfg.Buckets, bucket.NewMetrics(deps.Registry)); err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(filepath.Dir(cfg.Database), 0o755); err != nil {

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"regexp"
 
-	"kraken/origin/backend"
+	"kraken/origin/bucket"
 	"kraken/proto/ring"
 	"kraken/proto/transport"
 )
@@ -26,7 +26,7 @@ type Config struct {
 	// Database is the path of the SQLite file. Its folder is made when it is missing.
 	Database string `yaml:"database"`
 	// Buckets are the durable storage, as in the origins.
-	Buckets []backend.Config `yaml:"buckets"`
+	Buckets []bucket.Config `yaml:"buckets"`
 	// Repositories are policies; the first whose pattern matches a repository applies to it.
 	Repositories []Policy `yaml:"repositories"`
 }
@@ -59,8 +59,8 @@ func (c *Config) Validate() error {
 	if len(c.Origins) == 0 {
 		errs = append(errs, errors.New("origins: at least one is needed"))
 	}
-	if len(c.Buckets) == 0 {
-		errs = append(errs, errors.New("buckets: at least one is needed"))
+	if err := bucket.ValidateAll(c.Buckets); err != nil {
+		errs = append(errs, err)
 	}
 	if c.Replicas < 1 {
 		errs = append(errs, errors.New("replicas: must be at least 1"))

@@ -12,7 +12,8 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"kraken/buildindex/sql"
-	"kraken/origin/backend"
+	"kraken/origin/bucket"
+	"kraken/proto/layout"
 	"kraken/proto/registry"
 )
 
@@ -133,14 +134,14 @@ func (x *Index) publish(ctx context.Context, r registry.NameRecord) error {
 		if err := x.durable(ctx, r.Repository, []digest.Digest{r.Digest}); err != nil {
 			return err
 		}
-		return b.Put(ctx, backend.LayerLink(r.Repository, r.Digest), link(r.Digest))
+		return b.Put(ctx, layout.LayerLink(r.Repository, r.Digest), link(r.Digest))
 	case registry.NameDeleted:
 		return x.publishDeletion(ctx, b, r)
 	}
 	return fmt.Errorf("outbox has a record of kind %q, which this program does not know", r.Kind)
 }
 
-func link(d digest.Digest) *bytes.Reader { return bytes.NewReader([]byte(d.String())) }
+func link(d digest.Digest) *bytes.Reader { return bytes.NewReader(layout.Link(d)) }
 
 // tagRecord is beside a tag's link; its generation tells which of two copies of a name is newer.
 type tagRecord struct {
@@ -150,7 +151,7 @@ type tagRecord struct {
 	Time       time.Time     `json:"time"`
 }
 
-func (x *Index) publishManifest(ctx context.Context, b backend.Bucket, r registry.NameRecord) error {
+func (x *Index) publishManifest(ctx context.Context, b bucket.Bucket, r registry.NameRecord) error {
 	if ok, err := x.db.HasManifest(ctx, r.Repository, r.Digest); err != nil || !ok {
 		return err // deleted before it was written
 	}
@@ -173,27 +174,27 @@ func (x *Index) publishManifest(ctx context.Context, b backend.Bucket, r registr
 			return err
 		}
 		for _, d := range manifests {
-			if _, err := b.Stat(ctx, backend.BlobKey(d)); errors.Is(err, backend.ErrNotFound) {
+			if _, err := b.Stat(ctx, layout.BlobKey(d)); errors.Is(err, bucket.ErrNotFound) {
 				return fmt.Errorf("manifest %s: %w", d, errNotDurable)
 			} else if err != nil {
 				return err
 			}
 		}
 	}
-	if err := b.Put(ctx, backend.BlobKey(r.Digest), bytes.NewReader(r.Bytes)); err != nil {
+	if err := b.Put(ctx, layout.BlobKey(r.Digest), bytes.NewReader(r.Bytes)); err != nil {
 		return err
 	}
 	if registry.SniffMediaType(r.Bytes) != r.MediaType {
-		if err := b.Put(ctx, backend.MediaTypeKey(r.Digest), bytes.NewReader([]byte(r.MediaType))); err != nil {
+		if err := b.Put(ctx, layout.MediaTypeKey(r.Digest), bytes.NewReader([]byte(r.MediaType))); err != nil {
 			return err
 		}
 	}
 	for _, d := range p.members {
-		if err := b.Put(ctx, backend.LayerLink(r.Repository, d), link(d)); err != nil {
+		if err := b.Put(ctx, layout.LayerLink(r.Repository, d), link(d)); err != nil {
 			return err
 		}
 	}
-	if err := b.Put(ctx, backend.RevisionLink(r.Repository, r.Digest), link(r.Digest)); err != nil {
+	if err := b.Put(ctx, layout.RevisionLink(r.Repository, r.Digest), link(r.Digest)); err != nil {
 		return err
 	}
 	if r.Tag == "" {
@@ -209,16 +210,16 @@ func (x *Index) publishManifest(ctx context.Context, b backend.Bucket, r registr
 	if err != nil {
 		return err
 	}
-	if err := b.Put(ctx, backend.TagIndexLink(r.Repository, r.Tag, r.Digest), link(r.Digest)); err != nil {
+	if err := b.Put(ctx, layout.TagIndexLink(r.Repository, r.Tag, r.Digest), link(r.Digest)); err != nil {
 		return err
 	}
-	if err := b.Put(ctx, backend.TagRecordKey(r.Repository, r.Tag), bytes.NewReader(rec)); err != nil {
+	if err := b.Put(ctx, layout.TagRecordKey(r.Repository, r.Tag), bytes.NewReader(rec)); err != nil {
 		return err
 	}
-	return b.Put(ctx, backend.TagCurrentLink(r.Repository, r.Tag), link(r.Digest))
+	return b.Put(ctx, layout.TagCurrentLink(r.Repository, r.Tag), link(r.Digest))
 }
 
-func (x *Index) publishDeletion(ctx context.Context, b backend.Bucket, r registry.NameRecord) error {
+func (x *Index) publishDeletion(ctx context.Context, b bucket.Bucket, r registry.NameRecord) error {
 	switch {
 	case r.Tag != "":
 		if _, gen, err := x.db.Tag(ctx, r.Repository, r.Tag); err == nil && gen > r.Generation {
@@ -227,20 +228,20 @@ func (x *Index) publishDeletion(ctx context.Context, b backend.Bucket, r registr
 			return err
 		}
 		return errors.Join(
-			b.Delete(ctx, backend.TagCurrentLink(r.Repository, r.Tag)),
-			b.Delete(ctx, backend.TagRecordKey(r.Repository, r.Tag)))
+			b.Delete(ctx, layout.TagCurrentLink(r.Repository, r.Tag)),
+			b.Delete(ctx, layout.TagRecordKey(r.Repository, r.Tag)))
 	case r.MediaType == registry.NameLayer:
 		if _, err := x.db.Layer(ctx, r.Repository, r.Digest); err == nil {
 			return nil
 		} else if !errors.Is(err, sql.ErrNotFound) {
 			return err
 		}
-		return b.Delete(ctx, backend.LayerLink(r.Repository, r.Digest))
+		return b.Delete(ctx, layout.LayerLink(r.Repository, r.Digest))
 	}
 	if ok, err := x.db.HasManifest(ctx, r.Repository, r.Digest); err != nil || ok {
 		return err
 	}
-	return b.Delete(ctx, backend.RevisionLink(r.Repository, r.Digest))
+	return b.Delete(ctx, layout.RevisionLink(r.Repository, r.Digest))
 }
 
 // durable asks the origins, in one question each, whether blobs are in the bucket.

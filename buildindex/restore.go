@@ -14,8 +14,9 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"kraken/buildindex/sql"
-	"kraken/origin/backend"
+	"kraken/origin/bucket"
 	"kraken/proto/blob"
+	"kraken/proto/layout"
 	"kraken/proto/registry"
 )
 
@@ -80,7 +81,7 @@ func (x *Index) fill(ctx context.Context) error {
 		return errors.Join(errs...)
 	}
 	dead := tombstones(records)
-	err := x.buckets.All(func(name string, b backend.Bucket) error { return x.fromBucket(ctx, name, b, dead) })
+	err := x.buckets.All(func(name string, b bucket.Bucket) error { return x.fromBucket(ctx, name, b, dead) })
 	if err != nil {
 		return err
 	}
@@ -308,17 +309,17 @@ func (x *Index) known(ctx context.Context, r registry.NameRecord) (bool, error) 
 }
 
 // fromBucket reads every name in a bucket: first what is there, then the tags, which need the manifests.
-func (x *Index) fromBucket(ctx context.Context, name string, b backend.Bucket, dead map[string]int64) error {
+func (x *Index) fromBucket(ctx context.Context, name string, b bucket.Bucket, dead map[string]int64) error {
 	type tag struct{ repo, tag string }
 	var tags []tag
-	err := b.List(ctx, backend.RepositoriesRoot, func(o backend.Object) error {
-		kind, repo, t, d := backend.ParseKey(o.Key)
+	err := b.List(ctx, layout.RepositoriesRoot, func(o bucket.Object) error {
+		kind, repo, t, d := layout.ParseKey(o.Key)
 		switch kind {
-		case backend.KindRevision:
+		case layout.KindRevision:
 			return x.restoreManifest(ctx, b, repo, d, dead)
-		case backend.KindLayer:
+		case layout.KindLayer:
 			return x.restoreLayer(ctx, b, repo, d, dead)
-		case backend.KindTagCurrent:
+		case layout.KindTagCurrent:
 			tags = append(tags, tag{repo, t})
 		}
 		return nil
@@ -334,7 +335,7 @@ func (x *Index) fromBucket(ctx context.Context, name string, b backend.Bucket, d
 	return nil
 }
 
-func read(ctx context.Context, b backend.Bucket, key string, limit int64) ([]byte, error) {
+func read(ctx context.Context, b bucket.Bucket, key string, limit int64) ([]byte, error) {
 	r, err := b.Open(ctx, key, 0, -1)
 	if err != nil {
 		return nil, err
@@ -343,12 +344,12 @@ func read(ctx context.Context, b backend.Bucket, key string, limit int64) ([]byt
 	return io.ReadAll(io.LimitReader(r, limit))
 }
 
-func (x *Index) restoreManifest(ctx context.Context, b backend.Bucket, repo string, d digest.Digest, dead map[string]int64) error {
+func (x *Index) restoreManifest(ctx context.Context, b bucket.Bucket, repo string, d digest.Digest, dead map[string]int64) error {
 	if dead[manifestName(repo, d)] > 0 {
 		return nil
 	}
-	raw, err := read(ctx, b, backend.BlobKey(d), registry.MaxManifest+1)
-	if errors.Is(err, backend.ErrNotFound) {
+	raw, err := read(ctx, b, layout.BlobKey(d), registry.MaxManifest+1)
+	if errors.Is(err, bucket.ErrNotFound) {
 		x.log.Warn("the bucket has a link to a manifest that it lacks", "repository", repo, "digest", d)
 		return nil
 	}
@@ -360,9 +361,9 @@ func (x *Index) restoreManifest(ctx context.Context, b backend.Bucket, repo stri
 		return nil
 	}
 	mediaType := registry.SniffMediaType(raw)
-	if mt, err := read(ctx, b, backend.MediaTypeKey(d), 1<<10); err == nil {
+	if mt, err := read(ctx, b, layout.MediaTypeKey(d), 1<<10); err == nil {
 		mediaType = strings.TrimSpace(string(mt))
-	} else if !errors.Is(err, backend.ErrNotFound) {
+	} else if !errors.Is(err, bucket.ErrNotFound) {
 		return err
 	}
 	p, err := parseManifest(mediaType, raw)
@@ -377,12 +378,12 @@ func (x *Index) restoreManifest(ctx context.Context, b backend.Bucket, repo stri
 	})
 }
 
-func (x *Index) restoreLayer(ctx context.Context, b backend.Bucket, repo string, d digest.Digest, dead map[string]int64) error {
+func (x *Index) restoreLayer(ctx context.Context, b bucket.Bucket, repo string, d digest.Digest, dead map[string]int64) error {
 	if dead[layerName(repo, d)] > 0 {
 		return nil
 	}
-	o, err := b.Stat(ctx, backend.BlobKey(d))
-	if errors.Is(err, backend.ErrNotFound) {
+	o, err := b.Stat(ctx, layout.BlobKey(d))
+	if errors.Is(err, bucket.ErrNotFound) {
 		x.log.Warn("the bucket has a link to a blob that it lacks", "repository", repo, "digest", d)
 		return nil
 	}
@@ -392,18 +393,21 @@ func (x *Index) restoreLayer(ctx context.Context, b backend.Bucket, repo string,
 	return x.putLayer(ctx, repo, registry.Layer{Digest: d, Size: o.Size})
 }
 
-func (x *Index) restoreTag(ctx context.Context, b backend.Bucket, repo, tag string, dead map[string]int64) error {
+func (x *Index) restoreTag(ctx context.Context, b bucket.Bucket, repo, tag string, dead map[string]int64) error {
 	var rec tagRecord
-	raw, err := read(ctx, b, backend.TagRecordKey(repo, tag), 64<<10)
+	raw, err := read(ctx, b, layout.TagRecordKey(repo, tag), 64<<10)
 	switch {
 	case err == nil && json.Unmarshal(raw, &rec) == nil:
-	case err == nil || errors.Is(err, backend.ErrNotFound):
+	case err == nil || errors.Is(err, bucket.ErrNotFound):
 		// Written by another registry: no generation, so whatever is known elsewhere wins.
-		cur, err := read(ctx, b, backend.TagCurrentLink(repo, tag), 1<<10)
+		cur, err := read(ctx, b, layout.TagCurrentLink(repo, tag), 1<<10)
 		if err != nil {
 			return ignoreGone(err)
 		}
-		rec.Digest = digest.Digest(strings.TrimSpace(string(cur)))
+		if rec.Digest, err = layout.ParseLink(cur); err != nil {
+			x.log.Warn("the bucket has a tag that names no digest", "repository", repo, "tag", tag, "error", err)
+			return nil
+		}
 	default:
 		return err
 	}
@@ -420,7 +424,7 @@ func (x *Index) restoreTag(ctx context.Context, b backend.Bucket, repo, tag stri
 }
 
 func ignoreGone(err error) error {
-	if errors.Is(err, backend.ErrNotFound) {
+	if errors.Is(err, bucket.ErrNotFound) {
 		return nil
 	}
 	return err

@@ -19,7 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"kraken/buildindex/sql"
-	"kraken/origin/backend"
+	"kraken/origin/bucket"
 	"kraken/proto/registry"
 	"kraken/proto/ring"
 	"kraken/proto/transport"
@@ -121,7 +121,7 @@ func (r *rig) start(database string) {
 	r.Helper()
 	cfg := Config{
 		Server: transport.ServerConfig{Listen: "127.0.0.1:0"}, Database: filepath.Join(r.dir, database),
-		Buckets: []backend.Config{{Name: "b", URL: "file://" + filepath.Join(r.dir, "bucket")}},
+		Buckets: []bucket.Config{{Name: "b", URL: "file://" + filepath.Join(r.dir, "bucket")}},
 	}
 	for i, o := range r.origins {
 		cfg.Origins = append(cfg.Origins, ring.Member{ID: fmt.Sprintf("origin-%02d", i+1), URL: o.URL})

@@ -7,7 +7,7 @@ import (
 	"slices"
 	"time"
 
-	"kraken/origin/backend"
+	"kraken/origin/bucket"
 	"kraken/origin/store"
 	"kraken/origin/swarm"
 	"kraken/proto/config"
@@ -36,7 +36,7 @@ type Config struct {
 	Capacity   config.Size `yaml:"capacity"`
 	store.Keep `yaml:",inline"`
 	// Buckets are the durable storage; the first whose pattern matches a repository is its bucket.
-	Buckets []backend.Config `yaml:"buckets"`
+	Buckets []bucket.Config `yaml:"buckets"`
 	// Peer is the BitTorrent side.
 	Peer Peer `yaml:"peer"`
 	// UploadIdle is after how long without a byte an upload session is removed, default 1h.
@@ -87,8 +87,8 @@ func (c *Config) Validate() error {
 	if c.Peer.StockPeers && c.Peer.TLS != (transport.PeerTLS{}) {
 		errs = append(errs, errors.New("peer: stock_peers can't speak tls, set one of both"))
 	}
-	if len(c.Buckets) == 0 {
-		errs = append(errs, errors.New("buckets: at least one is needed"))
+	if err := bucket.ValidateAll(c.Buckets); err != nil {
+		errs = append(errs, err)
 	}
 	if _, _, err := net.SplitHostPort(c.Peer.Listen); c.Peer.Listen != "" && err != nil {
 		errs = append(errs, fmt.Errorf("peer.listen: %w", err))

@@ -3,7 +3,7 @@ package origin
 import (
 	"testing"
 
-	"kraken/origin/backend"
+	"kraken/origin/bucket"
 	"kraken/proto/ring"
 	"kraken/proto/transport"
 )
@@ -13,7 +13,7 @@ func TestCongestionControlDefault(t *testing.T) {
 	for set, want := range map[string]string{"": "auto", "system": "system", "dctcp": "dctcp"} {
 		c := Config{
 			ID: "origin-01", Dir: "/nowhere", Server: transport.ServerConfig{Listen: "127.0.0.1:0", CongestionControl: set}, Peer: Peer{Listen: "127.0.0.1:0"},
-			Origins: []ring.Member{{ID: "origin-01"}}, Buckets: []backend.Config{{Name: "b"}},
+			Origins: []ring.Member{{ID: "origin-01"}}, Buckets: []bucket.Config{{Name: "b", URL: "mem://"}},
 		}
 		if err := c.Validate(); err != nil || c.Server.CongestionControl != want {
 			t.Errorf("%q became %q, %v, want %q", set, c.Server.CongestionControl, err, want)

@@ -13,9 +13,10 @@ import (
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"kraken/origin/backend"
+	"kraken/origin/bucket"
 	"kraken/origin/store"
 	"kraken/proto/blob"
+	"kraken/proto/layout"
 	"kraken/proto/registry"
 )
 
@@ -52,7 +53,7 @@ func (o *Origin) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1
 
 // missing is 404 only when everybody who may have the blob said no.
 func (o *Origin) missing(d digest.Digest, unsure []error, bucketErr error) error {
-	if !errors.Is(bucketErr, backend.ErrNotFound) {
+	if !errors.Is(bucketErr, bucket.ErrNotFound) {
 		unsure = append(unsure, bucketErr)
 	}
 	if len(unsure) == 0 {
@@ -62,16 +63,16 @@ func (o *Origin) missing(d digest.Digest, unsure []error, bucketErr error) error
 }
 
 // inBucket finds the blob in the bucket of the repository, else in any: bytes are global.
-func (o *Origin) inBucket(ctx context.Context, repo string, d digest.Digest) (b backend.Bucket, obj backend.Object, err error) {
+func (o *Origin) inBucket(ctx context.Context, repo string, d digest.Digest) (b bucket.Bucket, obj bucket.Object, err error) {
 	name, first, ok := o.buckets.For(repo)
 	var errs []error
-	ask := func(c backend.Bucket) bool {
+	ask := func(c bucket.Bucket) bool {
 		var err error
-		if obj, err = c.Stat(ctx, backend.BlobKey(d)); err == nil {
+		if obj, err = c.Stat(ctx, layout.BlobKey(d)); err == nil {
 			b = c
 			return true
 		}
-		if !errors.Is(err, backend.ErrNotFound) {
+		if !errors.Is(err, bucket.ErrNotFound) {
 			errs = append(errs, err)
 		}
 		return false
@@ -79,7 +80,7 @@ func (o *Origin) inBucket(ctx context.Context, repo string, d digest.Digest) (b 
 	if ok && ask(first) {
 		return b, obj, nil
 	}
-	if err := o.buckets.All(func(n string, c backend.Bucket) error {
+	if err := o.buckets.All(func(n string, c bucket.Bucket) error {
 		if (!ok || n != name) && ask(c) {
 			return io.EOF // found
 		}
@@ -90,7 +91,7 @@ func (o *Origin) inBucket(ctx context.Context, repo string, d digest.Digest) (b 
 	if len(errs) > 0 {
 		return nil, obj, errors.Join(errs...)
 	}
-	return nil, obj, fmt.Errorf("blob %s: %w", d, backend.ErrNotFound)
+	return nil, obj, fmt.Errorf("blob %s: %w", d, bucket.ErrNotFound)
 }
 
 // OpenBlob reads from this disk, from another origin's, or through from the bucket while the bytes come to this disk.
@@ -183,7 +184,7 @@ func (o *Origin) readThrough(ctx context.Context, repo string, d digest.Digest) 
 	return v.(*fetch), nil
 }
 
-func (f *fetch) run(ctx context.Context, b backend.Bucket) {
+func (f *fetch) run(ctx context.Context, b bucket.Bucket) {
 	err := f.copy(ctx, b)
 	f.mu.Lock()
 	f.over, f.err = true, err
@@ -205,8 +206,8 @@ func (f *fetch) run(ctx context.Context, b backend.Bucket) {
 	f.o.committed(f.d)
 }
 
-func (f *fetch) copy(ctx context.Context, b backend.Bucket) error {
-	r, err := b.Open(ctx, backend.BlobKey(f.d), 0, -1)
+func (f *fetch) copy(ctx context.Context, b bucket.Bucket) error {
+	r, err := b.Open(ctx, layout.BlobKey(f.d), 0, -1)
 	if err != nil {
 		return err
 	}
@@ -375,7 +376,7 @@ func (o *Origin) findMetainfo(ctx context.Context, repo string, d digest.Digest)
 	if _, err := o.readThrough(ctx, repo, d); err != nil {
 		return nil, o.missing(d, unsure, err)
 	}
-	r, err := b.Open(ctx, backend.MetainfoKey(d), 0, -1)
+	r, err := b.Open(ctx, layout.MetainfoKey(d), 0, -1)
 	if err != nil {
 		return nil, &registry.RetryError{Err: fmt.Errorf("%w: metainfo of %s: %w", registry.ErrUnavailable, d, err), After: time.Second}
 	}

@@ -16,9 +16,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/singleflight"
 
-	"kraken/origin/backend"
+	"kraken/origin/bucket"
 	"kraken/origin/store"
 	"kraken/origin/swarm"
+	"kraken/proto/layout"
 	"kraken/proto/registry"
 	"kraken/proto/transport"
 )
@@ -35,7 +36,7 @@ type Origin struct {
 	log     *slog.Logger
 	m       *metrics
 	store   *store.Store
-	buckets *backend.Set
+	buckets *bucket.Set
 	swarm   *swarm.Swarm
 	origins *registry.Origins
 	health  *transport.Health
@@ -95,7 +96,7 @@ func New(cfg Config, deps Deps) (_ *Origin, err error) {
 	if o.origins, err = registry.NewOrigins(cfg.Origins, cfg.Replicas, hc); err != nil {
 		return nil, err
 	}
-	if o.buckets, err = backend.OpenAll(o.ctx, cfg.Buckets); err != nil {
+	if o.buckets, err = bucket.OpenAll(o.ctx, cfg.Buckets, bucket.NewMetrics(deps.Registry)); err != nil {
 		return nil, err
 	}
 	if o.store, err = store.Open(store.Config{Dir: cfg.Dir, Capacity: int64(cfg.Capacity), Keep: cfg.Keep, Logger: deps.Log, OnEvict: o.evicted}); err != nil {
@@ -119,8 +120,8 @@ func New(cfg Config, deps Deps) (_ *Origin, err error) {
 	for _, c := range cfg.Buckets {
 		b, _ := o.buckets.Get(c.Name)
 		o.health.AddCheck("bucket "+c.Name, false, func(ctx context.Context) error {
-			_, err := b.Stat(ctx, "docker/registry/v2/ready")
-			if errors.Is(err, backend.ErrNotFound) {
+			_, err := b.Stat(ctx, layout.ProbeKey)
+			if errors.Is(err, bucket.ErrNotFound) {
 				return nil
 			}
 			return err

@@ -10,8 +10,9 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"kraken/origin/backend"
+	"kraken/origin/bucket"
 	"kraken/origin/store"
+	"kraken/proto/layout"
 	"kraken/proto/registry"
 )
 
@@ -129,15 +130,15 @@ func (o *Origin) settleOnce(ctx context.Context, d digest.Digest, m store.Marker
 }
 
 // intoBucket writes the blob, or waits for the first owner to do so.
-func (o *Origin) intoBucket(ctx context.Context, d digest.Digest, m store.Marker, target string, b backend.Bucket) (done bool, err error) {
+func (o *Origin) intoBucket(ctx context.Context, d digest.Digest, m store.Marker, target string, b bucket.Bucket) (done bool, err error) {
 	i, err := o.store.Stat(d)
 	if err != nil {
 		return false, err
 	}
-	obj, err := b.Stat(ctx, backend.BlobKey(d))
+	obj, err := b.Stat(ctx, layout.BlobKey(d))
 	switch {
 	case err == nil && obj.Size == i.Size:
-	case err != nil && !errors.Is(err, backend.ErrNotFound):
+	case err != nil && !errors.Is(err, bucket.ErrNotFound):
 		return false, err
 	case o.leads(ctx, d) || time.Since(m.Created) > time.Duration(o.cfg.Takeover):
 		if err := o.upload(ctx, d, b); err != nil {
@@ -147,7 +148,7 @@ func (o *Origin) intoBucket(ctx context.Context, d digest.Digest, m store.Marker
 		return false, nil
 	}
 	for _, repo := range m.Repositories {
-		if err := b.Put(ctx, backend.LayerLink(repo, d), bytes.NewReader([]byte(d.String()))); err != nil {
+		if err := b.Put(ctx, layout.LayerLink(repo, d), bytes.NewReader(layout.Link(d))); err != nil {
 			return false, err
 		}
 	}
@@ -176,20 +177,20 @@ func (o *Origin) leads(ctx context.Context, d digest.Digest) bool {
 }
 
 // upload writes bytes, then metainfo.
-func (o *Origin) upload(ctx context.Context, d digest.Digest, b backend.Bucket) error {
+func (o *Origin) upload(ctx context.Context, d digest.Digest, b bucket.Bucket) error {
 	c, err := o.local(d)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	if err := b.Put(ctx, backend.BlobKey(d), c.Body); err != nil {
+	if err := b.Put(ctx, layout.BlobKey(d), c.Body); err != nil {
 		return err
 	}
 	mi, err := o.metainfo(ctx, d)
 	if err != nil {
 		return fmt.Errorf("metainfo of %s: %w", d, err)
 	}
-	return b.Put(ctx, backend.MetainfoKey(d), bytes.NewReader(mi.Marshal()))
+	return b.Put(ctx, layout.MetainfoKey(d), bytes.NewReader(mi.Marshal()))
 }
 
 // spread sees to it that every other owner has a copy: one may have been down when the blob was pushed.
@@ -269,12 +270,12 @@ func (o *Origin) durableIn(ctx context.Context, repo string, ds []digest.Digest)
 			out.Durable = append(out.Durable, d)
 			continue
 		}
-		_, err := b.Stat(ctx, backend.BlobKey(d))
+		_, err := b.Stat(ctx, layout.BlobKey(d))
 		switch {
 		case err == nil:
 			o.durable.Add(key, true)
 			out.Durable = append(out.Durable, d)
-		case errors.Is(err, backend.ErrNotFound):
+		case errors.Is(err, bucket.ErrNotFound):
 			out.Unknown = append(out.Unknown, d)
 		default:
 			return out, fmt.Errorf("%w: %w", registry.ErrUnavailable, err)

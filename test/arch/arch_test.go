@@ -25,8 +25,9 @@ var floors = [][]string{
 	{"proto/blob", "proto/ring", "proto/config"},
 	{"proto/transport"},
 	{"proto/registry", "proto/announce"},
-	{"origin/store", "origin/backend"},
-	{"origin/swarm"},
+	{"proto/layout"},
+	{"origin/store", "origin/bucket"},
+	{"origin/swarm", "origin/bucket/buckettest"},
 	{"tracker/dashboard", "buildindex/sql"},
 	{"origin", "tracker", "agent", "buildindex", "proxy"}, // roles never import each other
 	{
@@ -38,6 +39,9 @@ var floors = [][]string{
 // free packages may import anything of the project; nothing of the product imports them.
 var free = []string{"deploy", "test"}
 
+// suites are the tests that come with an interface: every implementation runs them, also one on a lower floor, and nothing else does.
+var suites = []string{"origin/bucket/buckettest"}
+
 // homes says which packages, or which of their files, may import a library. A library that no line names is refused.
 var homes = map[string][]string{
 	"github.com/anacrolix/torrent":           {"origin/swarm"},
@@ -47,9 +51,9 @@ var homes = map[string][]string{
 	"github.com/go-chi/chi/v5":               {"proto/registry", "*/http.go"},
 	"github.com/opencontainers/go-digest":    {"*"},
 	"github.com/opencontainers/image-spec":   {"proto/registry", "buildindex", "origin", "agent", "proxy"},
-	"github.com/prometheus/client_golang":    {"proto/transport", "*/metrics.go", "*/http.go", "*/cmd/*", "origin", "tracker", "agent", "buildindex", "proxy", "origin/swarm"},
-	"gocloud.dev/":                           {"origin/backend"},
-	"github.com/aws/":                        {"origin/backend"},
+	"github.com/prometheus/client_golang":    {"proto/transport", "*/metrics.go", "*/http.go", "*/cmd/*", "origin", "tracker", "agent", "buildindex", "proxy", "origin/swarm", "origin/bucket"},
+	"gocloud.dev/":                           {"origin/bucket"},
+	"github.com/aws/":                        {"origin/bucket"},
 	"modernc.org/sqlite":                     {"buildindex/sql"},
 	"github.com/pressly/goose/v3":            {"buildindex/sql"},
 	"github.com/goccy/go-yaml":               {"proto/config"},
@@ -169,7 +173,9 @@ func check(t *testing.T, file string) {
 			theirs := floorOf(own)
 			switch {
 			case isFree(pkg), own == pkg:
-			case isTest && strings.HasPrefix(own, "test/"):
+			case isTest && (strings.HasPrefix(own, "test/") || slices.Contains(suites, own)):
+			case slices.Contains(suites, own):
+				t.Errorf("%s imports %s, which is for tests", file, own)
 			case theirs < 0 || isFree(own):
 				t.Errorf("%s imports %s, which is not of the product", file, own)
 			case theirs >= mine:

@@ -28,7 +28,7 @@ import (
 	"kraken/agent"
 	"kraken/buildindex"
 	"kraken/origin"
-	"kraken/origin/backend"
+	"kraken/origin/bucket"
 	"kraken/proto/config"
 	"kraken/proto/registry"
 	"kraken/proto/ring"
@@ -139,13 +139,13 @@ func start(t *testing.T, n int, scheme string, id transport.PeerTLS) *Cluster {
 	clients := transport.ClientConfig{CA: id.CA, Cert: id.Cert, Key: id.Key}
 	stock := id == transport.PeerTLS{} // a stock client can't speak TLS
 
-	bucket := c.part("testfs", func() (Role, error) {
+	s3 := c.part("testfs", func() (Role, error) {
 		s, err := testfs.New(testfs.Config{Listen: "127.0.0.1:0", Dir: filepath.Join(c.Dir, "bucket"), Log: deps("testfs")})
 		c.Bucket = s
 		return s, err
 	})
-	bucket.Start()
-	buckets := []backend.Config{{
+	s3.Start()
+	buckets := []bucket.Config{{
 		Name: "b", URL: "s3://kraken?region=us-east-1&use_path_style=true&endpoint=http://" + c.Bucket.Addr(),
 		AccessKey: config.NewSecret("k"), SecretKey: config.NewSecret("s"),
 	}}

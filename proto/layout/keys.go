@@ -1,6 +1,10 @@
-package backend
+// Package layout is where things are in a bucket, for all who write to it or read from it. The keys are those that registries already
+// use (distribution's storage, version 2), so that an existing bucket stays readable and ours can be served by others; what Kraken
+// adds lies beside them under names that others ignore. It opens no bucket: that is origin/bucket.
+package layout
 
 import (
+	"bytes"
 	"path"
 	"strings"
 
@@ -15,6 +19,15 @@ const (
 	root             = "docker/registry/v2"
 	RepositoriesRoot = root + "/repositories/"
 )
+
+// ProbeKey is a key that nobody writes. To ask for it tells whether the bucket answers.
+const ProbeKey = root + "/ready"
+
+// Link is the content of every link: the digest that it leads to.
+func Link(d digest.Digest) []byte { return []byte(d.String()) }
+
+// ParseLink is the inverse of Link. Links that others wrote may end with a line break.
+func ParseLink(b []byte) (digest.Digest, error) { return blob.ParseDigest(string(bytes.TrimSpace(b))) }
 
 func blobDir(d digest.Digest) string {
 	h := d.Encoded()

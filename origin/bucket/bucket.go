@@ -1,0 +1,125 @@
+// Package bucket is durable storage: one small interface over buckets (a directory, S3 and what is compatible with it, memory for
+// tests). It knows no origin, no build-index, and not what keys mean: that is proto/layout. What every driver must do is the suite
+// in buckettest.
+package bucket
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"regexp"
+	"time"
+
+	"gocloud.dev/blob/memblob"
+
+	"kraken/proto/config"
+)
+
+var (
+	// ErrNotFound is the bucket's clear answer that there is no such object.
+	ErrNotFound = errors.New("not in the bucket")
+	// ErrUnavailable is everything that is no clear answer.
+	ErrUnavailable = errors.New("bucket is not reachable")
+)
+
+// Object describes what is under a key.
+type Object struct {
+	Key  string
+	Size int64
+}
+
+// Bucket keeps objects under keys, which are paths. Safe for concurrent use.
+type Bucket interface {
+	Stat(ctx context.Context, key string) (Object, error)
+	// Open reads length bytes from off on; -1 is to the end.
+	Open(ctx context.Context, key string, off, length int64) (io.ReadCloser, error)
+	// Put makes the object visible whole and durable, or not at all. It replaces an older one.
+	Put(ctx context.Context, key string, r io.Reader) error
+	// Delete removes the object; one that is not there is fine.
+	Delete(ctx context.Context, key string) error
+	// List calls fn in the order of keys, until it fails.
+	List(ctx context.Context, prefix string, fn func(Object) error) error
+}
+
+// Config names a bucket and the repositories that use it.
+type Config struct {
+	// Name is how markers on disk call the bucket: never rename one that has blobs to be written back.
+	Name string `yaml:"name"`
+	// URL is file:///absolute/folder, or s3://bucket?region=…&endpoint=http://host:port&use_path_style=true; mem:// for tests.
+	URL string `yaml:"url"`
+	// AccessKey and SecretKey are for s3; without them the usual AWS sources are asked.
+	AccessKey config.Secret `yaml:"access_key"`
+	SecretKey config.Secret `yaml:"secret_key"`
+	// Repositories is a regular expression for whole repository names, default all. The first bucket that matches is used.
+	Repositories string `yaml:"repositories"`
+}
+
+// Validate refuses what Open and OpenAll would refuse. It touches neither network nor disk.
+func (c Config) Validate() error {
+	if c.Name == "" {
+		return errors.New("buckets: each needs a name")
+	}
+	if _, err := c.pattern(); err != nil {
+		return fmt.Errorf("bucket %s: repositories: %w", c.Name, err)
+	}
+	u, err := url.Parse(c.URL)
+	if err != nil {
+		return fmt.Errorf("bucket %s: %w", c.Name, err)
+	}
+	switch u.Scheme {
+	case "mem":
+	case "file":
+		err = checkFile(u)
+	case "s3":
+		err = checkS3(u)
+	default:
+		err = fmt.Errorf("%q: want file://, s3:// or mem:// as its scheme", c.URL)
+	}
+	if err != nil {
+		return fmt.Errorf("bucket %s: %w", c.Name, err)
+	}
+	return nil
+}
+
+// pattern matches the whole names of the repositories that use the bucket.
+func (c Config) pattern() (*regexp.Regexp, error) {
+	if c.Repositories == "" {
+		return regexp.Compile("")
+	}
+	return regexp.Compile(`^(?:` + c.Repositories + `)$`)
+}
+
+// requestTimeout bounds the calls that move no body to speak of.
+const requestTimeout = 10 * time.Second
+
+// Open opens the bucket that cfg names and stacks on its driver what all drivers have in common: a call that failed at once is
+// tried again, and m measures what the caller waited for in all. A nil m measures nothing. It does not ask whether the bucket is
+// reachable.
+func Open(ctx context.Context, cfg Config, m *Metrics) (Bucket, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	d, err := driver(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("bucket %s: %w", cfg.Name, err)
+	}
+	return observe(retry(d), cfg.Name, m), nil
+}
+
+// driver opens what a valid configuration names.
+func driver(ctx context.Context, cfg Config) (Bucket, error) {
+	u, err := url.Parse(cfg.URL)
+	if err != nil {
+		return nil, err
+	}
+	switch u.Scheme {
+	case "file":
+		return openFile(cfg.Name, u)
+	case "s3":
+		return openS3(ctx, cfg, u)
+	default:
+		return &cloud{b: memblob.OpenBucket(nil), name: cfg.Name}, nil
+	}
+}

@@ -1,0 +1,94 @@
+package bucket
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"gocloud.dev/blob"
+	"gocloud.dev/gcerrors"
+)
+
+// cloud is a bucket of the gocloud library: S3 and memory as they are, a folder with more around it.
+type cloud struct {
+	b    *blob.Bucket
+	name string
+}
+
+// refused is an error that another try can't change.
+type refused struct{ error }
+
+func (r refused) Unwrap() error { return r.error }
+
+// fail says what was tried and turns the library's error into ErrNotFound or ErrUnavailable.
+func (b *cloud) fail(what, key string, err error) error {
+	switch gcerrors.Code(err) {
+	case gcerrors.NotFound:
+		return fmt.Errorf("%s %s in bucket %s: %w", what, key, b.name, ErrNotFound)
+	case gcerrors.PermissionDenied, gcerrors.InvalidArgument, gcerrors.Unimplemented, gcerrors.FailedPrecondition:
+		err = refused{err}
+	}
+	return fmt.Errorf("%s %s in bucket %s: %w: %w", what, key, b.name, ErrUnavailable, err)
+}
+
+func (b *cloud) Stat(ctx context.Context, key string) (Object, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	a, err := b.b.Attributes(ctx, key)
+	if err != nil {
+		return Object{}, b.fail("stat", key, err)
+	}
+	return Object{key, a.Size}, nil
+}
+
+func (b *cloud) Open(ctx context.Context, key string, off, length int64) (io.ReadCloser, error) {
+	r, err := b.b.NewRangeReader(ctx, key, off, length, nil)
+	if err != nil {
+		return nil, b.fail("read", key, err)
+	}
+	return r, nil
+}
+
+func (b *cloud) Put(ctx context.Context, key string, r io.Reader) error {
+	// Cancelling the context is how the library drops what was written so far.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	w, err := b.b.NewWriter(ctx, key, &blob.WriterOptions{ContentType: "application/octet-stream"})
+	if err != nil {
+		return b.fail("write", key, err)
+	}
+	if _, err := io.Copy(w, r); err != nil {
+		cancel()
+		w.Close() // reports the cancellation
+		return b.fail("write", key, err)
+	}
+	if err := w.Close(); err != nil {
+		return b.fail("write", key, err)
+	}
+	return nil
+}
+
+func (b *cloud) Delete(ctx context.Context, key string) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	if err := b.b.Delete(ctx, key); err != nil && gcerrors.Code(err) != gcerrors.NotFound {
+		return b.fail("delete", key, err)
+	}
+	return nil
+}
+
+func (b *cloud) List(ctx context.Context, prefix string, fn func(Object) error) error {
+	it := b.b.List(&blob.ListOptions{Prefix: prefix})
+	for {
+		o, err := it.Next(ctx)
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return b.fail("list", prefix, err)
+		}
+		if err := fn(Object{o.Key, o.Size}); err != nil {
+			return err
+		}
+	}
+}

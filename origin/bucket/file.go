@@ -1,0 +1,150 @@
+package bucket
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/url"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"gocloud.dev/blob/fileblob"
+)
+
+// folder is a bucket in a folder. The library's driver neither syncs what it writes nor lists in the order of keys.
+type folder struct {
+	*cloud
+	dir string
+
+	mu     sync.Mutex
+	synced map[string]bool // folders whose names are durable; nobody removes a bucket's folders while it is used
+}
+
+// maxSynced bounds the memory of a bucket's folders; what is forgotten is only synced once more.
+const maxSynced = 1 << 14
+
+func checkFile(u *url.URL) error {
+	if u.Host != "" || !filepath.IsAbs(u.Path) {
+		return fmt.Errorf("%s: want file:///absolute/folder", u)
+	}
+	return nil
+}
+
+func openFile(name string, u *url.URL) (Bucket, error) {
+	if err := os.MkdirAll(u.Path, 0o755); err != nil {
+		return nil, err
+	}
+	b, err := fileblob.OpenBucket(u.Path, &fileblob.Options{NoTempDir: true, Metadata: fileblob.MetadataDontWrite})
+	if err != nil {
+		return nil, err
+	}
+	return &folder{cloud: &cloud{b: b, name: name}, dir: u.Path}, nil
+}
+
+func (b *folder) Put(ctx context.Context, key string, r io.Reader) error {
+	if err := b.cloud.Put(ctx, key, r); err != nil {
+		return err
+	}
+	if err := b.sync(key); err != nil {
+		return b.fail("sync", key, err)
+	}
+	return nil
+}
+
+// sync makes a file and the names of all folders down to it durable: fileblob renames without a sync. A folder that was seen to be durable is
+// not synced again for its own name.
+func (b *folder) sync(key string) error {
+	p := filepath.Join(b.dir, filepath.FromSlash(key))
+	if err := syncFile(p); err != nil {
+		return err
+	}
+	var fresh []string
+	for p != b.dir {
+		p = filepath.Dir(p)
+		if err := syncFile(p); err != nil {
+			return err
+		}
+		b.mu.Lock()
+		known := b.synced[p]
+		b.mu.Unlock()
+		if known {
+			break
+		}
+		fresh = append(fresh, p)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.synced == nil || len(b.synced)+len(fresh) > maxSynced {
+		b.synced = map[string]bool{}
+	}
+	for _, p := range fresh {
+		b.synced[p] = true
+	}
+	return nil
+}
+
+func syncFile(p string) error {
+	f, err := os.Open(p)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+func (b *folder) List(ctx context.Context, prefix string, fn func(Object) error) error {
+	if _, err := os.Stat(b.dir); err != nil { // a folder that is not mounted is not an empty one
+		return b.fail("list", prefix, fmt.Errorf("%s: %w", b.dir, errUnmounted))
+	}
+	return b.walk(ctx, path.Dir(prefix+"x"), prefix, fn)
+}
+
+var errUnmounted = errors.New("the folder is not there")
+
+// walk lists a folder in the order of keys. fileblob's own listing visits a/ before a-b/, repeats keys from page to page for that, and
+// skips what it can't read.
+func (b *folder) walk(ctx context.Context, dir, prefix string, fn func(Object) error) error {
+	es, err := os.ReadDir(filepath.Join(b.dir, filepath.FromSlash(dir)))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // gone since it was seen, or nothing has this prefix
+	}
+	if err != nil {
+		return b.fail("list", dir, err)
+	}
+	keys := make([]string, len(es))
+	for i, e := range es {
+		if keys[i] = path.Join(dir, e.Name()); e.IsDir() {
+			keys[i] += "/"
+		}
+	}
+	slices.Sort(keys)
+	for _, key := range keys {
+		if err := ctx.Err(); err != nil {
+			return b.fail("list", dir, err)
+		}
+		sub, isDir := strings.CutSuffix(key, "/")
+		switch {
+		case isDir && (strings.HasPrefix(key, prefix) || strings.HasPrefix(prefix, key)):
+			if err := b.walk(ctx, sub, prefix, fn); err != nil {
+				return err
+			}
+		case !isDir && strings.HasPrefix(key, prefix):
+			fi, err := os.Stat(filepath.Join(b.dir, filepath.FromSlash(key)))
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return b.fail("list", key, err)
+			}
+			if err := fn(Object{key, fi.Size()}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

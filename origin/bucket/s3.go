@@ -1,0 +1,53 @@
+package bucket
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awsconfig "github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"gocloud.dev/blob/s3blob"
+)
+
+func checkS3(u *url.URL) error {
+	if u.Host == "" {
+		return errors.New("want s3://bucket")
+	}
+	for k := range u.Query() {
+		if k != "region" && k != "endpoint" && k != "use_path_style" {
+			return fmt.Errorf("unknown parameter %q: want region, endpoint, use_path_style", k)
+		}
+	}
+	return nil
+}
+
+// openS3 makes a client of S3, or of what is compatible with it. Calls are not repeated inside the SDK: retry does that for all drivers.
+func openS3(ctx context.Context, cfg Config, u *url.URL) (Bucket, error) {
+	q := u.Query()
+	o := []func(*awsconfig.LoadOptions) error{awsconfig.WithRegion(q.Get("region")), awsconfig.WithRetryMaxAttempts(1)}
+	if cfg.AccessKey.Value() != "" {
+		o = append(o, awsconfig.WithCredentialsProvider(credentials.NewStaticCredentialsProvider(cfg.AccessKey.Value(), cfg.SecretKey.Value(), "")))
+	}
+	ac, err := awsconfig.LoadDefaultConfig(ctx, o...)
+	if err != nil {
+		return nil, err
+	}
+	client := s3.NewFromConfig(ac, func(o *s3.Options) {
+		if e := q.Get("endpoint"); e != "" {
+			o.BaseEndpoint = aws.String(e)
+		}
+		o.UsePathStyle = q.Get("use_path_style") == "true"
+		// Not every S3 knows the checksums that the SDK adds by default.
+		o.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenRequired
+		o.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
+	})
+	b, err := s3blob.OpenBucket(ctx, client, u.Host, &s3blob.Options{RequestChecksumCalculation: aws.RequestChecksumCalculationWhenRequired})
+	if err != nil {
+		return nil, err
+	}
+	return &cloud{b: b, name: cfg.Name}, nil
+}
