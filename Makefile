@@ -7,6 +7,7 @@ ROLES := proxy origin build-index tracker agent
 AGENTS ?= 2
 RUNTIME ?= process
 STATE := .devcluster
+FUZZTIME ?= 60s
 BUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X kraken/proto/transport.version=$(VERSION)'
 TOOL := $(GO) tool -modfile=test/tools/go.mod
 
@@ -30,7 +31,7 @@ build: check-go ## build every binary, static, into bin/
 	$(BUILD) -o bin/kraken-tracker ./tracker/cmd/kraken-tracker
 	$(BUILD) -o bin/kraken-agent ./agent/cmd/kraken-agent
 	$(BUILD) -o bin/kraken-testfs ./test/testfs/cmd/kraken-testfs
-	$(BUILD) -o bin/devcluster ./deploy/devcluster
+	$(BUILD) -o bin/devcluster ./deploy/devcluster/cmd/devcluster
 
 images: build ## build an image per role with docker or buildah
 	deploy/docker/build.sh bin
@@ -84,10 +85,10 @@ lint: check-go ## gofmt, vet, staticcheck, govulncheck
 		echo "govulncheck skipped: its database can't be reached"; \
 	else echo "$$out"; exit $$code; fi
 
-fuzz: check-go ## fuzz what faces the network, 10 s each
-	@set -e; for p in $$($(GO) list ./...); do \
+fuzz: check-go ## fuzz every parser that faces the network or a disk, FUZZTIME (60s) each; what fails stays in testdata/fuzz
+	@failed=0; for p in $$($(GO) list ./...); do \
 		for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
-			echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime 10s $$p; done; done
+			echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $(FUZZFLAGS) $$p || { echo "FAILED $$p $$f"; failed=1; }; done; done; exit $$failed
 
 clean: ## remove what was built
 	rm -rf bin

@@ -1,24 +1,30 @@
-package main
+package devcluster
 
 import (
 	"bytes"
 	"embed"
 	"fmt"
 	"io"
+	"maps"
 	"os"
-	"path/filepath"
-	"strings"
 	"text/template"
+
+	"github.com/goccy/go-yaml"
 )
 
 //go:embed templates/*.yaml
 var templates embed.FS
 
 // writeConfigs writes each component's configuration, so that a developer can read and change what is running.
-func (cl *cluster) writeConfigs() error {
+func (cl *Cluster) writeConfigs() error {
 	t, err := template.ParseFS(templates, "templates/*.yaml")
 	if err != nil {
 		return err
+	}
+	if cl.MutualTLS {
+		if err := cl.writeCertificates(); err != nil {
+			return err
+		}
 	}
 	for _, c := range cl.Components {
 		if err := cl.makeStateDir(c); err != nil {
@@ -27,55 +33,87 @@ func (cl *cluster) writeConfigs() error {
 		if c.Role == "testfs" {
 			continue
 		}
-		var b bytes.Buffer
-		data := map[string]any{
-			"C": c, "ID": strings.TrimPrefix(c.Name, "kraken-"), "State": cl.stateDir(c), "Origins": cl.role("origin"),
-			"Bucket": cl.first("testfs"), "Tracker": cl.first("tracker"), "BuildIndex": cl.first("build-index"), "Proxy": cl.first("proxy"),
-		}
-		if err := t.ExecuteTemplate(&b, c.Role+".yaml", data); err != nil {
+		text, err := cl.configOf(t, c)
+		if err != nil {
 			return fmt.Errorf("configuration of %s: %w", c.Name, err)
 		}
-		if err := os.WriteFile(filepath.Join(cl.Dir, c.Name, "config.yaml"), b.Bytes(), 0o644); err != nil {
+		if err := os.WriteFile(cl.ConfigPath(c), text, 0o644); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (cl *cluster) role(role string) []*component {
-	var out []*component
-	for _, c := range cl.Components {
-		if c.Role == role {
-			out = append(out, c)
+// view is what a template sees.
+type view struct {
+	C                                    *Component
+	ID, State                            string
+	Origins                              []*Component
+	Bucket, Tracker, BuildIndex, Proxy   string // addresses
+	OriginURL, TrackerURL, BuildIndexURL string // scheme and, but for origins, address
+	MutualTLS                            bool
+	CA, Cert, Key                        string // files, with MutualTLS
+}
+
+// configOf is the template of c's role, filled, and c's own keys laid over it.
+func (cl *Cluster) configOf(t *template.Template, c *Component) ([]byte, error) {
+	v := view{
+		C: c, ID: c.ID(), State: cl.StateDir(c), Origins: cl.Role("origin"),
+		Bucket: cl.first("testfs"), Tracker: cl.first("tracker"), BuildIndex: cl.first("build-index"), Proxy: cl.first("proxy"),
+		OriginURL: cl.scheme("origin"), MutualTLS: cl.MutualTLS,
+	}
+	v.TrackerURL, v.BuildIndexURL = cl.scheme("tracker")+v.Tracker, cl.scheme("build-index")+v.BuildIndex
+	if cl.MutualTLS {
+		files := cl.Certificate(c.ID())
+		v.CA, v.Cert, v.Key = files.CA, files.Cert, files.Key
+	}
+	var b bytes.Buffer
+	if err := t.ExecuteTemplate(&b, c.Role+".yaml", v); err != nil {
+		return nil, err
+	}
+	if len(cl.config[c.Role]) == 0 && len(cl.config[c.Name]) == 0 {
+		return b.Bytes(), nil
+	}
+	var keys map[string]any
+	if err := yaml.Unmarshal(b.Bytes(), &keys); err != nil {
+		return nil, err
+	}
+	return yaml.Marshal(overlay(overlay(keys, cl.config[c.Role]), cl.config[c.Name]))
+}
+
+// overlay returns a with the keys of b: a map over a map key by key, whatever else in place of what was there.
+func overlay(a, b map[string]any) map[string]any {
+	out := maps.Clone(a)
+	if out == nil {
+		out = map[string]any{}
+	}
+	for k, v := range b {
+		under, ok1 := out[k].(map[string]any)
+		over, ok2 := v.(map[string]any)
+		if ok1 && ok2 {
+			v = overlay(under, over)
 		}
+		out[k] = v
 	}
 	return out
 }
 
-// first is the address of the first component of a role.
-func (cl *cluster) first(role string) string {
-	for _, c := range cl.role(role) {
-		return c.Addr
-	}
-	return ""
-}
-
 // args is the command line of a component.
-func (cl *cluster) args(c *component) []string {
+func (cl *Cluster) args(c *Component) []string {
 	if c.Role == "testfs" {
-		return []string{"--listen", c.Addr, "--dir", cl.stateDir(c)}
+		return []string{"--listen", c.Addr, "--dir", cl.StateDir(c)}
 	}
-	return []string{"--config", cl.configPath(c)}
+	return []string{"--config", cl.ConfigPath(c)}
 }
 
-// hints prints where the cluster is and commands to copy.
-func (cl *cluster) hints(out io.Writer) {
+// Hints prints where the cluster is and commands to copy.
+func (cl *Cluster) Hints(out io.Writer) {
 	proxy, agent := cl.first("proxy"), cl.first("agent")
 	fmt.Fprintf(out, `
 The cluster is ready.
-  push here    http://%[1]s     (proxy)
+  push here    %[6]s%[1]s     (proxy)
   pull here    http://%[2]s     (first of %[4]d agents)
-  swarms       http://%[3]s/    (tracker)
+  swarms       %[7]s%[3]s/    (tracker)
   state, logs  %[5]s/<component>/
 
 Push with docker or skopeo:
@@ -94,5 +132,5 @@ Look with curl:
   curl http://%[2]s/v2/demo/app/tags/list
 
 Stop it: make stop-devcluster
-`, proxy, agent, cl.first("tracker"), len(cl.role("agent")), cl.Dir)
+`, proxy, agent, cl.first("tracker"), len(cl.Role("agent")), cl.Dir, cl.scheme("proxy"), cl.scheme("tracker"))
 }

@@ -1,4 +1,4 @@
-package main
+package devcluster
 
 import (
 	"bytes"
@@ -28,14 +28,14 @@ func (containers) docker(ctx context.Context, args ...string) ([]byte, error) {
 	return stdout.Bytes(), nil
 }
 
-func (d containers) start(ctx context.Context, cl *cluster, c *component) (string, error) {
+func (d containers) start(ctx context.Context, cl *Cluster, c *Component) (string, error) {
 	if err := d.makeRoom(ctx, c.Name); err != nil {
 		return "", err
 	}
 	dir := cl.Dir + "/" + c.Name
 	args := []string{"run", "-d", "--name", c.Name, "--label", label + "=" + cl.Dir, "--network", "host", "--read-only",
 		"--cap-drop", "ALL", "--security-opt", "no-new-privileges",
-		"-v", dir + ":" + dir + ":ro", "-v", cl.stateDir(c) + ":" + cl.stateDir(c), "kraken-" + c.Role + ":dev"}
+		"-v", dir + ":" + dir + ":ro", "-v", cl.StateDir(c) + ":" + cl.StateDir(c), "kraken-" + c.Role + ":dev"}
 	id, err := d.docker(ctx, append(args, cl.args(c)...)...)
 	if err != nil {
 		return "", fmt.Errorf("%w (were the images built? `make images`)", err)
@@ -68,12 +68,12 @@ func (d containers) makeRoom(ctx context.Context, name string) error {
 	return err
 }
 
-func (d containers) alive(ctx context.Context, c *component) bool {
+func (d containers) alive(ctx context.Context, c *Component) bool {
 	out, err := d.docker(ctx, "inspect", "-f", "{{.State.Running}}", c.Handle)
 	return err == nil && strings.TrimSpace(string(out)) == "true"
 }
 
-func (d containers) stop(ctx context.Context, c *component, kill bool) error {
+func (d containers) stop(ctx context.Context, c *Component, kill bool) error {
 	verb := []string{"stop", "-t", "35"}
 	if kill {
 		verb = []string{"kill"}
@@ -87,7 +87,7 @@ func (d containers) stop(ctx context.Context, c *component, kill bool) error {
 	return err
 }
 
-func (d containers) logs(ctx context.Context, c *component) ([]byte, error) {
+func (d containers) logs(ctx context.Context, c *Component) ([]byte, error) {
 	var out bytes.Buffer
 	cmd := exec.CommandContext(ctx, "docker", "logs", c.Name)
 	cmd.Stdout, cmd.Stderr = &out, &out

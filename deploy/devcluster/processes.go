@@ -1,4 +1,4 @@
-package main
+package devcluster
 
 import (
 	"context"
@@ -16,12 +16,12 @@ import (
 // stopTimeout is how long a component may drain before it is killed.
 const stopTimeout = 35 * time.Second
 
-// processes runs components as children that outlive this command. A handle is "<pid>:<start time>", so that a pid that was
-// given to another program since is never signalled.
-type processes struct{}
+// processes runs components as children, which outlive this program unless bound. A handle is "<pid>:<start time>", so that a pid
+// that was given to another program since is never signalled.
+type processes struct{ bound bool }
 
-func (processes) start(_ context.Context, cl *cluster, c *component) (string, error) {
-	log, err := os.OpenFile(cl.logPath(c), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+func (p processes) start(_ context.Context, cl *Cluster, c *Component) (string, error) {
+	log, err := os.OpenFile(cl.LogPath(c), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		return "", err
 	}
@@ -29,19 +29,22 @@ func (processes) start(_ context.Context, cl *cluster, c *component) (string, er
 	cmd := exec.Command(filepath.Join(cl.Bin, "kraken-"+c.Role), cl.args(c)...)
 	cmd.Stdout, cmd.Stderr, cmd.Dir = log, log, filepath.Join(cl.Dir, c.Name)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if p.bound {
+		cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	}
 	if err := cmd.Start(); err != nil {
 		return "", err
 	}
 	pid := cmd.Process.Pid
 	// Reaped here while this command lives, so that alive sees its end; afterwards init does it.
 	go func() {
-		if err := cmd.Wait(); err != nil {
+		if err := cmd.Wait(); err != nil && !p.bound {
 			fmt.Fprintf(os.Stderr, "devcluster: %s: %v\n", c.Name, err)
 		}
 	}()
 	began, _, err := procStat(pid)
 	if err != nil {
-		return "", fmt.Errorf("it ended at once; see %s", cl.logPath(c))
+		return "", fmt.Errorf("it ended at once; see %s", cl.LogPath(c))
 	}
 	return fmt.Sprintf("%d:%s", pid, began), nil
 }
@@ -60,7 +63,7 @@ func procStat(pid int) (began, state string, err error) {
 	return f[19], f[0], nil
 }
 
-func (processes) pid(c *component) (int, bool) {
+func (processes) pid(c *Component) (int, bool) {
 	p, began, _ := strings.Cut(c.Handle, ":")
 	pid, err := strconv.Atoi(p)
 	if err != nil {
@@ -70,12 +73,12 @@ func (processes) pid(c *component) (int, bool) {
 	return pid, err == nil && now == began && state != "Z"
 }
 
-func (p processes) alive(_ context.Context, c *component) bool {
+func (p processes) alive(_ context.Context, c *Component) bool {
 	_, ok := p.pid(c)
 	return ok
 }
 
-func (p processes) stop(ctx context.Context, c *component, kill bool) error {
+func (p processes) stop(ctx context.Context, c *Component, kill bool) error {
 	pid, ok := p.pid(c)
 	if !ok {
 		return nil
