@@ -1,0 +1,53 @@
+// Package abuse attacks a cluster of real processes, as somebody would who can reach its listeners: what must not be possible is
+// not, nothing dies, and nobody takes the memory, the descriptors or the disk of the others. It is not about what a cluster does
+// for those who behave; test/cluster and test/python have that.
+//
+// A test gets a cluster of its own from start, with whatever configuration it needs, or, when it leaves everything as it was, the one
+// that all tests share from shared.
+package abuse
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+// bin is the folder of the binaries that TestMain builds.
+var bin string
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "kraken-abuse-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	bin = filepath.Join(dir, "bin")
+	if err := build(context.Background(), bin); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	common.dir = filepath.Join(dir, "shared")
+	code := m.Run()
+	if err := endCommon(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return code
+}
+
+// build makes every binary, with no flags of its own, so that what `go build ./...` and `go vet ./...` left in the cache is used.
+func build(ctx context.Context, into string) error {
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", into+"/",
+		"./proxy/cmd/...", "./origin/cmd/...", "./buildindex/cmd/...", "./tracker/cmd/...", "./agent/cmd/...", "./test/testfs/cmd/...")
+	cmd.Dir = "../.."
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the binaries: %w\n%s", err, out)
+	}
+	return nil
+}
