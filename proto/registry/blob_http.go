@@ -83,6 +83,11 @@ func blobHeaders(h http.Header, d digest.Digest) {
 func ServeContent(w http.ResponseWriter, r *http.Request, c *Content) error {
 	defer c.Close()
 	blobHeaders(w.Header(), c.Digest)
+	r, ok := withoutEmptyRanges(r, c)
+	if !ok {
+		w.Header().Set("Content-Range", fmt.Sprintf("bytes */%d", c.Size))
+		return fmt.Errorf("%w: Range %.100q asks for the last 0 bytes of %s", ErrRangeNotSatisfiable, r.Header.Get("Range"), c.Digest)
+	}
 	rw := &rangeWriter{ResponseWriter: w}
 	if _, ok := c.Body.(*os.File); ok {
 		http.ServeContent(rw, r, "", time.Time{}, c.Body)
@@ -97,6 +102,30 @@ func ServeContent(w http.ResponseWriter, r *http.Request, c *Content) error {
 		return fmt.Errorf("%w: Range %.100q of %s, which has %d bytes", ErrRangeNotSatisfiable, r.Header.Get("Range"), c.Digest, c.Size)
 	}
 	return nil
+}
+
+// withoutEmptyRanges returns r without the ranges of the last 0 bytes, "-0", which can't be satisfied (RFC 9110, 14.1.2) and which
+// http.ServeContent answers with a part that ends before it begins. It returns false, and r as it is, when no other is left.
+func withoutEmptyRanges(r *http.Request, c *Content) (*http.Request, bool) {
+	spec, ok := strings.CutPrefix(r.Header.Get("Range"), "bytes=")
+	if condition := r.Header.Get("If-Range"); !ok || (condition != "" && condition != etag(c.Digest)) {
+		return r, true // not looked at
+	}
+	all := strings.Split(spec, ",")
+	kept := slices.DeleteFunc(slices.Clone(all), func(one string) bool {
+		n, suffix := strings.CutPrefix(strings.TrimSpace(one), "-")
+		n = strings.TrimSpace(n)
+		return suffix && n != "" && strings.Trim(n, "0") == ""
+	})
+	switch len(kept) {
+	case len(all):
+		return r, true
+	case 0:
+		return r, false
+	}
+	r = r.Clone(r.Context())
+	r.Header.Set("Range", "bytes="+strings.Join(kept, ","))
+	return r, true
 }
 
 // rangeWriter holds back the 416 of http.ServeContent, which is plain text; its header Content-Range stays.

@@ -68,7 +68,8 @@ var errPath = &Error{"NOT_FOUND", http.StatusNotFound, "not found"}
 
 func (s Server) serve(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
-	err := s.dispatch(w, r)
+	body := markBody(r)
+	err := body.blame(s.dispatch(w, r))
 	if err == nil {
 		return
 	}
