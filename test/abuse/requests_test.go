@@ -140,14 +140,15 @@ func pull(t *testing.T, hc *http.Client, base, repository, tag string) (manifest
 	return a.body, layers
 }
 
-// raw opens a connection, over TLS unless cfg is nil, sends these bytes, and reads until the other side closes or nothing came for
-// patience. It returns what was read, at most 1 MiB, and whether the other side closed. That it closes while it is being sent to is
-// no error: what it answered before is returned as far as it arrived.
-func raw(t *testing.T, addr string, cfg *tls.Config, patience time.Duration, send ...[]byte) (got []byte, closed bool) {
+// raw opens a connection, over TLS unless cfg is nil, sends these bytes, shuts its sending half if it is to, and reads until the other
+// side closes or nothing came for patience. It returns what was read, at most 1 MiB, and whether the other side closed. That it
+// closes while it is being sent to is no error: what it answered before is returned as far as it arrived.
+func raw(t *testing.T, addr string, cfg *tls.Config, patience time.Duration, shut bool, send ...[]byte) (got []byte, closed bool) {
 	t.Helper()
 	conn, err := net.DialTimeout("tcp", addr, 5*time.Second)
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
+		return nil, false
 	}
 	defer conn.Close()
 	if cfg != nil {
@@ -175,6 +176,9 @@ func raw(t *testing.T, addr string, cfg *tls.Config, patience time.Duration, sen
 		if _, err := conn.Write(b); err != nil {
 			break // closed, or not read: what matters is what the other side says
 		}
+	}
+	if half, ok := conn.(interface{ CloseWrite() error }); ok && shut {
+		half.CloseWrite() // a connection that is closed by now has nothing to shut
 	}
 	<-read
 	return got, closed
