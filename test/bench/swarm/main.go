@@ -42,6 +42,7 @@ var sections = []section{
 	{"shaped-8", "8 agents", shaped(8, 25, true)},
 	{"shaped-16", "16 agents", shaped(16, 25, true)},
 	{"shaped-32", "32 agents on links of 10 Mbit/s", shaped(32, 10, true)},
+	{"shaped-24-slow", "24 agents on links of 2 Mbit/s", slowShaped(24, 2)},
 	{"untold-4", "4 agents that are not told the rate", shaped(4, 25, false)},
 	{"untold-8", "8 agents that are not told the rate", shaped(8, 25, false)},
 	{"untold-16", "16 agents that are not told the rate", shaped(16, 25, false)},
@@ -88,7 +89,7 @@ func run(ctx context.Context) error {
 	flag.Parse()
 	if *list {
 		for _, s := range sections {
-			fmt.Printf("%-12s %s\n", s.name, s.what)
+			fmt.Printf("%-14s %s\n", s.name, s.what)
 		}
 		return nil
 	}

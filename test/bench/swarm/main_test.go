@@ -17,7 +17,7 @@ func TestChoose(t *testing.T) {
 	}{
 		{".", nil, len(sections)},
 		{"shaped-4", nil, 1},
-		{"shaped", nil, 4},
+		{"shaped", nil, 5},
 		{"small|tracker", nil, 2},
 		{"nosuch", nil, 0},
 		{"(", nil, 0},

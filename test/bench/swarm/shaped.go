@@ -115,6 +115,42 @@ func valid(r report.Row, busy float64) report.Row {
 	return r
 }
 
+// slowLimit bounds a measurement on slow links, as a ratio to its bound: a crowd that keeps itself from the pieces may
+// never end.
+const slowLimit = 4
+
+// slowShaped is n agents that want a small blob through links on which a piece takes half a second, so that the first
+// pieces take many seconds to reach all. It is not compared with an HTTP server, which would take hours.
+func slowShaped(n, mbit int) func(*bench, context.Context) error {
+	return func(b *bench, ctx context.Context) (err error) {
+		const size = 16 * mib
+		c, err := b.newCluster(ctx, options{agents: n, shaped: true, mbit: mbit})
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, c.close()) }()
+		limit := bound(size, mbit, n)
+		var median, last, copies, busy []float64
+		for range b.repeat {
+			rctx, cancel := context.WithTimeoutCause(ctx, time.Duration(slowLimit*limit*float64(time.Second)), fmt.Errorf("not within %d times the bound", slowLimit))
+			r, err := c.flash(rctx, mbit, size)
+			cancel()
+			if err != nil {
+				return err
+			}
+			median, last = append(median, r.median()/limit), append(last, r.last()/limit)
+			copies, busy = append(copies, r.copies), append(busy, r.busy)
+			if err := b.draw(fmt.Sprintf("slow-%d", n), r.s, c.net, size); err != nil {
+				return err
+			}
+		}
+		params := map[string]any{"agents": n, "mbit": mbit, "mib": size / mib}
+		b.add(valid(report.AtMost("slow links, last agent", params, report.Median(last), "x bound", 1.5,
+			map[string]any{"median": report.Median(median), "origin_copies": report.Median(copies), "bound_s": limit}), slices.Max(busy)))
+		return nil
+	}
+}
+
 func shaped(n, mbit int, told bool) func(*bench, context.Context) error {
 	return func(b *bench, ctx context.Context) (err error) {
 		const size = 64 * mib
