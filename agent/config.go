@@ -72,8 +72,9 @@ type Peer struct {
 	// AnnounceFor is how long after its last use (pulled, read here, or asked for by a peer) a blob is announced to the tracker, default 1h.
 	// Older ones stay in the cache, and others get them from the origins first.
 	AnnounceFor config.Duration `yaml:"announce_for"`
-	// StallTimeout is how long a pull may go without a new piece before it is read from the origins without waiting for leases, and
-	// how long one origin may go without sending before the next is asked, for pieces as for whole blobs over HTTP, default 2s.
+	// StallTimeout is how long a pull may go without a new piece before it is read without leases from origins that
+	// can't be asked for one, and how long one origin may go without sending before the next is asked, for pieces
+	// as for whole blobs over HTTP, default 2s.
 	StallTimeout config.Duration `yaml:"stall_timeout"`
 }
 

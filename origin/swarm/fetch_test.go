@@ -6,7 +6,9 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"kraken/proto/blob"
@@ -23,7 +25,9 @@ type leaseServer struct {
 	order   []int         // in which pieces were leased first
 	sent    int64
 	ranges  int
-	refuse  bool           // no leases any more
+	refuse  bool  // no leases any more
+	answer  error // the answer to every request for a lease, if later is set; nil: "later"
+	later   bool
 	corrupt map[int64]bool // offsets of ranges that are answered wrong
 	hang    bool           // bodies never come
 	asked   func(m *blob.Metainfo, r LeaseRequest)
@@ -41,6 +45,9 @@ func (l *leaseServer) Lease(_ context.Context, m *blob.Metainfo, r LeaseRequest)
 	}
 	if l.refuse {
 		return nil, 0, errors.New("no leases today")
+	}
+	if l.later {
+		return nil, 10 * time.Millisecond, l.answer
 	}
 	if l.leased == nil {
 		l.leased, l.last = make([]int, m.NumPieces()), make([]time.Time, m.NumPieces())
@@ -230,6 +237,119 @@ func TestDeadLeasesAreRescued(t *testing.T) {
 	n.has(b)
 	if st.BytesFromOrigins != m.Size {
 		t.Errorf("stats %+v, want all from the origin", st)
+	}
+}
+
+// An origin that answers "later" is not stalled, however long nothing comes: in a crowd the first pieces take long to
+// reach all, and reads without leases would keep the origin from sending them.
+func TestOriginThatSaysLaterIsNotStalled(t *testing.T) {
+	b := randomBytes(20, 4<<20)
+	m := metainfoOf(t, b)
+	origin := newLeaseServer(b)
+	origin.later = true
+	asked, stalled := make(chan struct{}, 1000), make(chan struct{}, 1000)
+	origin.asked = func(_ *blob.Metainfo, r LeaseRequest) {
+		asked <- struct{}{}
+		if r.Stalled {
+			stalled <- struct{}{}
+		}
+	}
+	n := newNode(t, func(c *Config) { c.StallTimeout = 50 * time.Millisecond })
+	d := n.fetch(m, []Source{origin})
+	for range 20 {
+		<-asked
+	}
+	if origin.bytesSent() > 0 {
+		t.Errorf("%d bytes were read without a lease from an origin that said to ask later", origin.bytesSent())
+	}
+	<-stalled // the origin is told, and may lease what it has sent lately
+	origin.mu.Lock()
+	origin.later, origin.asked = false, nil
+	origin.mu.Unlock()
+	d.finish()
+	n.has(b)
+}
+
+// An origin that holds leases back is read from without them after a few answers.
+func TestOriginThatHoldsLeasesBack(t *testing.T) {
+	b := randomBytes(21, 2<<20)
+	m := metainfoOf(t, b)
+	origin := newLeaseServer(b)
+	origin.later, origin.answer = true, ErrHeldBack
+	var asked atomic.Int32
+	origin.asked = func(*blob.Metainfo, LeaseRequest) { asked.Add(1) }
+	n := newNode(t, func(c *Config) { c.StallTimeout = time.Minute })
+	n.fetch(m, []Source{origin}).finish()
+	n.has(b)
+	if asked.Load() < maxHeldBack {
+		t.Errorf("read without a lease after %d answers, want %d", asked.Load(), maxHeldBack)
+	}
+}
+
+// What is read without a lease is any missing piece and its neighbours.
+func TestSomeMissing(t *testing.T) {
+	have := blob.NewBitmap(100)
+	for i := 40; i < 60; i++ {
+		have.Set(i)
+	}
+	v := view{have: have, missing: 80}
+	first := map[int]bool{}
+	for range 50 {
+		got := v.someMissing(4)
+		if len(got) == 0 || len(got) > 4 || have.Has(got[0]) {
+			t.Fatalf("%v are to be read", got)
+		}
+		for k, i := range got {
+			if i != got[0]+k || have.Has(i) {
+				t.Fatalf("%v are no missing neighbours", got)
+			}
+		}
+		first[got[0]] = true
+	}
+	if len(first) < 10 {
+		t.Errorf("50 agents would read only %v", first)
+	}
+}
+
+// A read that gets little is cut off after the stall timeout, unless others fill the link: then a little is its share.
+func TestWatch(t *testing.T) {
+	const stall = 2 * time.Second
+	for name, tc := range map[string]struct {
+		rate    int64 // of the whole fetch, bytes a second
+		trickle bool
+		want    time.Duration
+	}{
+		"silent":                      {0, false, stall},
+		"silent beside busy peers":    {1 << 20, false, stall},
+		"slow, nothing else comes":    {0, true, stall},
+		"slow, beside busy peers":     {1 << 20, true, (overdueStalls + 1) * stall},
+		"slow, beside little traffic": {minProgress / 4, true, stall},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := &Fetch{s: &Swarm{cfg: Config{StallTimeout: stall}}}
+				f.whole.Store(tc.rate)
+				cut := make(chan struct{})
+				began := time.Now()
+				w := f.watch(func() { close(cut) })
+				from := w.count(bytes.NewReader(make([]byte, 1<<20)))
+				for b := make([]byte, 1); ; {
+					if tc.trickle {
+						if _, err := from.Read(b); err != nil {
+							t.Fatal(err)
+						}
+					}
+					select {
+					case <-cut:
+						if took := time.Since(began); took != tc.want {
+							t.Errorf("cut off after %s, want %s", took, tc.want)
+						}
+						return
+					case <-time.After(stall/3 + time.Millisecond):
+					}
+				}
+			})
+		})
 	}
 }
 

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/anacrolix/torrent"
@@ -22,14 +24,29 @@ type LeaseRequest struct {
 	Max  int         // at most so many
 	// Alone: no other peer is known, so that what was sent to others lately is not to be had from them.
 	Alone bool
+	// Stalled: nothing has come from anywhere for StallTimeout. A piece that was sent to others lately will do,
+	// whichever it is.
+	Stalled bool
 }
+
+// Why a Source leases nothing although it answers.
+var (
+	// ErrHeldBack: this node, or others behind its address, hold leases that they do not fetch. It may read without
+	// a lease.
+	ErrHeldBack = errors.New("too much is leased and not fetched")
+	// ErrNotLeased: the Source does not lease this blob at all, and serves ranges of it as far as it has them: from
+	// its begin on.
+	ErrNotLeased = errors.New("the blob is not leased here")
+)
 
 // Source leases pieces that few others have, and serves them; an origin over HTTP. Both calls may be made concurrently.
 type Source interface {
 	Name() string
-	// Lease answers pieces to read now, and when to ask again if there were fewer than asked for.
+	// Lease answers pieces to read now, and when to ask again if there were fewer than asked for. No piece and no
+	// error is "later", which is an answer, as ErrHeldBack and ErrNotLeased are; any other error says that the
+	// Source could not be asked.
 	Lease(ctx context.Context, m *blob.Metainfo, r LeaseRequest) (pieces []int, retryAfter time.Duration, err error)
-	// ReadRange reads n bytes at off. It is also used without a lease, when nothing else delivers.
+	// ReadRange reads n bytes at off. It is also used without a lease, where none is to be had.
 	ReadRange(ctx context.Context, m *blob.Metainfo, off, n int64) (io.ReadCloser, error)
 }
 
@@ -48,8 +65,13 @@ const (
 	maxLease  = 256 // pieces; the protocol's limit
 	// horizon is for how long peers are trusted to deliver at their rate; new peers are trusted without one for grace.
 	horizon, grace = 2 * time.Second, time.Second
-	// minProgress is what a source must send within StallTimeout.
+	// minProgress is what a source must send within StallTimeout, or anything at all while the fetch as a whole
+	// gets so much: then the link is busy, and the source has a share of it.
 	minProgress = 32 << 10
+	// turnWait is for how long a source may leave a request for a lease waiting for its turn.
+	turnWait = time.Second
+	// After so many answers of ErrHeldBack in a row pieces are read without leases.
+	maxHeldBack = 4
 	// A source that has sent so many wrong pieces is not used any more.
 	maxWrong = 3
 )
@@ -65,20 +87,22 @@ func (f *Fetch) AddSource(src Source) {
 		return
 	}
 	f.sources = append(f.sources, src)
-	w := &worker{f: f, src: src, size: leaseFirst, began: time.Now(), idle: workersPerSource - 1}
+	w := &worker{f: f, src: src, size: leaseFirst, began: time.Now(), answered: time.Now(), idle: workersPerSource - 1}
 	f.wg.Go(w.run)
 }
 
 // worker leases pieces from one source and reads them, batch after batch.
 type worker struct {
-	f     *Fetch
-	src   Source
-	size  int64 // of the next lease, in bytes
-	fails int
-	wrong int
-	began time.Time
-	idle  int  // workers of this source that have not begun
-	in    bool // has one of the source's slots
+	f        *Fetch
+	src      Source
+	size     int64 // of the next lease, in bytes
+	fails    int
+	wrong    int
+	began    time.Time
+	answered time.Time // when the source last answered a request for a lease, be it with "later"
+	heldBack int       // answers of ErrHeldBack in a row
+	idle     int       // workers of this source that have not begun
+	in       bool      // has one of the source's slots
 }
 
 func (w *worker) run() {
@@ -116,7 +140,7 @@ func (w *worker) run() {
 		w.fails = 0
 		w.resize(n, time.Since(began))
 		for ; w.idle > 0 && (!f.readerWaits() || time.Since(w.began) > headStart); w.idle-- {
-			another := &worker{f: f, src: w.src, size: w.size}
+			another := &worker{f: f, src: w.src, size: w.size, answered: time.Now()}
 			f.wg.Go(another.run)
 		}
 		if wait > 0 && !w.pause(wait) {
@@ -125,31 +149,44 @@ func (w *worker) run() {
 	}
 }
 
-// next decides what to read now: leased pieces, or, when nothing has come for a while, whatever is missing.
+// next decides what to read now: leased pieces, or, where the source can't be asked for a lease or holds leases back,
+// missing ones without. A source that answers "later" is not stalled, however long nothing comes: in a large crowd on
+// slow links the first pieces take many seconds to reach all, and agents that read what they like meanwhile keep the
+// origin from sending what nobody has yet.
 func (w *worker) next() (pieces []int, wait time.Duration) {
-	f := w.f
-	stalled := f.idle() >= f.s.cfg.StallTimeout
-	v := f.board.look(f.windowPieces(), f.trust(), f.s.cfg.StallTimeout)
+	f, stall := w.f, w.f.s.cfg.StallTimeout
+	v := f.board.look(f.windowPieces(), f.trust(), stall)
 	if v.missing == 0 {
 		return nil, tick / 2
 	}
 	n := int(min(max(w.size/f.m.PieceLength(), 1), maxLease))
-	ctx, cancel := context.WithTimeout(f.ctx, f.s.cfg.StallTimeout)
+	ctx, cancel := context.WithTimeout(f.ctx, stall+turnWait)
 	defer cancel()
-	pieces, wait, err := w.src.Lease(ctx, f.m, LeaseRequest{Have: v.have, Want: v.want, Max: n, Alone: f.alone()})
-	if err == nil && len(pieces) > 0 {
-		return pieces, wait
-	}
+	pieces, wait, err := w.src.Lease(ctx, f.m, LeaseRequest{Have: v.have, Want: v.want, Max: n, Alone: f.alone(), Stalled: f.idle() >= stall})
 	if err != nil && f.ctx.Err() == nil {
 		f.s.log.Debug("no lease", "origin", w.src.Name(), "digest", f.m.Digest, "error", err)
 	}
-	if stalled {
-		return v.missingPieces(n), 0
+	silent := time.Since(w.answered)
+	heldBack := errors.Is(err, ErrHeldBack)
+	if err == nil || heldBack || errors.Is(err, ErrNotLeased) {
+		w.answered = time.Now()
 	}
-	if err != nil {
-		return nil, w.backoff()
+	if w.heldBack++; !heldBack {
+		w.heldBack = 0
 	}
-	return nil, max(wait, tick/2)
+	switch {
+	case err == nil && len(pieces) > 0:
+		return pieces, wait
+	case err == nil, heldBack && w.heldBack < maxHeldBack:
+		return nil, max(wait, tick/2)
+	case heldBack:
+		return v.someMissing(n), 0
+	case f.idle() >= stall && errors.Is(err, ErrNotLeased):
+		return v.firstMissing(n), 0
+	case f.idle() >= stall && silent >= stall:
+		return v.someMissing(n), 0
+	}
+	return nil, w.backoff()
 }
 
 // alone says that no peer but origins is known.
@@ -176,12 +213,31 @@ func (f *Fetch) trust() int64 {
 	return int64(float64(f.rate.Load()) * horizon.Seconds())
 }
 
-// missingPieces lists the n most urgent pieces that are not in have.
-func (v view) missingPieces(n int) []int {
+// firstMissing lists the n most urgent pieces that are not in have.
+func (v view) firstMissing(n int) []int {
 	out := v.want[:min(n, len(v.want))]
 	for i := 0; i < v.have.Len() && len(out) < n; i++ {
 		if !v.have.Has(i) && !slices.Contains(v.want, i) {
 			out = append(out, i)
+		}
+	}
+	return out
+}
+
+// someMissing lists up to n neighbouring pieces that are not in have, from any on: if all agents of a crowd read the
+// same pieces they would have nothing to trade.
+func (v view) someMissing(n int) (out []int) {
+	skip := rand.IntN(v.missing)
+	for i := range v.have.Len() {
+		switch {
+		case !v.have.Has(i) && skip > 0:
+			skip--
+		case !v.have.Has(i):
+			if out = append(out, i); len(out) == n {
+				return out
+			}
+		case len(out) > 0:
+			return out
 		}
 	}
 	return out
@@ -273,6 +329,49 @@ func (w *worker) readAll(claimed []int) (n int64, err error) {
 	return n, nil
 }
 
+// watch calls slow when a read gets less than minProgress within StallTimeout.
+type watch struct {
+	*time.Timer
+	stall time.Duration
+	got   atomic.Int64 // bytes since the timer was set
+	times atomic.Int32 // in a row that the read was let off
+}
+
+// watch begins one for a read of this fetch. A read that gets little while the fetch as a whole gets enough has a small
+// share of a busy link, and is let off as long as anything comes, at most overdueStalls times.
+func (f *Fetch) watch(slow func()) *watch {
+	w := &watch{stall: f.s.cfg.StallTimeout}
+	w.Timer = time.AfterFunc(time.Hour, func() {
+		busy := float64(f.whole.Load())*w.stall.Seconds() >= minProgress
+		if w.got.Swap(0) > 0 && busy && w.times.Add(1) <= overdueStalls {
+			w.Timer.Reset(w.stall)
+			return
+		}
+		slow()
+	})
+	w.Timer.Reset(w.stall)
+	return w
+}
+
+func (w *watch) reset() {
+	w.got.Store(0)
+	w.times.Store(0)
+	w.Timer.Reset(w.stall)
+}
+
+// count returns r, counting what is read.
+func (w *watch) count(r io.Reader) io.Reader {
+	return readerFunc(func(p []byte) (int, error) {
+		n, err := r.Read(p)
+		w.got.Add(int64(n))
+		return n, err
+	})
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
 // readRun streams neighbouring pieces into the store and checks each on the way.
 func (w *worker) readRun(run []int) (n int64, err error) {
 	f, m := w.f, w.f.m
@@ -283,7 +382,7 @@ func (w *worker) readRun(run []int) (n int64, err error) {
 	ctx, cancel := context.WithCancelCause(f.ctx)
 	defer cancel(nil)
 	slow := fmt.Errorf("sent less than %d bytes in %s", minProgress, f.s.cfg.StallTimeout)
-	watch := time.AfterFunc(f.s.cfg.StallTimeout, func() { cancel(slow) })
+	watch := f.watch(func() { cancel(slow) })
 	defer watch.Stop()
 
 	body, err := w.src.ReadRange(ctx, m, off, length)
@@ -291,6 +390,7 @@ func (w *worker) readRun(run []int) (n int64, err error) {
 		return 0, errors.Join(err, context.Cause(ctx))
 	}
 	defer body.Close()
+	from := watch.count(body)
 	// A body need not know the context: closing it ends a read that hangs.
 	stop := context.AfterFunc(ctx, func() { body.Close() })
 	defer stop()
@@ -301,7 +401,7 @@ func (w *worker) readRun(run []int) (n int64, err error) {
 	for _, i := range run {
 		h := sha1.New()
 		for left := m.PieceSize(i); left > 0; {
-			k, err := io.ReadAtLeast(body, (*buf)[:min(left, int64(len(*buf)))], int(min(left, minProgress)))
+			k, err := io.ReadAtLeast(from, (*buf)[:min(left, int64(len(*buf)))], int(min(left, minProgress)))
 			if err != nil {
 				return n, fmt.Errorf("read piece %d: %w", i, errors.Join(err, context.Cause(ctx)))
 			}
@@ -313,7 +413,7 @@ func (w *worker) readRun(run []int) (n int64, err error) {
 			off, left, since = off+int64(k), left-int64(k), since+int64(k)
 			if since >= minProgress {
 				since = 0
-				watch.Reset(f.s.cfg.StallTimeout)
+				watch.reset()
 			}
 		}
 		if [sha1.Size]byte(h.Sum(nil)) != m.PieceHash(i) {
