@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -29,17 +30,28 @@ func (l *lease) Name() string { return l.origin.ID }
 // Lease asks the origin which pieces to fetch from it now.
 func (l *lease) Lease(ctx context.Context, m *blob.Metainfo, r swarm.LeaseRequest) ([]int, time.Duration, error) {
 	resp, err := l.origin.Lease(ctx, l.repo, m.Digest, registry.LeaseRequest{
-		Peer: hex.EncodeToString(l.peer[:]), Have: r.Have.Bytes(), Want: r.Want, Max: r.Max, Alone: r.Alone,
+		Peer: hex.EncodeToString(l.peer[:]), Have: r.Have.Bytes(), Want: r.Want, Max: r.Max, Alone: r.Alone, Stalled: r.Stalled,
 	})
-	if err != nil {
-		return nil, 0, fmt.Errorf("lease pieces of %s from %s: %w", m.Digest, l.origin.ID, err)
+	var later *registry.RetryError
+	switch {
+	case err == nil && resp.HeldBack:
+		return nil, resp.RetryAfter, fmt.Errorf("lease pieces of %s from %s: %w", m.Digest, l.origin.ID, swarm.ErrHeldBack)
+	case err == nil:
+		return resp.Pieces, resp.RetryAfter, nil
+	case errors.Is(err, registry.ErrTooManyRequests):
+		if errors.As(err, &later) {
+			return nil, later.After, nil
+		}
+		return nil, time.Second, nil
+	case errors.Is(err, registry.ErrBlobUnknown):
+		err = fmt.Errorf("%w: %w", swarm.ErrNotLeased, err)
 	}
-	return resp.Pieces, resp.RetryAfter, nil
+	return nil, 0, fmt.Errorf("lease pieces of %s from %s: %w", m.Digest, l.origin.ID, err)
 }
 
 // ReadRange reads n bytes at off.
 func (l *lease) ReadRange(ctx context.Context, m *blob.Metainfo, off, n int64) (io.ReadCloser, error) {
-	c, err := l.origin.OpenBlob(ctx, l.repo, m.Digest, registry.Range{Offset: off, Length: n})
+	c, err := l.origin.OpenBlob(registry.WithPeer(ctx, hex.EncodeToString(l.peer[:])), l.repo, m.Digest, registry.Range{Offset: off, Length: n})
 	if err != nil {
 		return nil, fmt.Errorf("read %d bytes at %d of %s from %s: %w", n, off, m.Digest, l.origin.ID, err)
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -22,7 +23,7 @@ import (
 
 func (o *Origin) handler(reg *prometheus.Registry) http.Handler {
 	r := chi.NewRouter()
-	r.Use(transport.Middleware("origin", o.log, reg))
+	r.Use(transport.Middleware("origin", o.log, reg), withAsker)
 	r.Get("/health", o.health.Health)
 	r.Get("/readiness", o.health.Readiness)
 	r.MethodNotAllowed(registry.UnknownMethod)
@@ -50,12 +51,17 @@ func (c counting) OpenBlob(ctx context.Context, repo string, d digest.Digest, hi
 	content, err := c.Origin.OpenBlob(ctx, repo, d, hint)
 	if err == nil {
 		if n := c.leases.sending(d, hint, content.Size); n > 0 {
+			who, _ := ctx.Value(askerKey{}).(asker)
+			pl := blob.PieceLength(content.Size)
+			read := c.budgets.reading(who, d, int(hint.Offset/pl), int((hint.Offset+n-1)/pl))
 			sent, closed := c.turns.fetch(n), content.Close
 			content.Close = func() error {
 				limit, stop := context.WithTimeout(ctx, leaseFor)
 				transport.AwaitSent(limit, turnLimit)
 				stop()
 				sent()
+				at, err := content.Body.Seek(0, io.SeekCurrent)
+				read(err == nil && at >= hint.Offset+n)
 				return closed()
 			}
 		}
@@ -173,33 +179,52 @@ func (o *Origin) leaseRoute(w http.ResponseWriter, r *http.Request, d digest.Dig
 	if err != nil {
 		return fmt.Errorf("%w: have: %w", errBody, err)
 	}
-	if len(q.Peer) > 2*len(blob.InfoHash{}) {
+	if len(q.Peer) > maxPeer {
 		return fmt.Errorf("%w: peer %.50q: want 40 hex digits", errBody, q.Peer)
 	}
 	if q.Max < 1 || q.Max > registry.MaxLeasePieces || len(q.Want) > 10*registry.MaxLeasePieces {
 		return fmt.Errorf("%w: max is %d, want names %d pieces", errBody, q.Max, len(q.Want))
 	}
-	if !o.leases.enter(m) {
-		return &registry.RetryError{Err: fmt.Errorf("%w: %s is leased to many agents now", registry.ErrTooManyRequests, d), After: time.Second}
+	out, err := o.lease(r.Context(), m, have, asker{sourceOf(r), q.Peer}, q)
+	if err != nil {
+		return err
 	}
-	defer o.leases.leave(d)
-	ring := o.origins.Ring()
-	replica := 0
-	for i, id := range ring.Owners(d) {
-		if id == o.cfg.ID {
-			replica = i
-		}
-	}
-	turn := o.turns.take(r.Context(), q.Peer, m.PieceLength(), q.Max)
-	if turn == 0 {
-		return ignoreWrite(answer(w, http.StatusOK, registry.LeaseResponse{RetryAfter: soon}))
-	}
-	q.Max = turn
-	out := o.leases.hand(m, have, q, replica, ring.Replicas())
-	o.turns.unused(q.Peer, int64(turn-len(out.Pieces))*m.PieceLength())
 	o.m.leased.Add(float64(len(out.Pieces)))
 	return ignoreWrite(answer(w, http.StatusOK, out))
 }
+
+// lease hands out pieces when the turn of who asks has come, as far as its budget allows.
+func (o *Origin) lease(ctx context.Context, m *blob.Metainfo, have blob.Bitmap, who asker, q registry.LeaseRequest) (registry.LeaseResponse, error) {
+	most, doubtful, refused, leave := o.budgets.enter(who, q.Max)
+	if most == 0 {
+		return registry.LeaseResponse{RetryAfter: budgetRetryAfter, HeldBack: refused}, nil
+	}
+	defer leave()
+	if !o.leases.enter(m) {
+		return registry.LeaseResponse{}, &registry.RetryError{Err: fmt.Errorf("%w: %s is leased to many agents now", registry.ErrTooManyRequests, m.Digest), After: time.Second}
+	}
+	defer o.leases.leave(m.Digest)
+	take := o.turns.take
+	if doubtful {
+		take = o.turns.takeLast
+	}
+	if q.Max = take(ctx, who.share(), m.PieceLength(), most); q.Max == 0 {
+		return registry.LeaseResponse{RetryAfter: soon}, nil
+	}
+	ring := o.origins.Ring()
+	replica := max(0, slices.Index(ring.Owners(m.Digest), o.cfg.ID))
+	hand := o.leases.hand
+	if doubtful {
+		hand = o.leases.handAside
+	}
+	out := hand(m, have, q, replica, ring.Replicas())
+	o.turns.unused(who.share(), int64(q.Max-len(out.Pieces))*m.PieceLength())
+	o.budgets.lend(who, m.Digest, out.Pieces)
+	return out, nil
+}
+
+// budgetRetryAfter is the RetryAfter of an answer to who has leased as much as it may.
+const budgetRetryAfter = 100 * time.Millisecond
 
 func (o *Origin) durableRoute(w http.ResponseWriter, r *http.Request, x registry.ExtensionPath) error {
 	if r.Method != http.MethodPost {

@@ -1,6 +1,7 @@
 package origin
 
 import (
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -12,7 +13,7 @@ import (
 )
 
 const (
-	// leaseFor is how long an agent may take to fetch a piece before it counts as not sent.
+	// leaseFor is how long a piece that was leased and not fetched counts against who leased it.
 	leaseFor = 10 * time.Second
 	// againAfter is how long a piece that was sent is not sent again: agents trade it meanwhile. It is also how long a replica
 	// leaves the pieces that another one leads with to that one: else each piece would be sent once by each.
@@ -31,6 +32,9 @@ const (
 type leases struct {
 	limit int // agents answered at once for one blob
 	now   func() time.Time
+	// spread is how long a piece of a length that was sent needs to reach those who trade it, nil: not more than
+	// againAfter.
+	spread func(piece int64) time.Duration
 
 	mu    sync.Mutex
 	blobs map[digest.Digest]*lease
@@ -63,14 +67,19 @@ func (l *leases) of(m *blob.Metainfo) *lease {
 
 // hand names up to r.Max pieces. replica is this origin's place among the owners: replicas begin with different pieces.
 func (l *leases) hand(m *blob.Metainfo, have blob.Bitmap, r registry.LeaseRequest, replica, replicas int) (out registry.LeaseResponse) {
-	now := l.now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	return l.choose(m, have, r, replica, replicas)
+}
+
+// choose is hand. The caller holds mu.
+func (l *leases) choose(m *blob.Metainfo, have blob.Bitmap, r registry.LeaseRequest, replica, replicas int) (out registry.LeaseResponse) {
+	now := l.now()
 	b := l.of(m)
 	if b.began.IsZero() {
 		b.began = now
 	}
-	out.Expires = leaseFor
+	out.Expires = fetchWithin
 	taken := map[int]bool{}
 	give := func(i int) bool {
 		if len(out.Pieces) >= r.Max {
@@ -85,21 +94,18 @@ func (l *leases) hand(m *blob.Metainfo, have blob.Bitmap, r registry.LeaseReques
 		out.Pieces = append(out.Pieces, i)
 		return true
 	}
-	// An expired lease that was never fetched counts as never sent.
-	for i := range b.sent {
-		if b.sent[i] > b.fetched[i] && now.Sub(b.at[i]) > leaseFor {
-			b.sent[i] = b.fetched[i]
-		}
+	b.expire(now)
+	again := againAfter
+	if l.spread != nil {
+		again = max(again, l.spread(m.PieceLength()))
 	}
-	// rest is how long piece i has been left to others.
-	rest := func(i int) time.Duration {
-		switch {
-		case b.sent[i] > 0:
-			return now.Sub(b.at[i])
-		case (i/stripe)%max(1, replicas) == replica:
-			return leaseFor // it is ours to send first
+	// due reports whether piece i is no longer left to others: to who trades it when it was sent, to the other
+	// replica when not.
+	due := func(i int) bool {
+		if b.sent[i] > 0 {
+			return now.Sub(b.at[i]) > again
 		}
-		return now.Sub(b.began)
+		return (i/stripe)%max(1, replicas) == replica || now.Sub(b.began) > againAfter
 	}
 	if len(r.Want) > 0 {
 		if i := r.Want[0]; i >= 0 && i < len(b.sent) && b.sent[i] == 0 && now.Sub(b.began) > lead && !give(i) {
@@ -107,17 +113,18 @@ func (l *leases) hand(m *blob.Metainfo, have blob.Bitmap, r registry.LeaseReques
 		}
 	}
 	for k, i := range r.Want {
-		wait := againAfter
-		if k == 0 && r.Alone && i >= 0 && i < len(b.sent) && b.sent[i] > 0 {
-			wait = -1 // nobody can trade it; only this piece, for all agents of a flash crowd are alone at first
+		if i < 0 || i >= len(b.sent) {
+			continue
 		}
-		if i >= 0 && i < len(b.sent) && rest(i) > wait && !give(i) {
+		// Nobody can trade what an agent waits for that is alone; only this piece, for all agents of a flash crowd
+		// are alone at first.
+		if alone := k == 0 && r.Alone && b.sent[i] > 0; (alone || due(i)) && !give(i) {
 			return out
 		}
 	}
 	order := make([]int, 0, len(b.sent))
 	for i := range b.sent {
-		if !have.Has(i) && rest(i) > againAfter {
+		if !have.Has(i) && due(i) {
 			order = append(order, i)
 		}
 	}
@@ -127,10 +134,58 @@ func (l *leases) hand(m *blob.Metainfo, have blob.Bitmap, r registry.LeaseReques
 			return out
 		}
 	}
+	if r.Stalled && len(out.Pieces) == 0 {
+		if i, ok := anyMissing(have); ok {
+			give(i)
+		}
+	}
 	if len(out.Pieces) == 0 {
 		out.RetryAfter = 250 * time.Millisecond
 	}
 	return out
+}
+
+// expire makes pieces count as not sent that were leased and not fetched in time.
+func (b *lease) expire(now time.Time) {
+	for i := range b.sent {
+		if b.sent[i] > b.fetched[i] && now.Sub(b.at[i]) > fetchWithin {
+			b.sent[i] = b.fetched[i]
+		}
+	}
+}
+
+// handAside names pieces as hand does, for an agent that does not fetch what it leases: they don't count as sent, so
+// that nobody is kept from them.
+func (l *leases) handAside(m *blob.Metainfo, have blob.Bitmap, r registry.LeaseRequest, replica, replicas int) registry.LeaseResponse {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	b := l.of(m)
+	at, began := slices.Clone(b.at), b.began
+	out := l.choose(m, have, r, replica, replicas)
+	for _, i := range out.Pieces {
+		b.sent[i]--
+		b.at[i] = at[i]
+	}
+	b.began = began
+	return out
+}
+
+// anyMissing returns a piece that is not in have, each with the same chance: agents that are all stalled are not to be
+// sent the same one.
+func anyMissing(have blob.Bitmap) (i int, ok bool) {
+	left := have.Len() - have.Count()
+	if left <= 0 {
+		return 0, false
+	}
+	for skip := rand.IntN(left); ; i++ {
+		if have.Has(i) {
+			continue
+		}
+		if skip == 0 {
+			return i, true
+		}
+		skip--
+	}
 }
 
 // enter admits one more agent to a blob, false when it has to come back later.

@@ -63,6 +63,9 @@ func TestLeastSentComesNext(t *testing.T) {
 		if len(again) != 4 || slices.Contains(again, 3) {
 			t.Fatalf("a late agent was handed %v", again)
 		}
+		for _, i := range again {
+			l.sending(m.Digest, registry.Range{Offset: int64(i) * m.PieceLength(), Length: m.PieceLength()}, m.Size)
+		}
 		time.Sleep(2 * againAfter)
 		for _, i := range l.hand(m, blob.NewBitmap(12), registry.LeaseRequest{Max: 8}, 0, 1).Pieces {
 			if slices.Contains(again, i) {
@@ -83,6 +86,53 @@ func TestExpiredLeaseGoesToAnother(t *testing.T) {
 		b := l.blobs[m.Digest]
 		if !slices.Equal(b.sent, []uint16{1, 1, 1, 1}) {
 			t.Errorf("sent %v: an unused lease counts, or a used one doesn't", b.sent)
+		}
+	})
+}
+
+// Where nothing has come to an agent for a while, it gets what was sent lately, and not all such agents the same.
+func TestStalledAgentsGetAnyPiece(t *testing.T) {
+	m := metainfoOf(t, 64)
+	l := newLeases(8)
+	l.hand(m, blob.NewBitmap(64), registry.LeaseRequest{Max: 64}, 0, 1)
+	got := map[int]bool{}
+	for range 16 {
+		have := blob.NewBitmap(64)
+		have.Set(5)
+		out := l.hand(m, have, registry.LeaseRequest{Max: 4, Stalled: true}, 0, 1).Pieces
+		if len(out) != 1 || out[0] == 5 {
+			t.Fatalf("a stalled agent was handed %v, want a piece that it lacks", out)
+		}
+		got[out[0]] = true
+	}
+	if len(got) < 4 {
+		t.Errorf("16 stalled agents were handed only the pieces %v", got)
+	}
+	if out := l.hand(m, blob.NewBitmap(64), registry.LeaseRequest{Max: 4}, 0, 1).Pieces; len(out) > 0 {
+		t.Errorf("%v were sent a moment ago and are sent again to who is not stalled", out)
+	}
+}
+
+// On a slow uplink what was sent is left to trade for as long as it needs to spread, what the other replica leads with
+// is not.
+func TestPiecesSpreadSlowlyOnSlowLinks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := metainfoOf(t, 8)
+		l, x := newLeases(8), newTurns()
+		x.rate = 250e3
+		l.spread = x.spread
+		first := l.hand(m, blob.NewBitmap(8), registry.LeaseRequest{Max: 8}, 0, 2).Pieces
+		for _, i := range first {
+			l.sending(m.Digest, registry.Range{Offset: int64(i) * m.PieceLength(), Length: m.PieceLength()}, m.Size)
+		}
+		time.Sleep(againAfter + time.Millisecond)
+		got := l.hand(m, blob.NewBitmap(8), registry.LeaseRequest{Max: 8, Want: []int{0}}, 0, 2).Pieces
+		if !slices.Equal(got, []int{4, 5, 6, 7}) {
+			t.Errorf("after %s %v are handed out, want what the other replica leads with and nothing twice", againAfter, got)
+		}
+		time.Sleep(x.spread(m.PieceLength()))
+		if got := l.hand(m, blob.NewBitmap(8), registry.LeaseRequest{Max: 1, Want: []int{0}}, 0, 2).Pieces; !slices.Equal(got, []int{0}) {
+			t.Errorf("%v are handed out to a reader that has waited for piece 0 for long", got)
 		}
 	})
 }

@@ -45,6 +45,7 @@ type Origin struct {
 
 	leases   *leases
 	turns    *turns
+	budgets  *budgets
 	hashing  singleflight.Group // metainfo of one blob is computed once
 	fetching singleflight.Group // one read-through for many readers
 	fetches  map[digest.Digest]*fetch
@@ -73,9 +74,10 @@ func New(cfg Config, deps Deps) (_ *Origin, err error) {
 		return nil, err
 	}
 	o := &Origin{
-		cfg: cfg, log: deps.Log, leases: newLeases(cfg.Leasers), turns: newTurns(), fetches: map[digest.Digest]*fetch{},
+		cfg: cfg, log: deps.Log, leases: newLeases(cfg.Leasers), turns: newTurns(), budgets: newBudgets(), fetches: map[digest.Digest]*fetch{},
 		kick: make(chan struct{}, 1), retry: map[digest.Digest]retry{}, health: transport.NewHealth(),
 	}
+	o.leases.spread = o.turns.spread
 	o.ctx, o.stop = context.WithCancel(context.Background())
 	var undo []func() error
 	defer func() {
@@ -187,6 +189,7 @@ func (o *Origin) housekeeping(ctx context.Context) error {
 			o.log.Info("removed idle upload sessions", "sessions", n)
 		}
 		o.leases.forget(10 * time.Minute)
+		o.budgets.forget()
 		select {
 		case <-ctx.Done():
 			return nil

@@ -28,6 +28,9 @@ const (
 	rateStep, rateBytes, rateWindows, rateTime = 500 * time.Millisecond, 4 << 20, 4, 5 * time.Second
 	// shortest is what a shorter time of sending counts as: a queue behind the kernel may have taken the bytes.
 	shortest = 10 * time.Millisecond
+	// A piece spreads in the time that the uplink takes for spreadPieces, at most spreadLimit: it is passed on from
+	// link to link, beside others.
+	spreadPieces, spreadLimit = 16, 30 * time.Second
 	// maxShares bounds how many agents' shares are kept.
 	maxShares = 4096
 )
@@ -41,7 +44,7 @@ type turns struct {
 	pending int64    // their bytes
 	waiting []*waiter
 	front   *waiter           // the one whose turn it is; nil when that is to be found out
-	shares  map[string]*share // of agents, by peer id
+	shares  map[string]*share // of agents
 	level   int64             // the largest share that a turn began with: where those stand who lease now
 	changed chan struct{}     // closed and replaced when a turn may have come
 
@@ -64,6 +67,7 @@ type grant struct {
 type waiter struct {
 	*share
 	asked time.Time
+	last  bool // after all others
 }
 
 // share is what an agent has leased, in bytes. One that comes later begins where the others are (start-time fair queueing, Goyal 1996).
@@ -81,9 +85,19 @@ func newTurns() *turns {
 // take waits for an agent's turn, at most turnWait, and returns how many pieces of a length it may lease: 1 to most, and 0 when its turn
 // has not come. The pieces count as on their way from here on; what is not leased of them is given back with unused.
 func (t *turns) take(ctx context.Context, agent string, piece int64, most int) int {
+	return t.await(ctx, agent, piece, most, false)
+}
+
+// takeLast is take for an agent that does not fetch what it leases: all others come first.
+func (t *turns) takeLast(ctx context.Context, agent string, piece int64, most int) int {
+	return t.await(ctx, agent, piece, most, true)
+}
+
+func (t *turns) await(ctx context.Context, agent string, piece int64, most int, last bool) int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	w := t.queue(agent)
+	w.last = last
 	defer t.leave(w)
 	limit := time.NewTimer(turnWait)
 	defer limit.Stop()
@@ -161,6 +175,9 @@ func (s *share) gone(now time.Time) bool { return s.waiting == 0 && now.Sub(s.le
 func (t *turns) next() *waiter {
 	if t.front == nil {
 		t.front = slices.MinFunc(t.waiting, func(a, b *waiter) int {
+			if a.last != b.last {
+				return map[bool]int{true: 1, false: -1}[a.last]
+			}
 			return cmp.Or(cmp.Compare(a.leased, b.leased), a.asked.Compare(b.asked))
 		})
 	}
@@ -187,6 +204,14 @@ func (t *turns) window() int64 {
 		return unknownAhead
 	}
 	return max(unknownAhead, min(leastAhead, int64(rate)), int64(rate*ahead.Seconds()))
+}
+
+// spread is how long a piece of a length, in bytes, may need to reach the agents of a crowd that trade it, as far as
+// the uplink's rate tells how slow their links are. What is sent again sooner is sent to each of them.
+func (t *turns) spread(piece int64) time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return min(spreadPieces*t.lasts(piece), spreadLimit)
 }
 
 // lasts is how long the uplink takes for n bytes.

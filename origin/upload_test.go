@@ -23,7 +23,7 @@ func TestIdleSessionsGo(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer s.Close()
-			o := &Origin{cfg: Config{UploadIdle: config.Duration(idle)}, log: slog.New(slog.DiscardHandler), store: s, leases: newLeases(1)}
+			o := &Origin{cfg: Config{UploadIdle: config.Duration(idle)}, log: slog.New(slog.DiscardHandler), store: s, leases: newLeases(1), budgets: newBudgets()}
 			ctx, cancel := context.WithCancel(t.Context())
 			ended := make(chan error, 1)
 			go func() { ended <- o.housekeeping(ctx) }()

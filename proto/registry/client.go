@@ -76,6 +76,9 @@ func (c *Client) do(ctx context.Context, q request, want ...int) (*http.Response
 		req.Header[k] = v
 	}
 	req.Header.Set("Kraken-Version", strconv.Itoa(ExtensionVersion))
+	if peer, ok := ctx.Value(peerKey{}).(string); ok {
+		req.Header.Set(PeerHeader, peer)
+	}
 	resp, err := c.hc.Do(req)
 	if err != nil {
 		if ctx.Err() == nil {

@@ -199,6 +199,16 @@ func (c *Client) DropMetainfo(ctx context.Context, repo string, d digest.Digest)
 	return err
 }
 
+// PeerHeader is the peer id of an agent in its reads of ranges, so that an origin knows who fetches what it leases.
+const PeerHeader = "Kraken-Peer"
+
+type peerKey struct{}
+
+// WithPeer makes requests with this context say which agent reads.
+func WithPeer(ctx context.Context, peer string) context.Context {
+	return context.WithValue(ctx, peerKey{}, peer)
+}
+
 // Lease asks an origin for pieces to fetch now.
 func (c *Client) Lease(ctx context.Context, repo string, d digest.Digest, l LeaseRequest) (LeaseResponse, error) {
 	var out LeaseResponse

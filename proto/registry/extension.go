@@ -29,6 +29,9 @@ type LeaseRequest struct {
 	Max  int    `json:"max"`            // at most so many pieces, 1..MaxLeasePieces
 	// Alone says that the agent knows no other that might have pieces: the first of Want is not left to trade although it was sent lately.
 	Alone bool `json:"alone,omitempty"`
+	// Stalled says that nothing has come to the agent for its stall timeout: where nothing else is to be leased,
+	// any missing piece is, although it was sent lately.
+	Stalled bool `json:"stalled,omitempty"`
 }
 
 // LeaseResponse names pieces that the agent should fetch now with ranged GETs of the blob.
@@ -38,6 +41,9 @@ type LeaseResponse struct {
 	Expires time.Duration `json:"expires_ns"`
 	// RetryAfter is when to ask again when there were fewer pieces than asked for.
 	RetryAfter time.Duration `json:"retry_after_ns,omitempty"`
+	// HeldBack says that nothing is leased because who asks has leases that it did not fetch in time. After a few
+	// such answers an agent reads without leases, which shows that it fetches.
+	HeldBack bool `json:"held_back,omitempty"`
 }
 
 // DurableRequest asks an origin which blobs are in the bucket of the repository (POST durable).
