@@ -78,7 +78,7 @@ func blobHeaders(h http.Header, d digest.Digest) {
 }
 
 // ServeContent sends an open blob, by sendfile where it is a file, and closes it. A range that the blob does not have is
-// ErrRangeNotSatisfiable, with nothing sent. A body that fails midway resets the connection: a clean end would make a cut or
+// ErrRangeNotSatisfiable, with nothing sent; more than MaxRanges, or some that overlap, are answered with the whole. A body that fails midway resets the connection: a clean end would make a cut or
 // wrong blob look whole.
 func ServeContent(w http.ResponseWriter, r *http.Request, c *Content) error {
 	defer c.Close()
@@ -87,6 +87,10 @@ func ServeContent(w http.ResponseWriter, r *http.Request, c *Content) error {
 	if !ok {
 		w.Header().Set("Content-Range", fmt.Sprintf("bytes */%d", c.Size))
 		return fmt.Errorf("%w: Range %.100q asks for the last 0 bytes of %s", ErrRangeNotSatisfiable, r.Header.Get("Range"), c.Digest)
+	}
+	r, ranges := chooseRanges(r, c.Size)
+	if c.Plan != nil && len(ranges) > 0 {
+		c.Plan(ranges)
 	}
 	rw := &rangeWriter{ResponseWriter: w}
 	if _, ok := c.Body.(*os.File); ok {
@@ -162,25 +166,6 @@ func (w *watched) Read(b []byte) (int, error) {
 		w.err = err
 	}
 	return n, err
-}
-
-// rangeHint is the first range that a request asks for, to open the blob where it will be read.
-func rangeHint(header string) Range {
-	spec, ok := strings.CutPrefix(header, "bytes=")
-	if !ok {
-		return Whole
-	}
-	spec, _, _ = strings.Cut(spec, ",")
-	from, to, ok := strings.Cut(strings.TrimSpace(spec), "-")
-	start, err := strconv.ParseInt(from, 10, 64)
-	if !ok || err != nil || start < 0 {
-		return Whole
-	}
-	end, err := strconv.ParseInt(to, 10, 64)
-	if err != nil || end < start || end == math.MaxInt64 { // one more than that has no length
-		return Range{start, -1}
-	}
-	return Range{start, end - start + 1}
 }
 
 // startUpload is POST: a mount, a whole blob (?digest=), or a session.

@@ -247,7 +247,7 @@ func (c *Client) open(ctx context.Context, to endpoint, d digest.Digest, hint Ra
 	if err := b.get(hint); err != nil {
 		return nil, err
 	}
-	return &Content{Digest: d, Size: b.size, Body: b, Close: b.Close}, nil
+	return &Content{Digest: d, Size: b.size, Body: b, Close: b.Close, Plan: b.reads}, nil
 }
 
 // remoteBody is a blob at another registry. It verifies nothing, but a short body is an error.
@@ -265,7 +265,11 @@ type remoteBody struct {
 	end   int64 // where it ends
 	skips bool  // the other side ignores Range: what is before pos is read and thrown away
 	pos   int64 // where the reader wants to be
+	plan  []Range
 }
+
+// reads is Content.Plan.
+func (b *remoteBody) reads(plan []Range) { b.plan = plan }
 
 func (b *remoteBody) get(r Range) error {
 	q := request{method: http.MethodGet, to: b.to}
@@ -326,7 +330,9 @@ func (b *remoteBody) current() (*http.Response, error) {
 	if b.closed {
 		return nil, errBodyClosed
 	}
-	elsewhere := b.at != b.pos && !(b.skips && b.at < b.pos)
+	ahead := b.pos - b.at // of what the answer has
+	near := ahead >= 0 && b.pos < b.end && (ahead <= readThrough || b.skips)
+	elsewhere := ahead != 0 && !near
 	if b.resp != nil && (elsewhere || b.at >= b.end) {
 		b.resp.Body.Close() // asked for elsewhere
 		b.resp = nil
@@ -372,7 +378,7 @@ func (b *remoteBody) Read(p []byte) (int, error) {
 	}
 	if resp == nil {
 		size := b.size
-		if err := b.get(Range{b.pos, -1}); err != nil {
+		if err := b.get(run(b.plan, b.pos)); err != nil {
 			return 0, err
 		}
 		if resp, err = b.current(); err != nil {

@@ -39,6 +39,8 @@ type Content struct {
 	Size   int64
 	Body   io.ReadSeeker
 	Close  func() error
+	// Plan, where set, is told before the first read which ranges will be read, in this order, so that no more is asked for elsewhere.
+	Plan func([]Range)
 }
 
 // Blobs is the read half for blobs.
