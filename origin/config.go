@@ -41,6 +41,8 @@ type Config struct {
 	Peer Peer `yaml:"peer"`
 	// UploadIdle is after how long without a byte an upload session is removed, default 1h.
 	UploadIdle config.Duration `yaml:"upload_idle"`
+	// Uploads bounds upload sessions, in all and by source.
+	Uploads store.Sessions `yaml:"uploads"`
 	// Takeover is after how long the second owner writes a blob back itself, when the first has not, default 30s.
 	Takeover config.Duration `yaml:"takeover"`
 	// WritebackWorkers is how many blobs are written back at once, default 4.
@@ -95,6 +97,9 @@ func (c *Config) Validate() error {
 	}
 	if err := c.Keep.Validate(); err != nil {
 		errs = append(errs, err)
+	}
+	if err := c.Uploads.Validate(); err != nil {
+		errs = append(errs, fmt.Errorf("uploads: %w", err))
 	}
 	if c.Replicas < 1 || c.Capacity < 0 || c.UploadIdle < 0 || c.Takeover < 0 || c.WritebackWorkers < 1 || c.Leasers < 1 {
 		errs = append(errs, errors.New("replicas, capacity, upload_idle, takeover, writeback_workers and leasers must not be negative"))

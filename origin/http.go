@@ -27,7 +27,7 @@ func (o *Origin) handler(reg *prometheus.Registry) http.Handler {
 	r.Get("/health", o.health.Health)
 	r.Get("/readiness", o.health.Readiness)
 	r.MethodNotAllowed(registry.UnknownMethod)
-	r.Mount("/", registry.Server{Blobs: counting{o}, BlobDeleter: o, Uploads: o, Extension: o.extension, Log: o.log}.Handler())
+	r.Mount("/", registry.Server{Blobs: counting{o}, BlobDeleter: o, Uploads: o, Extension: o.extension, TrustSource: true, Log: o.log}.Handler())
 	return r
 }
 

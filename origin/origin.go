@@ -101,7 +101,7 @@ func New(cfg Config, deps Deps) (_ *Origin, err error) {
 	if o.buckets, err = bucket.OpenAll(o.ctx, cfg.Buckets, bucket.NewMetrics(deps.Registry)); err != nil {
 		return nil, err
 	}
-	if o.store, err = store.Open(store.Config{Dir: cfg.Dir, Capacity: int64(cfg.Capacity), Keep: cfg.Keep, Logger: deps.Log, OnEvict: o.evicted}); err != nil {
+	if o.store, err = store.Open(store.Config{Dir: cfg.Dir, Capacity: int64(cfg.Capacity), Keep: cfg.Keep, Sessions: cfg.Uploads, Logger: deps.Log, OnEvict: o.evicted}); err != nil {
 		return nil, err
 	}
 	undo = append(undo, o.store.Close)

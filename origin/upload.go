@@ -29,7 +29,7 @@ func (o *Origin) StartUpload(_ context.Context, repo string, opt registry.Upload
 	if _, err := o.marker(repo); err != nil {
 		return registry.Upload{}, err
 	}
-	u, err := o.store.NewUpload(store.UploadOptions{ID: uuid.NewString(), Size: opt.Size, Digest: opt.Digest, Note: repo})
+	u, err := o.store.NewUpload(store.UploadOptions{ID: uuid.NewString(), Size: opt.Size, Digest: opt.Digest, Note: repo, Source: opt.Source})
 	if err != nil {
 		return registry.Upload{}, wire(err)
 	}
@@ -165,7 +165,7 @@ func wire(err error) error {
 		kind = registry.ErrBlobUploadUnknown
 	case errors.Is(err, store.ErrFull):
 		kind = registry.ErrStorageFull
-	case errors.Is(err, store.ErrBusy):
+	case errors.Is(err, store.ErrBusy), errors.Is(err, store.ErrTooMany):
 		kind = registry.ErrTooManyRequests
 	case errors.Is(err, store.ErrMarked):
 		kind = registry.ErrUnsupported

@@ -35,6 +35,16 @@ type Config struct {
 	UploadKey config.Secret `yaml:"upload_key"`
 	// UploadKeyFile has the key instead; it is made at the first start where it does not exist.
 	UploadKeyFile string `yaml:"upload_key_file"`
+	// Uploads bounds what is under way at once; origins bound what is begun.
+	Uploads Uploads `yaml:"uploads"`
+}
+
+// Uploads bounds the upload requests that are being served; one more is 429. A source is an IPv4 address, or the first 64 bits of an IPv6 one.
+type Uploads struct {
+	// InFlight is how many there may be, default as many as half of the process's descriptors allow, at most 2048.
+	InFlight int `yaml:"in_flight"`
+	// InFlightPerSource is how many of one source, default 256.
+	InFlightPerSource int `yaml:"in_flight_per_source"`
 }
 
 // Endpoint is a role that is reached by URL.
@@ -56,7 +66,16 @@ func (c *Config) Validate() error {
 	if c.ChunkMinLength == 0 {
 		c.ChunkMinLength = 1 << 20
 	}
+	if c.Uploads.InFlight == 0 {
+		c.Uploads.InFlight = mostUploads(c.Replicas)
+	}
+	if c.Uploads.InFlightPerSource == 0 {
+		c.Uploads.InFlightPerSource = 256
+	}
 	var errs []error
+	if c.Uploads.InFlight < 1 || c.Uploads.InFlightPerSource < 1 {
+		errs = append(errs, errors.New("uploads.in_flight and uploads.in_flight_per_source must not be negative"))
+	}
 	if len(c.Origins) == 0 {
 		errs = append(errs, errors.New("origins: at least one is needed"))
 	}

@@ -3,7 +3,7 @@ package proxy
 import "github.com/prometheus/client_golang/prometheus"
 
 type metrics struct {
-	leftBehind, short prometheus.Counter
+	leftBehind, short, refused prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -16,7 +16,11 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "kraken_proxy_uploads_short_total",
 			Help: "Uploads that started on fewer origins than there are replicas.",
 		}),
+		refused: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "kraken_proxy_uploads_refused_total",
+			Help: "Upload requests that were answered with 429 because too many were under way, of their source or in all.",
+		}),
 	}
-	r.MustRegister(m.leftBehind, m.short)
+	r.MustRegister(m.leftBehind, m.short, m.refused)
 	return m
 }

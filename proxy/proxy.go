@@ -29,6 +29,7 @@ type Proxy struct {
 	origins  *registry.Origins
 	names    *registry.Client // build-index
 	ids      signer
+	inFlight *inFlight
 	replicas int
 	stall    time.Duration
 	chunkMin int64
@@ -60,7 +61,7 @@ func New(cfg Config, deps Deps) (_ *Proxy, err error) {
 	if err != nil {
 		return nil, err
 	}
-	p.ids = signer{key}
+	p.ids, p.inFlight = signer{key}, newInFlight(cfg.Uploads.InFlight, cfg.Uploads.InFlightPerSource)
 	p.health.AddCheck("build-index", true, p.names.Ping)
 	p.health.AddCheck("origin", true, p.anyOrigin)
 	for _, o := range p.origins.All() {

@@ -45,7 +45,7 @@ func (p *Proxy) StartUpload(ctx context.Context, repo string, o registry.UploadO
 		}
 	}
 	if len(ts) == 0 {
-		return registry.Upload{}, unavailable(errs)
+		return registry.Upload{}, first(errs)
 	}
 	if len(ts) < p.replicas {
 		p.m.short.Inc()

@@ -19,6 +19,18 @@ func (s *Store) RegisterMetrics(r prometheus.Registerer) {
 	gauge("capacity_bytes", "Bytes that they may take, 0 for any number.", func() float64 { _, c := s.Usage(); return float64(c) })
 	gauge("blobs", "Whole blobs.", func() float64 { return float64(s.status().Blobs) })
 	gauge("pinned_blobs", "Digests that are pinned.", func() float64 { return float64(len(s.Pins())) })
+	gauge("upload_sessions", "Upload sessions of clients.", func() float64 { return float64(s.held().sessions) })
+	gauge("upload_bytes", "Bytes that upload sessions of clients have.", func() float64 { return float64(s.held().bytes) })
+	gauge("upload_sources", "Sources that have upload sessions.", func() float64 {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return float64(len(s.sessions.sources))
+	})
+	counter("uploads_refused_total", "Sessions and chunks that went beyond the bounds of upload sessions.", func() int64 {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.sessions.refused
+	})
 	counter("scrubbed_bytes_total", "Bytes read to verify blobs again.", s.scrub.bytes.Load)
 	counter("scrubbed_blobs_total", "Blobs verified again.", s.scrub.blobs.Load)
 	counter("rotten_blobs_total", "Blobs that did not verify again.", s.scrub.rotten.Load)

@@ -150,6 +150,15 @@ func (s *Store) statfs() (int64, error) {
 	return int64(min(st.Bavail, math.MaxInt64/uint64(st.Bsize))) * st.Bsize, nil
 }
 
+// fileSystem is the size of the store's file system in bytes.
+func (s *Store) fileSystem() (int64, error) {
+	var st syscall.Statfs_t
+	if err := syscall.Fstatfs(int(s.lock.Fd()), &st); err != nil {
+		return 0, fmt.Errorf("size of the file system of %s: %w", s.cfg.Dir, err)
+	}
+	return int64(min(st.Blocks, math.MaxInt64/uint64(st.Bsize))) * st.Bsize, nil
+}
+
 // excess says how many bytes should be evicted so that n more can be written, and how many must be.
 func (s *Store) excess(n int64) (should, must int64) {
 	if c := s.cfg.Capacity; c > 0 {

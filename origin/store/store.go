@@ -45,6 +45,8 @@ type Config struct {
 	Dir      string // only this process may use it
 	Capacity int64  // bytes that blobs and uploads may take on disk, 0 is unbounded
 	Keep
+	// Sessions bounds upload sessions; its zero value does not.
+	Sessions Sessions
 	// Volatile says that no blob in the store is the only copy: commits don't wait for the disk. After a crash of the machine the latest are
 	// gone, and none is wrong. RunSync must run.
 	Volatile bool
@@ -70,6 +72,10 @@ type Store struct {
 	pins     map[digest.Digest]bool   // true: by configuration
 	used     int64                    // bytes that blobs, partial blobs and uploads take on disk
 	retryAt  int64                    // value of used up to which a fruitless eviction is not tried again
+
+	sessions sessionCounts
+	writers  atomic.Int64 // sessions that are being written
+	disk     int64        // size of the file system in bytes
 
 	avail func() (int64, error) // bytes that are free on the file system; tests have another
 	scrub scrubState
@@ -112,6 +118,7 @@ func Open(cfg Config) (_ *Store, err error) {
 	}
 	s := &Store{cfg: cfg, log: cfg.Logger, entries: map[digest.Digest]*entry{}, uploads: map[string]*Upload{}, partials: map[digest.Digest]*Partial{},
 		claims: map[string]chan struct{}{}, shards: map[string]bool{}}
+	s.sessions.sources = map[string]held{}
 	s.avail, s.scrub.now = s.statfs, make(chan struct{}, 1)
 	if s.lock, err = os.OpenFile(filepath.Join(cfg.Dir, "lock"), os.O_CREATE|os.O_RDWR, 0o644); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
@@ -128,6 +135,9 @@ func Open(cfg Config) (_ *Store, err error) {
 	}()
 	if err := syscall.Flock(int(s.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		return nil, fmt.Errorf("open store %s: %w: end it, or configure another directory", cfg.Dir, ErrLocked)
+	}
+	if s.disk, err = s.fileSystem(); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
 	}
 	if s.root, err = os.OpenRoot(cfg.Dir); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)

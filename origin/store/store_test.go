@@ -503,6 +503,9 @@ func TestCrashDuringCommit(t *testing.T) {
 	if _, err := u.Write(t.Context(), 0, bytes.NewReader(other)); err != nil {
 		t.Fatal(err)
 	}
+	if err := u.open(); err != nil { // as Commit does
+		t.Fatal(err)
+	}
 	if err := u.stage(digest.FromBytes(other), int64(len(other)), &Marker{Targets: []string{"b"}}); err != nil {
 		t.Fatal(err) // staged, not yet renamed
 	}

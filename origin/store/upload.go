@@ -35,6 +35,7 @@ type UploadOptions struct {
 	Size   int64         `json:"size"`             // of the whole blob in bytes, -1 when not known
 	Digest digest.Digest `json:"digest,omitempty"` // empty when not known
 	Note   string        `json:"note,omitempty"`   // the caller's, e.g. the repository
+	Source string        `json:"source,omitempty"` // whose client began it: bounds hold for each source
 
 	// Transient says that nobody resumes the session after a restart: it is not kept on disk, and its bytes go with the process.
 	Transient bool `json:"-"`
@@ -83,13 +84,16 @@ func (s *Store) NewUpload(o UploadOptions) (*Upload, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.ups.Mkdir(o.ID, 0o755); err != nil {
+	if err := s.beginSession(o); err != nil {
 		return nil, fmt.Errorf("start upload: %w", err)
 	}
-	if !o.Transient {
-		if err := s.ups.WriteFile(path.Join(o.ID, fileSession), b, 0o644); err != nil {
-			return nil, fmt.Errorf("start upload: %w", err)
-		}
+	err = s.ups.Mkdir(o.ID, 0o755)
+	if err == nil && !o.Transient {
+		err = s.ups.WriteFile(path.Join(o.ID, fileSession), b, 0o644)
+	}
+	if err != nil {
+		s.endSession(o, 0)
+		return nil, fmt.Errorf("start upload: %w", err)
 	}
 	u := &Upload{s: s, id: o.ID, o: o, sha: digest.SHA256.Hash()}
 	if o.Size >= 0 && o.Size <= blob.MaxSize && !o.NoMetainfo {
@@ -136,6 +140,7 @@ func (s *Store) scanUploads() error {
 		} else if o.Size >= 0 && o.Size <= blob.MaxSize {
 			u.pieces = blob.NewPieceHasher(o.Size)
 		}
+		s.sessions.add(o.Source, 1, u.off.Load())
 		s.uploads[o.ID] = u
 	}
 	return nil
@@ -227,9 +232,15 @@ func (u *Upload) Write(ctx context.Context, off int64, r io.Reader) (n int64, er
 	if off >= 0 && off != at {
 		return 0, &OffsetError{Want: at, Got: off}
 	}
+	done, err := u.s.beginWrite(u.o)
+	if err != nil {
+		return 0, err
+	}
+	defer done()
 	if err := u.open(); err != nil {
 		return 0, err
 	}
+	defer u.park()
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
 	flushed := at
@@ -282,10 +293,15 @@ func (u *Upload) append(b []byte, at int64) error {
 	if u.o.Size >= 0 && at+int64(len(b)) > u.o.Size {
 		return fmt.Errorf("upload %s: %w: more than the %d bytes that were announced", u.id, ErrSizeMismatch, u.o.Size)
 	}
+	if err := u.s.chargeSession(u.o, at, int64(len(b))); err != nil {
+		return fmt.Errorf("upload %s: %w", u.id, err)
+	}
 	if err := u.s.reserve(int64(len(b))); err != nil {
+		u.s.unchargeSession(u.o, int64(len(b)))
 		return fmt.Errorf("upload %s: %w", u.id, err)
 	}
 	if _, err := u.f.WriteAt(b, at); err != nil {
+		u.s.unchargeSession(u.o, int64(len(b)))
 		u.s.unreserve(int64(len(b)))
 		if errors.Is(err, syscall.ENOSPC) {
 			return fmt.Errorf("upload %s: %w: %w", u.id, ErrFull, err)
@@ -326,6 +342,7 @@ func (u *Upload) Commit(ctx context.Context, d digest.Digest, m *Marker) (Info, 
 	if err := u.open(); err != nil { // a blob of 0 bytes may come without a write
 		return Info{}, err
 	}
+	defer u.park()
 	if err := u.verify(ctx, d, size); err != nil {
 		if errors.Is(err, ErrDigestMismatch) {
 			err = errors.Join(err, u.end())
@@ -531,6 +548,7 @@ func (u *Upload) end() error {
 		u.s.used -= u.off.Load()
 	}
 	u.s.mu.Unlock()
+	u.s.endSession(u.o, u.off.Load())
 	if u.renamed && u.adopted {
 		return nil
 	}

@@ -193,7 +193,7 @@ func (s Server) startUpload(w http.ResponseWriter, r *http.Request, repo string)
 			return err
 		}
 	}
-	o := UploadOptions{Size: -1}
+	o := UploadOptions{Size: -1, Source: s.sourceOf(r)}
 	var err error
 	if h := r.Header.Get("Kraken-Digest"); h != "" {
 		if o.Digest, err = parseDigest(h); err != nil {

@@ -468,6 +468,9 @@ func (c *Client) StartUpload(ctx context.Context, repo string, o UploadOptions) 
 	if o.Size >= 0 {
 		h.Set("Kraken-Size", strconv.FormatInt(o.Size, 10))
 	}
+	if o.Source != "" {
+		h.Set("Kraken-Source", o.Source)
+	}
 	return c.session(ctx, request{method: http.MethodPost, to: uploadsPath(repo), header: h}, http.StatusAccepted)
 }
 

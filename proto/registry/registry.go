@@ -68,6 +68,7 @@ type Mounter interface {
 type UploadOptions struct {
 	Digest digest.Digest // empty when not known yet
 	Size   int64         // of the whole blob in bytes, -1 when not known yet
+	Source string        // whose upload it is, see SourceOf; empty when not known
 }
 
 // Upload is the state of an upload session.
