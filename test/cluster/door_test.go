@@ -4,16 +4,17 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"os"
-
 	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"kraken/proto/registry"
 	"kraken/proto/transport"
@@ -122,4 +123,30 @@ func TestProxyOffersNoExtension(t *testing.T) {
 			}
 		}
 	}
+}
+
+// One client that begins uploads and never ends them is told to stop; names are pushed all the same, by that client, too.
+func TestSessionsOfOneClientAreBounded(t *testing.T) {
+	c := New(t, 0)
+	raw, _ := image(t, c.Proxy, "demo/app", "v1", noise(1000, 1))
+	refused := false
+	for range 1000 {
+		_, err := c.Proxy.StartUpload(t.Context(), "mine", registry.UploadOptions{Size: -1})
+		if err == nil {
+			continue
+		}
+		if refused = errors.Is(err, registry.ErrTooManyRequests) && strings.Contains(err.Error(), "sessions already"); !refused {
+			t.Fatalf("one more session: %v, want ErrTooManyRequests with words", err)
+		}
+		break
+	}
+	if !refused {
+		t.Error("1,000 sessions of one client were begun")
+	}
+	for _, p := range []*registry.Client{c.Proxy, c.OtherProxy} {
+		if _, err := p.PutManifest(t.Context(), "demo/app", registry.Reference{Tag: "v2"}, v1.MediaTypeImageManifest, raw, registry.PutOptions{}); err != nil {
+			t.Errorf("a name: %v", err)
+		}
+	}
+	wantManifest(t, c.OtherProxy, "demo/app", "v2", raw)
 }
