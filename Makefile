@@ -8,7 +8,7 @@ AGENTS ?= 2
 RUNTIME ?= process
 STATE := .devcluster
 FUZZTIME ?= 60s
-BUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X kraken/proto/transport.version=$(VERSION)'
+BUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X kraken/proto/role.version=$(VERSION)'
 TOOL := $(GO) tool -modfile=test/tools/go.mod
 
 .DEFAULT_GOAL := help

@@ -15,13 +15,13 @@ import (
 	"github.com/hashicorp/golang-lru/v2/expirable"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/singleflight"
 
 	"kraken/origin/store"
 	"kraken/origin/swarm"
 	"kraken/proto/announce"
 	"kraken/proto/registry"
+	"kraken/proto/role"
 	"kraken/proto/transport"
 )
 
@@ -30,12 +30,6 @@ const (
 	trackerBudget  = time.Second
 	metainfoBudget = 3 * time.Second
 )
-
-// Deps is what a process gives to its role.
-type Deps struct {
-	Log      *slog.Logger
-	Registry *prometheus.Registry
-}
 
 // Agent is one running agent.
 type Agent struct {
@@ -66,7 +60,7 @@ type Agent struct {
 }
 
 // New opens the cache, binds the listeners and reports what is wrong with either. Run serves.
-func New(cfg Config, deps Deps) (_ *Agent, err error) {
+func New(cfg Config, deps role.Deps) (_ *Agent, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -163,7 +157,7 @@ func (a *Agent) AdminAddr() string {
 // Run serves until ctx is done, then drains: readiness turns false, requests in flight finish within the server's bound,
 // pulls end and keep what they have, the tracker is told, the cache is closed.
 func (a *Agent) Run(ctx context.Context) error {
-	var g transport.Group
+	var g role.Group
 	g.Add("swarm", a.swarm.Run)
 	g.Add("announcer", a.announcer.run)
 	g.Add("housekeeping", a.housekeeping)

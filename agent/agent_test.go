@@ -20,6 +20,7 @@ import (
 	"kraken/proto/announce"
 	"kraken/proto/config"
 	"kraken/proto/ring"
+	"kraken/proto/role"
 	"kraken/proto/transport"
 )
 
@@ -62,10 +63,10 @@ func TestTrackerIsTold(t *testing.T) {
 	const size = 2 << 20
 	nowhere := "http://127.0.0.1:1"
 	a, err := New(Config{
-		Server: transport.ServerConfig{Listen: "127.0.0.1:0"}, Origins: []ring.Member{{ID: "o", URL: nowhere}},
-		BuildIndex: Endpoint{nowhere}, Tracker: Endpoint{tracker.URL}, Peer: Peer{Listen: "127.0.0.1:0", StockPeers: true, Rates: swarm.Rates{}},
+		Config:     role.Config{Server: transport.ServerConfig{Listen: "127.0.0.1:0"}, Origins: []ring.Member{{ID: "o", URL: nowhere}}},
+		BuildIndex: role.Endpoint{URL: nowhere}, Tracker: role.Endpoint{URL: tracker.URL}, Peer: Peer{Listen: "127.0.0.1:0", StockPeers: true, Rates: swarm.Rates{}},
 		Cache: Cache{Dir: t.TempDir(), Capacity: config.Size(3*size + size/2)},
-	}, Deps{Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry()})
+	}, role.Deps{Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry()})
 	if err != nil {
 		t.Fatal(err)
 	}

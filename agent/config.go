@@ -1,63 +1,49 @@
 package agent
 
 import (
-	"errors"
-	"fmt"
+	"net"
 	"time"
 
 	"kraken/origin/store"
 	"kraken/origin/swarm"
 	"kraken/proto/config"
-	"kraken/proto/ring"
+	"kraken/proto/role"
 	"kraken/proto/transport"
 )
 
-// Config is the whole configuration of an agent; deploy/config/agent.yaml is the commented sample.
+// Config is the whole configuration of an agent; deploy/config/agent.yaml is the commented sample. Its server is the registry for the
+// runtimes of this node: keep it on localhost.
 type Config struct {
-	// Server is the registry for the runtimes of this node; keep it on localhost.
-	Server transport.ServerConfig `yaml:"server"`
-	// Admin is where health, metrics and profiles are. Empty listen: no admin listener.
-	Admin transport.ServerConfig `yaml:"admin"`
-	Log   transport.LogConfig    `yaml:"log"`
-	// Client is how this agent speaks to the other roles.
-	Client transport.ClientConfig `yaml:"client"`
+	role.Config `yaml:",inline"`
 	// Node is the name that people see, default the host's name.
 	Node string `yaml:"node"`
 	// Names are the registry names that mean this cluster. A runtime's mirror request names its registry as ?ns=; for any other
 	// name the answer is 404, so that the runtime goes on to that registry. Empty: every name means this cluster.
-	Names []string `yaml:"names"`
-	// Origins are all origins of the cluster. Ids decide who owns what: never rename one.
-	Origins []ring.Member `yaml:"origins"`
-	// Replicas is the number of origins that hold a blob, default 2; the same in every role.
-	Replicas   int      `yaml:"replicas"`
-	BuildIndex Endpoint `yaml:"build_index"`
-	Tracker    Endpoint `yaml:"tracker"`
+	Names      []string      `yaml:"names"`
+	BuildIndex role.Endpoint `yaml:"build_index"`
+	Tracker    role.Endpoint `yaml:"tracker"`
 	// Peer is the BitTorrent side.
 	Peer Peer `yaml:"peer"`
 	// Cache is where blobs are kept.
 	Cache Cache `yaml:"cache"`
 	// SmallBlob is the size up to which a blob is fetched straight from an origin over HTTP and not announced, default 1MiB. Blobs that
 	// were cached as small ones have no metainfo and stay out of the swarm when it is lowered.
-	SmallBlob config.Size `yaml:"small_blob"`
+	SmallBlob config.Size `yaml:"small_blob" config:"positive"`
 	// ManifestTTL is how long a manifest that build-index confirmed is served by digest without asking again, default 1m. A
 	// deleted digest is gone at this agent after this time. Tags are confirmed on every pull.
-	ManifestTTL config.Duration `yaml:"manifest_ttl"`
+	ManifestTTL config.Duration `yaml:"manifest_ttl" config:"positive"`
 	// BuildIndexWait is how long a manifest's answer is waited for, and up to a tenth more, while build-index can be connected to,
 	// default 10s. Only what is unreachable, or silent for so long, is answered for with something older.
-	BuildIndexWait config.Duration `yaml:"build_index_wait"`
+	BuildIndexWait config.Duration `yaml:"build_index_wait" config:"positive"`
 	// StaleTags is how old a tag's last confirmed digest may be to be served while build-index is unreachable, default 24h.
-	StaleTags config.Duration `yaml:"stale_tags"`
-}
-
-// Endpoint is a role that is reached by URL.
-type Endpoint struct {
-	URL string `yaml:"url"`
+	StaleTags config.Duration `yaml:"stale_tags" config:"positive"`
 }
 
 // Peer configures the BitTorrent listener.
 type Peer struct {
 	Listen string `yaml:"listen"`
-	// Advertise is the IP address, or ip:port, that other agents dial; default the listener's own.
+	// Advertise is the IP address, or ip:port, that other agents dial; default the listener's own. In the place of the address it may be the
+	// name of a network interface: its first global address, IPv4 first.
 	Advertise string `yaml:"advertise"`
 	// StockPeers lets any BitTorrent client join, without TLS. For development.
 	StockPeers bool `yaml:"stock_peers"`
@@ -71,11 +57,11 @@ type Peer struct {
 	LinkRate config.Rate `yaml:"link_rate"`
 	// AnnounceFor is how long after its last use (pulled, read here, or asked for by a peer) a blob is announced to the tracker, default 1h.
 	// Older ones stay in the cache, and others get them from the origins first.
-	AnnounceFor config.Duration `yaml:"announce_for"`
+	AnnounceFor config.Duration `yaml:"announce_for" config:"positive"`
 	// StallTimeout is how long a pull may go without a new piece before it is read without leases from origins that
 	// can't be asked for one, and how long one origin may go without sending before the next is asked, for pieces
 	// as for whole blobs over HTTP, default 2s.
-	StallTimeout config.Duration `yaml:"stall_timeout"`
+	StallTimeout config.Duration `yaml:"stall_timeout" config:"positive"`
 }
 
 // pace is the share of the link that uploads may take.
@@ -102,9 +88,6 @@ type Cache struct {
 
 // Validate fills in defaults and refuses what can't work.
 func (c *Config) Validate() error {
-	if c.Replicas == 0 {
-		c.Replicas = 2
-	}
 	if c.SmallBlob == 0 {
 		c.SmallBlob = 1 << 20
 	}
@@ -129,39 +112,33 @@ func (c *Config) Validate() error {
 	if c.Peer.StallTimeout == 0 {
 		c.Peer.StallTimeout = config.Duration(2 * time.Second)
 	}
-	var errs []error
-	need := func(key, v string) {
-		if v == "" {
-			errs = append(errs, fmt.Errorf("%s: is needed", key))
-		}
+	var m config.Mistakes
+	c.Config.Validate(&m, role.Listener{Key: "peer.listen", Addr: c.Peer.Listen})
+	c.BuildIndex.Validate(&m, "build_index")
+	c.Tracker.Validate(&m, "tracker")
+	c.Peer.validate(&m, "peer")
+	m.Path("cache.dir", c.Cache.Dir)
+	config.NotNegative(&m, "cache.capacity", c.Cache.Capacity)
+	m.Join("cache", c.Cache.Validate())
+	config.NotNegative(&m, "small_blob", c.SmallBlob)
+	config.NotNegative(&m, "manifest_ttl", c.ManifestTTL)
+	config.NotNegative(&m, "build_index_wait", c.BuildIndexWait)
+	config.NotNegative(&m, "stale_tags", c.StaleTags)
+	return m.Err()
+}
+
+func (p *Peer) validate(m *config.Mistakes, key string) {
+	m.Listen(key+".listen", p.Listen)
+	p.Advertise = transport.ResolvePeer(m, key+".advertise", p.Advertise)
+	if host, _, err := net.SplitHostPort(p.Listen); err == nil && role.Wildcard(host) && p.Advertise == "" {
+		m.Add(key+".advertise", "is needed: peer.listen %s is no address that others can dial; give an IP address or the name of a network interface", p.Listen)
 	}
-	need("server.listen", c.Server.Listen)
-	need("peer.listen", c.Peer.Listen)
-	need("cache.dir", c.Cache.Dir)
-	need("build_index.url", c.BuildIndex.URL)
-	need("tracker.url", c.Tracker.URL)
-	if err := c.Peer.Rates.Validate(); err != nil {
-		errs = append(errs, fmt.Errorf("peer: %w", err))
+	if p.StockPeers && p.TLS != (transport.PeerTLS{}) {
+		m.Add(key+".stock_peers", "stock BitTorrent clients can't speak tls: set stock_peers or tls, not both")
 	}
-	if c.Peer.StockPeers && c.Peer.TLS != (transport.PeerTLS{}) {
-		errs = append(errs, errors.New("peer: stock_peers can't speak tls, set one of both"))
-	}
-	if c.Peer.AnnounceFor < 0 || c.Peer.StallTimeout < 0 || c.Peer.LinkRate < 0 {
-		errs = append(errs, errors.New("peer: announce_for, stall_timeout and link_rate must not be negative"))
-	}
-	if len(c.Origins) == 0 {
-		errs = append(errs, errors.New("origins: at least one is needed"))
-	}
-	for i, o := range c.Origins {
-		if o.ID == "" || o.URL == "" {
-			errs = append(errs, fmt.Errorf("origins[%d]: id and url are needed", i))
-		}
-	}
-	if err := c.Cache.Validate(); err != nil {
-		errs = append(errs, fmt.Errorf("cache: %w", err))
-	}
-	if c.Replicas < 1 || c.SmallBlob < 0 || c.Cache.Capacity < 0 || c.ManifestTTL < 0 || c.StaleTags < 0 || c.BuildIndexWait < 0 {
-		errs = append(errs, errors.New("replicas, small_blob, cache.capacity, manifest_ttl, build_index_wait and stale_tags must not be negative"))
-	}
-	return errors.Join(errs...)
+	p.TLS.Validate(m, key+".tls")
+	m.Join(key, p.Rates.Validate())
+	config.NotNegative(m, key+".announce_for", p.AnnounceFor)
+	config.NotNegative(m, key+".stall_timeout", p.StallTimeout)
+	config.NotNegative(m, key+".link_rate", p.LinkRate)
 }

@@ -20,6 +20,7 @@ import (
 	"kraken/proto/config"
 	"kraken/proto/registry"
 	"kraken/proto/ring"
+	"kraken/proto/role"
 )
 
 // manifests is a build-index with one tag. wait runs before each answer and says whether there is one.
@@ -90,7 +91,10 @@ func TestSlowBuildIndex(t *testing.T) {
 	s := httptest.NewServer(b)
 	t.Cleanup(s.Close)
 	t.Cleanup(http.DefaultClient.CloseIdleConnections)
-	r := startWith(t, Config{Origins: []ring.Member{{ID: "o", URL: "http://127.0.0.1:1"}}, Tracker: Endpoint{"http://127.0.0.1:1"}, BuildIndex: Endpoint{s.URL}})
+	r := startWith(t, Config{
+		Config:  role.Config{Origins: []ring.Member{{ID: "o", URL: "http://127.0.0.1:1"}}},
+		Tracker: role.Endpoint{URL: "http://127.0.0.1:1"}, BuildIndex: role.Endpoint{URL: s.URL},
+	})
 	b.serve(manifestOf("old"), nil)
 	if status, body, _ := r.tag(); status != http.StatusOK || body != manifestOf("old") {
 		t.Fatalf("%d %s", status, body)
@@ -124,7 +128,9 @@ func TestUnreachableBuildIndex(t *testing.T) {
 			s := httptest.NewServer(b)
 			t.Cleanup(s.Close)
 			t.Cleanup(http.DefaultClient.CloseIdleConnections)
-			r := startWith(t, Config{Origins: []ring.Member{{ID: "o", URL: "http://127.0.0.1:1"}}, Tracker: Endpoint{"http://127.0.0.1:1"}, BuildIndex: Endpoint{s.URL},
+			r := startWith(t, Config{
+				Config:  role.Config{Origins: []ring.Member{{ID: "o", URL: "http://127.0.0.1:1"}}},
+				Tracker: role.Endpoint{URL: "http://127.0.0.1:1"}, BuildIndex: role.Endpoint{URL: s.URL},
 				BuildIndexWait: config.Duration(200 * time.Millisecond)})
 			b.serve(manifestOf("old"), nil)
 			r.tag()

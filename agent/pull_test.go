@@ -28,6 +28,7 @@ import (
 	"kraken/proto/config"
 	"kraken/proto/registry"
 	"kraken/proto/ring"
+	"kraken/proto/role"
 	"kraken/proto/transport"
 )
 
@@ -270,7 +271,7 @@ type running struct {
 func start(t *testing.T, o *source, tracker string) *running {
 	t.Helper()
 	// Sources that are not allowed to send are not to be given up.
-	return startWith(t, Config{Origins: []ring.Member{{ID: "o", URL: o.URL}}, Tracker: Endpoint{tracker}, Peer: Peer{StallTimeout: config.Duration(time.Minute)}})
+	return startWith(t, Config{Config: role.Config{Origins: []ring.Member{{ID: "o", URL: o.URL}}}, Tracker: role.Endpoint{URL: tracker}, Peer: Peer{StallTimeout: config.Duration(time.Minute)}})
 }
 
 // startWith fills in what a test does not care for.
@@ -283,7 +284,7 @@ func startWith(t *testing.T, cfg Config) *running {
 	}
 	cfg.Peer.Listen, cfg.Peer.StockPeers = "127.0.0.1:0", true
 	cfg.Cache.Dir = t.TempDir()
-	a, err := New(cfg, Deps{Log: slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelWarn})), Registry: r.reg})
+	a, err := New(cfg, role.Deps{Log: slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelWarn})), Registry: r.reg})
 	if err != nil {
 		t.Fatal(err)
 	}

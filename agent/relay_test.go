@@ -184,7 +184,7 @@ func newCourseWith(t *testing.T, cfg Config, b []byte, says ...[]answer) *course
 		members = append(members, ring.Member{ID: id, URL: h.URL})
 	}
 	tracker, _ := lonely(t, atOnce(), nil)
-	cfg.Origins, cfg.Tracker, cfg.Peer.StallTimeout = members, Endpoint{tracker}, config.Duration(stall)
+	cfg.Origins, cfg.Tracker.URL, cfg.Peer.StallTimeout = members, tracker, config.Duration(stall)
 	cfg.Client.ProgressTimeout = config.Duration(6 * stall)
 	c.running = startWith(t, cfg)
 	if len(b) <= 1<<20 {

@@ -17,19 +17,13 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"github.com/prometheus/client_golang/prometheus"
 
 	"kraken/buildindex/sql"
 	"kraken/origin/bucket"
 	"kraken/proto/registry"
+	"kraken/proto/role"
 	"kraken/proto/transport"
 )
-
-// Deps is what a process gives to its role.
-type Deps struct {
-	Log      *slog.Logger
-	Registry *prometheus.Registry
-}
 
 // Index is one running build-index.
 type Index struct {
@@ -52,7 +46,7 @@ type Index struct {
 }
 
 // New opens the database and binds the listeners. Run serves, restores and writes to the bucket.
-func New(cfg Config, deps Deps) (_ *Index, err error) {
+func New(cfg Config, deps role.Deps) (_ *Index, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -128,7 +122,7 @@ func (x *Index) AdminAddr() string {
 
 // Run serves until ctx is done, then drains and closes the database.
 func (x *Index) Run(ctx context.Context) error {
-	var g transport.Group
+	var g role.Group
 	g.Add("outbox", x.outbox)
 	g.Add("restore", x.restore)
 	if x.admin != nil {

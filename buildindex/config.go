@@ -1,28 +1,18 @@
 package buildindex
 
 import (
-	"errors"
 	"fmt"
 	"regexp"
 
 	"kraken/origin/bucket"
-	"kraken/proto/ring"
-	"kraken/proto/transport"
+	"kraken/proto/config"
+	"kraken/proto/role"
 )
 
-// Config is the whole configuration of a build-index; deploy/config/build-index.yaml is the commented sample.
+// Config is the whole configuration of a build-index; deploy/config/build-index.yaml is the commented sample. Its server is the registry API for the
+// other roles; its admin also shows the state of the outbox.
 type Config struct {
-	// Server is the registry API for the other roles.
-	Server transport.ServerConfig `yaml:"server"`
-	// Admin is where health, metrics, profiles and the state of the outbox are.
-	Admin transport.ServerConfig `yaml:"admin"`
-	Log   transport.LogConfig    `yaml:"log"`
-	// Client is how this role speaks to origins.
-	Client transport.ClientConfig `yaml:"client"`
-	// Origins are all origins of the cluster.
-	Origins []ring.Member `yaml:"origins"`
-	// Replicas is the number of origins that hold a blob, and of those that hold a name which the bucket lacks, default 2.
-	Replicas int `yaml:"replicas"`
+	role.Config `yaml:",inline"`
 	// Database is the path of the SQLite file. Its folder is made when it is missing.
 	Database string `yaml:"database"`
 	// Buckets are the durable storage, as in the origins.
@@ -46,41 +36,26 @@ type Policy struct {
 
 // Validate fills in defaults and refuses what can't work.
 func (c *Config) Validate() error {
-	if c.Replicas == 0 {
-		c.Replicas = 2
-	}
-	var errs []error
-	if c.Server.Listen == "" {
-		errs = append(errs, errors.New("server.listen: is needed"))
-	}
-	if c.Database == "" {
-		errs = append(errs, errors.New("database: is needed"))
-	}
-	if len(c.Origins) == 0 {
-		errs = append(errs, errors.New("origins: at least one is needed"))
-	}
-	if err := bucket.ValidateAll(c.Buckets); err != nil {
-		errs = append(errs, err)
-	}
-	if c.Replicas < 1 {
-		errs = append(errs, errors.New("replicas: must be at least 1"))
-	}
+	var m config.Mistakes
+	c.Config.Validate(&m)
+	m.Path("database", c.Database)
+	m.Join("", bucket.ValidateAll(c.Buckets))
 	for i := range c.Repositories {
-		p := &c.Repositories[i]
+		key, p := fmt.Sprintf("repositories[%d]", i), &c.Repositories[i]
 		var err error
 		if p.re, err = regexp.Compile(`^(?:` + p.Match + `)$`); err != nil || p.Match == "" {
-			errs = append(errs, fmt.Errorf("repositories[%d].match: %q is no regular expression", i, p.Match))
+			m.Add(key+".match", "%q is no regular expression", p.Match)
 		}
 		if p.ImmutableTags != "" {
 			if p.immutable, err = regexp.Compile(`^(?:` + p.ImmutableTags + `)$`); err != nil {
-				errs = append(errs, fmt.Errorf("repositories[%d].immutable_tags: %q is no regular expression", i, p.ImmutableTags))
+				m.Add(key+".immutable_tags", "%q is no regular expression", p.ImmutableTags)
 			}
 		}
 		if p.References != "" && p.References != "strict" && p.References != "lax" {
-			errs = append(errs, fmt.Errorf("repositories[%d].references: %q: want strict or lax", i, p.References))
+			m.Add(key+".references", "%q: want strict or lax", p.References)
 		}
 	}
-	return errors.Join(errs...)
+	return m.Err()
 }
 
 // policy is the first whose pattern matches.

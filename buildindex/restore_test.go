@@ -22,6 +22,7 @@ import (
 	"kraken/origin/bucket"
 	"kraken/proto/registry"
 	"kraken/proto/ring"
+	"kraken/proto/role"
 	"kraken/proto/transport"
 )
 
@@ -120,7 +121,7 @@ func newRig(t *testing.T) *rig {
 func (r *rig) start(database string) {
 	r.Helper()
 	cfg := Config{
-		Server: transport.ServerConfig{Listen: "127.0.0.1:0"}, Database: filepath.Join(r.dir, database),
+		Config: role.Config{Server: transport.ServerConfig{Listen: "127.0.0.1:0"}}, Database: filepath.Join(r.dir, database),
 		Buckets: []bucket.Config{{Name: "b", URL: "file://" + filepath.Join(r.dir, "bucket")}},
 	}
 	for i, o := range r.origins {
@@ -129,7 +130,7 @@ func (r *rig) start(database string) {
 	if r.x != nil {
 		r.stop()
 	}
-	x, err := New(cfg, Deps{Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry()})
+	x, err := New(cfg, role.Deps{Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry()})
 	if err != nil {
 		r.Fatal(err)
 	}

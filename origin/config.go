@@ -1,9 +1,6 @@
 package origin
 
 import (
-	"errors"
-	"fmt"
-	"net"
 	"slices"
 	"time"
 
@@ -12,24 +9,16 @@ import (
 	"kraken/origin/swarm"
 	"kraken/proto/config"
 	"kraken/proto/ring"
+	"kraken/proto/role"
 	"kraken/proto/transport"
 )
 
-// Config is the whole configuration of an origin; deploy/config/origin.yaml is the commented sample.
+// Config is the whole configuration of an origin; deploy/config/origin.yaml is the commented sample. Its server is the registry API for the other roles; its admin
+// also shows the state of write-back.
 type Config struct {
+	role.Config `yaml:",inline"`
 	// ID is this origin's entry in Origins. It decides what this origin owns: never rename one.
 	ID string `yaml:"id"`
-	// Server is the registry API for the other roles.
-	Server transport.ServerConfig `yaml:"server"`
-	// Admin is where health, metrics, profiles and the state of write-back are.
-	Admin transport.ServerConfig `yaml:"admin"`
-	Log   transport.LogConfig    `yaml:"log"`
-	// Client is how this origin speaks to the others.
-	Client transport.ClientConfig `yaml:"client"`
-	// Origins are all origins of the cluster, this one included.
-	Origins []ring.Member `yaml:"origins"`
-	// Replicas is the number of origins that hold a blob, default 2; the same in every role.
-	Replicas int `yaml:"replicas"`
 	// Dir is a folder that only this origin uses.
 	Dir string `yaml:"dir"`
 	// Capacity bounds the bytes on disk; 0 is unbounded. What is not written back is never evicted.
@@ -40,15 +29,15 @@ type Config struct {
 	// Peer is the BitTorrent side.
 	Peer Peer `yaml:"peer"`
 	// UploadIdle is after how long without a byte an upload session is removed, default 1h.
-	UploadIdle config.Duration `yaml:"upload_idle"`
+	UploadIdle config.Duration `yaml:"upload_idle" config:"positive"`
 	// Uploads bounds upload sessions, in all and by source.
 	Uploads store.Sessions `yaml:"uploads"`
 	// Takeover is after how long the second owner writes a blob back itself, when the first has not, default 30s.
-	Takeover config.Duration `yaml:"takeover"`
+	Takeover config.Duration `yaml:"takeover" config:"positive"`
 	// WritebackWorkers is how many blobs are written back at once, default 4.
-	WritebackWorkers int `yaml:"writeback_workers"`
+	WritebackWorkers int `yaml:"writeback_workers" config:"positive"`
 	// Leasers is how many agents are handed pieces of one blob at once, default 64; others trade meanwhile.
-	Leasers int `yaml:"leasers"`
+	Leasers int `yaml:"leasers" config:"positive"`
 }
 
 // Peer configures the BitTorrent listener.
@@ -64,47 +53,37 @@ type Peer struct {
 
 // Validate fills in defaults and refuses what can't work.
 func (c *Config) Validate() error {
-	c.Replicas = orDefault(c.Replicas, 2)
 	c.UploadIdle = orDefault(c.UploadIdle, config.Duration(time.Hour))
 	c.Takeover = orDefault(c.Takeover, config.Duration(30*time.Second))
 	c.WritebackWorkers = orDefault(c.WritebackWorkers, 4)
 	c.Server.CongestionControl = orDefault(c.Server.CongestionControl, transport.CongestionAuto)
 	c.Leasers = orDefault(c.Leasers, 64)
-	var errs []error
-	need := func(key, v string) {
-		if v == "" {
-			errs = append(errs, fmt.Errorf("%s: is needed", key))
-		}
+	var m config.Mistakes
+	c.Config.Validate(&m, role.Listener{Key: "peer.listen", Addr: c.Peer.Listen})
+	m.Need("id", c.ID)
+	if c.ID != "" && !slices.ContainsFunc(c.Origins, func(o ring.Member) bool { return o.ID == c.ID }) {
+		m.Add("id", "%q is not among the origins: want one of their ids", c.ID)
 	}
-	need("id", c.ID)
-	need("server.listen", c.Server.Listen)
-	need("dir", c.Dir)
-	need("peer.listen", c.Peer.Listen)
-	if !slices.ContainsFunc(c.Origins, func(m ring.Member) bool { return m.ID == c.ID }) {
-		errs = append(errs, fmt.Errorf("origins: this origin, %q, is not among them", c.ID))
+	m.Path("dir", c.Dir)
+	config.NotNegative(&m, "capacity", c.Capacity)
+	m.Join("", c.Keep.Validate())
+	m.Join("", bucket.ValidateAll(c.Buckets))
+	m.Join("uploads", c.Uploads.Validate())
+	c.Peer.validate(&m, "peer")
+	config.NotNegative(&m, "upload_idle", c.UploadIdle)
+	config.NotNegative(&m, "takeover", c.Takeover)
+	config.NotNegative(&m, "writeback_workers", c.WritebackWorkers)
+	config.NotNegative(&m, "leasers", c.Leasers)
+	return m.Err()
+}
+
+func (p Peer) validate(m *config.Mistakes, key string) {
+	m.Listen(key+".listen", p.Listen)
+	if p.StockPeers && p.TLS != (transport.PeerTLS{}) {
+		m.Add(key+".stock_peers", "stock BitTorrent clients can't speak tls: set stock_peers or tls, not both")
 	}
-	if err := c.Peer.Rates.Validate(); err != nil {
-		errs = append(errs, fmt.Errorf("peer: %w", err))
-	}
-	if c.Peer.StockPeers && c.Peer.TLS != (transport.PeerTLS{}) {
-		errs = append(errs, errors.New("peer: stock_peers can't speak tls, set one of both"))
-	}
-	if err := bucket.ValidateAll(c.Buckets); err != nil {
-		errs = append(errs, err)
-	}
-	if _, _, err := net.SplitHostPort(c.Peer.Listen); c.Peer.Listen != "" && err != nil {
-		errs = append(errs, fmt.Errorf("peer.listen: %w", err))
-	}
-	if err := c.Keep.Validate(); err != nil {
-		errs = append(errs, err)
-	}
-	if err := c.Uploads.Validate(); err != nil {
-		errs = append(errs, fmt.Errorf("uploads: %w", err))
-	}
-	if c.Replicas < 1 || c.Capacity < 0 || c.UploadIdle < 0 || c.Takeover < 0 || c.WritebackWorkers < 1 || c.Leasers < 1 {
-		errs = append(errs, errors.New("replicas, capacity, upload_idle, takeover, writeback_workers and leasers must not be negative"))
-	}
-	return errors.Join(errs...)
+	p.TLS.Validate(m, key+".tls")
+	m.Join(key, p.Rates.Validate())
 }
 
 func orDefault[T comparable](v, d T) T {

@@ -13,7 +13,6 @@ import (
 
 	"github.com/hashicorp/golang-lru/v2"
 	"github.com/opencontainers/go-digest"
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/singleflight"
 
 	"kraken/origin/bucket"
@@ -21,14 +20,9 @@ import (
 	"kraken/origin/swarm"
 	"kraken/proto/layout"
 	"kraken/proto/registry"
+	"kraken/proto/role"
 	"kraken/proto/transport"
 )
-
-// Deps is what a process gives to its role.
-type Deps struct {
-	Log      *slog.Logger
-	Registry *prometheus.Registry
-}
 
 // Origin is one running origin.
 type Origin struct {
@@ -69,7 +63,7 @@ type retry struct {
 }
 
 // New opens the store, binds the listeners and finds what is to be written back. Run serves.
-func New(cfg Config, deps Deps) (_ *Origin, err error) {
+func New(cfg Config, deps role.Deps) (_ *Origin, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -157,7 +151,7 @@ func (o *Origin) AdminAddr() string {
 
 // Run serves until ctx is done, then drains and closes.
 func (o *Origin) Run(ctx context.Context) error {
-	var g transport.Group
+	var g role.Group
 	g.Add("swarm", o.swarm.Run)
 	g.Add("background", func(ctx context.Context) error {
 		<-ctx.Done()

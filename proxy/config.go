@@ -1,35 +1,22 @@
 package proxy
 
 import (
-	"errors"
-	"fmt"
 	"time"
 
 	"kraken/proto/config"
-	"kraken/proto/ring"
-	"kraken/proto/transport"
+	"kraken/proto/role"
 )
 
-// Config is the whole configuration of a proxy; deploy/config/proxy.yaml is the commented sample.
+// Config is the whole configuration of a proxy; deploy/config/proxy.yaml is the commented sample. Clients push to and pull from its server.
 type Config struct {
-	// Server is where clients push and pull.
-	Server transport.ServerConfig `yaml:"server"`
-	// Admin is where health, metrics and profiles are; keep it away from clients.
-	Admin transport.ServerConfig `yaml:"admin"`
-	Log   transport.LogConfig    `yaml:"log"`
-	// Client is how this proxy speaks to origins and build-index.
-	Client transport.ClientConfig `yaml:"client"`
-	// Origins are all origins of the cluster. Ids decide who owns what: never rename one.
-	Origins []ring.Member `yaml:"origins"`
-	// Replicas is the number of origins that hold a blob, default 2; the same in every role.
-	Replicas int `yaml:"replicas"`
+	role.Config `yaml:",inline"`
 	// BuildIndex is where manifests, tags and memberships are.
-	BuildIndex Endpoint `yaml:"build_index"`
+	BuildIndex role.Endpoint `yaml:"build_index"`
 	// StallTimeout is after how long without progress an origin is left behind in an upload, default 5s.
-	StallTimeout config.Duration `yaml:"stall_timeout"`
+	StallTimeout config.Duration `yaml:"stall_timeout" config:"positive"`
 	// ChunkMinLength is what clients that upload in chunks are asked to send at least in each (OCI-Chunk-Min-Length), default 1MiB. Shorter
 	// chunks are taken as well; each costs a round trip to every replica.
-	ChunkMinLength config.Size `yaml:"chunk_min_length"`
+	ChunkMinLength config.Size `yaml:"chunk_min_length" config:"positive"`
 	// UploadKey signs the ids of uploads, at least 32 bytes, the same at all proxies: a client can't make an id, and any proxy goes on with the
 	// uploads of the others. Without it and without UploadKeyFile a key of the process is made, so that no upload outlives it.
 	UploadKey config.Secret `yaml:"upload_key"`
@@ -42,67 +29,43 @@ type Config struct {
 // Uploads bounds the upload requests that are being served; one more is 429. A source is an IPv4 address, or the first 64 bits of an IPv6 one.
 type Uploads struct {
 	// InFlight is how many there may be, default as many as half of the process's descriptors allow, at most 2048.
-	InFlight int `yaml:"in_flight"`
+	InFlight int `yaml:"in_flight" config:"positive"`
 	// InFlightPerSource is how many of one source, default 256.
-	InFlightPerSource int `yaml:"in_flight_per_source"`
-}
-
-// Endpoint is a role that is reached by URL.
-type Endpoint struct {
-	URL string `yaml:"url"`
+	InFlightPerSource int `yaml:"in_flight_per_source" config:"positive"`
 }
 
 // maxCopies bounds the copies that an upload id may name.
-const maxCopies = 5
+const maxCopies = role.MaxReplicas
 
 // Validate fills in defaults and refuses what can't work.
 func (c *Config) Validate() error {
-	if c.Replicas == 0 {
-		c.Replicas = 2
-	}
 	if c.StallTimeout == 0 {
 		c.StallTimeout = config.Duration(5 * time.Second)
 	}
 	if c.ChunkMinLength == 0 {
 		c.ChunkMinLength = 1 << 20
 	}
+	var m config.Mistakes
+	c.Config.Validate(&m)
+	c.BuildIndex.Validate(&m, "build_index")
+	config.NotNegative(&m, "stall_timeout", c.StallTimeout)
+	config.NotNegative(&m, "chunk_min_length", c.ChunkMinLength)
 	if c.Uploads.InFlight == 0 {
-		c.Uploads.InFlight = mostUploads(c.Replicas)
+		c.Uploads.InFlight = mostUploads(max(1, c.Replicas))
 	}
 	if c.Uploads.InFlightPerSource == 0 {
 		c.Uploads.InFlightPerSource = 256
 	}
-	var errs []error
-	if c.Uploads.InFlight < 1 || c.Uploads.InFlightPerSource < 1 {
-		errs = append(errs, errors.New("uploads.in_flight and uploads.in_flight_per_source must not be negative"))
-	}
-	if len(c.Origins) == 0 {
-		errs = append(errs, errors.New("origins: at least one is needed"))
-	}
-	seen := map[string]bool{}
-	for i, o := range c.Origins {
-		if o.ID == "" || o.URL == "" {
-			errs = append(errs, fmt.Errorf("origins[%d]: id and url are needed", i))
-		}
-		if seen[o.ID] {
-			errs = append(errs, fmt.Errorf("origins[%d]: id %q is there twice", i, o.ID))
-		}
-		seen[o.ID] = true
-	}
-	if c.Replicas < 1 || c.Replicas > maxCopies {
-		errs = append(errs, fmt.Errorf("replicas: %d is not in 1..%d", c.Replicas, maxCopies))
-	}
-	if c.BuildIndex.URL == "" {
-		errs = append(errs, errors.New("build_index.url: is needed"))
-	}
+	config.NotNegative(&m, "uploads.in_flight", c.Uploads.InFlight)
+	config.NotNegative(&m, "uploads.in_flight_per_source", c.Uploads.InFlightPerSource)
 	if n := len(c.UploadKey.Value()); n > 0 && n < minKey {
-		errs = append(errs, fmt.Errorf("upload_key: has %d bytes, at least %d are needed", n, minKey))
+		m.Add("upload_key", "has %d bytes, at least %d are needed", n, minKey)
+	}
+	if c.UploadKeyFile != "" {
+		m.Path("upload_key_file", c.UploadKeyFile)
 	}
 	if c.UploadKey.Value() != "" && c.UploadKeyFile != "" {
-		errs = append(errs, errors.New("upload_key and upload_key_file exclude each other"))
+		m.Add("upload_key_file", "and upload_key exclude each other: set one")
 	}
-	if c.StallTimeout < 0 || c.ChunkMinLength < 0 {
-		errs = append(errs, errors.New("stall_timeout and chunk_min_length must not be negative"))
-	}
-	return errors.Join(errs...)
+	return m.Err()
 }

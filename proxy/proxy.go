@@ -10,17 +10,10 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"kraken/proto/registry"
+	"kraken/proto/role"
 	"kraken/proto/transport"
 )
-
-// Deps is what a process gives to its role.
-type Deps struct {
-	Log      *slog.Logger
-	Registry *prometheus.Registry
-}
 
 // Proxy is one running proxy.
 type Proxy struct {
@@ -39,7 +32,7 @@ type Proxy struct {
 }
 
 // New binds the listeners. Run serves.
-func New(cfg Config, deps Deps) (_ *Proxy, err error) {
+func New(cfg Config, deps role.Deps) (_ *Proxy, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -111,7 +104,7 @@ func (p *Proxy) AdminAddr() string {
 
 // Run serves until ctx is done, then lets requests in flight finish within the server's bound.
 func (p *Proxy) Run(ctx context.Context) error {
-	var g transport.Group
+	var g role.Group
 	if p.admin != nil {
 		g.Add("admin", p.admin.Run)
 	}

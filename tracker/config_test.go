@@ -11,6 +11,7 @@ import (
 
 	"kraken/proto/config"
 	"kraken/proto/ring"
+	"kraken/proto/role"
 )
 
 func TestConfig(t *testing.T) {
@@ -70,7 +71,7 @@ func TestNewRollsBack(t *testing.T) {
 	if err := free.Close(); err != nil {
 		t.Fatal(err)
 	}
-	_, err = New(cfg, Deps{Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry()})
+	_, err = New(cfg, role.Deps{Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry()})
 	if err == nil || !strings.Contains(err.Error(), "admin") {
 		t.Fatalf("a taken admin port: %v", err)
 	}

@@ -11,17 +11,11 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"github.com/prometheus/client_golang/prometheus"
 
 	"kraken/proto/registry"
+	"kraken/proto/role"
 	"kraken/proto/transport"
 )
-
-// Deps is what a process gives to its role.
-type Deps struct {
-	Log      *slog.Logger
-	Registry *prometheus.Registry
-}
 
 // Tracker is one running tracker.
 type Tracker struct {
@@ -39,7 +33,7 @@ type Tracker struct {
 }
 
 // New binds the listeners. Run serves.
-func New(cfg Config, deps Deps) (_ *Tracker, err error) {
+func New(cfg Config, deps role.Deps) (_ *Tracker, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -94,7 +88,7 @@ func (t *Tracker) AdminAddr() string {
 
 // Run serves until ctx is done, then lets requests in flight finish within the server's bound.
 func (t *Tracker) Run(ctx context.Context) error {
-	var g transport.Group
+	var g role.Group
 	g.Add("metainfo", t.metainfos.run)
 	g.Add("sweep", t.sweep)
 	if t.admin != nil {

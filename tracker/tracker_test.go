@@ -25,6 +25,7 @@ import (
 	"kraken/proto/blob"
 	"kraken/proto/registry"
 	"kraken/proto/ring"
+	"kraken/proto/role"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -68,7 +69,7 @@ func newCluster(t testing.TB, change func(*Config)) *cluster {
 func (c *cluster) start() {
 	c.t.Helper()
 	var err error
-	if c.Tracker, err = New(c.cfg, Deps{Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry()}); err != nil {
+	if c.Tracker, err = New(c.cfg, role.Deps{Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry()}); err != nil {
 		c.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())

@@ -58,29 +58,34 @@ type Config struct {
 
 // Validate refuses what Open and OpenAll would refuse. It touches neither network nor disk.
 func (c Config) Validate() error {
-	if c.Name == "" {
-		return errors.New("buckets: each needs a name")
-	}
+	var m config.Mistakes
+	m.Need("name", c.Name)
 	if _, err := c.pattern(); err != nil {
-		return fmt.Errorf("bucket %s: repositories: %w", c.Name, err)
+		m.Add("repositories", "%q is no regular expression: %w", c.Repositories, err)
 	}
+	if (c.AccessKey.Value() == "") != (c.SecretKey.Value() == "") {
+		m.Add("access_key", "access_key and secret_key are needed together, or neither")
+	}
+	const want = "want file:///absolute/folder or s3://bucket?region=…"
 	u, err := url.Parse(c.URL)
-	if err != nil {
-		return fmt.Errorf("bucket %s: %w", c.Name, err)
-	}
-	switch u.Scheme {
-	case "mem":
-	case "file":
-		err = checkFile(u)
-	case "s3":
-		err = checkS3(u)
+	switch {
+	case c.URL == "":
+		m.Add("url", "is needed: "+want)
+	case err != nil:
+		m.Add("url", "%w: "+want, err)
+	case u.Scheme == "mem":
+	case u.Scheme == "file" && u.Host != "":
+		m.Add("url", "%q: want file:///absolute/folder, with three slashes", c.URL)
+	case u.Scheme == "file":
+		m.Join("url", checkFile(u))
+	case u.Scheme == "s3":
+		m.Join("url", checkS3(u))
+	case u.Scheme == "":
+		m.Add("url", "%q has no scheme: "+want, c.URL)
 	default:
-		err = fmt.Errorf("%q: want file://, s3:// or mem:// as its scheme", c.URL)
+		m.Add("url", "%q has the scheme %s: "+want, c.URL, u.Scheme)
 	}
-	if err != nil {
-		return fmt.Errorf("bucket %s: %w", c.Name, err)
-	}
-	return nil
+	return m.Err()
 }
 
 // pattern matches the whole names of the repositories that use the bucket.

@@ -2,9 +2,10 @@ package bucket
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"regexp"
+
+	"kraken/proto/config"
 )
 
 // Set is the configured buckets.
@@ -36,21 +37,21 @@ func OpenAll(ctx context.Context, cfgs []Config, m *Metrics) (*Set, error) {
 
 // ValidateAll refuses what OpenAll would refuse. It touches neither network nor disk.
 func ValidateAll(cfgs []Config) error {
+	var m config.Mistakes
 	if len(cfgs) == 0 {
-		return errors.New("buckets: at least one is needed")
+		m.Add("buckets", "at least one is needed")
 	}
-	seen := map[string]bool{}
-	var errs []error
-	for _, c := range cfgs {
-		if err := c.Validate(); err != nil {
-			errs = append(errs, err)
+	first := map[string]int{}
+	for i, c := range cfgs {
+		at := fmt.Sprintf("buckets[%d]", i)
+		m.Join(at, c.Validate())
+		if j, twice := first[c.Name]; twice && c.Name != "" {
+			m.Add(at+".name", "%q is there twice: buckets[%d] has it, too; each bucket needs its own", c.Name, j)
+		} else {
+			first[c.Name] = i
 		}
-		if seen[c.Name] && c.Name != "" {
-			errs = append(errs, fmt.Errorf("buckets: %s is there twice", c.Name))
-		}
-		seen[c.Name] = true
 	}
-	return errors.Join(errs...)
+	return m.Err()
 }
 
 // For is the bucket of a repository, ok is false when none matches.

@@ -2,25 +2,29 @@
 package config
 
 import (
-	"bytes"
-	"errors"
+	"cmp"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
 	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/parser"
 )
 
 // maxFile bounds what is read of a configuration or secret file.
 const maxFile = 1 << 20
 
-// Load decodes a file into a pointer to a configuration and, where it has a method Validate() error, validates it.
+// Load decodes a file into a pointer to a configuration and, where it has a method Validate() error, validates it. The error tells
+// every mistake, with the path of its key and its line. Values may hold ${NAME}, a variable of the environment.
 func Load(path string, into any) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -39,20 +43,48 @@ func Decode(name string, r io.Reader, into any) error {
 	if len(b) > maxFile {
 		return fmt.Errorf("configuration %s: longer than %s", name, Size(maxFile))
 	}
-	d := yaml.NewDecoder(bytes.NewReader(b), yaml.DisallowUnknownField())
-	if err := d.Decode(into); err != nil && !errors.Is(err, io.EOF) {
+	file, err := parser.ParseBytes(b, 0)
+	if err != nil {
 		return fmt.Errorf("configuration %s: %s", name, strings.TrimSpace(yaml.FormatError(err, false, true)))
 	}
-	var rest any
-	if err := d.Decode(&rest); !errors.Is(err, io.EOF) {
-		return fmt.Errorf("configuration %s: one document is expected, and another follows after a line of ---", name)
+	d := decoder{lines: map[string]int{}, anchors: map[string]ast.Node{}}
+	bodies := 0
+	for _, doc := range file.Docs {
+		if doc.Body == nil {
+			continue
+		}
+		if bodies++; bodies > 1 {
+			return fmt.Errorf("configuration %s: one document is expected, and another follows after a line of ---", name)
+		}
+		d.value("", doc.Body, reflect.ValueOf(into).Elem())
 	}
 	if v, ok := into.(interface{ Validate() error }); ok {
-		if err := v.Validate(); err != nil {
-			return fmt.Errorf("configuration %s: %w", name, err)
+		// What could not be decoded is missing now: that alone is no further mistake.
+		var more Mistakes
+		more.Join("", v.Validate())
+		refused := d.mistakes
+		for _, m := range more {
+			if !refused.about(m.Key) {
+				d.mistakes = append(d.mistakes, m)
+			}
 		}
 	}
+	d.locate()
+	if err := d.mistakes.Err(); err != nil {
+		return fmt.Errorf("configuration %s: %w", name, err)
+	}
 	return nil
+}
+
+// locate gives each mistake the line of its key, or of the nearest key around it, and sorts them.
+func (d *decoder) locate() {
+	for i := range d.mistakes {
+		m := &d.mistakes[i]
+		for key := m.Key; key != "" && m.Line == 0; key = key[:max(0, strings.LastIndexAny(key, ".["))] {
+			m.Line = d.lines[key]
+		}
+	}
+	slices.SortStableFunc(d.mistakes, func(a, b Mistake) int { return cmp.Compare(a.Line, b.Line) })
 }
 
 // Duration is a time span, written like 500ms, 5s or 1h30m.
@@ -61,8 +93,8 @@ type Duration time.Duration
 // UnmarshalText implements encoding.TextUnmarshaler.
 func (d *Duration) UnmarshalText(b []byte) error {
 	v, err := time.ParseDuration(strings.TrimSpace(string(b)))
-	if err != nil {
-		return fmt.Errorf("duration %q: want a number with a unit, e.g. 500ms, 5s, 1h", b)
+	if err != nil || v < 0 {
+		return fmt.Errorf("duration %q: want a number that is not negative, with a unit, e.g. 500ms, 5s, 1h", b)
 	}
 	*d = Duration(v)
 	return nil

@@ -97,11 +97,63 @@ func TestRates(t *testing.T) {
 
 func FuzzDecode(f *testing.F) {
 	f.Add("name: x\nwait: 5s\n")
-	f.Add("inner: {deep: [}")
+	for _, s := range []string{"inner: {deep: [}", "inner: {deep: &a 3}\nname: *a\n", "name: ${X\n", "<<: {name: y}\n", "name: !!str 1\n", "? [a]\n: b\n"} {
+		f.Add(s)
+	}
 	f.Fuzz(func(t *testing.T, text string) {
 		var s sample
 		if err := Decode("f", strings.NewReader(text), &s); err == nil && s.Name == "bad" {
 			t.Error("validation was skipped")
 		}
 	})
+}
+
+// TestVariables: ${NAME} is a value's, never YAML's, and one that is not set is refused with its key.
+func TestVariables(t *testing.T) {
+	t.Setenv("KRAKEN_NAME", "a: {b: c}\n- x")
+	t.Setenv("KRAKEN_DEEP", "7")
+	t.Setenv("KRAKEN_EMPTY", "")
+	var s sample
+	text := "name: x ${KRAKEN_NAME}${KRAKEN_EMPTY} $${KRAKEN_NAME} $5\ninner: {deep: \"${KRAKEN_DEEP}\"}\n"
+	if err := Decode("f.yaml", strings.NewReader(text), &s); err != nil {
+		t.Fatal(err)
+	}
+	if want := "x a: {b: c}\n- x ${KRAKEN_NAME} $5"; s.Name != want || s.Inner.Deep != 7 {
+		t.Errorf("decoded %+v, want the name %q", s, want)
+	}
+	for text, want := range map[string]string{
+		"name: ${KRAKEN_NONE}-${KRAKEN_NIL}\n": "line 1: name: ${KRAKEN_NONE}, ${KRAKEN_NIL} is not set",
+		"name: ${}\n":                          "name: \"${}\"",
+		"name: ${kraken-name}\n":               "write $${",
+		"inner:\n  deep: ${KRAKEN_NAME}\n":     "line 2: inner.deep: ",
+		"${KRAKEN_NAME}: x\n":                  "unknown key",
+		"inner: {deep: \"${KRAKEN_EMPTY}\"}\n": "whole number",
+		"wait: ${KRAKEN_DEEP}\n":               "duration",
+		"key: ${KRAKEN_NONE}\nspace: many\n":   "2 mistakes",
+	} {
+		if err := Decode("f.yaml", strings.NewReader(text), new(sample)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %q", text, err, want)
+		}
+	}
+}
+
+// TestAnchors: what YAML has for saying a thing once works as it did.
+func TestAnchors(t *testing.T) {
+	var s struct {
+		One struct {
+			Name string `yaml:"name"`
+		} `yaml:"one"`
+		Two struct {
+			Name string `yaml:"name"`
+		} `yaml:"two"`
+		Text string `yaml:"text"`
+	}
+	if err := Decode("f.yaml", strings.NewReader("one: &o {name: x}\ntwo: {<<: *o}\ntext: |\n  a\n  b\n"), &s); err != nil || s.Two.Name != "x" || s.Text != "a\nb\n" {
+		t.Errorf("decoded %+v, %v", s, err)
+	}
+	for _, text := range []string{"one: &o {name: *o}\n", "one: *nothing\n", "one: [1]\n", "one: x\n", "- x\n", "x\n"} {
+		if err := Decode("f.yaml", strings.NewReader(text), &s); err == nil {
+			t.Errorf("%q: accepted", text)
+		}
+	}
 }

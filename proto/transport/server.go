@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"syscall"
 	"time"
@@ -21,7 +22,8 @@ import (
 type ServerConfig struct {
 	// Listen is host:port. Port 0 takes a free one.
 	Listen string `yaml:"listen"`
-	// Advertise is the host:port that others reach this listener at, default the listener's own.
+	// Advertise is the host:port that others reach this listener at, default the listener's own. In the place of host, or alone, it may be
+	// the name of a network interface: its first global address, IPv4 first, and the listener's port where none is given.
 	Advertise string `yaml:"advertise"`
 	// TLS makes the listener speak TLS; without a certificate it is plain HTTP.
 	TLS TLS `yaml:"tls"`
@@ -116,6 +118,9 @@ func (s *Server) URL() string {
 	host := s.cfg.Advertise
 	if host == "" {
 		host = s.Addr()
+	}
+	if a, err := netip.ParseAddr(host); err == nil { // without a port it is the listener's
+		host = netip.AddrPortFrom(a, netip.MustParseAddrPort(s.Addr()).Port()).String()
 	}
 	if s.plain {
 		return "http://" + host

@@ -25,7 +25,7 @@ var floors = [][]string{
 	{"proto/blob", "proto/ring", "proto/config"},
 	{"proto/transport"},
 	{"proto/registry", "proto/announce"},
-	{"proto/layout"},
+	{"proto/layout", "proto/role"},
 	{"origin/store", "origin/bucket"},
 	{"origin/swarm", "origin/bucket/buckettest"},
 	{"tracker/dashboard", "buildindex/sql"},
@@ -51,21 +51,21 @@ var homes = map[string][]string{
 	"github.com/go-chi/chi/v5":               {"proto/registry", "*/http.go"},
 	"github.com/opencontainers/go-digest":    {"*"},
 	"github.com/opencontainers/image-spec":   {"proto/registry", "buildindex", "origin", "agent", "proxy"},
-	"github.com/prometheus/client_golang":    {"proto/transport", "*/metrics.go", "*/http.go", "*/cmd/*", "origin", "tracker", "agent", "buildindex", "proxy", "origin/swarm", "origin/bucket"},
+	"github.com/prometheus/client_golang":    {"proto/transport", "proto/role", "*/metrics.go", "*/http.go", "origin", "tracker", "agent", "buildindex", "proxy", "origin/swarm", "origin/bucket"},
 	"gocloud.dev/":                           {"origin/bucket"},
 	"github.com/aws/":                        {"origin/bucket"},
 	"modernc.org/sqlite":                     {"buildindex/sql"},
 	"github.com/pressly/goose/v3":            {"buildindex/sql"},
 	"github.com/goccy/go-yaml":               {"proto/config"},
 	"github.com/dustin/go-humanize":          {"proto/config", "tracker/dashboard"},
-	"github.com/spf13/cobra":                 {"*/cmd/*"},
-	"golang.org/x/crypto/x509roots/fallback": {"*/cmd/*"},
+	"github.com/spf13/cobra":                 {"proto/role/command.go"},
+	"golang.org/x/crypto/x509roots/fallback": {"proto/role/command.go"},
 	"golang.org/x/sync":                      {"*"},
 	"golang.org/x/sys/unix":                  {"origin/store", "proto/transport"},
 	"golang.org/x/time/rate":                 {"proto/transport", "origin", "origin/store", "origin/swarm"},
 	"github.com/google/uuid":                 {"*"},
 	"github.com/hashicorp/golang-lru/v2":     {"tracker", "agent", "buildindex", "origin"},
-	"os/signal":                              {"*/cmd/*"},
+	"os/signal":                              {"proto/role/command.go"},
 	"github.com/cenkalti/backoff/v5":         {"proto/transport"},
 	"github.com/RoaringBitmap/roaring":       {"origin/swarm"},
 }
@@ -102,7 +102,7 @@ func homeOf(imp string) (string, bool) {
 
 func allowed(lib, pkg, file string) bool {
 	for _, h := range homes[lib] {
-		if h == "*" || h == pkg {
+		if h == "*" || h == pkg || h == file {
 			return true
 		}
 		if ok, _ := path.Match(strings.TrimPrefix(h, "*/"), path.Base(file)); ok && strings.HasSuffix(h, ".go") {

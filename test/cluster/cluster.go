@@ -32,6 +32,7 @@ import (
 	"kraken/proto/config"
 	"kraken/proto/registry"
 	"kraken/proto/ring"
+	"kraken/proto/role"
 	"kraken/proto/transport"
 	"kraken/proxy"
 	"kraken/test/testfs"
@@ -159,28 +160,28 @@ func start(t *testing.T, n int, scheme string, id transport.PeerTLS) *Cluster {
 		c.admins[m.ID] = adminAddr
 		c.Origins = append(c.Origins, c.part(m.ID, func() (Role, error) {
 			return origin.New(origin.Config{
-				ID: m.ID, Server: server(m.URL[len(scheme):]), Admin: admin(adminAddr), Client: clients, Origins: members,
+				ID: m.ID, Config: role.Config{Server: server(m.URL[len(scheme):]), Admin: admin(adminAddr), Client: clients, Origins: members},
 				Dir: c.StateDir(m.ID), Buckets: buckets, Peer: origin.Peer{Listen: m.Peer, StockPeers: stock, TLS: id},
-			}, origin.Deps{Log: deps(m.ID), Registry: prometheus.NewRegistry()})
+			}, role.Deps{Log: deps(m.ID), Registry: prometheus.NewRegistry()})
 		}))
 	}
 	trackerAddr, indexAddr, indexAdmin, proxyAddr := freeAddr(t), freeAddr(t), freeAddr(t), freeAddr(t)
 	c.admins["build-index"] = indexAdmin
 	c.Tracker = c.part("tracker", func() (Role, error) {
-		return tracker.New(tracker.Config{Server: server(trackerAddr), Client: clients, Origins: members, StockPeers: stock}, tracker.Deps{Log: deps("tracker"), Registry: prometheus.NewRegistry()})
+		return tracker.New(tracker.Config{Config: role.Config{Server: server(trackerAddr), Client: clients, Origins: members}, StockPeers: stock}, role.Deps{Log: deps("tracker"), Registry: prometheus.NewRegistry()})
 	})
 	c.BuildIndex = c.part("build-index", func() (Role, error) {
 		return buildindex.New(buildindex.Config{
-			Server: server(indexAddr), Admin: admin(indexAdmin), Client: clients, Origins: members,
+			Config:   role.Config{Server: server(indexAddr), Admin: admin(indexAdmin), Client: clients, Origins: members},
 			Database: filepath.Join(c.StateDir("build-index"), "names.db"), Buckets: buckets,
-		}, buildindex.Deps{Log: deps("build-index"), Registry: prometheus.NewRegistry()})
+		}, role.Deps{Log: deps("build-index"), Registry: prometheus.NewRegistry()})
 	})
 	newProxy := func(name, addr string) *Part {
 		return c.part(name, func() (Role, error) {
 			return proxy.New(proxy.Config{
-				Server: server(addr), Client: clients, Origins: members, BuildIndex: proxy.Endpoint{URL: scheme + indexAddr},
+				Config: role.Config{Server: server(addr), Client: clients, Origins: members}, BuildIndex: role.Endpoint{URL: scheme + indexAddr},
 				UploadKey: config.NewSecret("the key that all proxies of this cluster share"),
-			}, proxy.Deps{Log: deps(name), Registry: prometheus.NewRegistry()})
+			}, role.Deps{Log: deps(name), Registry: prometheus.NewRegistry()})
 		})
 	}
 	c.ProxyPart, c.ProxyURL = newProxy("proxy", proxyAddr), scheme+proxyAddr
@@ -191,11 +192,11 @@ func start(t *testing.T, n int, scheme string, id transport.PeerTLS) *Cluster {
 		name, addr, peer := fmt.Sprintf("agent-%02d", i+1), freeAddr(t), freeAddr(t)
 		c.AgentParts = append(c.AgentParts, c.part(name, func() (Role, error) {
 			return agent.New(agent.Config{
-				Server: server(addr), Client: clients, Node: name, Origins: members,
-				BuildIndex: agent.Endpoint{URL: scheme + indexAddr}, Tracker: agent.Endpoint{URL: scheme + trackerAddr},
+				Config: role.Config{Server: server(addr), Client: clients, Origins: members}, Node: name,
+				BuildIndex: role.Endpoint{URL: scheme + indexAddr}, Tracker: role.Endpoint{URL: scheme + trackerAddr},
 				Peer: agent.Peer{Listen: peer, StockPeers: stock, TLS: id}, Cache: agent.Cache{Dir: c.StateDir(name)},
 				ManifestTTL: config.Duration(ManifestTTL),
-			}, agent.Deps{Log: deps(name), Registry: prometheus.NewRegistry()})
+			}, role.Deps{Log: deps(name), Registry: prometheus.NewRegistry()})
 		}))
 		c.Listeners = append(c.Listeners, addr, peer)
 		c.Agents = append(c.Agents, client(t, scheme+addr, clients))

@@ -10,7 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"kraken/proto/transport"
+	"kraken/proto/role"
 	"kraken/test/testfs"
 )
 
@@ -25,7 +25,7 @@ func main() {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(c *cobra.Command, _ []string) (err error) {
-			if cfg.Log, err = transport.NewLogger(os.Stderr, transport.LogConfig{}); err != nil {
+			if cfg.Log, err = role.NewLogger(os.Stderr, role.LogConfig{}); err != nil {
 				return err
 			}
 			s, err := testfs.New(cfg)

@@ -1,20 +1,20 @@
-package transport
+package role
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
-	"os"
-	"path/filepath"
+	"runtime"
 	"runtime/debug"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"kraken/proto/config"
 )
 
 // LogConfig configures a process's log.
@@ -23,23 +23,41 @@ type LogConfig struct {
 	Level  string `yaml:"level"`  // debug, info (default), warn or error
 }
 
+func (c LogConfig) validate(m *config.Mistakes, key string) {
+	if _, err := c.level(); err != nil {
+		m.Add(key+".level", "%w", err)
+	}
+	if c.Format != "" && c.Format != "text" && c.Format != "json" {
+		m.Add(key+".format", "%q: want text or json", c.Format)
+	}
+}
+
+func (c LogConfig) level() (slog.Level, error) {
+	if c.Level == "" {
+		return slog.LevelInfo, nil
+	}
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(c.Level)); err != nil {
+		return l, fmt.Errorf("%q: want debug, info, warn or error", c.Level)
+	}
+	return l, nil
+}
+
 // NewLogger writes to w.
 func NewLogger(w io.Writer, cfg LogConfig) (*slog.Logger, error) {
-	var o slog.HandlerOptions
-	if cfg.Level != "" {
-		var l slog.Level
-		if err := l.UnmarshalText([]byte(cfg.Level)); err != nil {
-			return nil, fmt.Errorf("log.level %q: want debug, info, warn or error", cfg.Level)
-		}
-		o.Level = l
+	var m config.Mistakes
+	if cfg.validate(&m, "log"); len(m) > 0 {
+		return nil, m
 	}
-	switch cfg.Format {
-	case "", "text":
-		return slog.New(slog.NewTextHandler(w, &o)), nil
-	case "json":
+	level, err := cfg.level()
+	if err != nil {
+		return nil, err
+	}
+	o := slog.HandlerOptions{Level: level}
+	if cfg.Format == "json" {
 		return slog.New(slog.NewJSONHandler(w, &o)), nil
 	}
-	return nil, fmt.Errorf("log.format %q: want text or json", cfg.Format)
+	return slog.New(slog.NewTextHandler(w, &o)), nil
 }
 
 // version is set by the linker.
@@ -55,6 +73,19 @@ func Version() string {
 		}
 	}
 	return version
+}
+
+// NewRegistry is the metrics of one process: what the Go runtime and the kernel count (memory, CPU, descriptors), and kraken_build_info,
+// whose labels say what runs here.
+func NewRegistry(role string) *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	info := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "kraken_build_info", Help: "1; the labels say what runs here.",
+		ConstLabels: prometheus.Labels{"role": role, "version": Version(), "go": runtime.Version()},
+	})
+	info.Set(1)
+	r.MustRegister(info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return r
 }
 
 // Group runs the parts of a process together. The first one that fails ends all, one that is done just ends; they are ended in the reverse order of Add, one
@@ -105,57 +136,4 @@ func (g *Group) Run(ctx context.Context) error {
 		<-done[i]
 	}
 	return errors.Join(errs...)
-}
-
-// PortOwner names the process that listens on addr's port, empty when that can't be known (proc(5)).
-func PortOwner(addr string) string {
-	_, p, err := net.SplitHostPort(addr)
-	if err != nil {
-		return ""
-	}
-	port, err := strconv.ParseUint(p, 10, 16)
-	if err != nil || port == 0 {
-		return ""
-	}
-	inodes := map[string]bool{}
-	for _, table := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
-		listeners(table, port, inodes)
-	}
-	fds, err := filepath.Glob("/proc/[0-9]*/fd/*")
-	if err != nil {
-		return ""
-	}
-	for _, fd := range fds {
-		target, err := os.Readlink(fd)
-		if err != nil || !strings.HasPrefix(target, "socket:[") || !inodes[strings.Trim(target, "socket:[]")] {
-			continue
-		}
-		pid := strings.Split(fd, "/")[2]
-		name, err := os.ReadFile("/proc/" + pid + "/comm")
-		if err != nil {
-			continue
-		}
-		return fmt.Sprintf("process %s (%s)", pid, strings.TrimSpace(string(name)))
-	}
-	return ""
-}
-
-// listeners adds the inodes of sockets that listen on port.
-func listeners(table string, port uint64, inodes map[string]bool) {
-	f, err := os.Open(table)
-	if err != nil {
-		return
-	}
-	defer f.Close()
-	const stateListen = "0A"
-	for sc := bufio.NewScanner(f); sc.Scan(); {
-		c := strings.Fields(sc.Text())
-		if len(c) < 10 || c[3] != stateListen {
-			continue
-		}
-		_, hex, _ := strings.Cut(c[1], ":")
-		if n, err := strconv.ParseUint(hex, 16, 16); err == nil && n == port {
-			inodes[c[9]] = true
-		}
-	}
 }

@@ -1,0 +1,78 @@
+package role
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	_ "golang.org/x/crypto/x509roots/fallback" // images carry no CA roots of their own
+
+	"kraken/proto/config"
+)
+
+// Main is the process of one role: it reads the command line and the configuration, opens the role, runs it until SIGTERM or SIGINT,
+// and exits with 0, or with 1 and the reason on stderr.
+func Main[C any, P settings[C], R Runner](name, short string, open func(C, Deps) (R, error)) {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	code := Execute(ctx, Command[C, P](name, short, open), os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// Execute runs a command until it is done, or ctx is, and returns the exit code.
+func Execute(ctx context.Context, c *cobra.Command, args []string, stdout, stderr io.Writer) int {
+	c.SetArgs(args)
+	c.SetOut(stdout)
+	c.SetErr(stderr)
+	if err := c.ExecuteContext(ctx); err != nil {
+		fmt.Fprintf(stderr, "%s: %v\n", c.Name(), err)
+		return 1
+	}
+	return 0
+}
+
+// Command is the command line of kraken-<name>.
+func Command[C any, P settings[C], R Runner](name, short string, open func(C, Deps) (R, error)) *cobra.Command {
+	var path string
+	var check bool
+	c := &cobra.Command{
+		Use:           "kraken-" + name + " --config FILE",
+		Short:         "Kraken's " + name + ": " + short,
+		Args:          cobra.NoArgs,
+		Version:       Version(),
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if path == "" {
+				return fmt.Errorf("--config FILE is needed: deploy/config/%s.yaml is a sample that explains every key; --help lists the flags", name)
+			}
+			var cfg C
+			if err := config.Load(path, &cfg); err != nil {
+				return err
+			}
+			if check {
+				_, err := fmt.Fprintln(c.OutOrStdout(), "ok")
+				return err
+			}
+			log, err := NewLogger(c.ErrOrStderr(), P(&cfg).shared().Log)
+			if err != nil {
+				return err
+			}
+			r, err := open(cfg, Deps{Log: log, Registry: NewRegistry(name)})
+			if err != nil {
+				return err
+			}
+			// The collector gets its own memory and threads in its first cycle, which would otherwise fall into the first request.
+			runtime.GC()
+			return r.Run(c.Context())
+		},
+	}
+	c.Flags().StringVar(&path, "config", "", "configuration file, see deploy/config/"+name+".yaml (required)")
+	c.Flags().BoolVar(&check, "check", false, "say ok, or all that is wrong with the configuration, and exit")
+	return c
+}

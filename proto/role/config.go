@@ -1,0 +1,116 @@
+package role
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+
+	"kraken/proto/config"
+	"kraken/proto/ring"
+	"kraken/proto/transport"
+)
+
+// Config is what every role is configured with; each role's own Config embeds it.
+type Config struct {
+	// Server is the role's main listener, which the others, or clients, speak to.
+	Server transport.ServerConfig `yaml:"server"`
+	// Admin is where health, metrics and profiles are; keep it away from clients. Without listen there is none.
+	Admin transport.ServerConfig `yaml:"admin"`
+	Log   LogConfig              `yaml:"log"`
+	// Client is how this role speaks to the others.
+	Client transport.ClientConfig `yaml:"client"`
+	// Origins are all origins of the cluster. Ids decide who owns what: never rename one.
+	Origins []ring.Member `yaml:"origins"`
+	// Replicas is the number of origins that hold a blob, default 2, or 1 where there is one origin, at most 5; the same in every role.
+	Replicas int `yaml:"replicas" config:"positive"`
+}
+
+// Endpoint is a role that is reached by URL.
+type Endpoint struct {
+	URL string `yaml:"url"`
+}
+
+// Validate puts what is wrong into m, under key.
+func (e Endpoint) Validate(m *config.Mistakes, key string) { m.URL(key+".url", e.URL) }
+
+// Listener is an address that a role binds, and the key that says so.
+type Listener struct{ Key, Addr string }
+
+// MaxReplicas bounds the origins that hold a blob: an upload's id names each.
+const MaxReplicas = 5
+
+const defaultReplicas = 2
+
+// Validate fills in defaults and puts what is wrong into m. more are the listeners that the role binds beside server and admin; they
+// were validated by the role.
+func (c *Config) Validate(m *config.Mistakes, more ...Listener) {
+	c.Server.Validate(m, "server")
+	listeners := append([]Listener{{"server.listen", c.Server.Listen}}, more...)
+	if c.Admin != (transport.ServerConfig{}) {
+		c.Admin.Validate(m, "admin")
+		listeners = append(listeners, Listener{"admin.listen", c.Admin.Listen})
+	}
+	for i, l := range listeners {
+		for _, earlier := range listeners[:i] {
+			if overlap(l.Addr, earlier.Addr) {
+				m.Add(l.Key, "%s can't be bound beside %s, which is %s: give each its own port", l.Addr, earlier.Key, earlier.Addr)
+			}
+		}
+	}
+	c.Log.validate(m, "log")
+	c.Client.Validate(m, "client")
+	c.validateOrigins(m)
+}
+
+// overlap reports whether two listeners can't be bound at once: their ports are equal, and their hosts, or one of these is all.
+func overlap(a, b string) bool {
+	hostA, portA, errA := net.SplitHostPort(a)
+	hostB, portB, errB := net.SplitHostPort(b)
+	if errA != nil || errB != nil || portA != portB || portA == "0" {
+		return false
+	}
+	return hostA == hostB || Wildcard(hostA) || Wildcard(hostB)
+}
+
+// Wildcard reports whether a listener's host stands for all addresses of the machine.
+func Wildcard(host string) bool {
+	a, err := netip.ParseAddr(host)
+	return host == "" || err == nil && a.IsUnspecified()
+}
+
+func (c *Config) validateOrigins(m *config.Mistakes) {
+	if len(c.Origins) == 0 {
+		m.Add("origins", "at least one is needed: the same list, with id and url of each, as in every other role")
+	}
+	first := map[string]int{}
+	for i, o := range c.Origins {
+		key := fmt.Sprintf("origins[%d]", i)
+		m.Need(key+".id", o.ID)
+		if j, twice := first[o.ID]; twice && o.ID != "" {
+			m.Add(key+".id", "%q is there twice: origins[%d] has it, too; each origin needs its own", o.ID, j)
+		} else {
+			first[o.ID] = i
+		}
+		m.URL(key+".url", o.URL)
+		if o.Peer != "" {
+			m.HostPort(key+".peer", o.Peer)
+		}
+	}
+	switch n := len(c.Origins); {
+	case c.Replicas == 0:
+		c.Replicas = max(1, min(defaultReplicas, n))
+	case c.Replicas < 0 || c.Replicas > MaxReplicas:
+		m.Add("replicas", "%d is not in 1..%d", c.Replicas, MaxReplicas)
+	case n > 0 && c.Replicas > n:
+		m.Add("replicas", "%d copies of a blob need as many origins, and origins has %d", c.Replicas, n)
+	}
+}
+
+func (c *Config) shared() *Config { return c }
+
+// settings is a pointer to the configuration of a role: a struct that embeds Config.
+type settings[C any] interface {
+	*C
+	shared() *Config
+	Validate() error
+}
