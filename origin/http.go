@@ -196,8 +196,12 @@ func (o *Origin) leaseRoute(w http.ResponseWriter, r *http.Request, d digest.Dig
 // lease hands out pieces when the turn of who asks has come, as far as its budget allows.
 func (o *Origin) lease(ctx context.Context, m *blob.Metainfo, have blob.Bitmap, who asker, q registry.LeaseRequest) (registry.LeaseResponse, error) {
 	most, doubtful, refused, leave := o.budgets.enter(who, q.Max)
-	if most == 0 {
-		return registry.LeaseResponse{RetryAfter: budgetRetryAfter, HeldBack: refused}, nil
+	if most == 0 { // the answer waits here, so that who asks again at once costs little
+		select {
+		case <-time.After(budgetWait):
+		case <-ctx.Done():
+		}
+		return registry.LeaseResponse{RetryAfter: soon, HeldBack: refused}, nil
 	}
 	defer leave()
 	if !o.leases.enter(m) {
@@ -223,8 +227,8 @@ func (o *Origin) lease(ctx context.Context, m *blob.Metainfo, have blob.Bitmap, 
 	return out, nil
 }
 
-// budgetRetryAfter is the RetryAfter of an answer to who has leased as much as it may.
-const budgetRetryAfter = 100 * time.Millisecond
+// budgetWait is how long who has leased as much as it may waits for being told so.
+const budgetWait = 100 * time.Millisecond
 
 func (o *Origin) durableRoute(w http.ResponseWriter, r *http.Request, x registry.ExtensionPath) error {
 	if r.Method != http.MethodPost {

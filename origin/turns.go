@@ -28,9 +28,10 @@ const (
 	rateStep, rateBytes, rateWindows, rateTime = 500 * time.Millisecond, 4 << 20, 4, 5 * time.Second
 	// shortest is what a shorter time of sending counts as: a queue behind the kernel may have taken the bytes.
 	shortest = 10 * time.Millisecond
-	// A piece spreads in the time that the uplink takes for spreadPieces, at most spreadLimit: it is passed on from
-	// link to link, beside others.
-	spreadPieces, spreadLimit = 16, 30 * time.Second
+	// A piece spreads in the time that the uplink takes for spreadPieces of up to spreadBlock bytes, at most spreadLimit:
+	// each of two dozen peers has asked a node for a block, and a block waits for all of these.
+	spreadPieces, spreadLimit = 48, 30 * time.Second
+	spreadBlock               = 256 << 10
 	// maxShares bounds how many agents' shares are kept.
 	maxShares = 4096
 )
@@ -211,7 +212,7 @@ func (t *turns) window() int64 {
 func (t *turns) spread(piece int64) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return min(spreadPieces*t.lasts(piece), spreadLimit)
+	return min(spreadPieces*t.lasts(min(piece, spreadBlock)), spreadLimit)
 }
 
 // lasts is how long the uplink takes for n bytes.

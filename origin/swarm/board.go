@@ -131,8 +131,9 @@ func (b *board) overdue(stall time.Duration) time.Duration {
 	return min(max(stall, b.wait+4*b.spread), overdueStalls*stall)
 }
 
-// overdueStalls bounds, in stall timeouts, how long a peer that hangs is counted on.
-const overdueStalls = 5
+// overdueStalls bounds, in stall timeouts, how long a peer that hangs is counted on: longer than a block of 256 KiB takes that waits for
+// two dozen others on an uplink of 2 Mbit/s.
+const overdueStalls = 12
 
 // admit returns how many blocks a new connection may be asked for at once.
 func (b *board) admit(c *conn) int {

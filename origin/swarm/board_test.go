@@ -31,8 +31,8 @@ func TestOverdueFollowsHowLongBlocksTake(t *testing.T) {
 	}{
 		{"nothing came yet", 0, stall - 1, stall},
 		{"quick peers", 40 * time.Millisecond, stall - 1, stall},
-		{"a crowd on slow links", 3 * time.Second, 2900 * time.Millisecond, 5 * stall},
-		{"slower than is waited for", 30 * time.Second, 5*stall - 1, 5 * stall},
+		{"a crowd on slow links", 3 * time.Second, 2900 * time.Millisecond, overdueStalls * stall},
+		{"slower than is waited for", 60 * time.Second, overdueStalls*stall - 1, overdueStalls * stall},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

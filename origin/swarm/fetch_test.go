@@ -322,7 +322,7 @@ func TestWatch(t *testing.T) {
 		"silent":                      {0, false, stall},
 		"silent beside busy peers":    {1 << 20, false, stall},
 		"slow, nothing else comes":    {0, true, stall},
-		"slow, beside busy peers":     {1 << 20, true, (overdueStalls + 1) * stall},
+		"slow, beside busy peers":     {1 << 20, true, (maxLetOff + 1) * stall},
 		"slow, beside little traffic": {minProgress / 4, true, stall},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -70,6 +70,8 @@ const (
 	minProgress = 32 << 10
 	// turnWait is for how long a source may leave a request for a lease waiting for its turn.
 	turnWait = time.Second
+	// A read that has a small share of a busy link is let off so many times in a row.
+	maxLetOff = 5
 	// After so many answers of ErrHeldBack in a row pieces are read without leases.
 	maxHeldBack = 4
 	// A source that has sent so many wrong pieces is not used any more.
@@ -338,12 +340,12 @@ type watch struct {
 }
 
 // watch begins one for a read of this fetch. A read that gets little while the fetch as a whole gets enough has a small
-// share of a busy link, and is let off as long as anything comes, at most overdueStalls times.
+// share of a busy link, and is let off as long as anything comes, at most maxLetOff times.
 func (f *Fetch) watch(slow func()) *watch {
 	w := &watch{stall: f.s.cfg.StallTimeout}
 	w.Timer = time.AfterFunc(time.Hour, func() {
 		busy := float64(f.whole.Load())*w.stall.Seconds() >= minProgress
-		if w.got.Swap(0) > 0 && busy && w.times.Add(1) <= overdueStalls {
+		if w.got.Swap(0) > 0 && busy && w.times.Add(1) <= maxLetOff {
 			w.Timer.Reset(w.stall)
 			return
 		}
