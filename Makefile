@@ -12,7 +12,7 @@ BUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X kraken/proto/rol
 TOOL := $(GO) tool -modfile=test/tools/go.mod
 
 .DEFAULT_GOAL := help
-.PHONY: help check-go build images devcluster stop-devcluster test test-go test-setup test-python test-containers test-tools conformance bench-registry bench-swarm lint fuzz clean
+.PHONY: help check-go quick build images devcluster stop-devcluster test test-go test-setup test-python test-containers test-tools conformance bench-registry bench-swarm lint fuzz clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ devcluster: build $(if $(filter docker,$(RUNTIME)),images) ## start a whole clus
 
 stop-devcluster: ## end what devcluster started
 	@if [ -x bin/devcluster ]; then bin/devcluster --dir $(STATE) down; else echo "nothing to stop: bin/devcluster was never built"; fi
+
+quick: check-go ## gofmt, vet and short tests of the packages that changed since main (BASE=revision)
+	@test/quick.sh $(BASE)
 
 test: test-go test-python test-containers ## run all tests; installs what is missing when root
 

@@ -28,7 +28,7 @@ done
 if [ ${#missing[@]} -gt 0 ]; then
   mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    echo "installing: ${missing[*]}"
+    echo "as root on Debian: installing packages that the tests need: ${missing[*]}"
     export DEBIAN_FRONTEND=noninteractive
     log=$(mktemp)
     if ! { apt-get update -q && apt-get install -y -q --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then

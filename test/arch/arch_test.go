@@ -74,7 +74,7 @@ var homes = map[string][]string{
 var grabBags = []string{"util", "utils", "common", "helper", "helpers", "lib", "pkg", "misc", "types"}
 
 // topLevel is all that may stand beside the packages' folders.
-var topLevel = []string{"README.md", "LICENSE", "Makefile", "go.mod", "go.sum", "requirements-tests.txt", "docs"}
+var topLevel = []string{"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "LICENSE", "Makefile", "go.mod", "go.sum", "requirements-tests.txt", "docs"}
 
 func floorOf(pkg string) int {
 	for i, f := range floors {
