@@ -1,14 +1,16 @@
-// Package buildindex is the manifest half of a registry: manifests, tags, referrers, the catalog, and which repository holds
-// which blob. Names live in SQL; a change is acknowledged when it is in SQL and in a second place, first on two origins, then in the
-// bucket, from which everything can be restored. It holds no layer bytes.
+// Package buildindex is the manifest half of a registry: manifests, tags, referrers, the catalog, and which repository
+// holds which blob. Names live in SQL; a change is acknowledged when it is in SQL and in a second place, first on two
+// origins, then in the bucket, from which everything can be restored. It holds no layer bytes.
 package buildindex
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"hash/maphash"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -41,6 +43,9 @@ type Index struct {
 	generation atomic.Int64 // the last one given out
 	kick       chan struct{}
 	lastErr    atomic.Pointer[string] // of the outbox
+	aside      aside                  // what can't go on for a reason of its own
+	signer     *registry.NameSigner   // nil where none is configured
+	keys       registry.NameKeys      // whose records are believed; all where there is none
 	stripes    [256]sync.Mutex        // one writer per name
 	seed       maphash.Seed
 }
@@ -60,6 +65,9 @@ func New(cfg Config, deps role.Deps) (_ *Index, err error) {
 		return nil, err
 	}
 	if x.buckets, err = bucket.OpenAll(ctx, cfg.Buckets, bucket.NewMetrics(deps.Registry)); err != nil {
+		return nil, err
+	}
+	if err := x.openKeys(); err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(filepath.Dir(cfg.Database), 0o755); err != nil {
@@ -86,6 +94,9 @@ func New(cfg Config, deps role.Deps) (_ *Index, err error) {
 		return nil, fmt.Errorf("database: %w", err)
 	}
 	x.generation.Store(last)
+	if err := x.aside.load(ctx, x.db); err != nil {
+		return nil, err
+	}
 	x.m = newMetrics(deps.Registry, x)
 	x.health.AddCheck("database", true, x.db.Ping)
 	x.health.AddCheck("restored", false, func(context.Context) error {
@@ -94,6 +105,8 @@ func New(cfg Config, deps role.Deps) (_ *Index, err error) {
 		}
 		return nil
 	})
+	x.health.AddCheck("set aside", false, x.aside.check)
+	x.health.AddCheck("generations", false, func(context.Context) error { return generationHolds(x.generation.Load()) })
 	for _, o := range x.origins.All() {
 		x.health.AddCheck(o.ID, false, o.Ping)
 	}
@@ -137,14 +150,49 @@ func (x *Index) Run(ctx context.Context) error {
 	return errors.Join(g.Run(ctx), x.db.Close())
 }
 
-// nextGeneration rises for ever, across restarts and restores on an empty disk: it is the time in microseconds, or one more than
-// the last.
-func (x *Index) nextGeneration() int64 {
+// openKeys reads the keys of name records, and makes the private one where it is missing.
+func (x *Index) openKeys() (err error) {
+	if x.keys, err = registry.ParseNameKeys(x.cfg.RecordKeys); err != nil {
+		return fmt.Errorf("record_keys: %w", err)
+	}
+	if x.cfg.RecordKeyFile == "" {
+		return nil
+	}
+	signer, made, err := registry.OpenNameSigner(x.cfg.RecordKeyFile)
+	if err != nil {
+		return fmt.Errorf("record_key_file: %w", err)
+	}
+	x.signer, x.keys = signer, append(x.keys, signer.Public())
+	public := base64.StdEncoding.EncodeToString(signer.Public())
+	if made {
+		x.log.Warn("made a key to sign name records with: keep a copy, and add its public half to record_keys of all origins", "file", x.cfg.RecordKeyFile, "public", public)
+	} else {
+		x.log.Info("name records are signed", "public", public)
+	}
+	return nil
+}
+
+// errClock is that the counter of generations can't go up.
+var errClock = errors.New("the counter of changes is further ahead of this machine's clock than a change may be: set the clock right")
+
+func generationHolds(n int64) error {
+	if limit := time.Now().Add(registry.MaxGenerationSkew); n >= limit.UnixMicro() {
+		return fmt.Errorf("%w: it stands at %d, and %s from now is %d", errClock, n, registry.MaxGenerationSkew, limit.UnixMicro())
+	}
+	return nil
+}
+
+// nextGeneration rises for ever, across restarts and restores on an empty disk: it is the time in microseconds, or one
+// more than the last. ErrUnavailable when that is so far from now that nobody would believe it.
+func (x *Index) nextGeneration() (int64, error) {
 	for {
 		last := x.generation.Load()
+		if err := generationHolds(last); err != nil {
+			return 0, fmt.Errorf("%w: %w", registry.ErrUnavailable, err)
+		}
 		next := max(time.Now().UnixMicro(), last+1)
 		if x.generation.CompareAndSwap(last, next) {
-			return next
+			return next, nil
 		}
 	}
 }
@@ -193,17 +241,18 @@ func (x *Index) whole(format string, args ...any) error {
 	return x.miss(registry.ErrUnavailable, format, args...)
 }
 
-// second puts a record in a second place: on as many origins as there are replicas, at once, on one when no other answers.
-func (x *Index) second(ctx context.Context, r registry.NameRecord) error {
+// second puts a record in a second place: on as many origins as there are replicas, at once, on one when no other
+// answers. raw is the manifest's bytes, for origins that know whole records only.
+func (x *Index) second(ctx context.Context, r registry.NameRecord, raw []byte) error {
 	var failed []error
 	copies := 0
-	for left := x.origins.For(digest.FromString(registry.NameKey(r))); len(left) > 0 && copies < x.cfg.Replicas; {
+	for left := x.origins.For(placeOf(r)); len(left) > 0 && copies < x.cfg.Replicas; {
 		n := min(x.cfg.Replicas-copies, len(left))
 		errs := make([]error, n)
 		var wg sync.WaitGroup
 		for i, o := range left[:n] {
 			wg.Go(func() {
-				if err := o.PutName(ctx, r); err != nil {
+				if err := x.putName(ctx, o, r, raw); err != nil {
 					errs[i] = fmt.Errorf("origin %s: %w", o.ID, err)
 				}
 			})
@@ -228,7 +277,27 @@ func (x *Index) second(ctx context.Context, r registry.NameRecord) error {
 	return &registry.RetryError{Err: fmt.Errorf("%w: no origin keeps the name: %w", registry.ErrUnavailable, errors.Join(failed...)), After: time.Second}
 }
 
-// change makes changes durable in their second place and commits them in SQL with their outbox rows, all or none.
+// placeOf is what decides which origins keep a record: all of one manifest's are together.
+func placeOf(r registry.NameRecord) digest.Digest {
+	if r.Kind == registry.NameManifest {
+		return digest.FromString(r.Repository + "\x00" + r.Digest.String())
+	}
+	return digest.FromString(registry.NameKey(r))
+}
+
+func (x *Index) putName(ctx context.Context, o *registry.Origin, r registry.NameRecord, raw []byte) error {
+	err := o.PutName(ctx, r)
+	var kind *registry.Error
+	if err == nil || r.Version == registry.NameWhole || !errors.As(err, &kind) || kind.Status != http.StatusBadRequest || kind == registry.ErrRecordInvalid {
+		return err
+	}
+	// An origin of the version before knows whole records only.
+	r.Version, r.Bytes = registry.NameWhole, raw
+	return o.PutName(ctx, x.signer.Sign(r))
+}
+
+// change makes changes durable in their second place and commits them in SQL with their outbox rows, all or none. Of
+// records of one manifest the first has the bytes.
 func (x *Index) change(ctx context.Context, rs []registry.NameRecord, f func(*sql.Tx) error) error {
 	// What has begun is finished: a client that goes away must not leave one place ahead of the other.
 	ctx = context.WithoutCancel(ctx)
@@ -238,7 +307,7 @@ func (x *Index) change(ctx context.Context, rs []registry.NameRecord, f func(*sq
 		}
 	}
 	for i, r := range rs {
-		if err := x.second(ctx, r); err != nil {
+		if err := x.second(ctx, x.signer.Sign(r), rs[0].Bytes); err != nil {
 			undo(i)
 			return err
 		}
@@ -256,6 +325,9 @@ func (x *Index) change(ctx context.Context, rs []registry.NameRecord, f func(*sq
 	})
 	if err != nil {
 		undo(len(rs))
+		if errors.Is(err, sql.ErrNewerTag) { // adopted from an origin meanwhile; with a newer generation it works
+			err = fmt.Errorf("%w: %w", registry.ErrUnavailable, err)
+		}
 		return err
 	}
 	select {
@@ -268,12 +340,13 @@ func (x *Index) change(ctx context.Context, rs []registry.NameRecord, f func(*sq
 // forget takes a record back from the origins. One that can't be reached is told by the next reconciliation.
 func (x *Index) forget(ctx context.Context, r registry.NameRecord) {
 	for _, o := range x.origins.All() {
-		if err := o.DeleteName(ctx, r); err != nil {
+		if err := o.DeleteName(ctx, x.signer.Deletion(r)); err != nil {
 			x.log.Debug("origin still keeps a name", "origin", o.ID, "error", err)
 		}
 	}
 }
 
-func (x *Index) record(kind, repo, tag string, d digest.Digest) registry.NameRecord {
-	return registry.NameRecord{Version: 1, Kind: kind, Repository: repo, Tag: tag, Digest: d, Generation: x.nextGeneration(), Time: time.Now().UTC()}
+func (x *Index) record(kind, repo, tag string, d digest.Digest) (registry.NameRecord, error) {
+	n, err := x.nextGeneration()
+	return registry.NameRecord{Version: registry.NameWhole, Kind: kind, Repository: repo, Tag: tag, Digest: d, Generation: n, Time: time.Now().UTC()}, err
 }

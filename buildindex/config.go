@@ -17,6 +17,13 @@ type Config struct {
 	Database string `yaml:"database"`
 	// Buckets are the durable storage, as in the origins.
 	Buckets []bucket.Config `yaml:"buckets"`
+	// RecordKeyFile is a PEM file with the Ed25519 key (PKCS #8) that signs name records, made at the first start where
+	// there is none, with its public half beside it (.pub). Default none: records are not signed, and whoever reaches
+	// an origin can write one.
+	RecordKeyFile string `yaml:"record_key_file"`
+	// RecordKeys are further public keys whose records are believed, the same as in the origins: 32 bytes in base64, or
+	// file: and the path of a PEM file.
+	RecordKeys []string `yaml:"record_keys"`
 	// Repositories are policies; the first whose pattern matches a repository applies to it.
 	Repositories []Policy `yaml:"repositories"`
 }
@@ -28,7 +35,8 @@ type Policy struct {
 	// References is strict (default: what a manifest refers to must be in the repository) or lax (anything goes).
 	References string `yaml:"references"`
 
-	// ImmutableTags is a regular expression for whole tags that, once pushed, can neither be moved nor deleted; default none, ".*" for all.
+	// ImmutableTags is a regular expression for whole tags that, once pushed, can neither be moved nor deleted; default
+	// none, ".*" for all.
 	ImmutableTags string `yaml:"immutable_tags"`
 
 	re, immutable *regexp.Regexp
@@ -40,6 +48,9 @@ func (c *Config) Validate() error {
 	c.Config.Validate(&m)
 	m.Path("database", c.Database)
 	m.Join("", bucket.ValidateAll(c.Buckets))
+	if len(c.RecordKeys) > 0 && c.RecordKeyFile == "" {
+		m.Add("record_key_file", "is needed with record_keys, because records must be signed to be believed")
+	}
 	for i := range c.Repositories {
 		key, p := fmt.Sprintf("repositories[%d]", i), &c.Repositories[i]
 		var err error

@@ -51,6 +51,7 @@ func (x *Index) status(ctx context.Context) (s registry.WritebackStatus, err err
 	if e := x.lastErr.Load(); e != nil {
 		s.Error = *e
 	}
+	s.SetAside, s.SetAsideCount = x.aside.list(registry.MaxSetAside)
 	return s, nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -25,6 +26,30 @@ type parsed struct {
 	either       []digest.Digest // that must be one or the other: children of an index whose media type tells nothing
 	children     []v1.Descriptor // of an index
 	members      []digest.Digest // config and layers, for the links in the bucket
+	references   int             // descriptors, duplicates counted
+}
+
+// maxReferences bounds the descriptors of a manifest that is pushed. Images have at most 127 layers that a runtime can
+// mount, and indexes hundreds of children; each reference costs a look into SQL at the push and a question to an origin
+// and a link when it is written back.
+const maxReferences = 2_000
+
+// bounded refuses a manifest with more references than maxReferences, ErrManifestInvalid.
+func (p *parsed) bounded() error {
+	if p.references > maxReferences {
+		return invalid("it has %d references, duplicates counted, and at most %d are taken", p.references, maxReferences)
+	}
+	return nil
+}
+
+// unique drops duplicates and keeps the order.
+func unique(ds []digest.Digest) []digest.Digest {
+	seen := make(map[digest.Digest]bool, len(ds))
+	return slices.DeleteFunc(ds, func(d digest.Digest) bool {
+		again := seen[d]
+		seen[d] = true
+		return again
+	})
 }
 
 // document is the union of OCI manifests and indexes and Docker's schema 2 ones.
@@ -43,8 +68,8 @@ func invalid(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", registry.ErrManifestInvalid, fmt.Errorf(format, args...))
 }
 
-// parseManifest accepts OCI manifests and indexes and Docker schema 2 manifests and lists. A missing mediaType is told from the
-// content.
+// parseManifest accepts OCI manifests and indexes and Docker schema 2 manifests and lists. A missing mediaType is told
+// from the content.
 func parseManifest(contentType string, raw []byte) (*parsed, error) {
 	var doc document
 	dec := json.NewDecoder(bytes.NewReader(raw))
@@ -82,10 +107,14 @@ func parseManifest(contentType string, raw []byte) (*parsed, error) {
 	if err != nil {
 		return nil, err
 	}
+	for _, ds := range []*[]digest.Digest{&p.blobs, &p.manifests, &p.either, &p.members} {
+		*ds = unique(*ds)
+	}
 	return p, nil
 }
 
 func (p *parsed) digest(what string, d v1.Descriptor) (digest.Digest, error) {
+	p.references++
 	if _, err := blob.ParseDigest(d.Digest.String()); err != nil {
 		return "", invalid("%s: digest %q is malformed", what, d.Digest)
 	}

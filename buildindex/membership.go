@@ -37,7 +37,10 @@ func (x *Index) deleteLayer(ctx context.Context, repo string, d digest.Digest) e
 	if _, err := x.getLayer(ctx, repo, d); err != nil {
 		return err
 	}
-	r := x.record(registry.NameDeleted, repo, "", d)
+	r, err := x.record(registry.NameDeleted, repo, "", d)
+	if err != nil {
+		return fmt.Errorf("delete blob %s of %s: %w", d, repo, err)
+	}
 	r.MediaType = registry.NameLayer // of two things with this digest, the membership is meant
 	if err := x.change(ctx, []registry.NameRecord{r}, func(tx *sql.Tx) error { return tx.DeleteLayer(repo, d) }); err != nil {
 		if errors.Is(err, sql.ErrNotFound) {
@@ -60,7 +63,10 @@ func (x *Index) mount(ctx context.Context, repo, from string, d digest.Digest) (
 		return registry.Layer{}, fmt.Errorf("mount %s from %q: %w", d, from, err)
 	}
 	defer x.lock(repo, d.String())()
-	r := x.record(registry.NameLayer, repo, "", d)
+	r, err := x.record(registry.NameLayer, repo, "", d)
+	if err != nil {
+		return registry.Layer{}, fmt.Errorf("mount %s into %s: %w", d, repo, err)
+	}
 	r.Size = size
 	if err := x.change(ctx, []registry.NameRecord{r}, func(tx *sql.Tx) error { return tx.PutLayer(repo, d, size) }); err != nil {
 		return registry.Layer{}, fmt.Errorf("mount %s into %s: %w", d, repo, err)

@@ -8,7 +8,7 @@ import (
 )
 
 type metrics struct {
-	pushed, published, outboxErrors prometheus.Counter
+	pushed, published, outboxErrors, setAside prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer, x *Index) *metrics {
@@ -28,9 +28,13 @@ func newMetrics(r prometheus.Registerer, x *Index) *metrics {
 		}
 		return float64(n)
 	}))
+	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "kraken_build_index_set_aside", Help: "Changes and name records that can't go on for a reason of their own now.",
+	}, func() float64 { _, n := x.aside.list(0); return float64(n) }))
 	return &metrics{
 		pushed:       counter("manifests_pushed_total", "Manifests accepted."),
 		published:    counter("published_total", "Changes that are in the bucket now."),
+		setAside:     counter("records_set_aside_total", "Name records at origins that were not believed or could not be adopted."),
 		outboxErrors: counter("outbox_errors_total", "Failed tries of writing changes to the bucket."),
 	}
 }

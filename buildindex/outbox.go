@@ -25,8 +25,8 @@ const (
 
 var errNotDurable = errors.New("the bucket lacks what the name refers to")
 
-// outbox writes changes to the bucket, oldest first, until ctx is done. A name is written only after everything that it refers to
-// is there.
+// outbox writes changes to the bucket, oldest first, until ctx is done. A name is written only after everything that it
+// refers to is there.
 func (x *Index) outbox(ctx context.Context) error {
 	wait := outboxPoll
 	for {
@@ -59,12 +59,16 @@ func (x *Index) outbox(ctx context.Context) error {
 	}
 }
 
-// drain works once through the outbox. left says that rows have to wait; an error, that the bucket or the origins could not be
-// asked.
+// unreachableMax is after how many rows in a row whose origins can't be reached a round ends.
+const unreachableMax = 5
+
+// drain works once through the outbox. left says that rows have to wait; an error, that the bucket or the origins could
+// not be asked. A row that fails for a reason of its own is set aside for a while, and the others go on.
 func (x *Index) drain(ctx context.Context) (left bool, err error) {
 	// A deletion waits for earlier changes of its name: its tombstone is what keeps them deleted if this disk is lost.
 	waiting := map[string]bool{}
 	after := int64(0)
+	unreachable := 0
 	for {
 		rows, err := x.db.Outbox(ctx, after, outboxBatch)
 		if err != nil {
@@ -80,18 +84,29 @@ func (x *Index) drain(ctx context.Context) (left bool, err error) {
 				left = true
 				continue
 			}
-			perr := x.publish(ctx, row.Record)
-			if errors.Is(perr, errNotDurable) {
-				left = true
-				for _, k := range namesOf(row.Record) {
-					waiting[k] = true
-				}
+			perr := errNotDurable
+			if x.aside.due(row.ID) {
+				perr = x.publishRow(ctx, row)
+			}
+			switch {
+			case perr == nil:
+				done = append(done, row)
+				unreachable = 0
 				continue
+			case errors.Is(perr, errNotDurable):
+			default:
+				if errors.Is(perr, registry.ErrUnavailable) {
+					unreachable++
+				}
+				if unreachable >= unreachableMax || x.outage(ctx, row.Record.Repository) {
+					return true, errors.Join(perr, x.published(ctx, done))
+				}
+				x.setRowAside(row, perr)
 			}
-			if perr != nil {
-				return true, errors.Join(perr, x.published(ctx, done))
+			left = true
+			for _, k := range namesOf(row.Record) {
+				waiting[k] = true
 			}
-			done = append(done, row)
 		}
 		if err := x.published(ctx, done); err != nil {
 			return true, err
@@ -99,7 +114,36 @@ func (x *Index) drain(ctx context.Context) (left bool, err error) {
 	}
 }
 
-// published forgets changes that the bucket has, in one transaction: after a crash before it they are written once more.
+func (x *Index) publishRow(ctx context.Context, row sql.OutboxRow) error {
+	if row.Err != nil {
+		return row.Err
+	}
+	return x.publish(ctx, row.Record)
+}
+
+// outage reports whether the bucket of a repository can't be asked anything, so that no row is to blame.
+func (x *Index) outage(ctx context.Context, repo string) bool {
+	_, b, ok := x.buckets.For(repo)
+	if !ok {
+		return false
+	}
+	limit, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	_, err := b.Stat(limit, layout.ProbeKey)
+	return err != nil && !errors.Is(err, bucket.ErrNotFound)
+}
+
+func (x *Index) setRowAside(row sql.OutboxRow, err error) {
+	x.m.outboxErrors.Inc()
+	if x.aside.failed(row, err) {
+		r := row.Record
+		x.log.Warn("a change can't be written to the bucket and is set aside; others go on", "row", row.ID, "kind", r.Kind,
+			"repository", r.Repository, "tag", r.Tag, "digest", r.Digest, "error", err)
+	}
+}
+
+// published forgets changes that the bucket has, in one transaction: after a crash before it they are written once
+// more.
 func (x *Index) published(ctx context.Context, rows []sql.OutboxRow) error {
 	if len(rows) == 0 {
 		return nil
@@ -113,6 +157,7 @@ func (x *Index) published(ctx context.Context, rows []sql.OutboxRow) error {
 	}
 	x.m.published.Add(float64(len(rows)))
 	for _, row := range rows {
+		x.aside.done(row.ID)
 		x.forget(ctx, row.Record)
 	}
 	return nil
@@ -152,40 +197,24 @@ type tagRecord struct {
 }
 
 func (x *Index) publishManifest(ctx context.Context, b bucket.Bucket, r registry.NameRecord) error {
-	if ok, err := x.db.HasManifest(ctx, r.Repository, r.Digest); err != nil || !ok {
-		return err // deleted before it was written
+	m, err := x.db.ManifestByDigest(ctx, r.Repository, r.Digest)
+	if err != nil {
+		return ignoreMissing(err) // deleted before it was written
 	}
-	p, err := parseManifest(r.MediaType, r.Bytes)
+	p, err := parseManifest(m.MediaType, m.Bytes)
 	if err != nil {
 		return err
 	}
 	if !x.cfg.lax(r.Repository) {
-		blobs, manifests := p.blobs, p.manifests
-		for _, d := range p.either {
-			if ok, err := x.db.HasManifest(ctx, r.Repository, d); err != nil {
-				return err
-			} else if ok {
-				manifests = append(manifests, d)
-			} else {
-				blobs = append(blobs, d)
-			}
-		}
-		if err := x.durable(ctx, r.Repository, blobs); err != nil {
+		if err := x.referencesDurable(ctx, b, r.Repository, p); err != nil {
 			return err
 		}
-		for _, d := range manifests {
-			if _, err := b.Stat(ctx, layout.BlobKey(d)); errors.Is(err, bucket.ErrNotFound) {
-				return fmt.Errorf("manifest %s: %w", d, errNotDurable)
-			} else if err != nil {
-				return err
-			}
-		}
 	}
-	if err := b.Put(ctx, layout.BlobKey(r.Digest), bytes.NewReader(r.Bytes)); err != nil {
+	if err := b.Put(ctx, layout.BlobKey(r.Digest), bytes.NewReader(m.Bytes)); err != nil {
 		return err
 	}
-	if registry.SniffMediaType(r.Bytes) != r.MediaType {
-		if err := b.Put(ctx, layout.MediaTypeKey(r.Digest), bytes.NewReader([]byte(r.MediaType))); err != nil {
+	if registry.SniffMediaType(m.Bytes) != m.MediaType {
+		if err := b.Put(ctx, layout.MediaTypeKey(r.Digest), bytes.NewReader([]byte(m.MediaType))); err != nil {
 			return err
 		}
 	}
@@ -200,13 +229,42 @@ func (x *Index) publishManifest(ctx context.Context, b bucket.Bucket, r registry
 	if r.Tag == "" {
 		return nil
 	}
+	return x.publishTag(ctx, b, r, m.MediaType)
+}
+
+// referencesDurable is errNotDurable while the bucket lacks what a manifest refers to.
+func (x *Index) referencesDurable(ctx context.Context, b bucket.Bucket, repo string, p *parsed) error {
+	blobs, manifests := p.blobs, p.manifests
+	for _, d := range p.either {
+		if ok, err := x.db.HasManifest(ctx, repo, d); err != nil {
+			return err
+		} else if ok {
+			manifests = append(manifests, d)
+		} else {
+			blobs = append(blobs, d)
+		}
+	}
+	if err := x.durable(ctx, repo, blobs); err != nil {
+		return err
+	}
+	for _, d := range manifests {
+		if _, err := b.Stat(ctx, layout.BlobKey(d)); errors.Is(err, bucket.ErrNotFound) {
+			return fmt.Errorf("manifest %s: %w", d, errNotDurable)
+		} else if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (x *Index) publishTag(ctx context.Context, b bucket.Bucket, r registry.NameRecord, mediaType string) error {
 	// A tag that has moved on meanwhile is written by its own row.
 	if d, gen, err := x.db.Tag(ctx, r.Repository, r.Tag); errors.Is(err, sql.ErrNotFound) || (err == nil && (gen > r.Generation || d != r.Digest)) {
 		return nil
 	} else if err != nil {
 		return err
 	}
-	rec, err := json.Marshal(tagRecord{r.Digest, r.MediaType, r.Generation, r.Time})
+	rec, err := json.Marshal(tagRecord{r.Digest, mediaType, r.Generation, r.Time})
 	if err != nil {
 		return err
 	}
@@ -244,24 +302,32 @@ func (x *Index) publishDeletion(ctx context.Context, b bucket.Bucket, r registry
 	return b.Delete(ctx, layout.RevisionLink(r.Repository, r.Digest))
 }
 
-// durable asks the origins, in one question each, whether blobs are in the bucket.
+// durable asks the origins whether blobs are in the bucket. Each is asked for a blob once, and for as many at once as
+// it takes.
 func (x *Index) durable(ctx context.Context, repo string, ds []digest.Digest) error {
-	left := slices.Clone(ds)
+	left := map[digest.Digest]bool{}
+	for _, d := range ds {
+		left[d] = true
+	}
 	for rank := range x.cfg.Replicas {
 		byOrigin := map[*registry.Origin][]digest.Digest{}
-		for _, d := range left {
+		for d := range left {
 			if owners := x.origins.Owners(d); rank < len(owners) {
 				byOrigin[owners[rank]] = append(byOrigin[owners[rank]], d)
 			}
 		}
 		var errs []error
-		for o, asked := range byOrigin {
-			resp, err := o.Durable(ctx, repo, asked)
-			if err != nil {
-				errs = append(errs, fmt.Errorf("origin %s: %w", o.ID, err))
-				continue
+		for o, all := range byOrigin {
+			for asked := range slices.Chunk(all, registry.MaxDurableDigests) {
+				resp, err := o.Durable(ctx, repo, asked)
+				if err != nil {
+					errs = append(errs, fmt.Errorf("origin %s: %w", o.ID, err))
+					break
+				}
+				for _, d := range resp.Durable {
+					delete(left, d)
+				}
 			}
-			left = slices.DeleteFunc(left, func(d digest.Digest) bool { return slices.Contains(resp.Durable, d) })
 		}
 		if len(left) == 0 {
 			return nil
@@ -270,5 +336,8 @@ func (x *Index) durable(ctx context.Context, repo string, ds []digest.Digest) er
 			return errors.Join(errs...)
 		}
 	}
-	return fmt.Errorf("%d blobs, %s among them: %w", len(left), left[0], errNotDurable)
+	for d := range left {
+		return fmt.Errorf("%d blobs, %s among them: %w", len(left), d, errNotDurable)
+	}
+	return nil
 }

@@ -74,7 +74,7 @@ func (f *fakeOrigin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			w.WriteHeader(http.StatusBadRequest)
 			return
 		}
-		if f.names[key].Generation < rec.Generation {
+		if f.names[key].Generation <= rec.Generation {
 			f.names[key] = rec
 		}
 		w.WriteHeader(http.StatusCreated)
@@ -87,6 +87,10 @@ func (f *fakeOrigin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.Method == http.MethodPost:
 		var q registry.DurableRequest
 		json.NewDecoder(r.Body).Decode(&q)
+		if len(q.Digests) > registry.MaxDurableDigests { // as an origin does
+			registry.WriteError(w, r, errBody)
+			return
+		}
 		var a registry.DurableResponse
 		if f.durable {
 			a.Durable = q.Digests
@@ -108,11 +112,14 @@ type rig struct {
 	*testing.T
 	dir     string
 	origins []*fakeOrigin
+	keyFile string // not lost with the database
+	policy  []Policy
 	x       *Index
 }
 
 func newRig(t *testing.T) *rig {
 	r := &rig{T: t, dir: t.TempDir(), origins: []*fakeOrigin{newFakeOrigin(t), newFakeOrigin(t)}}
+	r.keyFile = filepath.Join(r.dir, "record.key")
 	r.start("first.db")
 	return r
 }
@@ -122,6 +129,7 @@ func (r *rig) start(database string) {
 	r.Helper()
 	cfg := Config{
 		Config: role.Config{Server: transport.ServerConfig{Listen: "127.0.0.1:0"}}, Database: filepath.Join(r.dir, database),
+		RecordKeyFile: r.keyFile, Repositories: r.policy,
 		Buckets: []bucket.Config{{Name: "b", URL: "file://" + filepath.Join(r.dir, "bucket")}},
 	}
 	for i, o := range r.origins {
@@ -328,8 +336,9 @@ func TestRecordsNewerThanSQL(t *testing.T) {
 	a := r.put("v", "one")
 	recs, err := r.x.recordsOf(r.Context(), r.x.origins.All()[0])
 	r.must(err)
-	newer := recs[0]
+	newer := recs[0].record
 	newer.Tag, newer.Generation, newer.Time = "w", newer.Generation+1, time.Now()
+	newer = r.x.signer.Sign(newer)
 	r.origins[0].set(func() { r.origins[0].names[registry.NameKey(newer)] = newer })
 	r.must(r.x.reconcile(r.Context(), newer.Time.Add(-time.Second)))
 	r.wantTag("w", "")

@@ -39,6 +39,9 @@ func (x *Index) GetManifest(ctx context.Context, repo string, ref registry.Refer
 // PutManifest validates a manifest and its references and stores it, with the tag if there is one.
 func (x *Index) PutManifest(ctx context.Context, repo string, ref registry.Reference, mediaType string, raw []byte, o registry.PutOptions) (registry.PutResult, error) {
 	p, err := parseManifest(mediaType, raw)
+	if err == nil {
+		err = p.bounded()
+	}
 	if err != nil {
 		return registry.PutResult{}, err
 	}
@@ -75,17 +78,13 @@ func (x *Index) PutManifest(ctx context.Context, repo string, ref registry.Refer
 			return registry.PutResult{}, fmt.Errorf("put manifest %s of %s: %w", ref, repo, err)
 		}
 	}
-	var rs []registry.NameRecord
-	for i := range max(1, len(tags)) {
-		r := x.record(registry.NameManifest, repo, "", d)
-		r.MediaType, r.Size, r.Bytes = p.mediaType, int64(len(raw)), raw
-		if len(tags) > 0 {
-			r.Tag = tags[i]
-		}
-		rs = append(rs, r)
+	rs, err := x.manifestRecords(repo, tags, d, p.mediaType, raw)
+	if err != nil {
+		return registry.PutResult{}, fmt.Errorf("put manifest %s of %s: %w", ref, repo, err)
 	}
 	err = x.change(ctx, rs, func(tx *sql.Tx) error {
 		for _, r := range rs {
+			r.Bytes = raw
 			if err := x.apply(tx, r, p); err != nil {
 				return err
 			}
@@ -97,6 +96,27 @@ func (x *Index) PutManifest(ctx context.Context, repo string, ref registry.Refer
 	}
 	x.m.pushed.Inc()
 	return registry.PutResult{Digest: d, Subject: p.subject, Tags: o.Tags}, nil
+}
+
+// manifestRecords are the records of a push: one for each tag, or one. The first has the bytes, the others name them.
+func (x *Index) manifestRecords(repo string, tags []string, d digest.Digest, mediaType string, raw []byte) (rs []registry.NameRecord, err error) {
+	if len(tags) == 0 {
+		tags = []string{""}
+	}
+	for i, tag := range tags {
+		r, err := x.record(registry.NameManifest, repo, tag, d)
+		if err != nil {
+			return nil, err
+		}
+		r.MediaType, r.Size = mediaType, int64(len(raw))
+		if i == 0 {
+			r.Bytes = raw
+		} else {
+			r.Version = registry.NameRef
+		}
+		rs = append(rs, r)
+	}
+	return rs, nil
 }
 
 // mayTag says whether a tag may be pointed at d: by the request's conditions, and by what is configured.
@@ -212,7 +232,10 @@ func (x *Index) DeleteManifest(ctx context.Context, repo string, ref registry.Re
 	if err := x.mayDelete(ctx, repo, ref); err != nil {
 		return err
 	}
-	r := x.record(registry.NameDeleted, repo, ref.Tag, ref.Digest)
+	r, err := x.record(registry.NameDeleted, repo, ref.Tag, ref.Digest)
+	if err != nil {
+		return fmt.Errorf("delete %s of %s: %w", ref, repo, err)
+	}
 	err = x.change(ctx, []registry.NameRecord{r}, func(tx *sql.Tx) error {
 		if ref.Tag != "" {
 			return tx.DeleteTag(repo, ref.Tag, r.Generation)

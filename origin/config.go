@@ -2,6 +2,7 @@ package origin
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	"kraken/origin/bucket"
@@ -26,6 +27,12 @@ type Config struct {
 	store.Keep `yaml:",inline"`
 	// Buckets are the durable storage; the first whose pattern matches a repository is its bucket.
 	Buckets []bucket.Config `yaml:"buckets"`
+	// RecordKeys are the public keys of build-index, whose name records and deletions are taken: 32 bytes in base64, or file: and the path
+	// of a PEM file; several for a change of keys. Default none: all are taken, and readiness says so.
+	RecordKeys []string `yaml:"record_keys"`
+	// BuildIndexNames are who may handle name records where Server has a client_ca: common names or alternative names of certificates, default
+	// build-index. A name with a number after it, build-index-01, is meant too.
+	BuildIndexNames []string `yaml:"build_index_names"`
 	// Peer is the BitTorrent side.
 	Peer Peer `yaml:"peer"`
 	// UploadIdle is after how long without a byte an upload session is removed, default 1h.
@@ -51,6 +58,15 @@ type Peer struct {
 	swarm.Rates `yaml:",inline"`
 }
 
+// namesBuildIndex reports whether a name in a certificate is one of BuildIndexNames, or such a one with a dash and a number after it.
+func (c *Config) namesBuildIndex(name string) bool {
+	return slices.ContainsFunc(c.BuildIndexNames, func(allowed string) bool {
+		rest, ok := strings.CutPrefix(name, allowed)
+		number, dash := strings.CutPrefix(rest, "-")
+		return ok && (rest == "" || dash && number != "" && strings.Trim(number, "0123456789") == "")
+	})
+}
+
 // Validate fills in defaults and refuses what can't work.
 func (c *Config) Validate() error {
 	c.UploadIdle = orDefault(c.UploadIdle, config.Duration(time.Hour))
@@ -58,6 +74,9 @@ func (c *Config) Validate() error {
 	c.WritebackWorkers = orDefault(c.WritebackWorkers, 4)
 	c.Server.CongestionControl = orDefault(c.Server.CongestionControl, transport.CongestionAuto)
 	c.Leasers = orDefault(c.Leasers, 64)
+	if len(c.BuildIndexNames) == 0 {
+		c.BuildIndexNames = []string{"build-index"}
+	}
 	var m config.Mistakes
 	c.Config.Validate(&m, role.Listener{Key: "peer.listen", Addr: c.Peer.Listen})
 	m.Need("id", c.ID)

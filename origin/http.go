@@ -3,7 +3,6 @@ package origin
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -15,7 +14,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"kraken/origin/store"
 	"kraken/proto/blob"
 	"kraken/proto/registry"
 	"kraken/proto/transport"
@@ -78,17 +76,25 @@ func answer(w http.ResponseWriter, status int, v any) error {
 
 // decode reads a bounded JSON body.
 func decode(r *http.Request, limit int64, into any) error {
+	b, err := readBody(r, limit)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, into); err != nil {
+		return fmt.Errorf("%w: body: %w", errBody, err)
+	}
+	return nil
+}
+
+func readBody(r *http.Request, limit int64) ([]byte, error) {
 	b, err := io.ReadAll(io.LimitReader(r.Body, limit+1))
 	if err == nil && int64(len(b)) > limit {
 		err = fmt.Errorf("more than %d bytes", limit)
 	}
-	if err == nil {
-		err = json.Unmarshal(b, into)
-	}
 	if err != nil {
-		return fmt.Errorf("%w: body: %w", errBody, err)
+		return nil, fmt.Errorf("%w: body: %w", errBody, err)
 	}
-	return nil
+	return b, nil
 }
 
 var errBody = &registry.Error{Code: "UNSUPPORTED", Status: http.StatusBadRequest, Message: "body is not understood"}
@@ -251,75 +257,6 @@ func (o *Origin) durableRoute(w http.ResponseWriter, r *http.Request, x registry
 		return err
 	}
 	return ignoreWrite(answer(w, http.StatusOK, out))
-}
-
-// names keeps the records that build-index has not written to the bucket yet.
-func (o *Origin) names(w http.ResponseWriter, r *http.Request, x registry.ExtensionPath) error {
-	switch r.Method {
-	case http.MethodGet:
-		return o.allNames(w)
-	case http.MethodPut:
-		var rec registry.NameRecord
-		if err := decode(r, registry.MaxNameRecord, &rec); err != nil {
-			return err
-		}
-		if x.Key != registry.NameKey(rec) || x.Repository != rec.Repository || rec.Version != 1 {
-			return fmt.Errorf("%w: the record does not belong to this key, or is of version %d", errBody, rec.Version)
-		}
-		if old, ok := o.name(x.Key); ok && old.Generation >= rec.Generation {
-			return nil
-		}
-		b, err := json.Marshal(rec)
-		if err != nil {
-			return err
-		}
-		if err := o.store.PutName(x.Key, b); err != nil {
-			return err
-		}
-		w.WriteHeader(http.StatusCreated)
-		return nil
-	case http.MethodDelete:
-		gen, err := strconv.ParseInt(r.URL.Query().Get("generation"), 10, 64)
-		if err != nil {
-			return fmt.Errorf("%w: generation: %w", errBody, err)
-		}
-		if old, ok := o.name(x.Key); ok && old.Generation <= gen {
-			if err := o.store.DeleteName(x.Key); err != nil {
-				return err
-			}
-		}
-		w.WriteHeader(http.StatusAccepted)
-		return nil
-	}
-	return fmt.Errorf("%w: %s names", registry.ErrUnsupported, r.Method)
-}
-
-func (o *Origin) name(key string) (rec registry.NameRecord, ok bool) {
-	b, err := o.store.Name(key)
-	if err != nil {
-		if !errors.Is(err, store.ErrNotFound) {
-			o.log.Warn("name record can't be read", "key", key, "error", err)
-		}
-		return rec, false
-	}
-	return rec, json.Unmarshal(b, &rec) == nil
-}
-
-func (o *Origin) allNames(w http.ResponseWriter) error {
-	keys, err := o.store.Names()
-	if err != nil {
-		return err
-	}
-	w.Header().Set("Content-Type", "application/x-ndjson")
-	enc := json.NewEncoder(w)
-	for _, k := range keys {
-		if rec, ok := o.name(k); ok {
-			if err := enc.Encode(rec); err != nil {
-				return ignoreWrite(err)
-			}
-		}
-	}
-	return nil
 }
 
 func (o *Origin) pending(w http.ResponseWriter, r *http.Request) error {

@@ -3,7 +3,7 @@ package origin
 import "github.com/prometheus/client_golang/prometheus"
 
 type metrics struct {
-	received, leased, replicated, writtenBack, writebackErrors, readThrough, evicted prometheus.Counter
+	received, leased, replicated, writtenBack, writebackErrors, readThrough, evicted, namesRefused prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer, o *Origin) *metrics {
@@ -17,7 +17,9 @@ func newMetrics(r prometheus.Registerer, o *Origin) *metrics {
 	}
 	gauge("pending_blobs", "Blobs that are not in the bucket yet.", func() float64 { return float64(len(o.store.Marked())) })
 	gauge("used_bytes", "Bytes of blobs and uploads on disk.", func() float64 { used, _ := o.store.Usage(); return float64(used) })
+	gauge("names_unreadable", "Name records on disk that can't be read.", func() float64 { return float64(o.unreadable.Load()) })
 	return &metrics{
+		namesRefused:    counter("names_refused_total", "Name records and their deletions that did not hold or were not signed."),
 		received:        counter("upload_bytes_total", "Bytes received in upload sessions."),
 		leased:          counter("pieces_leased_total", "Pieces handed to agents."),
 		replicated:      counter("replicated_total", "Blobs given to other origins."),

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/golang-lru/v2"
@@ -47,6 +48,10 @@ type Origin struct {
 	kick     chan struct{}            // write-back has something to do
 	busy     sync.Map                 // digest → true while it is written back or moved
 
+	nameKeys   registry.NameKeys // whose name records are believed; all where there is none
+	unsigned   sync.Once         // says in the log that there is none
+	unreadable atomic.Int64      // name records on disk, as of the last look
+
 	ctx  context.Context // of background work: ends when the origin does
 	stop context.CancelFunc
 	wg   sync.WaitGroup
@@ -82,6 +87,9 @@ func New(cfg Config, deps role.Deps) (_ *Origin, err error) {
 			}
 		}
 	}()
+	if o.nameKeys, err = registry.ParseNameKeys(cfg.RecordKeys); err != nil {
+		return nil, fmt.Errorf("record_keys: %w", err)
+	}
 	if o.durable, err = lru.New[string, bool](100_000); err != nil {
 		return nil, err
 	}
@@ -113,16 +121,7 @@ func New(cfg Config, deps role.Deps) (_ *Origin, err error) {
 		return nil, err
 	}
 	undo = append(undo, o.swarm.Close)
-	for _, c := range cfg.Buckets {
-		b, _ := o.buckets.Get(c.Name)
-		o.health.AddCheck("bucket "+c.Name, false, func(ctx context.Context) error {
-			_, err := b.Stat(ctx, layout.ProbeKey)
-			if errors.Is(err, bucket.ErrNotFound) {
-				return nil
-			}
-			return err
-		})
-	}
+	o.addChecks()
 	if o.server, err = transport.NewServer("registry", cfg.Server, o.handler(deps.Registry), deps.Log); err != nil {
 		return nil, err
 	}
@@ -133,6 +132,21 @@ func New(cfg Config, deps role.Deps) (_ *Origin, err error) {
 		}
 	}
 	return o, nil
+}
+
+// addChecks says what readiness asks.
+func (o *Origin) addChecks() {
+	o.health.AddCheck("name records", false, o.checkNames)
+	for _, c := range o.cfg.Buckets {
+		b, _ := o.buckets.Get(c.Name)
+		o.health.AddCheck("bucket "+c.Name, false, func(ctx context.Context) error {
+			_, err := b.Stat(ctx, layout.ProbeKey)
+			if errors.Is(err, bucket.ErrNotFound) {
+				return nil
+			}
+			return err
+		})
+	}
 }
 
 // Addr is the address of the registry listener.

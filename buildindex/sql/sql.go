@@ -29,7 +29,7 @@ var migrations embed.FS
 var (
 	ErrNotFound    = errors.New("not in the database")
 	ErrNewerSchema = errors.New("database was written by a newer version")
-	ErrOtherDigest = errors.New("the tag has another digest")
+	ErrNewerTag    = errors.New("the tag was changed by a later generation")
 )
 
 // Store is one database. Writes go through one connection, reads through a pool; both see committed changes only.
@@ -117,10 +117,9 @@ func (s *Store) LastGeneration(ctx context.Context) (n int64, err error) {
 	return n, err
 }
 
-// Queued says whether a change of this generation is in the outbox.
-func (s *Store) Queued(ctx context.Context, generation int64) (ok bool, err error) {
-	err = s.r.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM outbox WHERE generation = ?)`, generation).Scan(&ok)
-	return ok, err
+// Queued returns the changes of this generation that are in the outbox. Deleting a manifest makes one for each of its tags, too.
+func (s *Store) Queued(ctx context.Context, generation int64) ([]OutboxRow, error) {
+	return s.outbox(ctx, `SELECT id, record FROM outbox WHERE generation = ? ORDER BY id`, generation)
 }
 
 // Manifest is a row of manifests, with its bytes.
@@ -255,15 +254,20 @@ func (s *Store) Referrers(ctx context.Context, repo string, d digest.Digest, las
 	return out, rows.Err()
 }
 
-// OutboxRow is a change that the bucket lacks.
+// OutboxRow is a change that the bucket lacks. Err is set for a row that can't be read.
 type OutboxRow struct {
 	ID     int64
 	Record registry.NameRecord
+	Err    error
 }
 
 // Outbox is up to n rows after id, oldest first.
-func (s *Store) Outbox(ctx context.Context, after int64, n int) (out []OutboxRow, err error) {
-	rows, err := s.r.QueryContext(ctx, `SELECT id, record FROM outbox WHERE id > ? ORDER BY id LIMIT ?`, after, n)
+func (s *Store) Outbox(ctx context.Context, after int64, n int) ([]OutboxRow, error) {
+	return s.outbox(ctx, `SELECT id, record FROM outbox WHERE id > ? ORDER BY id LIMIT ?`, after, n)
+}
+
+func (s *Store) outbox(ctx context.Context, query string, args ...any) (out []OutboxRow, err error) {
+	rows, err := s.r.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, err
 	}
@@ -275,7 +279,7 @@ func (s *Store) Outbox(ctx context.Context, after int64, n int) (out []OutboxRow
 			return nil, err
 		}
 		if err := json.Unmarshal(b, &row.Record); err != nil {
-			return nil, fmt.Errorf("outbox row %d: %w", row.ID, err)
+			row.Err = fmt.Errorf("outbox row %d: %w", row.ID, err)
 		}
 		out = append(out, row)
 	}

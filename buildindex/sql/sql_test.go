@@ -43,8 +43,11 @@ func TestTagsFollowGenerations(t *testing.T) {
 	s, _ := open(t)
 	a, b := manifest("r", "a", 1), manifest("r", "b", 2)
 	update(t, s, func(tx *Tx) error {
-		return errors.Join(tx.PutManifest(a), tx.PutManifest(b), tx.PutTag("r", "v", b.Digest, 20), tx.PutTag("r", "v", a.Digest, 10))
+		return errors.Join(tx.PutManifest(a), tx.PutManifest(b), tx.PutTag("r", "v", b.Digest, 20))
 	})
+	if err := s.Update(t.Context(), func(tx *Tx) error { return tx.PutTag("r", "v", a.Digest, 10) }); !errors.Is(err, ErrNewerTag) {
+		t.Errorf("an older generation: %v, want ErrNewerTag", err)
+	}
 	if d, gen, err := s.Tag(t.Context(), "r", "v"); err != nil || d != b.Digest || gen != 20 {
 		t.Errorf("tag %s at %d, %v: an older generation won", d, gen, err)
 	}
@@ -189,6 +192,21 @@ func TestOutboxSurvives(t *testing.T) {
 	}
 	if n, err := s.OutboxLen(t.Context()); err != nil || n != 0 {
 		t.Errorf("%d rows are left, %v", n, err)
+	}
+}
+
+// A row that can't be read is returned with its reason, and the rows after it are.
+func TestOutboxRowThatCannotBeRead(t *testing.T) {
+	s, _ := open(t)
+	if _, err := s.w.Exec(`INSERT INTO outbox (record, generation) VALUES ('{', 1)`); err != nil {
+		t.Fatal(err)
+	}
+	update(t, s, func(tx *Tx) error {
+		return tx.Enqueue(registry.NameRecord{Repository: "r", Bytes: []byte("x"), Generation: 7})
+	})
+	rows, err := s.Outbox(t.Context(), 0, 10)
+	if err != nil || len(rows) != 2 || rows[0].Err == nil || rows[1].Err != nil || rows[1].Record.Bytes != nil {
+		t.Errorf("rows %+v, %v; want an error, then one without bytes", rows, err)
 	}
 }
 

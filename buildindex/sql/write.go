@@ -122,15 +122,6 @@ func (t *Tx) exec(q string, args ...any) (int64, error) {
 	return r.RowsAffected()
 }
 
-// TagDigest is the digest that a tag has now, empty for none.
-func (t *Tx) TagDigest(repo, tag string) (d digest.Digest, err error) {
-	err = t.tx.QueryRowContext(t.ctx, `SELECT digest FROM tags WHERE repository = ? AND tag = ?`, repo, tag).Scan(&d)
-	if errors.Is(err, sql.ErrNoRows) {
-		err = nil
-	}
-	return d, err
-}
-
 func (t *Tx) repository(repo string) error {
 	_, err := t.exec(`INSERT INTO repositories (name) VALUES (?) ON CONFLICT DO NOTHING`, repo)
 	return err
@@ -150,11 +141,14 @@ func (t *Tx) PutManifest(m Manifest) error {
 	return err
 }
 
-// PutTag points a tag at a digest, unless it was pointed elsewhere by a later generation.
+// PutTag points a tag at a digest, ErrNewerTag when a later generation has pointed it elsewhere.
 func (t *Tx) PutTag(repo, tag string, d digest.Digest, generation int64) error {
-	_, err := t.exec(`INSERT INTO tags (repository, tag, digest, generation) VALUES (?, ?, ?, ?)
+	n, err := t.exec(`INSERT INTO tags (repository, tag, digest, generation) VALUES (?, ?, ?, ?)
 		ON CONFLICT (repository, tag) DO UPDATE SET digest = excluded.digest, generation = excluded.generation WHERE excluded.generation >= generation`,
 		repo, tag, d, generation)
+	if err == nil && n == 0 {
+		err = ErrNewerTag
+	}
 	return err
 }
 
@@ -220,8 +214,9 @@ func (t *Tx) DeleteLayer(repo string, d digest.Digest) error {
 	return t.emptied(repo)
 }
 
-// Enqueue adds a change for the bucket.
+// Enqueue adds a change for the bucket. A manifest's bytes are in its own table, and are not kept a second time.
 func (t *Tx) Enqueue(r registry.NameRecord) error {
+	r.Bytes, r.Signature = nil, nil
 	b, err := json.Marshal(r)
 	if err != nil {
 		return err

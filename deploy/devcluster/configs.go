@@ -26,6 +26,10 @@ func (cl *Cluster) writeConfigs() error {
 			return err
 		}
 	}
+	recordKey, err := cl.recordKey()
+	if err != nil {
+		return err
+	}
 	for _, c := range cl.Components {
 		if err := cl.makeStateDir(c); err != nil {
 			return err
@@ -33,7 +37,7 @@ func (cl *Cluster) writeConfigs() error {
 		if c.Role == "testfs" {
 			continue
 		}
-		text, err := cl.configOf(t, c)
+		text, err := cl.configOf(t, c, recordKey)
 		if err != nil {
 			return fmt.Errorf("configuration of %s: %w", c.Name, err)
 		}
@@ -53,14 +57,15 @@ type view struct {
 	OriginURL, TrackerURL, BuildIndexURL string // scheme and, but for origins, address
 	MutualTLS                            bool
 	CA, Cert, Key                        string // files, with MutualTLS
+	RecordKeyFile, RecordKey             string // of name records: the private key's file, the public key in base64
 }
 
 // configOf is the template of c's role, filled, and c's own keys laid over it.
-func (cl *Cluster) configOf(t *template.Template, c *Component) ([]byte, error) {
+func (cl *Cluster) configOf(t *template.Template, c *Component, recordKey string) ([]byte, error) {
 	v := view{
 		C: c, ID: c.ID(), State: cl.StateDir(c), Origins: cl.Role("origin"),
 		Bucket: cl.first("testfs"), Tracker: cl.first("tracker"), BuildIndex: cl.first("build-index"), Proxy: cl.first("proxy"),
-		OriginURL: cl.scheme("origin"), MutualTLS: cl.MutualTLS,
+		OriginURL: cl.scheme("origin"), MutualTLS: cl.MutualTLS, RecordKeyFile: cl.recordKeyFile(), RecordKey: recordKey,
 	}
 	v.TrackerURL, v.BuildIndexURL = cl.scheme("tracker")+v.Tracker, cl.scheme("build-index")+v.BuildIndex
 	if cl.MutualTLS {

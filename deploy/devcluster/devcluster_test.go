@@ -51,7 +51,7 @@ func TestConfig(t *testing.T) {
 	}
 	files := template.Must(template.ParseFS(templates, "templates/*.yaml"))
 	of := func(i int) map[string]any {
-		text, err := cl.configOf(files, cl.Role("agent")[i])
+		text, err := cl.configOf(files, cl.Role("agent")[i], "")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,9 +13,6 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-
-	"crypto/sha256"
-	"encoding/hex"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -232,46 +230,45 @@ func (c *Client) Durable(ctx context.Context, repo string, ds []digest.Digest) (
 	return out, c.post(ctx, resourcePath(repo, "durable"), DurableRequest{ds}, &out)
 }
 
-// NameKey is where a record is kept. A record is replaced only by one of the same change: the same kind, repository, tag and digest. So a
-// tag that was moved twice leaves two records, and neither manifest is lost.
-func NameKey(r NameRecord) string {
-	kind := r.Kind
-	if kind == NameDeleted && r.MediaType == NameLayer {
-		kind += " " + NameLayer // of two things with this digest, the membership is meant
-	}
-	sum := sha256.Sum256([]byte(strings.Join([]string{kind, r.Repository, r.Tag, r.Digest.String()}, "\x00")))
-	return hex.EncodeToString(sum[:])
-}
-
 // PutName makes an origin keep a record, durably.
 func (c *Client) PutName(ctx context.Context, r NameRecord) error {
 	body, n, err := jsonBody(r)
 	if err != nil {
 		return err
 	}
-	_, err = c.call(ctx, request{method: http.MethodPut, to: recordPath(r), header: jsonType, body: body, length: n}, http.StatusOK, http.StatusCreated)
+	_, err = c.call(ctx, request{method: http.MethodPut, to: recordPath(r.Repository, NameKey(r)), header: jsonType, body: body, length: n}, http.StatusOK, http.StatusCreated)
 	return err
 }
 
-// DeleteName makes an origin forget a record of this generation or an older one.
-func (c *Client) DeleteName(ctx context.Context, r NameRecord) error {
-	q := url.Values{"generation": {strconv.FormatInt(r.Generation, 10)}}
-	_, err := c.call(ctx, request{method: http.MethodDelete, to: recordPath(r), query: q}, http.StatusAccepted)
+// DeleteName makes an origin forget the record of a key, if it is of this generation or an older one.
+func (c *Client) DeleteName(ctx context.Context, d NameDeletion) error {
+	q := url.Values{"generation": {strconv.FormatInt(d.Generation, 10)}}
+	if len(d.Signature) > 0 {
+		q.Set("signature", base64.RawURLEncoding.EncodeToString(d.Signature))
+	}
+	_, err := c.call(ctx, request{method: http.MethodDelete, to: recordPath(d.Repository, d.Key), query: q}, http.StatusAccepted)
 	return err
 }
 
-// Names calls fn for every record that an origin keeps.
-func (c *Client) Names(ctx context.Context, fn func(NameRecord) error) error {
+// Names calls fn with the JSON of every record that an origin keeps, unchecked: ParseNameRecord reads it. The bytes are fn's until it returns.
+func (c *Client) Names(ctx context.Context, fn func(line []byte) error) error {
 	return lines(ctx, c, resourcePath("", "names"), fn)
 }
 
 // Pending calls fn for every blob that an origin has not written back.
 func (c *Client) Pending(ctx context.Context, fn func(PendingBlob) error) error {
-	return lines(ctx, c, resourcePath("", "pending"), fn)
+	to := resourcePath("", "pending")
+	return lines(ctx, c, to, func(line []byte) error {
+		var p PendingBlob
+		if err := json.Unmarshal(line, &p); err != nil {
+			return fmt.Errorf("%w: GET %s: %w", ErrUnavailable, to.path, err)
+		}
+		return fn(p)
+	})
 }
 
 // lines reads newline-delimited JSON.
-func lines[T any](ctx context.Context, c *Client, to endpoint, fn func(T) error) error {
+func lines(ctx context.Context, c *Client, to endpoint, fn func(line []byte) error) error {
 	resp, err := c.do(ctx, request{method: http.MethodGet, to: to}, http.StatusOK)
 	if err != nil {
 		return err
@@ -280,11 +277,7 @@ func lines[T any](ctx context.Context, c *Client, to endpoint, fn func(T) error)
 	sc := bufio.NewScanner(resp.Body)
 	sc.Buffer(nil, 2*MaxNameRecord)
 	for sc.Scan() {
-		var v T
-		if err := json.Unmarshal(sc.Bytes(), &v); err != nil {
-			return fmt.Errorf("%w: GET %s: %w", ErrUnavailable, to.path, err)
-		}
-		if err := fn(v); err != nil {
+		if err := fn(sc.Bytes()); err != nil {
 			return err
 		}
 	}

@@ -35,6 +35,7 @@ var (
 	ErrNameUnknown         = &Error{"NAME_UNKNOWN", http.StatusNotFound, "repository name not known to registry"}
 	ErrSizeInvalid         = &Error{"SIZE_INVALID", http.StatusBadRequest, "length does not match the content"}
 	ErrPaginationInvalid   = &Error{"PAGINATION_NUMBER_INVALID", http.StatusBadRequest, "invalid number of results requested"}
+	ErrRecordInvalid       = &Error{"RECORD_INVALID", http.StatusBadRequest, "name record is not valid"}
 	ErrUnauthorized        = &Error{"UNAUTHORIZED", http.StatusUnauthorized, "authentication required"}
 	ErrDenied              = &Error{"DENIED", http.StatusForbidden, "requested access to the resource is denied"}
 	ErrUnsupported         = &Error{"UNSUPPORTED", http.StatusMethodNotAllowed, "the operation is unsupported"}
@@ -50,7 +51,7 @@ var table = []*Error{
 	ErrBlobUnknown, ErrBlobUploadInvalid, ErrBlobUploadUnknown, ErrRangeInvalid, ErrRangeNotSatisfiable, ErrDigestInvalid, ErrManifestBlobUnknown,
 	ErrManifestInvalid, ErrManifestTooLarge, ErrManifestUnknown, ErrNameInvalid, ErrTooManyTags, ErrNameUnknown, ErrSizeInvalid,
 	ErrPaginationInvalid, ErrUnauthorized, ErrDenied, ErrUnsupported, ErrPrecondition, ErrTooManyRequests, ErrUnavailable,
-	ErrStorageFull, ErrInternal,
+	ErrStorageFull, ErrInternal, ErrRecordInvalid,
 }
 
 // RangeError is a chunk that does not start where the session stands. It is an ErrRangeInvalid; the answer is 416 with the

@@ -58,29 +58,6 @@ type DurableResponse struct {
 	Unknown []digest.Digest `json:"unknown"`
 }
 
-// Kinds of name records.
-const (
-	NameManifest = "manifest" // a manifest, with a tag or without
-	NameLayer    = "layer"    // a blob is a member of a repository
-	NameDeleted  = "deleted"  // the tag (or the manifest, or the layer) was deleted: a tombstone
-)
-
-// NameRecord is the durable copy of one change of names that is not in the bucket yet. Origins keep records and give them
-// back; build-index writes and removes them. Of two records for one (Repository, Tag or Digest) the one with the higher
-// Generation wins.
-type NameRecord struct {
-	Version    int           `json:"version"` // 1
-	Kind       string        `json:"kind"`
-	Repository string        `json:"repository"`
-	Tag        string        `json:"tag,omitempty"`
-	Digest     digest.Digest `json:"digest"`
-	MediaType  string        `json:"media_type,omitempty"`
-	Size       int64         `json:"size"`
-	Bytes      []byte        `json:"bytes,omitempty"`
-	Generation int64         `json:"generation"`
-	Time       time.Time     `json:"time"`
-}
-
 // PendingBlob is a blob that an origin holds and has not written back yet.
 type PendingBlob struct {
 	Digest       digest.Digest `json:"digest"`
@@ -95,6 +72,26 @@ type WritebackStatus struct {
 	Names   int    `json:"names"`   // name records that are held
 	Oldest  string `json:"oldest,omitempty"`
 	Error   string `json:"error,omitempty"` // of the last try
+	// SetAside are changes and name records that can't go on for a reason of their own, while others do; at most MaxSetAside are listed.
+	SetAside []SetAside `json:"set_aside,omitempty"`
+	// SetAsideCount is how many there are.
+	SetAsideCount int `json:"set_aside_count,omitempty"`
+}
+
+// MaxSetAside bounds the list in a WritebackStatus.
+const MaxSetAside = 100
+
+// SetAside is one change or name record that can't go on for a reason of its own.
+type SetAside struct {
+	Where      string        `json:"where"` // "outbox", or the id of the origin that keeps the record
+	Kind       string        `json:"kind,omitempty"`
+	Repository string        `json:"repository,omitempty"`
+	Tag        string        `json:"tag,omitempty"`
+	Digest     digest.Digest `json:"digest,omitempty"`
+	Generation int64         `json:"generation,omitempty"`
+	Error      string        `json:"error"`
+	Since      time.Time     `json:"since"`
+	Next       time.Time     `json:"next,omitzero"` // when it is tried again
 }
 
 // Layer is the membership of a blob in a repository (PUT, GET layers/<digest>).

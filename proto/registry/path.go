@@ -133,9 +133,9 @@ func extensionPath(repo, resource string, d digest.Digest) endpoint {
 	return route{"extension", repo, resource + "/" + d.String()}.endpoint()
 }
 
-// recordPath is where an origin keeps a record.
-func recordPath(r NameRecord) endpoint {
-	return route{"extension", r.Repository, "names/" + NameKey(r)}.endpoint()
+// recordPath is where an origin keeps the record of a NameKey.
+func recordPath(repo, key string) endpoint {
+	return route{"extension", repo, "names/" + key}.endpoint()
 }
 
 // resourcePath is a resource without a key; repo may be empty for those that are about all repositories.

@@ -148,7 +148,7 @@ func clientCalls() []call {
 			return c.PutName(t.Context(), NameRecord{Kind: a, Repository: r, Tag: a, Digest: d(a)})
 		}},
 		{"extension", func(t *testing.T, c *Client, r, a string) error {
-			return c.DeleteName(t.Context(), NameRecord{Kind: a, Repository: r, Tag: a, Digest: d(a)})
+			return c.DeleteName(t.Context(), (*NameSigner)(nil).Deletion(NameRecord{Kind: a, Repository: r, Tag: a, Digest: d(a)}))
 		}},
 		{"extension", func(t *testing.T, c *Client, r, a string) error {
 			return c.PutLayer(t.Context(), r, Layer{Digest: d(a)})

@@ -150,6 +150,10 @@ func start(t *testing.T, n int, scheme string, id transport.PeerTLS) *Cluster {
 		Name: "b", URL: "s3://kraken?region=us-east-1&use_path_style=true&endpoint=http://" + c.Bucket.Addr(),
 		AccessKey: config.NewSecret("k"), SecretKey: config.NewSecret("s"),
 	}}
+	keyFile := filepath.Join(c.Dir, "record.key")
+	if _, _, err := registry.OpenNameSigner(keyFile); err != nil {
+		t.Fatal(err)
+	}
 	var members []ring.Member
 	for i := range 3 {
 		members = append(members, ring.Member{ID: fmt.Sprintf("origin-%02d", i+1), URL: scheme + freeAddr(t), Peer: freeAddr(t)})
@@ -162,6 +166,7 @@ func start(t *testing.T, n int, scheme string, id transport.PeerTLS) *Cluster {
 			return origin.New(origin.Config{
 				ID: m.ID, Config: role.Config{Server: server(m.URL[len(scheme):]), Admin: admin(adminAddr), Client: clients, Origins: members},
 				Dir: c.StateDir(m.ID), Buckets: buckets, Peer: origin.Peer{Listen: m.Peer, StockPeers: stock, TLS: id},
+				RecordKeys: []string{"file:" + keyFile + ".pub"}, BuildIndexNames: []string{nodeName},
 			}, role.Deps{Log: deps(m.ID), Registry: prometheus.NewRegistry()})
 		}))
 	}
@@ -173,7 +178,7 @@ func start(t *testing.T, n int, scheme string, id transport.PeerTLS) *Cluster {
 	c.BuildIndex = c.part("build-index", func() (Role, error) {
 		return buildindex.New(buildindex.Config{
 			Config:   role.Config{Server: server(indexAddr), Admin: admin(indexAdmin), Client: clients, Origins: members},
-			Database: filepath.Join(c.StateDir("build-index"), "names.db"), Buckets: buckets,
+			Database: filepath.Join(c.StateDir("build-index"), "names.db"), Buckets: buckets, RecordKeyFile: keyFile,
 		}, role.Deps{Log: deps("build-index"), Registry: prometheus.NewRegistry()})
 	})
 	newProxy := func(name, addr string) *Part {
@@ -278,6 +283,9 @@ func client(t *testing.T, url string, cfg transport.ClientConfig) *registry.Clie
 	return c
 }
 
+// nodeName is the common name in the one certificate of all nodes.
+const nodeName = "node"
+
 // issue writes an authority and the one certificate of all nodes of a cluster.
 func issue(t *testing.T) transport.PeerTLS {
 	t.Helper()
@@ -309,7 +317,7 @@ func issue(t *testing.T) transport.PeerTLS {
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}
 	node := &x509.Certificate{
-		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "node"}, NotAfter: time.Now().AddDate(1, 0, 0),
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: nodeName}, NotAfter: time.Now().AddDate(1, 0, 0),
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
 	nodeKeyDER, err := x509.MarshalPKCS8PrivateKey(nodeKey)

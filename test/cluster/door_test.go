@@ -103,7 +103,7 @@ func TestUploadIDNamesASessionAndNothingElse(t *testing.T) {
 		t.Errorf("the metainfo was made again: %v, before %v", now, made)
 	}
 	for i, o := range origins {
-		if err := o.Names(t.Context(), func(r registry.NameRecord) error { return fmt.Errorf("%s:%s", r.Repository, r.Tag) }); err != nil {
+		if err := o.Names(t.Context(), func(line []byte) error { return fmt.Errorf("%.300s", line) }); err != nil {
 			t.Errorf("origin %d keeps a record that a client wrote: %v", i+1, err)
 		}
 	}

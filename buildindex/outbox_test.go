@@ -1,0 +1,116 @@
+package buildindex
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"kraken/buildindex/sql"
+	"kraken/origin/bucket"
+	"kraken/proto/registry"
+)
+
+// layered is an image manifest whose layers are these digests; its config is the first.
+func layered(t *testing.T, layers ...digest.Digest) []byte {
+	t.Helper()
+	var ds []v1.Descriptor
+	for _, d := range layers {
+		ds = append(ds, v1.Descriptor{MediaType: "application/octet-stream", Digest: d, Size: 2})
+	}
+	b, err := json.Marshal(map[string]any{
+		"schemaVersion": 2, "mediaType": v1.MediaTypeImageManifest, "config": ds[0], "layers": ds,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func distinct(n int) (out []digest.Digest) {
+	for i := range n {
+		out = append(out, digest.FromString(fmt.Sprintf("layer %d", i)))
+	}
+	return out
+}
+
+func repeated(n int) (out []digest.Digest) {
+	for range n {
+		out = append(out, digest.FromString("{}"))
+	}
+	return out
+}
+
+// queue puts a manifest into SQL and the outbox past every check, as an older version may have.
+func (r *rig) queue(repo, tag string, raw []byte) digest.Digest {
+	r.Helper()
+	p, err := parseManifest("", raw)
+	r.must(err)
+	rec := registry.NameRecord{Version: 1, Kind: registry.NameManifest, Repository: repo, Tag: tag, Digest: digest.FromBytes(raw), MediaType: p.mediaType, Size: int64(len(raw)), Bytes: raw}
+	rec.Generation = time.Now().UnixMicro()
+	r.must(r.x.db.Update(r.Context(), func(tx *sql.Tx) error { return errors.Join(r.x.apply(tx, rec, p), tx.Enqueue(rec)) }))
+	return rec.Digest
+}
+
+// One manifest with very many references, which an older version took, must neither stop other names nor stay behind
+// itself.
+func TestManyReferencesStopNobody(t *testing.T) {
+	r := newRig(t)
+	r.durable(true)
+	r.queue("repo", "big", layered(t, repeated(22_000)...))
+	r.put("v", "one")
+	if left, err := r.x.drain(t.Context()); err != nil || left {
+		t.Errorf("left %v, %v", left, err)
+	}
+	if n, err := r.x.db.OutboxLen(t.Context()); err != nil || n != 0 {
+		t.Errorf("%d changes stay in the outbox, %v", n, err)
+	}
+	if err := r.x.durable(t.Context(), "repo", distinct(2*registry.MaxDurableDigests+1)); err != nil { // one of two origins is asked for more than it takes
+		t.Error(err)
+	}
+}
+
+// A push names at most as many references as are of use; duplicates count.
+func TestReferencesAreBounded(t *testing.T) {
+	r := newRig(t)
+	r.x.cfg.Repositories = []Policy{{Match: "repo", References: "lax"}}
+	r.must(r.x.cfg.Validate())
+	for _, layers := range [][]digest.Digest{distinct(10_001), repeated(22_000)} {
+		_, err := r.push("repo", registry.Reference{Tag: "v"}, layered(t, layers...), registry.PutOptions{})
+		if !errors.Is(err, registry.ErrManifestInvalid) || !strings.Contains(err.Error(), "references") {
+			t.Errorf("%d layers: %v", len(layers), err)
+		}
+	}
+	if _, err := r.push("repo", registry.Reference{Tag: "v"}, layered(t, distinct(1_000)...), registry.PutOptions{}); err != nil {
+		t.Error(err)
+	}
+}
+
+// A row that can't be written for a reason of its own is shown by name, tried again later, and no other waits for it.
+func TestOneBadRowStopsNobody(t *testing.T) {
+	r := newRig(t)
+	r.durable(true)
+	buckets, err := bucket.OpenAll(t.Context(), []bucket.Config{{Name: "b", URL: r.x.cfg.Buckets[0].URL, Repositories: "repo"}}, nil)
+	r.must(err)
+	r.x.buckets = buckets // another repository has none any more
+	bad := r.queue("gone/away", "v", layered(t, digest.FromString("{}")))
+	good := r.put("v", "one")
+	if _, err := r.x.drain(t.Context()); err != nil {
+		t.Errorf("drain: %v", err)
+	}
+	if n, err := r.x.db.OutboxLen(t.Context()); err != nil || n != 1 {
+		t.Fatalf("%d changes in the outbox, %v; want the bad one", n, err)
+	}
+	s, err := r.x.status(t.Context())
+	r.must(err)
+	if len(s.SetAside) != 1 || s.SetAside[0].Repository != "gone/away" || s.SetAside[0].Tag != "v" || s.SetAside[0].Digest != bad || s.SetAside[0].Error == "" {
+		t.Errorf("/writeback shows %+v", s)
+	}
+	r.lose()
+	r.wantTag("v", good)
+}

@@ -1,0 +1,263 @@
+package buildindex
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/buildindex/sql"
+	"kraken/proto/layout"
+	"kraken/proto/registry"
+)
+
+// errAside is a record that must not, or can't, be adopted; others can.
+var errAside = errors.New("set aside")
+
+// entry is a record at an origin; err says why it can't be believed.
+type entry struct {
+	origin string
+	record registry.NameRecord
+	err    error
+}
+
+// round is one look at what origins keep.
+type round struct {
+	known int64     // changes up to this generation are in SQL
+	began time.Time // of this process: what is younger may be under way
+	late  bool      // the origin that is looked at was not heard before: all that it has counts
+	heard []string
+	adopt []entry
+	aside []asideRecord
+}
+
+func (t *round) setAside(e entry) {
+	t.aside = append(t.aside, asideRecord{describe(e.origin, e.record, e.err), registry.NameKey(e.record)})
+}
+
+// recordsOf reads and checks what an origin keeps. Only a record that holds raises the counter of generations.
+func (x *Index) recordsOf(ctx context.Context, o *registry.Origin) (out []entry, err error) {
+	now := time.Now()
+	err = o.Names(ctx, func(line []byte) error {
+		r, err := registry.ParseNameRecord(line, x.keys, now)
+		if err != nil {
+			r.Bytes = nil
+		} else {
+			x.sawGeneration(r.Generation)
+		}
+		out = append(out, entry{o.ID, r, err})
+		return nil
+	})
+	return out, err
+}
+
+// tombstones are the newest deletions of names. One that policy forbids hides nothing.
+func (x *Index) tombstones(entries []entry) map[string]int64 {
+	dead := map[string]int64{}
+	for _, e := range entries {
+		r := e.record
+		if r.Kind != registry.NameDeleted {
+			continue
+		}
+		if r.Tag != "" && x.cfg.immutable(r.Repository, r.Tag) || r.Tag == "" && r.MediaType == "" && x.cfg.policy(r.Repository).immutable != nil {
+			continue // adopt decides, when it is known what is there
+		}
+		k := tombKey(r)
+		dead[k] = max(dead[k], r.Generation)
+	}
+	return dead
+}
+
+// tombKey is the name that a record changes: a tag, a manifest, or a membership.
+func tombKey(r registry.NameRecord) string {
+	switch {
+	case r.Tag != "":
+		return tagName(r.Repository, r.Tag)
+	case r.Kind == registry.NameLayer || r.MediaType == registry.NameLayer:
+		return layerName(r.Repository, r.Digest)
+	}
+	return manifestName(r.Repository, r.Digest)
+}
+
+// namesOf are all names that a record changes: a push by tag changes the tag and the manifest.
+func namesOf(r registry.NameRecord) []string {
+	if r.Kind == registry.NameManifest && r.Tag != "" {
+		return []string{tombKey(r), manifestName(r.Repository, r.Digest)}
+	}
+	return []string{tombKey(r)}
+}
+
+func tagName(repo, tag string) string                  { return repo + "\x00tag " + tag }
+func manifestName(repo string, d digest.Digest) string { return repo + "\x00manifest " + d.String() }
+func layerName(repo string, d digest.Digest) string    { return repo + "\x00layer " + d.String() }
+
+// adoptAll takes over, oldest first, the records that SQL does not know, and queues them for the bucket. One that must
+// not be adopted is set aside.
+func (x *Index) adoptAll(ctx context.Context, t *round, dead map[string]int64) error {
+	slices.SortFunc(t.adopt, func(a, b entry) int {
+		return cmp.Or(cmp.Compare(a.record.Generation, b.record.Generation), strings.Compare(registry.NameKey(a.record), registry.NameKey(b.record)))
+	})
+	entries := slices.CompactFunc(slices.Clone(t.adopt), func(a, b entry) bool { // replicas
+		return a.record.Generation == b.record.Generation && registry.NameKey(a.record) == registry.NameKey(b.record)
+	})
+	whole := map[digest.Digest][]byte{}
+	for _, e := range entries {
+		if len(e.record.Bytes) > 0 {
+			whole[e.record.Digest] = e.record.Bytes
+		}
+	}
+	last := int64(0)
+	for _, e := range entries {
+		err := x.adopt(ctx, e.record, dead, whole)
+		if errors.Is(err, errAside) {
+			for _, copy := range t.adopt {
+				if copy.record.Generation == e.record.Generation && registry.NameKey(copy.record) == registry.NameKey(e.record) {
+					copy.err = err
+					t.setAside(copy)
+				}
+			}
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		last = e.record.Generation
+	}
+	if last == 0 {
+		return nil
+	}
+	select {
+	case x.kick <- struct{}{}:
+	default:
+	}
+	// SQL has all changes up to here now, or remembers them as set aside: what origins still keep of others can go.
+	return x.db.Update(ctx, func(tx *sql.Tx) error { return tx.RaiseGeneration(last) })
+}
+
+// adopt takes over one record that was checked, errAside when it must not or can't be.
+func (x *Index) adopt(ctx context.Context, r registry.NameRecord, dead map[string]int64, whole map[digest.Digest][]byte) error {
+	if r.Kind == registry.NameManifest {
+		if dead[manifestName(r.Repository, r.Digest)] > r.Generation {
+			return nil
+		}
+		if r.Tag != "" && dead[tagName(r.Repository, r.Tag)] > r.Generation {
+			r.Tag = "" // the tag is gone, the manifest is not
+		}
+	} else if r.Kind == registry.NameLayer && dead[tombKey(r)] > r.Generation {
+		return nil
+	}
+	if known, err := x.known(ctx, r); err != nil || known {
+		return err
+	}
+	if err := x.mayAdopt(ctx, r); err != nil {
+		return err
+	}
+	var p *parsed
+	if r.Kind == registry.NameManifest {
+		var err error
+		if r.Bytes, err = x.bytesOf(ctx, r, whole); err != nil {
+			return err
+		}
+		if p, err = parseManifest(r.MediaType, r.Bytes); err != nil {
+			return fmt.Errorf("%w: its bytes are no manifest that this program knows: %w", errAside, err)
+		}
+	}
+	return x.db.Update(ctx, func(tx *sql.Tx) error {
+		if err := x.adoptIn(tx, r, p); err != nil {
+			return err
+		}
+		return tx.Enqueue(r)
+	})
+}
+
+// adoptIn writes a record to SQL.
+func (x *Index) adoptIn(tx *sql.Tx, r registry.NameRecord, p *parsed) error {
+	switch {
+	case r.Kind == registry.NameManifest:
+		if err := x.apply(tx, r, p); !errors.Is(err, sql.ErrNewerTag) {
+			return err
+		}
+		return nil // the tag has moved on, the manifest is kept
+	case r.Kind == registry.NameLayer:
+		return tx.PutLayer(r.Repository, r.Digest, r.Size)
+	case r.Tag != "":
+		return ignoreMissing(tx.DeleteTag(r.Repository, r.Tag, r.Generation))
+	case r.MediaType == registry.NameLayer:
+		return ignoreMissing(tx.DeleteLayer(r.Repository, r.Digest))
+	}
+	_, err := tx.DeleteManifest(r.Repository, r.Digest, r.Generation)
+	return ignoreMissing(err)
+}
+
+// mayAdopt is errAside for a record that moves or deletes an immutable tag, or deletes its manifest.
+func (x *Index) mayAdopt(ctx context.Context, r registry.NameRecord) error {
+	tags := []string{r.Tag}
+	if r.Tag == "" {
+		if r.Kind != registry.NameDeleted || r.MediaType == registry.NameLayer || x.cfg.policy(r.Repository).immutable == nil {
+			return nil
+		}
+		var err error
+		if tags, err = x.db.TagsOf(ctx, r.Repository, r.Digest); err != nil {
+			return err
+		}
+	}
+	for _, tag := range tags {
+		if !x.cfg.immutable(r.Repository, tag) {
+			continue
+		}
+		now, _, err := x.db.Tag(ctx, r.Repository, tag)
+		if ignoreMissing(err) != nil {
+			return err
+		}
+		if err == nil && (r.Kind == registry.NameDeleted || now != r.Digest) {
+			return fmt.Errorf("%w: tag %s of %s is immutable by this registry's configuration and is %s", errAside, tag, r.Repository, now)
+		}
+	}
+	return nil
+}
+
+// bytesOf finds the bytes of the manifest that a record names: in the record, in another of this round, in SQL or in
+// the bucket.
+func (x *Index) bytesOf(ctx context.Context, r registry.NameRecord, whole map[digest.Digest][]byte) ([]byte, error) {
+	if b := whole[r.Digest]; b != nil {
+		return b, nil
+	}
+	m, err := x.db.ManifestByDigest(ctx, r.Repository, r.Digest)
+	if err == nil || !errors.Is(err, sql.ErrNotFound) {
+		return m.Bytes, err
+	}
+	_, b, ok := x.buckets.For(r.Repository)
+	if !ok {
+		return nil, fmt.Errorf("%w: no bucket is configured for repository %s", errAside, r.Repository)
+	}
+	raw, err := read(ctx, b, layout.BlobKey(r.Digest), registry.MaxManifest+1)
+	if err == nil && r.Digest.Algorithm().FromBytes(raw) != r.Digest {
+		err = errors.New("the bucket's bytes are others")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: the manifest that it names is in no record and not in SQL; in the bucket: %w", errAside, err)
+	}
+	return raw, nil
+}
+
+// known says whether SQL has what a record says.
+func (x *Index) known(ctx context.Context, r registry.NameRecord) (bool, error) {
+	switch r.Kind {
+	case registry.NameLayer:
+		_, err := x.db.Layer(ctx, r.Repository, r.Digest)
+		return err == nil, ignoreMissing(err)
+	case registry.NameManifest:
+		ok, err := x.db.HasManifest(ctx, r.Repository, r.Digest)
+		if err != nil || !ok || r.Tag == "" {
+			return ok, err
+		}
+		_, gen, err := x.db.Tag(ctx, r.Repository, r.Tag)
+		return err == nil && gen >= r.Generation, ignoreMissing(err)
+	}
+	return false, nil
+}

@@ -1,0 +1,160 @@
+package origin
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"kraken/origin/store"
+	"kraken/proto/registry"
+	"kraken/proto/transport"
+)
+
+// names keeps the records that build-index has not written to the bucket yet.
+func (o *Origin) names(w http.ResponseWriter, r *http.Request, x registry.ExtensionPath) error {
+	if err := o.isBuildIndex(r); err != nil {
+		return err
+	}
+	switch r.Method {
+	case http.MethodGet:
+		return o.allNames(w)
+	case http.MethodPut:
+		return o.putName(w, r, x)
+	case http.MethodDelete:
+		return o.deleteName(w, r, x)
+	}
+	return fmt.Errorf("%w: %s names", registry.ErrUnsupported, r.Method)
+}
+
+// isBuildIndex refuses a client that showed a certificate of another role, ErrDenied. Without mutual TLS nobody shows
+// one.
+func (o *Origin) isBuildIndex(r *http.Request) error {
+	shown, ok := transport.ClientNames(r)
+	if !ok || slices.ContainsFunc(shown, o.cfg.namesBuildIndex) {
+		return nil
+	}
+	return fmt.Errorf("%w: only a build-index (%s) handles name records, not %.300q", registry.ErrDenied, strings.Join(o.cfg.BuildIndexNames, ", "), shown)
+}
+
+// putName stores a record that holds. What is held already stays if it holds too and is not older.
+func (o *Origin) putName(w http.ResponseWriter, r *http.Request, x registry.ExtensionPath) error {
+	body, err := readBody(r, registry.MaxNameRecord)
+	if err != nil {
+		return err
+	}
+	rec, err := registry.ParseNameRecord(body, o.nameKeys, time.Now())
+	if err == nil && (x.Key != registry.NameKey(rec) || x.Repository != rec.Repository) {
+		err = fmt.Errorf("%w: the record does not belong to this key", registry.ErrRecordInvalid)
+	}
+	if err != nil {
+		o.m.namesRefused.Inc()
+		o.log.Warn("a name record was refused", "client", r.RemoteAddr, "error", err)
+		return err
+	}
+	if len(o.nameKeys) == 0 {
+		o.unsigned.Do(func() {
+			o.log.Warn("name records are taken without a signature, because no record_keys are configured: whoever reaches this listener can write them")
+		})
+	}
+	if old, err := o.name(x.Key); err == nil && old.Generation >= rec.Generation {
+		return nil
+	}
+	var line bytes.Buffer // a record is one line wherever it goes
+	if err := json.Compact(&line, body); err != nil {
+		return fmt.Errorf("%w: %w", registry.ErrRecordInvalid, err)
+	}
+	if err := o.store.PutName(x.Key, line.Bytes()); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusCreated)
+	return nil
+}
+
+func (o *Origin) deleteName(w http.ResponseWriter, r *http.Request, x registry.ExtensionPath) error {
+	q := r.URL.Query()
+	gen, err := strconv.ParseInt(q.Get("generation"), 10, 64)
+	if err != nil {
+		return fmt.Errorf("%w: generation: %w", errBody, err)
+	}
+	signature, err := base64.RawURLEncoding.DecodeString(q.Get("signature"))
+	if err != nil {
+		return fmt.Errorf("%w: signature: %w", errBody, err)
+	}
+	if err := o.nameKeys.VerifyDeletion(registry.NameDeletion{Repository: x.Repository, Key: x.Key, Generation: gen, Signature: signature}); err != nil {
+		o.m.namesRefused.Inc()
+		o.log.Warn("the deletion of a name record was refused", "client", r.RemoteAddr, "error", err)
+		return err
+	}
+	// Also a record that does not hold: build-index has seen it and decided.
+	if old, err := o.name(x.Key); !errors.Is(err, store.ErrNotFound) && old.Generation <= gen {
+		if err := o.store.DeleteName(x.Key); err != nil {
+			return err
+		}
+	}
+	w.WriteHeader(http.StatusAccepted)
+	return nil
+}
+
+// name reads a record that is held and checks it as one that comes in. What it returns beside an error other than
+// store.ErrNotFound is what could be read of one that does not hold.
+func (o *Origin) name(key string) (registry.NameRecord, error) {
+	b, err := o.store.Name(key)
+	if err != nil {
+		return registry.NameRecord{}, err
+	}
+	return registry.ParseNameRecord(b, o.nameKeys, time.Now())
+}
+
+// allNames answers with all records as they are: build-index checks them, and says which it sets aside. One that can't
+// be read is counted.
+func (o *Origin) allNames(w http.ResponseWriter) error {
+	keys, err := o.store.Names()
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	unreadable := 0
+	defer func() { o.unreadable.Store(int64(unreadable)) }()
+	for _, k := range keys {
+		b, err := o.store.Name(k)
+		if errors.Is(err, store.ErrNotFound) {
+			continue // forgotten meanwhile
+		}
+		var line bytes.Buffer
+		if err == nil {
+			err = json.Compact(&line, b)
+		}
+		if err == nil && line.Len() > registry.MaxNameRecord {
+			err = fmt.Errorf("it has %d bytes", line.Len())
+		}
+		if err != nil {
+			unreadable++
+			o.log.Warn("a name record can't be read", "key", k, "error", err)
+			continue
+		}
+		line.WriteByte('\n')
+		if _, err := w.Write(line.Bytes()); err != nil {
+			return ignoreWrite(err)
+		}
+	}
+	return nil
+}
+
+// checkNames is what readiness says of the records that are held.
+func (o *Origin) checkNames(context.Context) error {
+	if n := o.unreadable.Load(); n > 0 {
+		return fmt.Errorf("%d name records can't be read, the log names them", n)
+	}
+	if len(o.nameKeys) == 0 {
+		return errors.New("no record_keys are configured: name records are believed without a signature")
+	}
+	return nil
+}

@@ -1,0 +1,153 @@
+package origin
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"math"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"kraken/origin/store"
+	"kraken/proto/registry"
+)
+
+// keeper is an origin as far as name records go, with a client of it.
+func keeper(t *testing.T, keys registry.NameKeys) (*Origin, *registry.Client) {
+	t.Helper()
+	s, err := store.Open(store.Config{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	o := &Origin{cfg: Config{BuildIndexNames: []string{"build-index"}}, log: slog.New(slog.DiscardHandler), store: s, nameKeys: keys}
+	o.m = newMetrics(prometheus.NewRegistry(), o)
+	srv := httptest.NewServer(registry.Server{Extension: o.extension}.Handler())
+	t.Cleanup(srv.Close)
+	c, err := registry.NewClient(srv.URL, srv.Client())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o, c
+}
+
+func manifestRecord(raw string) registry.NameRecord {
+	return registry.NameRecord{
+		Version: 1, Kind: registry.NameManifest, Repository: "repo", Tag: "v1", Digest: digest.FromString(raw), MediaType: "a/b", Size: int64(len(raw)),
+		Bytes: []byte(raw), Generation: time.Now().UnixMicro(), Time: time.Now().UTC(),
+	}
+}
+
+func held(t *testing.T, c *registry.Client) (n int) {
+	t.Helper()
+	if err := c.Names(t.Context(), func([]byte) error { n++; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// What does not hold is not kept, whoever sends it; where keys are configured, neither is what build-index has not
+// signed.
+func TestRecordsAreCheckedWhenWritten(t *testing.T) {
+	signer, _, err := registry.OpenNameSigner(filepath.Join(t.TempDir(), "key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger, _, err := registry.OpenNameSigner(filepath.Join(t.TempDir(), "key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, keys := range []registry.NameKeys{nil, {signer.Public()}} {
+		o, c := keeper(t, keys)
+		for name, change := range map[string]func(*registry.NameRecord){
+			"a generation near the last there is": func(r *registry.NameRecord) { r.Generation = math.MaxInt64 - 1 },
+			"a generation that makes it wrap":     func(r *registry.NameRecord) { r.Generation = math.MaxInt64 - 6 },
+			"a generation before all":             func(r *registry.NameRecord) { r.Generation = -1 },
+			"bytes of another digest":             func(r *registry.NameRecord) { r.Bytes = []byte("[]") },
+			"no bytes":                            func(r *registry.NameRecord) { r.Bytes = nil },
+			"a media type that is none":           func(r *registry.NameRecord) { r.MediaType = "../x" },
+			"a tag that is none":                  func(r *registry.NameRecord) { r.Tag = "../x" },
+			"a kind that is not known":            func(r *registry.NameRecord) { r.Kind = "x" },
+			"a time of tomorrow":                  func(r *registry.NameRecord) { r.Time = r.Time.AddDate(0, 0, 1) },
+		} {
+			r := manifestRecord("{}")
+			change(&r)
+			if err := c.PutName(t.Context(), signer.Sign(r)); !errors.Is(err, registry.ErrRecordInvalid) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		for name, s := range map[string]*registry.NameSigner{"nobody": nil, "a stranger": stranger} {
+			if err := c.PutName(t.Context(), s.Sign(manifestRecord("{}"))); errors.Is(err, registry.ErrDenied) != (keys != nil) {
+				t.Errorf("%d keys, signed by %s: %v", len(keys), name, err)
+			}
+		}
+		good := signer.Sign(manifestRecord("{}"))
+		if err := c.PutName(t.Context(), good); err != nil || held(t, c) != 1 {
+			t.Errorf("%d keys: a good record: %v, %d held", len(keys), err, held(t, c))
+		}
+		if err := c.DeleteName(t.Context(), stranger.Deletion(good)); errors.Is(err, registry.ErrDenied) != (keys != nil) {
+			t.Errorf("%d keys: a stranger's deletion: %v", len(keys), err)
+		}
+		if err := c.DeleteName(t.Context(), signer.Deletion(good)); err != nil || held(t, c) != 0 {
+			t.Errorf("%d keys: build-index's deletion: %v, %d held", len(keys), err, held(t, c))
+		}
+		if err := o.checkNames(t.Context()); (err != nil) != (keys == nil) {
+			t.Errorf("%d keys: readiness: %v", len(keys), err)
+		}
+	}
+}
+
+// A record that was planted before records were checked, and has the highest generation there is, keeps no honest one
+// out.
+func TestPlantedRecordIsReplaced(t *testing.T) {
+	o, c := keeper(t, nil)
+	planted := manifestRecord("{}")
+	planted.Generation = math.MaxInt64 - 1
+	b, err := json.Marshal(planted)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := registry.NameKey(planted)
+	if err := errors.Join(o.store.PutName(key, b), o.store.PutName("ab", []byte("not JSON"))); err != nil {
+		t.Fatal(err)
+	}
+	good := manifestRecord("{}")
+	if err := c.PutName(t.Context(), good); err != nil {
+		t.Fatal(err)
+	}
+	if now, err := o.name(key); err != nil || now.Generation != good.Generation {
+		t.Errorf("%+v is held, %v", now, err)
+	}
+	if held(t, c) != 1 || o.unreadable.Load() != 1 {
+		t.Errorf("%d held, %d unreadable", held(t, c), o.unreadable.Load())
+	}
+}
+
+// Where clients show certificates, only build-index's handles records.
+func TestOnlyBuildIndexHandlesRecords(t *testing.T) {
+	o, _ := keeper(t, nil)
+	for name, want := range map[string]int{
+		"build-index": http.StatusOK, "build-index-01": http.StatusOK, "agent-01": http.StatusForbidden, "build-index-": http.StatusForbidden,
+		"build-index-01.example": http.StatusForbidden, "build-indexer": http.StatusForbidden,
+	} {
+		cert := &x509.Certificate{Subject: pkix.Name{CommonName: name}}
+		for _, path := range []string{"/v2/_kraken/names", "/v2/repo/_kraken/names/" + registry.NameKey(manifestRecord("{}"))} {
+			r := httptest.NewRequest(http.MethodGet, path, nil)
+			r.TLS = &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{cert}}}
+			w := httptest.NewRecorder()
+			registry.Server{Extension: o.extension}.Handler().ServeHTTP(w, r)
+			if w.Code != want {
+				t.Errorf("%s, GET %s: %d, want %d: %s", name, path, w.Code, want, w.Body)
+			}
+		}
+	}
+}

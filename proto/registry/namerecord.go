@@ -1,0 +1,156 @@
+package registry
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/proto/blob"
+)
+
+// Kinds of name records.
+const (
+	NameManifest = "manifest" // a manifest, with a tag or without
+	NameLayer    = "layer"    // a blob is a member of a repository
+	NameDeleted  = "deleted"  // the tag (or the manifest, or the layer) was deleted: a tombstone
+)
+
+// Versions of name records.
+const (
+	NameWhole = 1 // a manifest's record has the manifest's bytes
+	NameRef   = 2 // a tag's record names a manifest whose bytes are in another record of the same digest, in SQL or in the bucket
+)
+
+// MaxGenerationSkew is how far ahead of the reader's clock a record's generation and time may be. It bounds how far
+// anything from outside can drive the counter of generations.
+const MaxGenerationSkew = time.Hour
+
+// NameRecord is the durable copy of one change of names that is not in the bucket yet. Origins keep records and give
+// them back; build-index writes and removes them. Of two records for one (Repository, Tag or Digest) the one with the
+// higher Generation wins.
+type NameRecord struct {
+	Version    int           `json:"version"` // NameWhole or NameRef
+	Kind       string        `json:"kind"`
+	Repository string        `json:"repository"`
+	Tag        string        `json:"tag,omitempty"`
+	Digest     digest.Digest `json:"digest"`
+	MediaType  string        `json:"media_type,omitempty"`
+	Size       int64         `json:"size"`
+	Bytes      []byte        `json:"bytes,omitempty"`
+	Generation int64         `json:"generation"` // microseconds since 1970, or one more than the last
+	Time       time.Time     `json:"time"`
+	// Signature is build-index's, over all fields above (NameSigner).
+	Signature []byte `json:"signature,omitempty"`
+}
+
+// NameDeletion makes an origin forget the record of a key, if it is of this generation or an older one.
+type NameDeletion struct {
+	Repository string
+	Key        string
+	Generation int64
+	Signature  []byte
+}
+
+// NameKey is where a record is kept. A record is replaced only by one of the same change: the same kind, repository,
+// tag and digest. So a tag that was moved twice leaves two records, and neither manifest is lost.
+func NameKey(r NameRecord) string {
+	kind := r.Kind
+	if kind == NameDeleted && r.MediaType == NameLayer {
+		kind += " " + NameLayer // of two things with this digest, the membership is meant
+	}
+	sum := sha256.Sum256([]byte(strings.Join([]string{kind, r.Repository, r.Tag, r.Digest.String()}, "\x00")))
+	return hex.EncodeToString(sum[:])
+}
+
+// mediaTypeGrammar is that of RFC 6838 section 4.2.
+var mediaTypeGrammar = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}$`)
+
+// ParseNameRecord reads the JSON of a record from outside and checks it, ErrRecordInvalid. What it returns beside an
+// error is what could be read, to name the record by and for nothing else. keys check the signature: ErrDenied for a
+// record that none of them made.
+func ParseNameRecord(b []byte, keys NameKeys, now time.Time) (NameRecord, error) {
+	var r NameRecord
+	if len(b) > MaxNameRecord {
+		return r, fmt.Errorf("%w: it has %d bytes, at most %d", ErrRecordInvalid, len(b), MaxNameRecord)
+	}
+	if err := json.Unmarshal(b, &r); err != nil {
+		return r, fmt.Errorf("%w: %w", ErrRecordInvalid, err)
+	}
+	if err := r.Check(now); err != nil {
+		return r, err
+	}
+	return r, keys.Verify(r)
+}
+
+// Check says what of a record can't be, ErrRecordInvalid, as far as the record alone tells.
+func (r NameRecord) Check(now time.Time) error {
+	bad := func(format string, args ...any) error {
+		return fmt.Errorf("%w: %w", ErrRecordInvalid, fmt.Errorf(format, args...))
+	}
+	if r.Version != NameWhole && r.Version != NameRef {
+		return bad("version %d, this program knows %d and %d", r.Version, NameWhole, NameRef)
+	}
+	if err := CheckName(r.Repository); err != nil {
+		return bad("repository: %w", err)
+	}
+	if r.Tag != "" && !tagGrammar.MatchString(r.Tag) {
+		return bad("tag: %w", badTag(r.Tag))
+	}
+	if _, err := blob.ParseDigest(r.Digest.String()); err != nil && (r.Digest != "" || r.Kind != NameDeleted) {
+		return bad("digest: %w", err)
+	}
+	latest := now.Add(MaxGenerationSkew)
+	if r.Generation < 1 || r.Generation > latest.UnixMicro() {
+		return bad("generation %d: want 1 to %d, which is %s from now", r.Generation, latest.UnixMicro(), MaxGenerationSkew)
+	}
+	if r.Time.After(latest) {
+		return bad("time %s is more than %s from now", r.Time.Format(time.RFC3339), MaxGenerationSkew)
+	}
+	if err := r.checkKind(); err != nil {
+		return bad("%w", err)
+	}
+	return nil
+}
+
+// checkKind looks at the fields whose meaning depends on the kind.
+func (r NameRecord) checkKind() error {
+	if r.Size < 0 || r.Kind != NameManifest && len(r.Bytes) > 0 {
+		return fmt.Errorf("%s record with size %d and %d bytes", r.Kind, r.Size, len(r.Bytes))
+	}
+	switch r.Kind {
+	case NameManifest:
+		if !mediaTypeGrammar.MatchString(r.MediaType) {
+			return fmt.Errorf("media type %.200q", r.MediaType)
+		}
+		if r.Version == NameRef && r.Tag != "" && len(r.Bytes) == 0 && r.Size <= MaxManifest {
+			return nil
+		}
+		if int64(len(r.Bytes)) != r.Size || len(r.Bytes) > MaxManifest {
+			return fmt.Errorf("size is %d, at most %d, and there are %d bytes", r.Size, MaxManifest, len(r.Bytes))
+		}
+		if got := r.Digest.Algorithm().FromBytes(r.Bytes); got != r.Digest {
+			return fmt.Errorf("the bytes are %s, not %s", got, r.Digest)
+		}
+		return nil
+	case NameLayer:
+		if r.Tag != "" || r.MediaType != "" {
+			return fmt.Errorf("a membership has neither a tag (%q) nor a media type (%.200q)", r.Tag, r.MediaType)
+		}
+		return nil
+	case NameDeleted:
+		if (r.Tag == "") == (r.Digest == "") {
+			return fmt.Errorf("want a tag or a digest that was deleted, got %q and %q", r.Tag, r.Digest)
+		}
+		if r.MediaType != "" && (r.MediaType != NameLayer || r.Digest == "") {
+			return fmt.Errorf("media type %.200q of what was deleted", r.MediaType)
+		}
+		return nil
+	}
+	return fmt.Errorf("kind %.50q is none that is known", r.Kind)
+}
