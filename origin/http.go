@@ -154,11 +154,9 @@ func (o *Origin) extension(w http.ResponseWriter, r *http.Request, x registry.Ex
 		_, err = w.Write(b)
 		return ignoreWrite(err)
 	case "DELETE metainfo":
-		if err := o.store.DropMetainfo(d); err != nil {
+		if err := o.doubtMetainfo(d); err != nil {
 			return err
 		}
-		o.swarm.Forget(d)
-		o.committed(d)
 		w.WriteHeader(http.StatusAccepted)
 		return nil
 	case "POST lease":

@@ -38,15 +38,16 @@ type Origin struct {
 	server  *transport.Server
 	admin   *transport.Server
 
-	leases   *leases
-	turns    *turns
-	budgets  *budgets
-	hashing  singleflight.Group // metainfo of one blob is computed once
-	fetching singleflight.Group // one read-through for many readers
-	fetches  map[digest.Digest]*fetch
-	durable  *lru.Cache[string, bool] // "bucket digest" that were seen in the bucket
-	kick     chan struct{}            // write-back has something to do
-	busy     sync.Map                 // digest → true while it is written back or moved
+	leases      *leases
+	turns       *turns
+	budgets     *budgets
+	hashing     singleflight.Group // metainfo of one blob is computed once
+	recomputing *recomputations    // of metainfo that agents say is wrong
+	fetching    singleflight.Group // one read-through for many readers
+	fetches     map[digest.Digest]*fetch
+	durable     *lru.Cache[string, bool] // "bucket digest" that were seen in the bucket
+	kick        chan struct{}            // write-back has something to do
+	busy        sync.Map                 // digest → true while it is written back or moved
 
 	nameKeys   registry.NameKeys // whose name records are believed; all where there is none
 	unsigned   sync.Once         // says in the log that there is none
@@ -73,8 +74,9 @@ func New(cfg Config, deps role.Deps) (_ *Origin, err error) {
 		return nil, err
 	}
 	o := &Origin{
-		cfg: cfg, log: deps.Log, leases: newLeases(cfg.Leasers), turns: newTurns(), budgets: newBudgets(), fetches: map[digest.Digest]*fetch{},
-		kick: make(chan struct{}, 1), retry: map[digest.Digest]retry{}, health: transport.NewHealth(),
+		cfg: cfg, log: deps.Log, leases: newLeases(cfg.Leasers), turns: newTurns(), budgets: newBudgets(), recomputing: newRecomputations(),
+		fetches: map[digest.Digest]*fetch{},
+		kick:    make(chan struct{}, 1), retry: map[digest.Digest]retry{}, health: transport.NewHealth(),
 	}
 	o.leases.spread = o.turns.spread
 	o.ctx, o.stop = context.WithCancel(context.Background())

@@ -1,0 +1,98 @@
+package origin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+	"github.com/opencontainers/go-digest"
+
+	"kraken/origin/store"
+	"kraken/proto/blob"
+)
+
+const (
+	// recomputeEvery is how long a blob is left alone after its metainfo was recomputed.
+	recomputeEvery = time.Minute
+	// maxRecomputing bounds the blobs that are read at once because somebody doubts their metainfo.
+	maxRecomputing = 2
+	// maxRecomputed bounds the digests of which the last recomputation is remembered.
+	maxRecomputed = 10_000
+)
+
+// recomputations decides which claims of a wrong metainfo are worth a reading of the whole blob. A claim costs its sender one request and
+// the origin a blob's worth of disk and hashing, so only few are followed at once, and each blob's once in recomputeEvery.
+type recomputations struct {
+	mu      sync.Mutex
+	running int
+	last    *simplelru.LRU[digest.Digest, time.Time] // when the last recomputation began
+}
+
+func newRecomputations() *recomputations {
+	last, _ := simplelru.NewLRU[digest.Digest, time.Time](maxRecomputed, nil) // fails only for a size below one
+	return &recomputations{last: last}
+}
+
+// begin reports whether the metainfo of d is to be recomputed now. If it is, the caller calls done at the end.
+func (r *recomputations) begin(d digest.Digest) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if at, known := r.last.Get(d); known && time.Since(at) < recomputeEvery {
+		return false
+	}
+	if r.running >= maxRecomputing {
+		return false
+	}
+	r.running++
+	r.last.Add(d, time.Now())
+	return true
+}
+
+func (r *recomputations) done() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.running--
+}
+
+// doubtMetainfo takes an agent's word that all pieces of d pass and the whole fails. It returns at once: the blob is verified and its metainfo
+// recomputed in the background, unless that happened a moment ago or enough are being read. Peers and leases go on with the old metainfo until
+// another one is found. ErrBlobUnknown when this origin does not hold d.
+func (o *Origin) doubtMetainfo(d digest.Digest) error {
+	if _, err := o.store.Stat(d); err != nil {
+		return wire(err)
+	}
+	if o.ctx.Err() != nil || !o.recomputing.begin(d) {
+		return nil
+	}
+	o.background(func(ctx context.Context) {
+		defer o.recomputing.done()
+		if err := o.recompute(ctx, d); err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrNotFound) {
+			o.log.Warn("metainfo was not recomputed", "digest", d, "error", err)
+		}
+	})
+	return nil
+}
+
+// recompute verifies the blob, which removes a rotten one, and replaces its metainfo where another one comes out.
+func (o *Origin) recompute(ctx context.Context, d digest.Digest) error {
+	if err := o.store.Scrub(ctx, d); err != nil {
+		return fmt.Errorf("recompute metainfo: %w", err)
+	}
+	old, _ := o.store.Metainfo(d) // one that can't be read is replaced as well
+	ch := o.hashing.DoChan(d.String(), func() (any, error) { return o.store.ComputeMetainfo(ctx, d) })
+	r := <-ch
+	if r.Err != nil {
+		return fmt.Errorf("recompute metainfo: %w", r.Err)
+	}
+	m := r.Val.(*blob.Metainfo)
+	if old == nil || old.InfoHash() != m.InfoHash() {
+		o.log.Error("a metainfo was wrong and is replaced", "digest", d)
+		o.swarm.Forget(d)
+		o.leases.drop(d)
+	}
+	o.swarm.Register(m)
+	return nil
+}
