@@ -1,6 +1,7 @@
 package tracker
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -24,7 +25,7 @@ const (
 )
 
 // batched takes the announce of an agent: registers all, then answers for the blobs that it asks about.
-func (t *Tracker) batched(ctx context.Context, r *announce.Request) (announce.Response, error) {
+func (t *Tracker) batched(ctx context.Context, c caller, r *announce.Request) (announce.Response, error) {
 	id, err := r.Peer.PeerID()
 	if err != nil {
 		return announce.Response{}, fmt.Errorf("%w: %w", announce.ErrInvalid, err)
@@ -42,11 +43,22 @@ func (t *Tracker) batched(ctx context.Context, r *announce.Request) (announce.Re
 	}
 	t.m.batched.Inc()
 	t.m.blobs.Add(float64(len(r.Blobs)))
-	t.m.refused.Add(float64(t.store.register(identity{id: id, addrs: addrs, node: r.Peer.Node}, r.Blobs)))
+	who := identity{id: id, node: r.Peer.Node, source: c.source, key: keyHashOf(r.Peer.Key)}
+	var doubtful string
+	who.addrs, who.unproven, doubtful = t.believe(ctx, c, addrs)
+	kept := t.store.register(who, r.Blobs)
 
 	asked := wanted(r.Blobs)
-	found := t.metainfoFor(ctx, asked)
-	out := announce.Response{Version: announce.Version, Interval: time.Duration(t.cfg.Interval), Blobs: make([]announce.BlobAnswer, 0, len(asked))}
+	found := t.metainfoFor(ctx, c, asked)
+	if kept.why == whyUnknown { // an origin knows some of them after all
+		kept = t.again(who, asked, found, kept)
+	}
+	t.m.refused.Add(float64(kept.refused))
+	out := announce.Response{
+		Version: announce.Version, Interval: time.Duration(t.cfg.Interval), Blobs: make([]announce.BlobAnswer, 0, len(asked)),
+		Warning: cmp.Or(doubtful, kept.why),
+	}
+	to := asking{id, c.addr.IsLoopback()}
 	room := maxAnswerMetainfo
 	for i, s := range asked {
 		a := announce.BlobAnswer{Digest: s.Digest}
@@ -61,12 +73,36 @@ func (t *Tracker) batched(ctx context.Context, r *announce.Request) (announce.Re
 			room -= len(a.Metainfo)
 		}
 		if s.Want {
-			a.Peers = wirePeers(t.store.handout(s.Digest, id, t.cfg.PeersPerAnswer).peers)
+			a.Peers = wirePeers(t.store.handout(s.Digest, to, t.cfg.PeersPerAnswer).peers)
 			a.Origins = t.ownersOf(s.Digest)
 		}
 		out.Blobs = append(out.Blobs, a)
 	}
 	return out, nil
+}
+
+// again registers the states whose digest was taken for unknown until its metainfo was found.
+func (t *Tracker) again(who identity, asked []announce.BlobState, all []found, kept outcome) outcome {
+	var states []announce.BlobState
+	for i, f := range all {
+		if f.info != nil && !t.store.has(who.id, asked[i].Digest) {
+			states = append(states, asked[i])
+		}
+	}
+	if len(states) == 0 {
+		return kept
+	}
+	second := t.store.register(who, states)
+	kept.refused += second.refused - len(states)
+	if kept.refused == 0 {
+		kept.why = second.why
+	}
+	for i, f := range all {
+		if f.info != nil {
+			t.store.learn(asked[i].Digest, f.info.hash, f.info.size)
+		}
+	}
+	return kept
 }
 
 // wanted are the states that ask for something, one for each digest.
@@ -95,7 +131,7 @@ type found struct {
 }
 
 // metainfoFor looks for all at once, within the budget.
-func (t *Tracker) metainfoFor(ctx context.Context, asked []announce.BlobState) []found {
+func (t *Tracker) metainfoFor(ctx context.Context, c caller, asked []announce.BlobState) []found {
 	ctx, cancel := context.WithTimeout(ctx, metainfoBudget)
 	defer cancel()
 	out := make([]found, len(asked))
@@ -113,7 +149,7 @@ func (t *Tracker) metainfoFor(ctx context.Context, asked []announce.BlobState) [
 			out[i].info = known
 			continue
 		}
-		wg.Go(func() { out[i].info, out[i].err = t.metainfos.get(ctx, repo, s.Digest) })
+		wg.Go(func() { out[i].info, out[i].err = t.metainfos.get(ctx, question{repo, s.Digest}, c.source) })
 	}
 	wg.Wait()
 	for _, f := range out {
@@ -147,30 +183,30 @@ func wirePeers(in []candidate) []announce.Peer {
 	return out
 }
 
-// stock takes the announce of a BitTorrent client that was reached from the address from. The error is for a person.
-func (t *Tracker) stock(ctx context.Context, q announce.Query, from netip.Addr) (announce.Reply, error) {
+// stock takes the announce of a BitTorrent client. The error is for a person.
+func (t *Tracker) stock(ctx context.Context, c caller, q announce.Query) (announce.Reply, error) {
 	d, size, ok := t.swarmOf(q)
 	if !ok {
 		return announce.Reply{}, fmt.Errorf("no blob with info-hash %s is known here: get its .torrent from this tracker again", q.InfoHash)
 	}
+	who := identity{id: q.PeerID, stock: true, source: c.source, key: keyHashOf(q.Key)}
+	said, doubtful := c.addr, ""
 	if q.IP.IsValid() && t.cfg.TrustAnnouncedIP {
-		from = q.IP
+		said = q.IP
 	}
-	who := identity{id: q.PeerID, stock: true}
-	if a := netip.AddrPortFrom(from, q.Port); announce.Dialable(a) {
-		family := 0
-		if from.Is6() {
-			family = 1
-		}
-		who.addrs[family] = a
+	if q.Port != 0 {
+		var addrs [2]netip.AddrPort
+		addrs[family(said)] = netip.AddrPortFrom(said, q.Port)
+		who.addrs, _, doubtful = t.believe(ctx, c, addrs)
 	}
 	state := announce.BlobState{Digest: d, Event: q.Event, Size: size, Left: q.Left, Uploaded: q.Uploaded, Downloaded: q.Downloaded}
 	t.m.stock.Inc()
 	t.m.blobs.Inc()
-	t.m.refused.Add(float64(t.store.register(who, []announce.BlobState{state})))
+	kept := t.store.register(who, []announce.BlobState{state})
+	t.m.refused.Add(float64(kept.refused))
 	t.store.learn(d, q.InfoHash, size)
 
-	reply := announce.Reply{Interval: time.Duration(t.cfg.Interval)}
+	reply := announce.Reply{Interval: time.Duration(t.cfg.Interval), Warning: cmp.Or(doubtful, kept.why)}
 	want := t.cfg.PeersPerAnswer
 	if q.NumWant >= 0 {
 		want = min(want, q.NumWant)
@@ -183,7 +219,7 @@ func (t *Tracker) stock(ctx context.Context, q announce.Query, from netip.Addr) 
 		origins = t.originPeers(ctx, d)
 	}
 	origins = origins[:min(len(origins), want)]
-	h := t.store.handout(d, q.PeerID, want-len(origins))
+	h := t.store.handout(d, asking{q.PeerID, c.addr.IsLoopback()}, want-len(origins))
 	reply.Complete, reply.Incomplete = h.seeds+len(t.origins.Owners(d)), h.leechers
 	reply.Peers = origins
 	for _, c := range h.peers {
@@ -194,6 +230,14 @@ func (t *Tracker) stock(ctx context.Context, q announce.Query, from netip.Addr) 
 		}
 	}
 	return reply, nil
+}
+
+// family is the place of an address in a pair: 0 for IPv4, 1 for IPv6.
+func family(a netip.Addr) int {
+	if a.Is4() {
+		return 0
+	}
+	return 1
 }
 
 // swarmOf finds the blob of an info-hash.

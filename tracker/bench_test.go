@@ -164,7 +164,7 @@ func BenchmarkHandout(b *testing.B) {
 	}
 	i := 0
 	for b.Loop() {
-		if h := s.handout(theBlob, nobody(i%10_000).id, 40); len(h.peers) != 40 && len(h.peers) < 35 {
+		if h := s.handout(theBlob, asking{id: nobody(i % 10_000).id}, 40); len(h.peers) != 40 && len(h.peers) < 35 {
 			b.Fatalf("%d peers", len(h.peers))
 		}
 		i++

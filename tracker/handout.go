@@ -25,10 +25,16 @@ type handout struct {
 // leecher knows some, and none of them is asked by everybody.
 func degreeOf(numWant int) int { return max(2, numWant*3/4) }
 
-// handout picks at most numWant peers of d for the peer id: its neighbours in the mesh, and complete peers for what is left, at
+// asking is who is given peers.
+type asking struct {
+	id    announce.PeerID
+	local bool // it comes from loopback, and can dial what listens there
+}
+
+// handout picks at most numWant peers of d for who asks: its neighbours in the mesh, and complete peers for what is left, at
 // most half of the answer. A complete peer is given only those that lack something. Never given: the asker itself, also under an
 // id that it had before a restart, peers that can't be dialled, peers whose time is over.
-func (s *store) handout(d digest.Digest, id announce.PeerID, numWant int) handout {
+func (s *store) handout(d digest.Digest, to asking, numWant int) handout {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	w := s.swarms[d]
@@ -36,20 +42,22 @@ func (s *store) handout(d digest.Digest, id announce.PeerID, numWant int) handou
 		return handout{}
 	}
 	out := handout{seeds: len(w.seeds.members), leechers: w.leechers.len()}
-	asker := s.peers[id]
+	asker := s.peers[to.id]
 	if asker == nil { // it stopped, or there are too many peers to know them all
-		asker = &peer{id: id, hash: hashOf(id)}
+		asker = &peer{id: to.id, hash: hashOf(to.id)}
 	}
 	now := s.now()
 	usable := func(e *entry) bool {
 		p := s.roster.peers[e.peer]
-		return p.dialable() && !s.expired(p.stock, e.seen.moment(), now)
+		_, ok := p.given(to.local)
+		return ok && !s.expired(p.stock, e.seen.moment(), now)
 	}
 	add := func(entries []*entry, complete bool) {
 		for _, e := range entries {
 			if len(out.peers) < numWant && usable(e) {
 				p := s.roster.peers[e.peer]
-				out.peers = append(out.peers, candidate{p.id, p.addrs, complete})
+				addrs, _ := p.given(to.local)
+				out.peers = append(out.peers, candidate{p.id, addrs, complete})
 			}
 		}
 	}

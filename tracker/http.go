@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"strconv"
 	"sync"
@@ -92,12 +91,12 @@ func (t *Tracker) serveStock(w http.ResponseWriter, r *http.Request) {
 		send(w, contentType, announce.Failure(err.Error()))
 		return
 	}
-	from, err := netip.ParseAddrPort(r.RemoteAddr)
+	c, err := callerOf(r)
 	if err != nil {
-		send(w, contentType, announce.Failure("your address is not known"))
+		send(w, contentType, announce.Failure(err.Error()))
 		return
 	}
-	reply, err := t.stock(r.Context(), q, from.Addr().Unmap().WithZone(""))
+	reply, err := t.stock(r.Context(), c, q)
 	switch {
 	case err != nil:
 		send(w, contentType, announce.Failure(err.Error()))
@@ -128,7 +127,11 @@ func (t *Tracker) serveBatched(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return kind(err)
 	}
-	resp, err := t.batched(r.Context(), &req)
+	c, err := callerOf(r)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errAnnounce, err)
+	}
+	resp, err := t.batched(r.Context(), c, &req)
 	if err != nil {
 		return kind(err)
 	}
@@ -171,7 +174,11 @@ func (t *Tracker) serveTorrent(w http.ResponseWriter, r *http.Request) error {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), torrentBudget)
 	defer cancel()
-	i, err := t.metainfos.get(ctx, anyRepository, d)
+	c, err := callerOf(r)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errAnnounce, err)
+	}
+	i, err := t.metainfos.get(ctx, question{anyRepository, d}, c.source)
 	if err != nil {
 		return err
 	}
@@ -204,8 +211,8 @@ func (t *Tracker) announceURL(r *http.Request) string {
 }
 
 // servePage is GET /.
-func (t *Tracker) servePage(w http.ResponseWriter, _ *http.Request) error {
-	body, err := dashboard.Render(t.snapshot())
+func (t *Tracker) servePage(w http.ResponseWriter, r *http.Request) error {
+	body, err := dashboard.Render(t.snapshot(pageOf(r)))
 	if err != nil {
 		return fmt.Errorf("%w: %w", registry.ErrInternal, err)
 	}
@@ -215,6 +222,15 @@ func (t *Tracker) servePage(w http.ResponseWriter, _ *http.Request) error {
 }
 
 // serveSwarms is GET /swarms.
-func (t *Tracker) serveSwarms(w http.ResponseWriter, _ *http.Request) error {
-	return sendJSON(w, t.snapshot())
+func (t *Tracker) serveSwarms(w http.ResponseWriter, r *http.Request) error {
+	return sendJSON(w, t.snapshot(pageOf(r)))
+}
+
+// pageOf is the page that is asked for, the first where none is, or no number.
+func pageOf(r *http.Request) int {
+	n, err := strconv.Atoi(r.URL.Query().Get("page"))
+	if err != nil {
+		return 1
+	}
+	return n
 }

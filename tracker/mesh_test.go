@@ -16,20 +16,29 @@ import (
 
 var theBlob = digest.FromString("the blob")
 
-var wide = bounds{peers: 1 << 30, pairs: 1 << 30, swarm: 1 << 30}
+// wide are bounds that nothing reaches.
+var wide = bounded(func(*bounds) {})
+
+// bounded is wide but for what change sets.
+func bounded(change func(*bounds)) bounds {
+	const many = 1 << 30
+	b := bounds{peers: many, pairs: many, swarm: many, unconfirmed: many, sourcePeers: many, sourcePairs: many, sourceUnconfirmed: many}
+	change(&b)
+	return b
+}
 
 // nobody makes announcers that differ in id and address.
 func nobody(i int) identity {
 	id := announce.PeerID([]byte("-KN0001-000000000000"))
 	binary.BigEndian.PutUint32(id[16:], uint32(i))
 	a := netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})
-	return identity{id: id, addrs: [2]netip.AddrPort{netip.AddrPortFrom(a, 16062)}, node: fmt.Sprintf("agent-%02d", i)}
+	return identity{id: id, addrs: [2]netip.AddrPort{netip.AddrPortFrom(a, 16062)}, node: fmt.Sprintf("agent-%02d", i), source: callerAt(a).source}
 }
 
 func (s *store) say(t testing.TB, who identity, states ...announce.BlobState) {
 	t.Helper()
-	if n := s.register(who, states); n != 0 {
-		t.Fatalf("%d of %d states were refused", n, len(states))
+	if o := s.register(who, states); o.refused != 0 {
+		t.Fatalf("%d of %d states were refused: %s", o.refused, len(states), o.why)
 	}
 }
 
@@ -49,7 +58,7 @@ func graph(s *store, n, numWant int) map[announce.PeerID][]announce.PeerID {
 	g := map[announce.PeerID][]announce.PeerID{}
 	for i := range n {
 		id := nobody(i).id
-		g[id] = ids(s.handout(theBlob, id, numWant))
+		g[id] = ids(s.handout(theBlob, asking{id: id}, numWant))
 	}
 	return g
 }
@@ -141,7 +150,7 @@ func TestGraphOfAThousand(t *testing.T) {
 		s.say(t, nobody(n+i), seeding())
 	}
 	for i := range n {
-		for _, p := range s.handout(theBlob, nobody(i).id, numWant).peers {
+		for _, p := range s.handout(theBlob, asking{id: nobody(i).id}, numWant).peers {
 			if p.complete {
 				given[p.id]++
 			}
@@ -157,13 +166,13 @@ func TestGraphOfAThousand(t *testing.T) {
 	for i := 0; i < n; i += 3 {
 		killed[nobody(i).id] = true
 		again := nobody(10_000 + i)
-		again.addrs = nobody(i).addrs
+		again.addrs, again.source = nobody(i).addrs, nobody(i).source
 		s.say(t, again, announce.BlobState{Digest: digest.FromString("another blob")})
 	}
 	alive := map[announce.PeerID][]announce.PeerID{}
 	for i := range n {
 		if id := nobody(i).id; !killed[id] {
-			for _, p := range s.handout(theBlob, id, numWant).peers {
+			for _, p := range s.handout(theBlob, asking{id: id}, numWant).peers {
 				if killed[p.id] {
 					t.Fatal("who was killed is handed out")
 				}
@@ -186,7 +195,7 @@ func TestLateComersAreNotApart(t *testing.T) {
 	for i := range n {
 		id := nobody(i).id
 		s.say(t, nobody(i), leeching())
-		for _, other := range ids(s.handout(theBlob, id, numWant)) {
+		for _, other := range ids(s.handout(theBlob, asking{id: id}, numWant)) {
 			g[id], g[other] = append(g[id], other), append(g[other], id)
 		}
 		if count, _ := reached(g, id); count != i+1 {
@@ -295,7 +304,7 @@ func TestCompleteShare(t *testing.T) {
 		}
 		asked := map[announce.PeerID]int{}
 		for i := range c.leechers {
-			h := s.handout(theBlob, nobody(i).id, numWant)
+			h := s.handout(theBlob, asking{id: nobody(i).id}, numWant)
 			if h.seeds != c.seeds || h.leechers != c.leechers || len(h.peers) > numWant {
 				t.Fatalf("%+v: %d peers of %d seeds and %d leechers", c, len(h.peers), h.seeds, h.leechers)
 			}
@@ -332,7 +341,7 @@ func TestCompletePeerIsGivenLeechers(t *testing.T) {
 		s.say(t, nobody(i), leeching())
 		s.say(t, nobody(100+i), seeding())
 	}
-	h := s.handout(theBlob, nobody(100).id, 40)
+	h := s.handout(theBlob, asking{id: nobody(100).id}, 40)
 	if len(h.peers) != 40 {
 		t.Errorf("%d peers, want 40", len(h.peers))
 	}
@@ -341,7 +350,7 @@ func TestCompletePeerIsGivenLeechers(t *testing.T) {
 			t.Fatal("a seed is given a seed")
 		}
 	}
-	if h := s.handout(theBlob, nobody(999).id, 40); len(h.peers) == 0 {
+	if h := s.handout(theBlob, asking{id: nobody(999).id}, 40); len(h.peers) == 0 {
 		t.Error("an asker that is not known is given nobody")
 	}
 }
@@ -353,7 +362,7 @@ func TestNumWant(t *testing.T) {
 		s.say(t, nobody(100+i), seeding())
 	}
 	for want := range 45 {
-		h := s.handout(theBlob, nobody(0).id, want)
+		h := s.handout(theBlob, asking{id: nobody(0).id}, want)
 		if len(h.peers) > want || len(h.peers) < want*3/4 {
 			t.Errorf("asked for %d, given %d", want, len(h.peers))
 		}

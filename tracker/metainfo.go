@@ -20,7 +20,8 @@ const (
 	fetchTimeout = 10 * time.Second // of one question to all origins
 	// hedgeAfter is how long one origin is waited for before the next is asked as well.
 	hedgeAfter = 250 * time.Millisecond
-	// negativeFor is how long a failure is remembered: long enough that a rush of agents asks once.
+	// negativeFor is how long a failure is remembered, and up to a quarter more: long enough that a rush of agents asks once, and so short that
+	// what was asked for before it was pushed is found right after.
 	negativeFor = 500 * time.Millisecond
 	// refreshAfter is the age at which a metainfo is fetched again while it is still handed out: an origin may have found
 	// that its own was wrong, and a blob may be gone.
@@ -31,6 +32,8 @@ const (
 	maxNegative  = 10_000
 	infoOverhead = 400 // bytes that a kept metainfo takes besides its encoding
 )
+
+var errTooMany = fmt.Errorf("%w: you have asked for too many digests that no origin knows, ask for fewer", registry.ErrTooManyRequests)
 
 var errFetching = fmt.Errorf("%w: metainfo is being fetched", registry.ErrUnavailable)
 
@@ -56,9 +59,10 @@ type question struct {
 
 // fetch is a question under way; done is closed when info and err are set.
 type fetch struct {
-	done chan struct{}
-	info *info
-	err  error
+	charged sourceKey // who is charged if no origin knows the digest
+	done    chan struct{}
+	info    *info
+	err     error
 }
 
 type failure struct {
@@ -76,6 +80,7 @@ type metainfos struct {
 	stop   context.CancelFunc
 	wg     sync.WaitGroup
 	places chan struct{}
+	asked  *questions // nil: nobody is charged
 
 	mu       sync.Mutex
 	closed   bool
@@ -130,18 +135,17 @@ func (c *metainfos) cached(repo string, d digest.Digest) (*info, bool) {
 	if time.Since(i.fetched) > refreshAfter {
 		i.fetched = time.Now() // whatever comes of it, not again before the next time
 		// Nobody waits for it: what is known is handed out meanwhile.
-		_, _ = c.begin(question{repo, d})
+		_, _ = c.begin(question{repo, d}, sourceKey{})
 	}
 	return i, true
 }
 
-// get answers from memory, or asks the origins and waits until ctx is done; the question goes on then.
-func (c *metainfos) get(ctx context.Context, repo string, d digest.Digest) (*info, error) {
-	if i, ok := c.cached(repo, d); ok {
+// get answers from memory, or asks the origins, at the charge of from, and waits until ctx is done; the question goes on then.
+func (c *metainfos) get(ctx context.Context, q question, from sourceKey) (*info, error) {
+	if i, ok := c.cached(q.repo, q.digest); ok {
 		c.m.metainfoHits.Inc()
 		return i, nil
 	}
-	q := question{repo, d}
 	c.mu.Lock()
 	if n, ok := c.negative.Get(q); ok {
 		if time.Now().Before(n.until) {
@@ -152,7 +156,7 @@ func (c *metainfos) get(ctx context.Context, repo string, d digest.Digest) (*inf
 		c.negative.Remove(q)
 	}
 	c.m.metainfoMisses.Inc()
-	f, err := c.begin(q)
+	f, err := c.begin(q, from)
 	c.mu.Unlock()
 	if err != nil {
 		return nil, err
@@ -161,7 +165,7 @@ func (c *metainfos) get(ctx context.Context, repo string, d digest.Digest) (*inf
 	case <-f.done:
 		return f.info, f.err
 	case <-ctx.Done():
-		return nil, fmt.Errorf("%w: %s", errFetching, d)
+		return nil, fmt.Errorf("%w: %s", errFetching, q.digest)
 	}
 }
 
@@ -173,18 +177,31 @@ func (c *metainfos) find(h blob.InfoHash) (*info, bool) {
 	return i, ok
 }
 
-// begin joins the fetch of q or starts it. c.mu is held.
-func (c *metainfos) begin(q question) (*fetch, error) {
+// has reports whether the metainfo of d is in memory.
+func (c *metainfos) has(d digest.Digest) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.known.Contains(d)
+}
+
+// begin joins the fetch of q, or starts it at the charge of a source. c.mu is held.
+func (c *metainfos) begin(q question, from sourceKey) (*fetch, error) {
 	if f := c.fetching[q]; f != nil {
 		return f, nil
 	}
 	if c.closed || len(c.fetching) >= maxFetching {
 		return nil, fmt.Errorf("%w: metainfo of %s: too many are being fetched", registry.ErrUnavailable, q.digest)
 	}
-	f := &fetch{done: make(chan struct{})}
+	if c.asked != nil && from != (sourceKey{}) && !c.asked.take(from) {
+		return nil, errTooMany
+	}
+	f := &fetch{charged: from, done: make(chan struct{})}
 	c.fetching[q] = f
 	c.wg.Go(func() {
 		m, err := c.fetch(q)
+		if c.asked != nil && !errors.Is(err, registry.ErrBlobUnknown) {
+			c.asked.refund(f.charged)
+		}
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		f.info, f.err = c.keep(q, m, err), err
@@ -198,7 +215,7 @@ func (c *metainfos) begin(q question) (*fetch, error) {
 func (c *metainfos) keep(q question, m *blob.Metainfo, err error) *info {
 	if err != nil {
 		c.m.metainfoErrors.Inc()
-		c.negative.Add(q, failure{err, time.Now().Add(negativeFor)})
+		c.negative.Add(q, failure{err, time.Now().Add(jitter(negativeFor))})
 		if errors.Is(err, registry.ErrBlobUnknown) {
 			c.known.Remove(q.digest)
 		}

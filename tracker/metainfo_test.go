@@ -100,7 +100,7 @@ func TestOneFetchForAll(t *testing.T) {
 		results := make(chan error)
 		for range 50 {
 			go func() {
-				i, err := c.get(t.Context(), "r", m.Digest)
+				i, err := c.get(t.Context(), question{"r", m.Digest}, sourceKey{})
 				if err == nil && (i.hash != m.InfoHash() || i.size != m.Size || string(i.encoded) != string(m.Marshal())) {
 					err = errors.New("another metainfo")
 				}
@@ -129,7 +129,7 @@ func TestBudget(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		began := time.Now()
-		if _, err := c.get(ctx, "r", m.Digest); !errors.Is(err, registry.ErrUnavailable) || time.Since(began) != time.Second {
+		if _, err := c.get(ctx, question{"r", m.Digest}, sourceKey{}); !errors.Is(err, registry.ErrUnavailable) || time.Since(began) != time.Second {
 			t.Errorf("%v after %s", err, time.Since(began))
 		}
 		time.Sleep(2500 * time.Millisecond)
@@ -163,7 +163,7 @@ func TestOrder(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				began := time.Now()
-				i, err := cacheOver(t, 1<<20, c.origins...).get(t.Context(), "r", m.Digest)
+				i, err := cacheOver(t, 1<<20, c.origins...).get(t.Context(), question{"r", m.Digest}, sourceKey{})
 				if !errors.Is(err, c.want) || (err == nil) != (i != nil) {
 					t.Errorf("got %v, want %v", err, c.want)
 				}
@@ -186,19 +186,19 @@ func TestNegative(t *testing.T) {
 		o := &fakeOrigin{blobs: holding()}
 		c := cacheOver(t, 1<<20, o)
 		for range 10 {
-			if _, err := c.get(t.Context(), "r", m.Digest); !errors.Is(err, registry.ErrBlobUnknown) {
+			if _, err := c.get(t.Context(), question{"r", m.Digest}, sourceKey{}); !errors.Is(err, registry.ErrBlobUnknown) {
 				t.Fatal(err)
 			}
 		}
 		if n := o.asked.Load(); n != 1 {
 			t.Errorf("asked %d times for what was just unknown", n)
 		}
-		if _, err := c.get(t.Context(), "other", m.Digest); err == nil || o.asked.Load() != 2 {
+		if _, err := c.get(t.Context(), question{"other", m.Digest}, sourceKey{}); err == nil || o.asked.Load() != 2 {
 			t.Error("another repository, another bucket: it was not asked")
 		}
 		o.blobs = holding(m) // it is pushed
-		time.Sleep(negativeFor)
-		if _, err := c.get(t.Context(), "r", m.Digest); err != nil {
+		time.Sleep(negativeFor * 5 / 4)
+		if _, err := c.get(t.Context(), question{"r", m.Digest}, sourceKey{}); err != nil {
 			t.Errorf("%s later it is still unknown: %v", negativeFor, err)
 		}
 		if negativeFor > time.Second {
@@ -218,9 +218,9 @@ func TestRefresh(t *testing.T) {
 		after := func(wait time.Duration) *info {
 			t.Helper()
 			time.Sleep(wait)
-			_, _ = c.get(t.Context(), "r", d) // an old one is still given, and fetched again
+			_, _ = c.get(t.Context(), question{"r", d}, sourceKey{}) // an old one is still given, and fetched again
 			synctest.Wait()
-			i, err := c.get(t.Context(), "r", d)
+			i, err := c.get(t.Context(), question{"r", d}, sourceKey{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -244,9 +244,9 @@ func TestRefresh(t *testing.T) {
 		}
 		o.err, o.blobs = nil, nil
 		time.Sleep(refreshAfter + 1)
-		_, _ = c.get(t.Context(), "r", d)
+		_, _ = c.get(t.Context(), question{"r", d}, sourceKey{})
 		synctest.Wait()
-		if _, err := c.get(t.Context(), "r", d); !errors.Is(err, registry.ErrBlobUnknown) {
+		if _, err := c.get(t.Context(), question{"r", d}, sourceKey{}); !errors.Is(err, registry.ErrBlobUnknown) {
 			t.Errorf("a deleted blob's metainfo is given: %v", err)
 		}
 	})
@@ -261,7 +261,7 @@ func TestMetainfoMemory(t *testing.T) {
 		each := int64(len(all[0].Marshal())) + infoOverhead
 		c := cacheOver(t, 5*each+1, &fakeOrigin{blobs: holding(all...)})
 		for _, m := range all {
-			if _, err := c.get(t.Context(), "r", m.Digest); err != nil {
+			if _, err := c.get(t.Context(), question{"r", m.Digest}, sourceKey{}); err != nil {
 				t.Fatal(err)
 			}
 			if _, ok := c.cached("r", all[0].Digest); !ok { // used all the time
@@ -272,7 +272,7 @@ func TestMetainfoMemory(t *testing.T) {
 			t.Errorf("%d bytes, %d, %d by info-hash, want %d, 5, 5", c.bytes(), c.known.Len(), len(c.byHash), 5*each)
 		}
 		small := cacheOver(t, 10, &fakeOrigin{blobs: holding(all...)})
-		if _, err := small.get(t.Context(), "r", all[0].Digest); err != nil || small.bytes() != 0 {
+		if _, err := small.get(t.Context(), question{"r", all[0].Digest}, sourceKey{}); err != nil || small.bytes() != 0 {
 			t.Errorf("one that is too large to keep: %v, %d bytes", err, small.bytes())
 		}
 	})
@@ -285,7 +285,7 @@ func TestFetchesAreBounded(t *testing.T) {
 		answers := make(chan error)
 		for i := range maxFetching + 1 {
 			go func() {
-				_, err := c.get(t.Context(), "r", digest.FromString(fmt.Sprint(i)))
+				_, err := c.get(t.Context(), question{"r", digest.FromString(fmt.Sprint(i))}, sourceKey{})
 				answers <- err
 			}()
 			synctest.Wait()
@@ -313,7 +313,7 @@ func TestEndWaitsForFetches(t *testing.T) {
 		}
 		got := make(chan error, 1)
 		go func() {
-			_, err := c.get(context.Background(), "r", theBlob)
+			_, err := c.get(context.Background(), question{"r", theBlob}, sourceKey{})
 			got <- err
 		}()
 		synctest.Wait()
@@ -328,7 +328,7 @@ func TestEndWaitsForFetches(t *testing.T) {
 		if err := <-got; !errors.Is(err, registry.ErrUnavailable) {
 			t.Error(err)
 		}
-		if _, err := c.get(t.Context(), "r", theBlob); !errors.Is(err, registry.ErrUnavailable) {
+		if _, err := c.get(t.Context(), question{"r", theBlob}, sourceKey{}); !errors.Is(err, registry.ErrUnavailable) {
 			t.Errorf("after the end: %v", err)
 		}
 	})

@@ -23,14 +23,29 @@ type peer struct {
 	addrs  [2]netip.AddrPort // IPv4, IPv6; zero where it has none
 	node   string
 	stock  bool
-	seen   moment // last announce of anything
-	refs   int    // entries
+	seen   moment    // last announce of anything
+	proven [2]moment // when the address was proven last
+	refs   int       // entries
+	source *source
+	place  int // in source.peers
+	key    keyHash
+	// gone: it was evicted. Its entries are passed over until a sweep removes them; then the record goes, unless the peer is back before.
+	gone bool
 	// replaced: another peer announced this one's address since. Its entries are passed over until they expire.
 	replaced bool
 }
 
-func (p *peer) dialable() bool {
-	return !p.replaced && (p.addrs[0].IsValid() || p.addrs[1].IsValid())
+// given returns the addresses that an asker is given: those on loopback only where it is there itself. ok is false where none is left.
+func (p *peer) given(local bool) (a [2]netip.AddrPort, ok bool) {
+	if p.replaced || p.gone {
+		return a, false
+	}
+	for i, b := range p.addrs {
+		if b.IsValid() && (local || !b.Addr().IsLoopback()) {
+			a[i], ok = b, true
+		}
+	}
+	return a, ok
 }
 
 // roster is all peers by number. The number of one that is gone is given again: no entry has it any more.
@@ -99,6 +114,8 @@ type swarm struct {
 	since    moment
 	leechers mesh
 	seeds    circle[entry]
+	trimmed  tick     // when it was looked at last for a source that has too many places
+	waiting  *waiting // nil once an origin, or a metainfo, has confirmed the digest
 }
 
 func (w *swarm) len() int { return len(w.seeds.members) + w.leechers.len() }
@@ -129,9 +146,13 @@ func (w *swarm) displace(r *roster, e entry) {
 
 // bounds of what is kept.
 type bounds struct {
-	peers int // distinct peers
-	pairs int // entries in all swarms
-	swarm int // entries in one swarm
+	peers       int // distinct peers
+	pairs       int // entries in all swarms
+	swarm       int // entries in one swarm
+	unconfirmed int // swarms of digests that no origin has confirmed yet
+
+	// The same for what one source may take.
+	sourcePeers, sourcePairs, sourceUnconfirmed int
 }
 
 // store is the soft state: who has what. All of it is announced again within an interval, so losing it costs no more.
@@ -147,7 +168,15 @@ type store struct {
 	roster roster
 	peers  map[announce.PeerID]*peer
 	byAddr map[netip.AddrPort]*peer
-	pairs  int
+	pairs  int // of peers that are not gone
+	goners int // peers in peers that are gone
+	dead   int // entries of peers that are gone
+
+	sources map[sourceKey]*source
+	greedy  [measures]ranked
+	evicted int           // peers and waiting swarms, since the start
+	full    chan struct{} // a sweep is wanted before its time
+	digestsKnown
 }
 
 // stockTTL is how long a stock client is believed at least. Some (libtorrent among them) announce every five minutes whatever
@@ -159,7 +188,8 @@ func newStore(interval time.Duration, degree int, b bounds) *store {
 	return &store{
 		ttl: 3 * interval, stockTTL: max(3*interval, stockTTL), degree: degree, bounds: b, began: time.Now(),
 		swarms: map[digest.Digest]*swarm{}, byHash: map[blob.InfoHash]*swarm{},
-		peers: map[announce.PeerID]*peer{}, byAddr: map[netip.AddrPort]*peer{},
+		peers: map[announce.PeerID]*peer{}, byAddr: map[netip.AddrPort]*peer{}, sources: map[sourceKey]*source{},
+		digestsKnown: newDigestsKnown(), full: make(chan struct{}, 1),
 	}
 }
 
@@ -173,23 +203,43 @@ func (s *store) expired(stock bool, seen, now moment) bool {
 	return time.Duration(now-seen) > ttl
 }
 
-// identity is what an announcer says of itself.
+// identity is who announces: what it says of itself as far as that is believed, and where it comes from.
 type identity struct {
 	id    announce.PeerID
 	addrs [2]netip.AddrPort
-	node  string
-	stock bool
+	// unproven are addresses that are kept if the same peer has proven them of late, and that nobody is given otherwise.
+	unproven [2]netip.AddrPort
+	node     string
+	stock    bool
+	source   sourceKey
+	key      keyHash
 }
 
-// register takes an announce. It returns how many states were not taken because a bound is reached: their sender is
-// answered all the same, and is only not handed out to others.
-func (s *store) register(who identity, states []announce.BlobState) (refused int) {
+// Why something is not kept, in words for the announcer.
+const (
+	whyForeign   = "this peer id belongs to another source that announced it first: nothing of this announce is kept"
+	whyAddress   = "another source has announced this address: it is not given to others"
+	whyFull      = "the limits of this tracker, or of what one source may announce, are reached: some of this announce is not kept"
+	whyUnknown   = "no origin knows some of the digests: they are not kept"
+	whyNotProven = "an address was not proven: announce it from itself, or have the certificate name it"
+)
+
+// outcome is what became of an announce. Its sender is answered all the same, and is only not handed out to others.
+type outcome struct {
+	refused int // states that were not kept
+	why     string
+}
+
+// register takes an announce.
+func (s *store) register(who identity, states []announce.BlobState) (out outcome) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.now()
-	p := s.peerOf(who, now)
+	p, why := s.peerOf(who, now)
+	out.why = why
 	if p == nil {
-		return len(states)
+		out.refused = len(states)
+		return out
 	}
 	for i := range states {
 		st := &states[i]
@@ -199,70 +249,135 @@ func (s *store) register(who identity, states []announce.BlobState) (refused int
 			}
 			continue
 		}
-		if !s.update(p, st, now) {
-			refused++
+		if why := s.update(p, st, now); why != "" {
+			out.refused++
+			out.why = why
 		}
 	}
-	return refused
+	return out
 }
 
-// peerOf finds or makes the record of an announcer, nil when there are too many.
-func (s *store) peerOf(who identity, now moment) *peer {
-	p := s.peers[who.id]
-	if p == nil {
-		if len(s.peers) >= s.bounds.peers {
-			return nil
+// has reports whether the peer has a place in the swarm of d.
+func (s *store) has(id announce.PeerID, d digest.Digest) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p, w := s.peers[id], s.swarms[d]
+	return p != nil && w != nil && w.entry(&s.roster, p) != nil
+}
+
+// peerOf finds or makes the record of an announcer. It is nil where the id is another's, or where there is no room.
+func (s *store) peerOf(who identity, now moment) (p *peer, why string) {
+	p = s.peers[who.id]
+	switch {
+	case p != nil && s.alive(p, now) && !p.belongsTo(who):
+		return nil, whyForeign
+	case p == nil || p.gone:
+		src := s.sourceOf(who.source)
+		if !s.roomForPeer(src, now) {
+			s.forgetSource(src)
+			return nil, whyFull
 		}
-		p = &peer{id: who.id, hash: hashOf(who.id), stock: who.stock}
-		s.peers[who.id] = p
-		s.roster.add(p)
+		if p == nil {
+			p = &peer{id: who.id, hash: hashOf(who.id)}
+			s.peers[who.id] = p
+			s.roster.add(p)
+		} else {
+			s.revive(p)
+		}
+		src.add(p)
+	case p.source.key != who.source:
+		old := p.source
+		old.remove(p)
+		s.sourceOf(who.source).add(p)
+		s.forgetSource(old)
 	}
-	p.seen, p.replaced = now, false
+	p.seen, p.replaced, p.stock, p.key = now, false, who.stock, who.key
 	if who.node != "" {
 		p.node = who.node
 	}
-	for i, a := range who.addrs {
-		// A stock client is seen in one family at a time; an agent says both each time.
-		if old := p.addrs[i]; old != a && (a.IsValid() || !who.stock) {
-			if s.byAddr[old] == p {
-				delete(s.byAddr, old)
-			}
-			p.addrs[i] = a
+	for i := range who.addrs {
+		if w := s.readdress(p, who, i, now); w != "" {
+			why = w
 		}
-		if !a.IsValid() {
-			continue
-		}
-		// Only one process can listen at an address: who had it before has been restarted with another id.
-		if other := s.byAddr[a]; other != nil && other != p {
-			other.replaced = true
-		}
-		s.byAddr[a] = p
 	}
-	return p
+	return p, why
 }
 
-// update is false when a bound is reached.
-func (s *store) update(p *peer, st *announce.BlobState, now moment) bool {
+// alive reports whether the record still stands for somebody.
+func (s *store) alive(p *peer, now moment) bool { return !p.gone && !s.expired(p.stock, p.seen, now) }
+
+// belongsTo reports whether the announcer may speak for p: it shows the key that p was announced with, or, without one, comes from the same
+// source.
+func (p *peer) belongsTo(who identity) bool {
+	if p.key != (keyHash{}) {
+		return p.key == who.key
+	}
+	return p.source.key == who.source
+}
+
+// readdress takes the address of one family.
+func (s *store) readdress(p *peer, who identity, family int, now moment) (why string) {
+	a := who.addrs[family]
+	if u := who.unproven[family]; u.IsValid() {
+		if p.addrs[family] == u && time.Duration(now-p.proven[family]) <= s.ttl {
+			return ""
+		}
+		why = whyNotProven
+	}
+	if a.IsValid() {
+		// Only one process can listen at an address: who had it before has been restarted with another id.
+		if other := s.byAddr[a]; other != nil && other != p {
+			if s.alive(other, now) && other.source != p.source {
+				a, why = netip.AddrPort{}, whyAddress
+			} else {
+				other.replaced = true
+			}
+		}
+	}
+	// A stock client is seen in one family at a time; an agent says both each time.
+	if old := p.addrs[family]; old != a && (a.IsValid() || !who.stock) {
+		if s.byAddr[old] == p {
+			delete(s.byAddr, old)
+		}
+		p.addrs[family] = a
+	}
+	if a.IsValid() {
+		p.proven[family] = now
+		s.byAddr[a] = p
+	}
+	return why
+}
+
+// update returns why the state is not kept, nothing when it is.
+func (s *store) update(p *peer, st *announce.BlobState, now moment) (why string) {
 	w := s.swarms[st.Digest]
 	var old *entry
 	if w != nil {
 		old = w.entry(&s.roster, p)
 	}
-	if old == nil && (s.pairs >= s.bounds.pairs || (w != nil && w.len() >= s.bounds.swarm)) {
-		return false
+	if old == nil {
+		if why := s.roomForPair(p, w, st.Digest, now); why != "" {
+			return why
+		}
+		w = s.swarms[st.Digest] // making room may have removed it
 	}
 	if w == nil {
 		w = &swarm{digest: st.Digest, since: now, leechers: newMesh(st.Digest, s.degree), seeds: circle[entry]{salt: saltOf(st.Digest)}}
+		if !s.isConfirmed(st.Digest) {
+			s.await(w, p.source, now)
+		}
 		s.swarms[st.Digest] = w
 	}
 	if w.size == 0 {
 		w.size = st.Size
 	}
+	w.touched(st)
 	e := entryOf(p, st, now)
 	switch {
 	case old == nil:
 		s.pairs++
 		p.refs++
+		p.source.pairs++
 		w.place(&s.roster, e)
 	case (old.left == 0) != (e.left == 0):
 		w.displace(&s.roster, *old)
@@ -270,7 +385,7 @@ func (s *store) update(p *peer, st *announce.BlobState, now moment) bool {
 	default:
 		*old = e
 	}
-	return true
+	return ""
 }
 
 // drop removes an entry, and the swarm with its last one.
@@ -280,9 +395,21 @@ func (s *store) drop(w *swarm, p *peer) {
 		return
 	}
 	w.displace(&s.roster, *e)
-	p.refs--
-	s.pairs--
+	s.release(p)
 	s.forgetEmpty(w)
+}
+
+// release counts one entry of p less. The caller has removed it, or does so before it gives up the lock.
+func (s *store) release(p *peer) {
+	p.refs--
+	if !p.gone {
+		s.pairs--
+		p.source.pairs--
+		return
+	}
+	if s.dead--; p.refs == 0 {
+		s.forgetPeer(p)
+	}
 }
 
 func (s *store) forgetEmpty(w *swarm) {
@@ -293,12 +420,35 @@ func (s *store) forgetEmpty(w *swarm) {
 	if s.byHash[w.hash] == w {
 		delete(s.byHash, w.hash)
 	}
+	s.unawait(w)
 }
 
-// learn notes what a metainfo says of a swarm, if there is one.
+// forgetPeer removes the record of a peer without entries.
+func (s *store) forgetPeer(p *peer) {
+	delete(s.peers, p.id)
+	s.roster.remove(p)
+	s.unaddress(p)
+	if p.gone {
+		s.goners--
+		return
+	}
+	p.source.remove(p)
+	s.forgetSource(p.source)
+}
+
+func (s *store) unaddress(p *peer) {
+	for _, a := range p.addrs {
+		if s.byAddr[a] == p {
+			delete(s.byAddr, a)
+		}
+	}
+}
+
+// learn notes what a metainfo says of a swarm, if there is one, and that the digest is a blob's.
 func (s *store) learn(d digest.Digest, h blob.InfoHash, size int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.confirmed(d)
 	w := s.swarms[d]
 	if w == nil {
 		return
@@ -369,13 +519,7 @@ func (s *store) sweep() {
 		if p.refs > 0 || !s.expired(p.stock, p.seen, s.now()) {
 			return
 		}
-		delete(s.peers, p.id)
-		s.roster.remove(p)
-		for _, a := range p.addrs {
-			if s.byAddr[a] == p {
-				delete(s.byAddr, a)
-			}
-		}
+		s.forgetPeer(p)
 	})
 }
 
@@ -387,13 +531,18 @@ func (s *store) sweepSwarm(d digest.Digest) {
 		return
 	}
 	now := s.now()
+	s.remove(w, func(p *peer, e *entry) bool { return p.gone || s.expired(p.stock, e.seen.moment(), now) })
+}
+
+// remove takes the entries out of a swarm for which out is true, and the swarm with its last one.
+func (s *store) remove(w *swarm, out func(*peer, *entry) bool) {
 	gone := map[number]bool{}
+	var released []*peer
 	for _, members := range [2][]entry{w.seeds.members, w.leechers.first.members} {
-		for _, e := range members {
-			if p := s.roster.peers[e.peer]; s.expired(p.stock, e.seen.moment(), now) {
-				gone[e.peer] = true
-				p.refs--
-				s.pairs--
+		for i := range members {
+			if p := s.roster.peers[members[i].peer]; out(p, &members[i]) {
+				gone[p.number] = true
+				released = append(released, p)
 			}
 		}
 	}
@@ -402,6 +551,9 @@ func (s *store) sweepSwarm(d digest.Digest) {
 	}
 	w.seeds.forget(gone)
 	w.leechers.forget(gone)
+	for _, p := range released {
+		s.release(p)
+	}
 	s.forgetEmpty(w)
 }
 
@@ -409,5 +561,5 @@ func (s *store) sweepSwarm(d digest.Digest) {
 func (s *store) counts() (swarms, peers, pairs int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.swarms), len(s.peers), s.pairs
+	return len(s.swarms), len(s.peers) - s.goners, s.pairs
 }

@@ -25,7 +25,7 @@ func TestTTL(t *testing.T) {
 		s.say(t, nobody(1), leeching())
 		s.say(t, nobody(2), seeding())
 		s.say(t, stock, leeching())
-		given := func() int { return len(s.handout(theBlob, nobody(9).id, 40).peers) }
+		given := func() int { return len(s.handout(theBlob, asking{id: nobody(9).id}, 40).peers) }
 		if n := given(); n != 3 {
 			t.Fatalf("%d peers, want 3", n)
 		}
@@ -86,7 +86,7 @@ func TestSweepOfMany(t *testing.T) {
 		}
 		for i := range 100 {
 			id := nobody(3 * i).id
-			if got, want := ids(s.handout(theBlob, id, 40)), ids(fresh.handout(theBlob, id, 40)); !slices.Equal(got, want) {
+			if got, want := ids(s.handout(theBlob, asking{id: id}, 40)), ids(fresh.handout(theBlob, asking{id: id}, 40)); !slices.Equal(got, want) {
 				t.Fatalf("%s is given %v, want %v", id, got, want)
 			}
 		}
@@ -131,7 +131,7 @@ func TestEvents(t *testing.T) {
 	s := newStore(time.Minute, 30, wide)
 	see := func(step string, seeds, leechers int) {
 		t.Helper()
-		if h := s.handout(theBlob, nobody(9).id, 40); h.seeds != seeds || h.leechers != leechers {
+		if h := s.handout(theBlob, asking{id: nobody(9).id}, 40); h.seeds != seeds || h.leechers != leechers {
 			t.Errorf("%s: %d seeds, %d leechers, want %d, %d", step, h.seeds, h.leechers, seeds, leechers)
 		}
 	}
@@ -161,11 +161,11 @@ func TestEvents(t *testing.T) {
 
 // TestBounds: whatever is announced, no more is kept than is allowed, and what is kept is handed out.
 func TestBounds(t *testing.T) {
-	s := newStore(time.Minute, 30, bounds{peers: 10, pairs: 12, swarm: 5})
+	s := newStore(time.Minute, 30, bounded(func(b *bounds) { b.peers, b.pairs, b.swarm = 10, 12, 5 }))
 	states := []announce.BlobState{seeding(), {Digest: digest.FromString("2")}, {Digest: digest.FromString("3")}}
 	refused := 0
 	for i := range 20 {
-		refused += s.register(nobody(i), states)
+		refused += s.register(nobody(i), states).refused
 	}
 	swarms, peers, pairs := s.counts()
 	if swarms != 3 || peers != 10 || pairs != 12 {
@@ -174,14 +174,14 @@ func TestBounds(t *testing.T) {
 	if refused != 60-12 {
 		t.Errorf("%d refused, want %d", refused, 60-12)
 	}
-	if n := len(s.handout(theBlob, nobody(19).id, 40).peers); n < 4 || n > 5 {
+	if n := len(s.handout(theBlob, asking{id: nobody(19).id}, 40).peers); n < 4 || n > 5 {
 		t.Errorf("who was refused is given %d peers", n)
 	}
-	if n := s.register(nobody(0), states); n != 0 {
+	if n := s.register(nobody(0), states).refused; n != 0 {
 		t.Errorf("%d of a known peer's states were refused", n)
 	}
 	s.say(t, nobody(0), announce.BlobState{Digest: theBlob, Event: announce.EventStopped})
-	if n := s.register(nobody(9), states[:1]); n != 0 {
+	if n := s.register(nobody(9), states[:1]).refused; n != 0 {
 		t.Error("a place came free and was not given")
 	}
 }
@@ -191,22 +191,23 @@ func TestBounds(t *testing.T) {
 func TestRestartedPeer(t *testing.T) {
 	s := newStore(time.Minute, 30, wide)
 	before, after := nobody(1), nobody(2)
-	after.addrs = before.addrs
+	after.addrs, after.source = before.addrs, before.source
+	before.key, after.key = keyHashOf("first"), keyHashOf("second")
 	s.say(t, before, leeching())
 	s.say(t, after, leeching())
-	if h := s.handout(theBlob, after.id, 40); len(h.peers) != 0 {
+	if h := s.handout(theBlob, asking{id: after.id}, 40); len(h.peers) != 0 {
 		t.Errorf("it is sent to itself: %v", h.peers)
 	}
-	if got := ids(s.handout(theBlob, nobody(9).id, 40)); !slices.Equal(got, []announce.PeerID{after.id}) {
+	if got := ids(s.handout(theBlob, asking{id: nobody(9).id}, 40)); !slices.Equal(got, []announce.PeerID{after.id}) {
 		t.Errorf("others are sent to %v", got)
 	}
 	if snap := s.snapshot(); snap.NodeCount != 1 || snap.Leechers != 1 {
 		t.Errorf("the page shows %d nodes, %d leechers", snap.NodeCount, snap.Leechers)
 	}
 	// The old one was alive after all, at a new address.
-	before.addrs = nobody(3).addrs
+	before.addrs, before.source = nobody(3).addrs, nobody(3).source
 	s.say(t, before, leeching())
-	if n := len(s.handout(theBlob, nobody(9).id, 40).peers); n != 2 {
+	if n := len(s.handout(theBlob, asking{id: nobody(9).id}, 40).peers); n != 2 {
 		t.Errorf("%d peers, want 2", n)
 	}
 }
@@ -223,7 +224,7 @@ func TestFamilies(t *testing.T) {
 	s.say(t, client, leeching())
 	client.addrs = [2]netip.AddrPort{1: netip.MustParseAddrPort("[2001:db8::3]:1")} // the same client by its other family
 	s.say(t, client, leeching())
-	h := s.handout(theBlob, nobody(9).id, 40)
+	h := s.handout(theBlob, asking{id: nobody(9).id}, 40)
 	if h.leechers != 3 || len(h.peers) != 2 {
 		t.Fatalf("%d of %d leechers are given, want 2 of 3: one can't be dialled", len(h.peers), h.leechers)
 	}

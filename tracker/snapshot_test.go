@@ -24,6 +24,7 @@ func TestPage(t *testing.T) {
 		t.Errorf("empty: %s", body)
 	}
 	m := c.push(strings.Repeat("a layer", 100_000))
+	c.push("the blob")
 	c.announce(1, announce.BlobState{Digest: m.Digest, Size: m.Size, Left: m.Size / 2, Want: true, NeedMetainfo: true, Uploaded: 5, Downloaded: 6})
 	c.announce(2, announce.BlobState{Digest: m.Digest, Size: m.Size})
 	c.announce(2, announce.BlobState{Digest: theBlob, Left: -1})
@@ -94,7 +95,7 @@ func TestWalksBesideAnnounces(t *testing.T) {
 				who := nobody(w*rounds + i)
 				s.say(t, who, states(announce.EventStarted, 1)...)
 				s.say(t, who, states(announce.EventCompleted, 0)...)
-				s.handout(digest.FromString("1"), who.id, 40)
+				s.handout(digest.FromString("1"), asking{id: who.id}, 40)
 				s.say(t, who, states(announce.EventStopped, 0)...)
 			}
 		})

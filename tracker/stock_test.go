@@ -69,16 +69,16 @@ func TestStockIP(t *testing.T) {
 		m := c.push("a layer")
 		c.get("/blobs/" + m.Digest.String() + "/torrent")
 		for i, ip := range []string{"2001:db8::9", "224.0.0.1", "0.0.0.0"} {
-			c.stockly(m.InfoHash(), fmt.Sprintf("-XX0000-%012d", i), "&port=9&left=1&ip="+url.QueryEscape(ip))
+			c.stockly(m.InfoHash(), fmt.Sprintf("-XX0000-%012d", i), "&port=6889&left=1&ip="+url.QueryEscape(ip))
 		}
 		c.stockly(m.InfoHash(), "-XX0000-nolistener00", "&port=0&left=1")
 		var got []string
 		for _, p := range c.announce(1, announce.BlobState{Digest: m.Digest, Left: -1, Want: true}).Blobs[0].Peers {
 			got = append(got, p.Addr...)
 		}
-		want := []string{"127.0.0.1:9"} // all three said one address and port: the last one has it
+		want := []string{"127.0.0.1:6889"} // all three said one address and port: the last one has it
 		if trusted {
-			want = []string{"[2001:db8::9]:9"}
+			want = []string{"[2001:db8::9]:6889"}
 		}
 		if !slices.Equal(got, want) {
 			t.Errorf("trusted %v: peers %v, want %v", trusted, got, want)

@@ -26,6 +26,8 @@ type Tracker struct {
 	store     *store
 	metainfos *metainfos
 	hosts     *hosts
+	names     *names
+	questions *questions
 	page      page
 	health    *transport.Health
 	server    *transport.Server
@@ -41,14 +43,16 @@ func New(cfg Config, deps role.Deps) (_ *Tracker, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("client: %w", err)
 	}
-	t := &Tracker{cfg: cfg, log: deps.Log, m: newMetrics(deps.Registry), hosts: newHosts(), health: transport.NewHealth()}
+	t := &Tracker{cfg: cfg, log: deps.Log, m: newMetrics(deps.Registry), hosts: newHosts(), names: newNames(), questions: newQuestions(), health: transport.NewHealth()}
 	if t.origins, err = registry.NewOrigins(cfg.Origins, cfg.Replicas, hc); err != nil {
 		return nil, err
 	}
-	t.store = newStore(time.Duration(cfg.Interval), degreeOf(cfg.PeersPerAnswer), bounds{cfg.Limits.Peers, cfg.Limits.Pairs, cfg.Limits.Swarm})
+	t.store = newStore(time.Duration(cfg.Interval), degreeOf(cfg.PeersPerAnswer), cfg.Limits.bounds())
 	if t.metainfos, err = newMetainfos(t.order, int64(cfg.MetainfoMemory), deps.Log, t.m); err != nil {
 		return nil, err
 	}
+	t.metainfos.asked = t.questions
+	t.store.known = t.metainfos.has
 	t.m.watch(t.store, t.metainfos)
 	// A tracker without origins still knows peers: nothing is required for readiness.
 	for _, o := range t.origins.All() {
@@ -91,6 +95,7 @@ func (t *Tracker) Run(ctx context.Context) error {
 	var g role.Group
 	g.Add("metainfo", t.metainfos.run)
 	g.Add("sweep", t.sweep)
+	g.Add("confirm", t.confirming)
 	if t.admin != nil {
 		g.Add("admin", t.admin.Run)
 	}
@@ -103,6 +108,21 @@ func (t *Tracker) Run(ctx context.Context) error {
 	return g.Run(ctx)
 }
 
+// sweepGap lies before a sweep that is wanted before its time, so that one serves many.
+const sweepGap = 100 * time.Millisecond
+
+// pause is false when ctx ended meanwhile.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
 // sweep frees the memory of what has expired. Answers don't wait for it: they pass over it by themselves.
 func (t *Tracker) sweep(ctx context.Context) error {
 	tick := time.NewTicker(time.Duration(t.cfg.Interval))
@@ -112,7 +132,11 @@ func (t *Tracker) sweep(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			t.store.sweep()
+		case <-t.store.full:
+			if !pause(ctx, sweepGap) {
+				return nil
+			}
 		}
+		t.store.sweep()
 	}
 }

@@ -10,8 +10,11 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"net/url"
+	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -51,9 +54,16 @@ func newCluster(t testing.TB, change func(*Config)) *cluster {
 	t.Helper()
 	c := &cluster{t: t, blobs: map[digest.Digest]*blob.Metainfo{}, asked: map[string]int{}}
 	c.cfg.Server.Listen, c.cfg.Admin.Listen = "127.0.0.1:0", "127.0.0.1:0"
-	c.cfg.StockPeers = true
+	c.cfg.StockPeers, c.cfg.TrustAnnouncedIP = true, true // so that one test can be many nodes
 	for i := range 3 {
-		srv := httptest.NewServer(registry.Server{Extension: c.extension, Log: slog.New(slog.DiscardHandler)}.Handler())
+		api := registry.Server{Extension: c.extension, Log: slog.New(slog.DiscardHandler)}.Handler()
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if dir, last := path.Split(r.URL.Path); r.Method == http.MethodHead && path.Base(dir) == "blobs" {
+				c.stat(w, digest.Digest(last))
+				return
+			}
+			api.ServeHTTP(w, r)
+		}))
 		t.Cleanup(srv.Close)
 		c.origins = append(c.origins, srv)
 		c.cfg.Origins = append(c.cfg.Origins, ring.Member{ID: fmt.Sprintf("origin-%02d", i+1), URL: srv.URL, Peer: fmt.Sprintf("127.0.0.1:%d", 16041+i)})
@@ -111,6 +121,22 @@ func (c *cluster) extension(w http.ResponseWriter, r *http.Request, x registry.E
 	w.Header().Set("Content-Type", "application/x-bittorrent")
 	_, err = w.Write(m.Marshal())
 	return err
+}
+
+// stat answers HEAD of a blob.
+func (c *cluster) stat(w http.ResponseWriter, d digest.Digest) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.asked["stat "+d.String()]++
+	switch m := c.blobs[d]; {
+	case c.err != nil:
+		w.WriteHeader(http.StatusServiceUnavailable)
+	case m == nil:
+		w.WriteHeader(http.StatusNotFound)
+	default:
+		w.Header().Set("Content-Length", strconv.FormatInt(m.Size, 10))
+		w.Header().Set("Docker-Content-Digest", d.String())
+	}
 }
 
 // push makes the origins hold a blob.
@@ -274,7 +300,7 @@ func TestAnswerIsBounded(t *testing.T) {
 	}
 	who := announce.Peer{ID: nobody(1).id.String()}
 	for range asks {
-		resp, err := c.batched(t.Context(), &announce.Request{Version: 1, Peer: who, Blobs: asks})
+		resp, err := c.batched(t.Context(), callerAt(netip.MustParseAddr("127.0.0.1")), &announce.Request{Version: 1, Peer: who, Blobs: asks})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -33,6 +33,9 @@ type Peer struct {
 	ID   string   `json:"id"`             // peer id, 40 hex digits
 	Addr []string `json:"addr"`           // ip:port of the peer listener, at most one of each family
 	Node string   `json:"node,omitempty"` // name for people
+	// Key is a secret of the peer's, at most MaxKey bytes; only in requests. While a peer lives, its id belongs to who announced it first: who
+	// shows the same key may go on from another address.
+	Key string `json:"key,omitempty"`
 	// Complete says that the peer has the whole blob; only in answers.
 	Complete bool `json:"complete,omitempty"`
 }
@@ -78,5 +81,7 @@ type BlobAnswer struct {
 type Response struct {
 	Version  int           `json:"version"`
 	Interval time.Duration `json:"interval_ns"`
-	Blobs    []BlobAnswer  `json:"blobs"`
+	// Warning says what of the request was not believed or not kept, for people.
+	Warning string       `json:"warning,omitempty"`
+	Blobs   []BlobAnswer `json:"blobs"`
 }

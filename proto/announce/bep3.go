@@ -29,6 +29,7 @@ type Query struct {
 	// IP is what the client says of itself, the zero Addr when it says nothing or no IP literal. Only a tracker that is told to
 	// trust it may use it: it lets anyone announce anyone.
 	IP         netip.Addr
+	Key        string // secret of the client's, at most MaxKey bytes, by which it is known at another address
 	Port       uint16 // of the peer listener; 0: the client can't be dialled
 	Uploaded   int64  // bytes, since EventStarted
 	Downloaded int64  // bytes, since EventStarted
@@ -93,6 +94,11 @@ func (q *Query) set(key, v string) (known bool, err error) {
 		}
 	case "event":
 		q.Event, err = queryEvent(v)
+	case "key":
+		if len(v) > MaxKey {
+			err = fmt.Errorf("%d bytes, at most %d are allowed", len(v), MaxKey)
+		}
+		q.Key = v
 	case "compact":
 		q.Compact = v != "0"
 	case "ip":
@@ -144,6 +150,7 @@ type Reply struct {
 	Complete   int           // seeds
 	Incomplete int           // leechers
 	Peers      []ReplyPeer
+	Warning    string // for people (BEP 3 "warning message"); empty for none
 }
 
 // Compact is the bencoded answer with peers (BEP 23) and peers6 (BEP 7).
@@ -162,7 +169,7 @@ func (r Reply) Compact() []byte {
 	if len(v6) > 0 {
 		b = appendString(append(b, "6:peers6"...), string(v6))
 	}
-	return append(b, 'e')
+	return append(r.warning(b), 'e')
 }
 
 // Dictionaries is the bencoded answer of BEP 3 proper: a list of dictionaries with ip, peer id and port, both families in one.
@@ -175,7 +182,15 @@ func (r Reply) Dictionaries() []byte {
 		}
 		b = append(appendInt(append(b, "4:port"...), int64(p.Addr.Port())), 'e')
 	}
-	return append(b, "ee"...)
+	return append(r.warning(append(b, 'e')), 'e')
+}
+
+// warning comes last in the order of keys.
+func (r Reply) warning(b []byte) []byte {
+	if r.Warning == "" {
+		return b
+	}
+	return appendString(append(b, "15:warning message"...), r.Warning)
 }
 
 // counts opens the dictionary with all that sorts before "peers".

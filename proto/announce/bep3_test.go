@@ -32,7 +32,7 @@ func TestParseQuery(t *testing.T) {
 	}
 	want := Query{
 		InfoHash: blob.InfoHash([]byte(rawHash)), PeerID: PeerID([]byte(rawID)), Port: 6881,
-		Uploaded: 1, Downloaded: 2, Left: 3, Event: EventStarted, NumWant: 50, Compact: true,
+		Uploaded: 1, Downloaded: 2, Left: 3, Event: EventStarted, NumWant: 50, Compact: true, Key: "JG3",
 	}
 	if q != want {
 		t.Errorf("got  %+v\nwant %+v", q, want)
@@ -72,6 +72,7 @@ func TestParseQueryValues(t *testing.T) {
 		{"port=7", nil}, // twice
 		{"left=1&left=1", nil},
 		{"key=%zz", nil},
+		{"key=" + strings.Repeat("k", MaxKey+1), nil},
 		{"pad=" + strings.Repeat("x", maxQuery), nil},
 	} {
 		base := "info_hash=" + strings.Repeat("h", 20) + "&peer_id=" + rawID + "&port=6881&"

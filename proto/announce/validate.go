@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -19,6 +20,9 @@ var (
 	ErrVersion  = errors.New("announce of an unknown version")
 	ErrTooLarge = errors.New("announce too large")
 )
+
+// MaxKey bounds a peer's key in bytes.
+const MaxKey = 64
 
 // maxName bounds names of nodes and repositories in bytes.
 const maxName = 255
@@ -63,6 +67,9 @@ func (p *Peer) validate() error {
 	if len(p.Node) > maxName || !utf8.ValidString(p.Node) || strings.ContainsFunc(p.Node, unicode.IsControl) {
 		return fmt.Errorf("node %.40q: want at most %d bytes of printable UTF-8", p.Node, maxName)
 	}
+	if len(p.Key) > MaxKey {
+		return fmt.Errorf("key of %d bytes, at most %d are allowed", len(p.Key), MaxKey)
+	}
 	_, err := p.Addrs()
 	return err
 }
@@ -106,10 +113,18 @@ func (p *Peer) Addrs() (a [2]netip.AddrPort, err error) {
 	return a, nil
 }
 
-// Dialable says whether others may dial the address: a unicast IP address without a zone, and a port.
+// metadata are the addresses at which clouds give secrets to whoever asks from one of their machines and that are not link-local: Azure's,
+// Alibaba's and Oracle's, and Amazon's IPv6 one.
+var metadata = []netip.Addr{
+	netip.MustParseAddr("168.63.129.16"), netip.MustParseAddr("100.100.100.200"), netip.MustParseAddr("192.0.0.192"), netip.MustParseAddr("fd00:ec2::254"),
+}
+
+// Dialable reports whether an address may be given to others to dial: a unicast IP address without a zone, and a port. Link-local addresses are
+// not: they mean another machine on each link, and on most clouds the one with the machine's secrets.
 func Dialable(ap netip.AddrPort) bool {
-	a := ap.Addr()
-	return ap.IsValid() && ap.Port() != 0 && a.Zone() == "" && !a.IsUnspecified() && !a.IsMulticast() && a != netip.AddrFrom4([4]byte{255, 255, 255, 255})
+	a := ap.Addr().Unmap()
+	return ap.IsValid() && ap.Port() != 0 && a.Zone() == "" && !a.IsUnspecified() && !a.IsMulticast() && !a.IsLinkLocalUnicast() &&
+		a != netip.AddrFrom4([4]byte{255, 255, 255, 255}) && !slices.Contains(metadata, a)
 }
 
 func (s *BlobState) validate() error {

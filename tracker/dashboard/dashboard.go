@@ -18,6 +18,8 @@ type Snapshot struct {
 	Time       time.Time `json:"time"`
 	Interval   float64   `json:"interval_seconds"` // between two announces of a peer: how old what is shown may be
 	StockPeers bool      `json:"stock_peers"`
+	Page       int       `json:"page"`  // of Swarms and Nodes, from 1
+	Pages      int       `json:"pages"` // that can be asked for
 	SwarmCount int       `json:"swarm_count"`
 	NodeCount  int       `json:"node_count"`
 	Seeds      int       `json:"seeds"`    // pairs of a node and a blob that it has whole
@@ -73,7 +75,7 @@ type Origin struct {
 var page string
 
 var pageTemplate = template.Must(template.New("page").Funcs(template.FuncMap{
-	"size": size, "short": short, "seconds": seconds, "percent": percent, "clock": clock, "minus": func(a, b int) int { return a - b },
+	"size": size, "short": short, "seconds": seconds, "percent": percent, "clock": clock, "minus": func(a, b int) int { return a - b }, "plus": func(a, b int) int { return a + b },
 }).Parse(page))
 
 // Render is the page.

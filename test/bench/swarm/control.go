@@ -281,7 +281,8 @@ func tracker(b *bench, ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, c.close()) }()
 	p := c.procs["core-tracker"]
 	p.end()
-	if err := errors.Join(c.run(c.core, "tracker", []string{"GOMAXPROCS=1"}, nil), c.await(ctx, c.core, "tracker")); err != nil {
+	conf := map[string]any{"trust_announced_ip": true, "limits": map[string]any{"source_pairs": 1_000_000}} // one client plays all peers
+	if err := errors.Join(c.run(c.core, "tracker", []string{"GOMAXPROCS=1"}, conf), c.await(ctx, c.core, "tracker")); err != nil {
 		return err
 	}
 	p = c.procs["core-tracker"]
