@@ -116,7 +116,11 @@ func New(cfg Config, deps role.Deps) (_ *Agent, err error) {
 	if err != nil {
 		return nil, err
 	}
-	a.announcer = newAnnouncer(a, announce.NewClient(cfg.Tracker.URL, hc), a.self(addr), deps.Log, a.m.trackerErrors)
+	th, err := trackerClient(cfg.Client, addr, deps.Log)
+	if err != nil {
+		return nil, fmt.Errorf("client: %w", err)
+	}
+	a.announcer = newAnnouncer(a, announce.NewClient(cfg.Tracker.URL, th), a.self(addr), deps.Log, a.m.trackerErrors)
 
 	a.health = transport.NewHealth()
 	a.health.AddCheck("build-index", false, func(ctx context.Context) error { return a.names.Ping(ctx) })

@@ -2,11 +2,13 @@ package agent
 
 import (
 	"context"
+	crand "crypto/rand"
 	"encoding/hex"
 	"fmt"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"net/http"
 	"net/netip"
 	"os"
 	"slices"
@@ -19,6 +21,7 @@ import (
 	"kraken/origin/swarm"
 	"kraken/proto/announce"
 	"kraken/proto/blob"
+	"kraken/proto/transport"
 )
 
 const (
@@ -52,6 +55,7 @@ type announcer struct {
 	kick     chan struct{}
 	interval time.Duration
 	err      error
+	warning  string // the tracker's last
 }
 
 // announced is what there is to be announced; the Agent.
@@ -86,7 +90,17 @@ func (a *Agent) self(addr []string) announce.Peer {
 			node = h
 		}
 	}
-	return announce.Peer{ID: hex.EncodeToString(id[:]), Addr: addr, Node: node}
+	return announce.Peer{ID: hex.EncodeToString(id[:]), Addr: addr, Node: node, Key: crand.Text()}
+}
+
+// trackerClient is a client that announces from the address that is announced: a tracker gives a node to others only where it is announced from.
+func trackerClient(cfg transport.ClientConfig, addr []string, log *slog.Logger) (*http.Client, error) {
+	for _, s := range addr {
+		if ap, err := netip.ParseAddrPort(s); err == nil && !ap.Addr().IsLoopback() {
+			cfg.From = ap.Addr().Unmap()
+		}
+	}
+	return transport.NewClient(cfg, log)
 }
 
 // peerAddr is what other agents dial: the configured address, or the listener's own. A listener on all addresses needs a
@@ -136,6 +150,11 @@ func (n *announcer) send(ctx context.Context, states []announce.BlobState) (anno
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.err = err
+	if err == nil && resp.Warning != n.warning {
+		if n.warning = resp.Warning; n.warning != "" {
+			n.log.Warn("tracker: " + n.warning)
+		}
+	}
 	if err == nil && resp.Interval > 0 {
 		n.interval = max(resp.Interval, time.Second)
 	}

@@ -1,11 +1,15 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -17,6 +21,7 @@ import (
 	"kraken/origin/swarm"
 	"kraken/proto/announce"
 	"kraken/proto/blob"
+	"kraken/proto/transport"
 )
 
 // notebook is a tracker that keeps what it was told, and when.
@@ -293,4 +298,48 @@ func TestTrackerRestarts(t *testing.T) {
 func pass(d time.Duration) {
 	time.Sleep(d)
 	synctest.Wait()
+}
+
+// TestAnnouncesFromItsAddress: the tracker is reached also by a node that advertises an address which this machine does not have.
+func TestAnnouncesFromItsAddress(t *testing.T) {
+	var seen string
+	srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { seen = r.RemoteAddr }))
+	defer srv.Close()
+	for _, addr := range []string{"127.0.0.1:16062", "192.0.2.1:16062", "[::ffff:192.0.2.1]:16062"} { // the last two are nobody's here
+		hc, err := trackerClient(transport.ClientConfig{}, []string{addr}, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := hc.Get(srv.URL)
+		if err != nil {
+			t.Fatalf("%s: %v", addr, err)
+		}
+		resp.Body.Close()
+		hc.CloseIdleConnections()
+		if !strings.HasPrefix(seen, "127.0.0.1:") {
+			t.Errorf("%s: seen at %s", addr, seen)
+		}
+	}
+}
+
+// TestTrackerWarns: a warning of the tracker is logged once, however often it comes.
+func TestTrackerWarns(t *testing.T) {
+	var out bytes.Buffer
+	var errs errorCount
+	a := newAnnouncer(&node{}, warning("nobody is given this address"), announce.Peer{ID: id}, slog.New(slog.NewTextHandler(&out, nil)), &errs)
+	for range 3 {
+		if _, err := a.send(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := strings.Count(out.String(), "nobody is given this address"); n != 1 {
+		t.Errorf("logged %d times: %s", n, &out)
+	}
+}
+
+type warning string
+
+// Announce implements announcing.
+func (w warning) Announce(context.Context, announce.Request) (announce.Response, error) {
+	return announce.Response{Version: announce.Version, Warning: string(w)}, nil
 }

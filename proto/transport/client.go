@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -34,6 +35,8 @@ type ClientConfig struct {
 	// ProgressTimeout is how long a request may go without a byte moving in either direction, default 30s. There is no limit on
 	// its whole length.
 	ProgressTimeout config.Duration `yaml:"progress_timeout"`
+	// From is the address that connections are made from where that works, default whatever the system chooses. Set by the role.
+	From netip.Addr `yaml:"-"`
 }
 
 // NewClient returns a client that pools connections, never asks for compression, and gives up on lack of progress.
@@ -59,8 +62,13 @@ func NewClient(cfg ClientConfig, _ *slog.Logger) (*http.Client, error) {
 		}
 		tc.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return p.get() }
 	}
+	dialer := net.Dialer{Timeout: time.Duration(cfg.DialTimeout), KeepAlive: 15 * time.Second}
+	dial := dialer.DialContext
+	if cfg.From.IsValid() {
+		dial = (&boundDialer{Dialer: dialer, from: cfg.From}).DialContext
+	}
 	t := &http.Transport{
-		DialContext:           (&net.Dialer{Timeout: time.Duration(cfg.DialTimeout), KeepAlive: 15 * time.Second}).DialContext,
+		DialContext:           dial,
 		TLSClientConfig:       tc,
 		TLSHandshakeTimeout:   5 * time.Second,
 		DisableCompression:    true,
