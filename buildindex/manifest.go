@@ -59,9 +59,21 @@ type document struct {
 	ArtifactType  string            `json:"artifactType"`
 	Config        *v1.Descriptor    `json:"config"`
 	Layers        []v1.Descriptor   `json:"layers"`
-	Manifests     *[]v1.Descriptor  `json:"manifests"`
+	Manifests     list              `json:"manifests"`
 	Subject       *v1.Descriptor    `json:"subject"`
 	Annotations   map[string]string `json:"annotations"`
+}
+
+// list is an array of descriptors that is there; some write null for one without elements.
+type list struct {
+	there bool
+	items []v1.Descriptor
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (l *list) UnmarshalJSON(b []byte) error {
+	l.there = true
+	return json.Unmarshal(b, &l.items)
 }
 
 func invalid(format string, args ...any) error {
@@ -125,11 +137,11 @@ func (p *parsed) digest(what string, d v1.Descriptor) (digest.Digest, error) {
 }
 
 func (p *parsed) index(doc *document) error {
-	if doc.Manifests == nil || doc.Config != nil || doc.Layers != nil {
+	if !doc.Manifests.there || doc.Config != nil || doc.Layers != nil {
 		return invalid("an index has manifests, and neither config nor layers")
 	}
-	p.artifactType, p.children = doc.ArtifactType, *doc.Manifests
-	for i, m := range *doc.Manifests {
+	p.artifactType, p.children = doc.ArtifactType, doc.Manifests.items
+	for i, m := range doc.Manifests.items {
 		d, err := p.digest(fmt.Sprintf("manifests[%d]", i), m)
 		if err != nil {
 			return err
@@ -145,7 +157,7 @@ func (p *parsed) index(doc *document) error {
 }
 
 func (p *parsed) image(doc *document) error {
-	if doc.Manifests != nil || doc.Config == nil {
+	if doc.Manifests.items != nil || doc.Config == nil {
 		return invalid("a manifest has a config, and no manifests")
 	}
 	if p.artifactType = doc.ArtifactType; p.artifactType == "" {

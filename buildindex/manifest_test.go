@@ -32,6 +32,8 @@ func TestOCIParseManifest(t *testing.T) {
 		"image, by Content-Type":   {registry.MediaTypeDockerManifest, `{"schemaVersion":2,` + config + `,` + layers + `}`, registry.MediaTypeDockerManifest, 2, 0},
 		"index, sniffed":           {"", `{"schemaVersion":2,"manifests":[` + desc(v1.MediaTypeImageManifest, digestA) + `]}`, v1.MediaTypeImageIndex, 0, 1},
 		"empty index":              {v1.MediaTypeImageIndex, `{"schemaVersion":2,"manifests":[]}`, v1.MediaTypeImageIndex, 0, 0},
+		"index without a list":     {v1.MediaTypeImageIndex, `{"schemaVersion":2,"mediaType":"` + v1.MediaTypeImageIndex + `","manifests":null}`, v1.MediaTypeImageIndex, 0, 0},
+		"image without layers":     {v1.MediaTypeImageManifest, `{"schemaVersion":2,` + config + `,"layers":null,"manifests":null}`, v1.MediaTypeImageManifest, 1, 0},
 		"Docker list":              {registry.MediaTypeDockerManifestList, `{"schemaVersion":2,"mediaType":"` + registry.MediaTypeDockerManifestList + `","manifests":[` + desc(registry.MediaTypeDockerManifest, digestA) + `]}`, registry.MediaTypeDockerManifestList, 0, 1},
 		"foreign layer":            {"", `{"schemaVersion":2,` + config + `,"layers":[` + desc(registry.MediaTypeDockerForeignLayer, digestB) + `]}`, v1.MediaTypeImageManifest, 1, 0},
 		"embedded data":            {"", `{"schemaVersion":2,"config":{"mediaType":"application/vnd.oci.empty.v1+json","digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2,"data":"e30="},"layers":[]}`, v1.MediaTypeImageManifest, 0, 0},

@@ -6,6 +6,7 @@ import (
 	"io"
 	"math"
 	"net/http"
+	"net/url"
 	"os"
 	"slices"
 	"strconv"
@@ -59,7 +60,7 @@ func (s Server) blob(w http.ResponseWriter, r *http.Request, repo, arg string) e
 		w.WriteHeader(http.StatusAccepted)
 		return nil
 	}
-	return s.unsupported(w, r, "GET, HEAD")
+	return s.unsupported(r)
 }
 
 // has says whether the client holds the blob already (If-None-Match).
@@ -170,22 +171,13 @@ func (w *watched) Read(b []byte) (int, error) {
 
 // startUpload is POST: a mount, a whole blob (?digest=), or a session.
 func (s Server) startUpload(w http.ResponseWriter, r *http.Request, repo string) error {
-	if s.Uploads == nil || r.Method != http.MethodPost {
-		return s.unsupported(w, r, "POST")
-	}
 	ctx, q := r.Context(), r.URL.Query()
-	if m := q.Get("mount"); m != "" && s.Mounter != nil {
-		d, err := parseDigest(m)
-		if err != nil {
-			return err
-		}
+	if d, merr := parseDigest(q.Get("mount")); merr == nil && s.Mounter != nil { // what can't be a blob can't be mounted, and is uploaded
 		from := q.Get("from")
-		if from != "" {
-			if err := CheckName(from); err != nil {
-				return err
-			}
+		if CheckName(from) != nil {
+			from = "" // a hint that is none
 		}
-		_, err = s.Mounter.MountBlob(ctx, repo, from, d)
+		_, err := s.Mounter.MountBlob(ctx, repo, from, d)
 		if err == nil {
 			return created(w, repo, d)
 		}
@@ -262,10 +254,8 @@ func uploadHeaders(h http.Header, base string, u Upload) {
 }
 
 // upload is PATCH, GET, PUT and DELETE of a session.
-func (s Server) upload(w http.ResponseWriter, r *http.Request, repo, id string) error {
-	if s.Uploads == nil {
-		return s.unsupported(w, r, "")
-	}
+func (s Server) upload(w http.ResponseWriter, r *http.Request, repo, arg string) error {
+	id, query := uploadQuery(r, arg)
 	if !sessionID(id) {
 		return fmt.Errorf("%w: %.80q", ErrBlobUploadUnknown, id)
 	}
@@ -292,7 +282,7 @@ func (s Server) upload(w http.ResponseWriter, r *http.Request, repo, id string) 
 		w.WriteHeader(http.StatusAccepted)
 		return nil
 	case http.MethodPut:
-		d, err := parseDigest(r.URL.Query().Get("digest"))
+		d, err := parseDigest(query.Get("digest"))
 		if err != nil {
 			return err
 		}
@@ -316,7 +306,20 @@ func (s Server) upload(w http.ResponseWriter, r *http.Request, repo, id string) 
 		w.WriteHeader(http.StatusNoContent)
 		return nil
 	}
-	return s.unsupported(w, r, "GET, PATCH, PUT, DELETE")
+	return s.unsupported(r)
+}
+
+// uploadQuery returns the id of a session and the query of a request to it. Clients that have only seen Locations with a query add theirs with
+// "&", so that it arrives in the path; an id has no "&".
+func uploadQuery(r *http.Request, arg string) (id string, query url.Values) {
+	id, added, _ := strings.Cut(arg, "&")
+	query = r.URL.Query()
+	if more, err := url.ParseQuery(added); err == nil {
+		for k, vs := range more {
+			query[k] = append(query[k], vs...)
+		}
+	}
+	return id, query
 }
 
 func sessionID(s string) bool {
@@ -328,11 +331,12 @@ func sessionID(s string) bool {
 	return s != "" && len(s) <= 1024
 }
 
-// chunkOf reads Content-Range, in the specification's form "0-99" and in HTTP's "bytes 0-99/*".
+// chunkOf reads Content-Range, in the specification's form "0-99" and in HTTP's "bytes 0-99/*". Of an empty body it is not looked at: no
+// range has no bytes, and clients make up various ones.
 func chunkOf(r *http.Request) (Chunk, error) {
 	c := Chunk{-1, r.ContentLength, r.Body}
 	h := r.Header.Get("Content-Range")
-	if h == "" {
+	if h == "" || r.ContentLength == 0 {
 		if at := r.Header.Get("Kraken-Offset"); at != "" {
 			n, err := strconv.ParseInt(at, 10, 64)
 			if err != nil || n < 0 {

@@ -32,7 +32,7 @@ func (s Server) manifest(w http.ResponseWriter, r *http.Request, repo, arg strin
 		w.WriteHeader(http.StatusAccepted)
 		return nil
 	}
-	return s.unsupported(w, r, "GET, HEAD")
+	return s.unsupported(r)
 }
 
 func (s Server) getManifest(w http.ResponseWriter, r *http.Request, repo string, ref Reference) error {
@@ -152,9 +152,6 @@ func (s Server) putManifest(w http.ResponseWriter, r *http.Request, repo string,
 }
 
 func (s Server) referrers(w http.ResponseWriter, r *http.Request, repo, arg string) error {
-	if s.Referrers == nil || r.Method != http.MethodGet {
-		return s.unsupported(w, r, "GET")
-	}
 	d, err := parseDigest(arg)
 	if err != nil {
 		return err

@@ -49,7 +49,7 @@ func ParseReference(s string) (Reference, error) {
 }
 
 func badTag(s string) error {
-	return fmt.Errorf("%w: %.200q: want at most 128 of [a-zA-Z0-9._-]", ErrTagInvalid, s)
+	return fmt.Errorf("%w: %.200q: want at most 128 of [a-zA-Z0-9._-], not beginning with . or -", ErrTagInvalid, s)
 }
 
 func parseDigest(s string) (digest.Digest, error) {

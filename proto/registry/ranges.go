@@ -15,6 +15,18 @@ const MaxRanges = 32
 // away: a request costs more than so many bytes.
 const readThrough = 64 << 10
 
+// knownUnit drops a Range of another unit than bytes, which a server must ignore, and writes that of bytes in lower case: units have none
+// (RFC 9110, 14.1 and 14.2).
+func knownUnit(h http.Header) {
+	if v := h.Get("Range"); v != "" {
+		if unit, spec, ok := strings.Cut(v, "="); ok && strings.EqualFold(strings.TrimSpace(unit), "bytes") {
+			h.Set("Range", "bytes="+spec)
+		} else {
+			h.Del("Range")
+		}
+	}
+}
+
 // byteRange is first-last of a Range header. A negative first means the last so many bytes, a negative last means to the end.
 type byteRange struct{ first, last int64 }
 

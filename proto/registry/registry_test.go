@@ -147,7 +147,9 @@ func runScript(t *testing.T, file, base string) {
 	var resp *http.Response
 	var got string
 	send := func() {
-		req.Body, req.ContentLength = io.NopCloser(strings.NewReader(body.String())), int64(body.Len())
+		if body.Len() > 0 {
+			req.Body, req.ContentLength = io.NopCloser(strings.NewReader(body.String())), int64(body.Len())
+		}
 		if resp, err = http.DefaultTransport.RoundTrip(req); err != nil {
 			t.Fatal(err)
 		}

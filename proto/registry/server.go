@@ -31,7 +31,7 @@ type Server struct {
 	Referrers      Referrers
 	// Extension serves what the specification lacks; an error is answered by the table.
 	Extension func(w http.ResponseWriter, r *http.Request, x ExtensionPath) error
-	// Namespaces are the registry names (?ns=) that this server answers for; empty: all.
+	// Namespaces are the registry names (?ns=) that this server answers for, in any case; empty: all.
 	Namespaces []string
 	// ChunkMinLength, where set, is the length in bytes that clients are asked to give their chunks at least (OCI-Chunk-Min-Length).
 	// Shorter ones are taken as well: which one is the last can't be told from a chunk.
@@ -94,14 +94,18 @@ func (s Server) dispatch(w http.ResponseWriter, r *http.Request) error {
 	if err := s.checkRequest(w, r); err != nil {
 		return err
 	}
+	knownUnit(r.Header)
 	if rt.repo != "" || (rt.kind != "" && rt.kind != "catalog" && rt.kind != "extension") {
 		if err := CheckName(rt.repo); err != nil {
 			return err
 		}
 	}
+	if done, err := s.checkMethod(w, r, rt.kind); done {
+		return err
+	}
 	switch rt.kind {
 	case "":
-		return s.ping(w, r)
+		return writeJSON(w, "application/json", struct{}{})
 	case "catalog":
 		return s.catalog(w, r)
 	case "tags":
@@ -132,7 +136,7 @@ func (s Server) checkRequest(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	if ns := r.URL.Query().Get("ns"); ns != "" {
-		if len(s.Namespaces) > 0 && !slices.Contains(s.Namespaces, ns) {
+		if len(s.Namespaces) > 0 && !slices.ContainsFunc(s.Namespaces, func(own string) bool { return strings.EqualFold(own, ns) }) {
 			return fmt.Errorf("%w: this is no mirror of %.100q", ErrNameUnknown, ns)
 		}
 		w.Header().Set("OCI-Namespace", ns)
@@ -141,22 +145,6 @@ func (s Server) checkRequest(w http.ResponseWriter, r *http.Request) error {
 }
 
 var errVersion = &Error{"UNSUPPORTED", http.StatusBadRequest, "version is not supported"}
-
-func (s Server) ping(w http.ResponseWriter, r *http.Request) error {
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		return s.unsupported(w, r, "GET, HEAD")
-	}
-	return writeJSON(w, "application/json", struct{}{})
-}
-
-// unsupported is 405 with the methods that are.
-func (s Server) unsupported(w http.ResponseWriter, r *http.Request, allow string) error {
-	w.Header().Set("Allow", allow)
-	if s.ReadOnly != "" && r.Method != http.MethodGet && r.Method != http.MethodHead {
-		return fmt.Errorf("%w: %s", ErrUnsupported, s.ReadOnly)
-	}
-	return fmt.Errorf("%w: %s here", ErrUnsupported, r.Method)
-}
 
 func writeJSON(w http.ResponseWriter, mediaType string, v any) error {
 	b, err := json.Marshal(v)
@@ -195,9 +183,6 @@ func next(w http.ResponseWriter, r *http.Request, p Page, l Names) {
 }
 
 func (s Server) tags(w http.ResponseWriter, r *http.Request, repo string) error {
-	if s.Tags == nil || r.Method != http.MethodGet {
-		return s.unsupported(w, r, "GET")
-	}
 	p, err := page(r)
 	if err != nil {
 		return err
@@ -227,9 +212,6 @@ func nonNil(s []string) []string {
 }
 
 func (s Server) catalog(w http.ResponseWriter, r *http.Request) error {
-	if s.Catalog == nil || r.Method != http.MethodGet {
-		return s.unsupported(w, r, "GET")
-	}
 	p, err := page(r)
 	if err != nil {
 		return err
