@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
 
 	"kraken/buildindex/sql"
 	"kraken/origin/bucket"
@@ -69,6 +70,7 @@ func (x *Index) drain(ctx context.Context) (left bool, err error) {
 	waiting := map[string]bool{}
 	after := int64(0)
 	unreachable := 0
+	var last revision
 	for {
 		rows, err := x.db.Outbox(ctx, after, outboxBatch)
 		if err != nil {
@@ -86,7 +88,7 @@ func (x *Index) drain(ctx context.Context) (left bool, err error) {
 			}
 			perr := errNotDurable
 			if x.aside.due(row.ID) {
-				perr = x.publishRow(ctx, row)
+				perr = x.publishRow(ctx, row, &last)
 			}
 			switch {
 			case perr == nil:
@@ -114,11 +116,18 @@ func (x *Index) drain(ctx context.Context) (left bool, err error) {
 	}
 }
 
-func (x *Index) publishRow(ctx context.Context, row sql.OutboxRow) error {
+// revision is a manifest of a repository. The last one that a round has written is not written again for its other tags.
+type revision struct {
+	repository string
+	digest     digest.Digest
+	mediaType  string
+}
+
+func (x *Index) publishRow(ctx context.Context, row sql.OutboxRow, last *revision) error {
 	if row.Err != nil {
 		return row.Err
 	}
-	return x.publish(ctx, row.Record)
+	return x.publish(ctx, row.Record, last)
 }
 
 // outage reports whether the bucket of a repository can't be asked anything, so that no row is to blame.
@@ -164,14 +173,14 @@ func (x *Index) published(ctx context.Context, rows []sql.OutboxRow) error {
 }
 
 // publish writes one change to the bucket.
-func (x *Index) publish(ctx context.Context, r registry.NameRecord) error {
+func (x *Index) publish(ctx context.Context, r registry.NameRecord, last *revision) error {
 	_, b, ok := x.buckets.For(r.Repository)
 	if !ok {
 		return fmt.Errorf("no bucket is configured for repository %s", r.Repository)
 	}
 	switch r.Kind {
 	case registry.NameManifest:
-		return x.publishManifest(ctx, b, r)
+		return x.publishManifest(ctx, b, r, last)
 	case registry.NameLayer:
 		if _, err := x.db.Layer(ctx, r.Repository, r.Digest); err != nil {
 			return ignoreMissing(err) // deleted before it was written
@@ -181,6 +190,7 @@ func (x *Index) publish(ctx context.Context, r registry.NameRecord) error {
 		}
 		return b.Put(ctx, layout.LayerLink(r.Repository, r.Digest), link(r.Digest))
 	case registry.NameDeleted:
+		*last = revision{}
 		return x.publishDeletion(ctx, b, r)
 	}
 	return fmt.Errorf("outbox has a record of kind %q, which this program does not know", r.Kind)
@@ -196,40 +206,54 @@ type tagRecord struct {
 	Time       time.Time     `json:"time"`
 }
 
-func (x *Index) publishManifest(ctx context.Context, b bucket.Bucket, r registry.NameRecord) error {
-	m, err := x.db.ManifestByDigest(ctx, r.Repository, r.Digest)
-	if err != nil {
-		return ignoreMissing(err) // deleted before it was written
-	}
-	p, err := parseManifest(m.MediaType, m.Bytes)
-	if err != nil {
-		return err
-	}
-	if !x.cfg.lax(r.Repository) {
-		if err := x.referencesDurable(ctx, b, r.Repository, p); err != nil {
+func (x *Index) publishManifest(ctx context.Context, b bucket.Bucket, r registry.NameRecord, last *revision) error {
+	if last.repository != r.Repository || last.digest != r.Digest {
+		m, err := x.db.ManifestByDigest(ctx, r.Repository, r.Digest)
+		if err != nil {
+			return ignoreMissing(err) // deleted before it was written
+		}
+		if err := x.publishRevision(ctx, b, r.Repository, m); err != nil {
 			return err
 		}
-	}
-	if err := b.Put(ctx, layout.BlobKey(r.Digest), bytes.NewReader(m.Bytes)); err != nil {
-		return err
-	}
-	if registry.SniffMediaType(m.Bytes) != m.MediaType {
-		if err := b.Put(ctx, layout.MediaTypeKey(r.Digest), bytes.NewReader([]byte(m.MediaType))); err != nil {
-			return err
-		}
-	}
-	for _, d := range p.members {
-		if err := b.Put(ctx, layout.LayerLink(r.Repository, d), link(d)); err != nil {
-			return err
-		}
-	}
-	if err := b.Put(ctx, layout.RevisionLink(r.Repository, r.Digest), link(r.Digest)); err != nil {
-		return err
+		*last = revision{r.Repository, r.Digest, m.MediaType}
 	}
 	if r.Tag == "" {
 		return nil
 	}
-	return x.publishTag(ctx, b, r, m.MediaType)
+	return x.publishTag(ctx, b, r, last.mediaType)
+}
+
+// linksAtOnce is how many links of one manifest are written at the same time: it may have thousands, and others wait.
+const linksAtOnce = 16
+
+// publishRevision writes a manifest and its links, that of the manifest last.
+func (x *Index) publishRevision(ctx context.Context, b bucket.Bucket, repo string, m sql.Manifest) error {
+	p, err := parseManifest(m.MediaType, m.Bytes)
+	if err != nil {
+		return err
+	}
+	if !x.cfg.lax(repo) {
+		if err := x.referencesDurable(ctx, b, repo, p); err != nil {
+			return err
+		}
+	}
+	if err := b.Put(ctx, layout.BlobKey(m.Digest), bytes.NewReader(m.Bytes)); err != nil {
+		return err
+	}
+	if registry.SniffMediaType(m.Bytes) != m.MediaType {
+		if err := b.Put(ctx, layout.MediaTypeKey(m.Digest), bytes.NewReader([]byte(m.MediaType))); err != nil {
+			return err
+		}
+	}
+	links, linking := errgroup.WithContext(ctx)
+	links.SetLimit(linksAtOnce)
+	for _, d := range p.members {
+		links.Go(func() error { return b.Put(linking, layout.LayerLink(repo, d), link(d)) })
+	}
+	if err := links.Wait(); err != nil {
+		return err
+	}
+	return b.Put(ctx, layout.RevisionLink(repo, m.Digest), link(m.Digest))
 }
 
 // referencesDurable is errNotDurable while the bucket lacks what a manifest refers to.

@@ -1,10 +1,13 @@
 package buildindex
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -13,6 +16,7 @@ import (
 
 	"kraken/buildindex/sql"
 	"kraken/origin/bucket"
+	"kraken/proto/layout"
 	"kraken/proto/registry"
 )
 
@@ -113,4 +117,52 @@ func TestOneBadRowStopsNobody(t *testing.T) {
 	}
 	r.lose()
 	r.wantTag("v", good)
+}
+
+// puts counts what is written to a bucket, by key.
+type puts struct {
+	bucket.Bucket
+	mu  sync.Mutex
+	all map[string]int
+}
+
+func (p *puts) Put(ctx context.Context, key string, r io.Reader) error {
+	p.mu.Lock()
+	p.all[key]++
+	p.mu.Unlock()
+	return p.Bucket.Put(ctx, key, r)
+}
+
+// A manifest and its links are written once for all tags that it was pushed with, but again after a deletion.
+func TestManyTagsWriteOneManifest(t *testing.T) {
+	r := newRig(t)
+	r.durable(true)
+	_, real, _ := r.x.buckets.For("repo")
+	b := &puts{Bucket: real, all: map[string]int{}}
+	raw := layered(t, distinct(40)...)
+	var last revision
+	publish := func(tag string) {
+		t.Helper()
+		d := r.queue("repo", tag, raw)
+		r.must(r.x.publishManifest(t.Context(), b, registry.NameRecord{Repository: "repo", Tag: tag, Digest: d, Generation: 1 << 62}, &last))
+	}
+	for i := range 10 {
+		publish(fmt.Sprintf("v%d", i))
+	}
+	d := digest.FromBytes(raw)
+	for _, key := range []string{layout.BlobKey(d), layout.RevisionLink("repo", d), layout.LayerLink("repo", distinct(40)[39])} {
+		if b.all[key] != 1 {
+			t.Errorf("%s was written %d times", key, b.all[key])
+		}
+	}
+	for i := range 10 {
+		if key := layout.TagCurrentLink("repo", fmt.Sprintf("v%d", i)); b.all[key] != 1 {
+			t.Errorf("%s was written %d times", key, b.all[key])
+		}
+	}
+	r.must(r.x.publish(t.Context(), registry.NameRecord{Kind: registry.NameDeleted, Repository: "repo", Tag: "v0", Generation: 1}, &last))
+	publish("v10")
+	if n := b.all[layout.RevisionLink("repo", d)]; n != 2 {
+		t.Errorf("after a deletion: the manifest was written %d times", n)
+	}
 }
