@@ -62,36 +62,45 @@ func start(t *testing.T, o options) *cluster {
 	return c
 }
 
-// common is the cluster that tests share.
-var common struct {
+// common are the clusters that tests share: a plain one, and one with mutual TLS.
+var common [2]struct {
 	once sync.Once
 	dir  string
 	c    *cluster
 	err  error
 }
 
-// endCommon ends the shared cluster, if a test started it.
+// endCommon ends the shared clusters, those that a test started.
 func endCommon() error {
-	if common.c == nil {
-		return nil
+	var errs []error
+	for i := range common {
+		if common[i].c != nil {
+			errs = append(errs, common[i].c.close())
+		}
 	}
-	return common.c.close()
+	return errors.Join(errs...)
 }
 
 // shared is a cluster with two agents and the dev cluster's configuration, started once for all tests. Who uses it leaves every
 // process running and reachable, and uses repositories of its own. What is to be counted or measured needs a cluster of its own.
-func shared(t *testing.T) *cluster {
+func shared(t *testing.T) *cluster { return sharedOf(t, 0) }
+
+// sharedTLS is the same with mutual TLS.
+func sharedTLS(t *testing.T) *cluster { return sharedOf(t, 1) }
+
+func sharedOf(t *testing.T, i int) *cluster {
 	t.Helper()
-	common.once.Do(func() { common.c, common.err = open(context.Background(), common.dir, options{agents: 2}) })
-	if common.err != nil {
-		t.Fatal(common.err)
+	s := &common[i]
+	s.once.Do(func() { s.c, s.err = open(context.Background(), s.dir, options{agents: 2, mutualTLS: i == 1}) })
+	if s.err != nil {
+		t.Fatal(s.err)
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			common.c.logs(t)
+			s.c.logs(t)
 		}
 	})
-	return common.c
+	return s.c
 }
 
 func open(ctx context.Context, dir string, o options) (*cluster, error) {

@@ -32,7 +32,9 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	common.dir = filepath.Join(dir, "shared")
+	for i := range common {
+		common[i].dir = filepath.Join(dir, fmt.Sprint("shared", i))
+	}
 	code := m.Run()
 	if err := endCommon(); err != nil {
 		fmt.Fprintln(os.Stderr, err)

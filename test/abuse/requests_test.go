@@ -195,3 +195,11 @@ func statusOf(got []byte) int {
 	}
 	return 0
 }
+
+// from is a client at another address of loopback.
+func from(t *testing.T, addr string) *http.Client {
+	t.Helper()
+	tr := &http.Transport{DialContext: (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(addr)}}).DialContext}
+	t.Cleanup(tr.CloseIdleConnections)
+	return &http.Client{Transport: tr, Timeout: time.Minute, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+}
