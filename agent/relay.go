@@ -177,11 +177,11 @@ func (r *relay) failed(err error) error {
 	if errors.Is(err, registry.ErrDigestInvalid) || errors.Is(err, registry.ErrNameInvalid) {
 		return err // as everybody would say
 	}
-	o.err = fmt.Errorf("origin %s at %s: %w", o.ID, o.URL, err)
+	o.err = fmt.Errorf("origin %s: %w", o.ID, err)
 	o.stalled = errors.Is(err, transport.ErrNoProgress)
 	if o.unknown = errors.Is(err, registry.ErrBlobUnknown); o.unknown {
 		// In words only: what one does not know is unknown when all say so.
-		o.err = fmt.Errorf("origin %s at %s: %v", o.ID, o.URL, err)
+		o.err = fmt.Errorf("origin %s: %v", o.ID, err)
 	} else {
 		r.a.m.originFailures.Inc()
 		r.a.log.Info("origin does not deliver, the next one goes on", "origin", o.ID, "digest", r.digest, "offset", r.pos, "error", err)

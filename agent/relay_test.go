@@ -356,9 +356,12 @@ func TestNobodyDelivers(t *testing.T) {
 				t.Errorf("status %d, want %d: %s", status, tc.status, text)
 			}
 			named := 0
-			for _, h := range c.hops {
-				if strings.Contains(text, h.URL) {
+			for i, h := range c.hops {
+				if strings.Contains(text, fmt.Sprintf("origin o%d: ", i+1)) {
 					named++
+				}
+				if strings.Contains(text, strings.TrimPrefix(h.URL, "http://")) {
+					t.Errorf("an address is named in %q", text)
 				}
 			}
 			if named != tc.names {

@@ -12,6 +12,7 @@ import (
 
 	"kraken/proto/announce"
 	"kraken/proto/registry"
+	"kraken/proto/transport"
 )
 
 const (
@@ -64,7 +65,7 @@ func (t *Tracker) batched(ctx context.Context, c caller, r *announce.Request) (a
 		a := announce.BlobAnswer{Digest: s.Digest}
 		switch f := found[i]; {
 		case f.err != nil:
-			a.Error = f.err.Error()
+			a.Error = transport.Public(f.err)
 		case f.info == nil:
 		case len(f.info.encoded) > room && room < maxAnswerMetainfo:
 			a.Error = "this answer has no room for more metainfo, ask again"

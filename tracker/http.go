@@ -40,23 +40,26 @@ func (t *Tracker) handler(reg *prometheus.Registry) http.Handler {
 	r.Get("/health", t.health.Health)
 	r.Get("/readiness", t.health.Readiness)
 	r.Get("/announce", t.serveStock)
-	r.Post("/announce", answering(t.serveBatched))
-	r.Get("/blobs/{digest}/torrent", answering(t.serveTorrent))
-	r.Get("/", answering(t.servePage))
-	r.Get("/swarms", answering(t.serveSwarms))
-	r.NotFound(answering(func(_ http.ResponseWriter, r *http.Request) error {
+	r.Post("/announce", t.answering(t.serveBatched))
+	r.Get("/blobs/{digest}/torrent", t.answering(t.serveTorrent))
+	r.Get("/", t.answering(t.servePage))
+	r.Get("/swarms", t.answering(t.serveSwarms))
+	r.NotFound(t.answering(func(_ http.ResponseWriter, r *http.Request) error {
 		return fmt.Errorf("%w: no such path %.200q", errNotFound, r.URL.Path)
 	}))
-	r.MethodNotAllowed(answering(func(_ http.ResponseWriter, r *http.Request) error {
+	r.MethodNotAllowed(t.answering(func(_ http.ResponseWriter, r *http.Request) error {
 		return fmt.Errorf("%w: %s %.200q", registry.ErrUnsupported, r.Method, r.URL.Path)
 	}))
 	return r
 }
 
-// answering turns an error into the specification's JSON.
-func answering(h func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
+// answering turns an error into the specification's JSON, and logs what is the server's.
+func (t *Tracker) answering(h func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if err := h(w, r); err != nil {
+			if kind := new(registry.Error); !errors.As(err, &kind) || kind.Status >= http.StatusInternalServerError {
+				t.log.Warn("request failed", "method", r.Method, "path", r.URL.Path, "error", err)
+			}
 			registry.WriteError(w, r, err)
 		}
 	}
@@ -88,7 +91,7 @@ func (t *Tracker) serveStock(w http.ResponseWriter, r *http.Request) {
 	}
 	q, err := announce.ParseQuery(r.URL.RawQuery)
 	if err != nil {
-		send(w, contentType, announce.Failure(err.Error()))
+		send(w, contentType, announce.Failure(transport.Public(err)))
 		return
 	}
 	c, err := callerOf(r)
@@ -99,7 +102,7 @@ func (t *Tracker) serveStock(w http.ResponseWriter, r *http.Request) {
 	reply, err := t.stock(r.Context(), c, q)
 	switch {
 	case err != nil:
-		send(w, contentType, announce.Failure(err.Error()))
+		send(w, contentType, announce.Failure(transport.Public(err)))
 	case q.Compact:
 		send(w, contentType, reply.Compact())
 	default:

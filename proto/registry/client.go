@@ -84,7 +84,7 @@ func (c *Client) do(ctx context.Context, q request, want ...int) (*http.Response
 		if ctx.Err() == nil {
 			c.health.failed()
 		}
-		return nil, fmt.Errorf("%w: %s %s: %w", ErrUnavailable, q.method, u, unwrapURL(err))
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, &url.Error{Op: q.method, URL: u, Err: unwrapURL(err)})
 	}
 	c.health.ok()
 	for _, s := range want {
@@ -97,7 +97,7 @@ func (c *Client) do(ctx context.Context, q request, want ...int) (*http.Response
 	if resp.StatusCode < http.StatusInternalServerError {
 		return nil, err // the caller's mistake is passed on to who made it, who need not know where this registry asked
 	}
-	return nil, fmt.Errorf("%s %s: %w", q.method, u, err)
+	return nil, &url.Error{Op: q.method, URL: u, Err: err} // which answers to clients leave out
 }
 
 // unwrapURL drops the URL that net/http puts into errors: it is named already.

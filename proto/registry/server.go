@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/go-chi/chi/v5"
+
+	"kraken/proto/transport"
 )
 
 // ExtensionPath is a request under _kraken/: /v2/<Repository>/_kraken/<Resource>/<Key>. Repository and Key may be empty.
@@ -235,7 +237,19 @@ type errorDetail struct {
 	Detail  any    `json:"detail,omitempty"`
 }
 
-// WriteError answers by the table. A *RangeError adds the session's Location and Range, a *RetryError Retry-After.
+// messageOf is what a client is told: the whole of err is for the log. What broke inside is not said at all; failures of this side are said
+// without addresses, files and URLs; mistakes of the client quote its request, which may have some.
+func messageOf(kind *Error, err error) string {
+	switch {
+	case kind == ErrInternal:
+		return ErrInternal.Message
+	case kind.Status >= http.StatusInternalServerError:
+		return transport.Public(err)
+	}
+	return transport.PublicCause(err)
+}
+
+// WriteError answers by the table, and says nothing of addresses. A *RangeError adds the session's Location and Range, a *RetryError Retry-After.
 func WriteError(w http.ResponseWriter, r *http.Request, err error) {
 	kind := kindOf(err)
 	h := w.Header()
@@ -249,10 +263,7 @@ func WriteError(w http.ResponseWriter, r *http.Request, err error) {
 	} else if kind == ErrUnavailable || kind == ErrTooManyRequests {
 		h.Set("Retry-After", "1")
 	}
-	message := err.Error()
-	if kind == ErrInternal {
-		message = ErrInternal.Message // what broke inside is for the log
-	}
+	message := messageOf(kind, err)
 	b, jerr := json.Marshal(errorBody{[]errorDetail{{Code: kind.Code, Message: message}}})
 	if jerr != nil {
 		b = []byte(`{"errors":[{"code":"UNKNOWN","message":"internal error"}]}`)

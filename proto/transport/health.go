@@ -24,7 +24,8 @@ type Health struct {
 	checks   []check
 	draining bool
 	at       time.Time
-	last     readiness
+	last     readiness // as operators see it
+	public   readiness // as everybody sees it: without addresses
 	ok       bool
 	running  chan struct{} // closed when the round under way is over
 }
@@ -66,8 +67,19 @@ func (h *Health) Health(w http.ResponseWriter, _ *http.Request) {
 	answer(w, http.StatusOK, readiness{Status: "ok"})
 }
 
-// Readiness handles GET /readiness. Checks run together, at most once a second whoever asks.
+// Readiness handles GET /readiness where clients may ask: what it says names no address. Checks run together, at most once a second
+// whoever asks.
 func (h *Health) Readiness(w http.ResponseWriter, r *http.Request) {
+	h.readiness(w, r, func() readiness { return h.public })
+}
+
+// readinessInFull is Readiness for operators.
+func (h *Health) readinessInFull(w http.ResponseWriter, r *http.Request) {
+	h.readiness(w, r, func() readiness { return h.last })
+}
+
+// readiness answers with what show returns after a round; show is called with mu held.
+func (h *Health) readiness(w http.ResponseWriter, r *http.Request, show func() readiness) {
 	for {
 		h.mu.Lock()
 		if h.draining {
@@ -76,7 +88,7 @@ func (h *Health) Readiness(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		if !h.at.IsZero() && time.Since(h.at) < checkFresh {
-			last, ok := h.last, h.ok
+			last, ok := show(), h.ok
 			h.mu.Unlock()
 			status := http.StatusOK
 			if !ok {
@@ -110,22 +122,28 @@ func (h *Health) round(ctx context.Context) {
 		wg.Go(func() { errs[i] = c.fn(ctx) })
 	}
 	wg.Wait()
+	out := h.summary(errs, error.Error)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.last, h.public, h.ok, h.at = out, h.summary(errs, Public), len(out.Failed) == 0, time.Now()
+	close(h.running)
+	h.running = nil
+}
+
+// summary says which checks failed, and why in the words of say.
+func (h *Health) summary(errs []error, say func(error) string) readiness {
 	out := readiness{Status: "ready"}
 	for i, c := range h.checks {
 		switch {
 		case errs[i] == nil:
 		case c.required:
 			out.Status = "not ready"
-			out.Failed = append(out.Failed, failure{c.name, errs[i].Error()})
+			out.Failed = append(out.Failed, failure{c.name, say(errs[i])})
 		default:
-			out.Degraded = append(out.Degraded, failure{c.name, errs[i].Error()})
+			out.Degraded = append(out.Degraded, failure{c.name, say(errs[i])})
 		}
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.last, h.ok, h.at = out, len(out.Failed) == 0, time.Now()
-	close(h.running)
-	h.running = nil
+	return out
 }
 
 func answer(w http.ResponseWriter, status int, v any) {
@@ -140,7 +158,7 @@ func answer(w http.ResponseWriter, status int, v any) {
 func AdminHandler(h *Health, g prometheus.Gatherer) *http.ServeMux {
 	m := http.NewServeMux()
 	m.HandleFunc("GET /health", h.Health)
-	m.HandleFunc("GET /readiness", h.Readiness)
+	m.HandleFunc("GET /readiness", h.readinessInFull)
 	m.Handle("GET /metrics", promhttp.HandlerFor(g, promhttp.HandlerOpts{}))
 	m.HandleFunc("GET /debug/pprof/", pprof.Index)
 	m.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)

@@ -6,9 +6,12 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"reflect"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -164,5 +167,19 @@ func TestAdminRoutes(t *testing.T) {
 		if w.Code != want {
 			t.Errorf("%s: status %d, want %d", path, w.Code, want)
 		}
+	}
+}
+
+// TestReadinessNamesNoAddress: clients are told what is down, operators also where it was sought.
+func TestReadinessNamesNoAddress(t *testing.T) {
+	h := NewHealth()
+	h.AddCheck("origin-01", false, func(context.Context) error {
+		return &url.Error{Op: "GET", URL: "http://10.1.2.3:16031/v2/", Err: syscall.ECONNREFUSED}
+	})
+	if _, got := ask(t, http.HandlerFunc(h.Readiness), "/readiness"); got.Degraded[0].Error != "connection refused" {
+		t.Errorf("clients are told %+v", got)
+	}
+	if _, got := ask(t, AdminHandler(h, prometheus.NewRegistry()), "/readiness"); !strings.Contains(got.Degraded[0].Error, "10.1.2.3") {
+		t.Errorf("operators are told %+v", got)
 	}
 }
