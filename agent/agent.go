@@ -100,12 +100,12 @@ func New(cfg Config, deps role.Deps) (_ *Agent, err error) {
 	}
 	undo = append(undo, a.store.Close)
 	a.store.RegisterMetrics(deps.Registry)
-	accept, dial, err := cfg.Peer.TLS.Configs()
+	peers, err := cfg.Peer.TLS.Configs(deps.Log)
 	if err != nil {
 		return nil, fmt.Errorf("peer: %w", err)
 	}
 	a.swarm, err = swarm.New(swarm.Config{
-		Listen: cfg.Peer.Listen, Store: a.store, StockPeers: cfg.Peer.StockPeers, TLS: swarm.TLS{Server: accept, Client: dial},
+		Listen: cfg.Peer.Listen, Store: a.store, StockPeers: cfg.Peer.StockPeers, TLS: swarm.TLS(peers),
 		Rates: cfg.Peer.rates(), LinkRate: cfg.Peer.LinkRate, StallTimeout: time.Duration(cfg.Peer.StallTimeout), Logger: deps.Log, Registerer: deps.Registry,
 	})
 	if err != nil {

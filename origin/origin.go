@@ -111,12 +111,12 @@ func New(cfg Config, deps role.Deps) (_ *Origin, err error) {
 	undo = append(undo, o.store.Close)
 	o.m = newMetrics(deps.Registry, o)
 	o.store.RegisterMetrics(deps.Registry)
-	accept, dial, err := cfg.Peer.TLS.Configs()
+	peers, err := cfg.Peer.TLS.Configs(deps.Log)
 	if err != nil {
 		return nil, fmt.Errorf("peer: %w", err)
 	}
 	o.swarm, err = swarm.New(swarm.Config{
-		Listen: cfg.Peer.Listen, Store: o.store, StockPeers: cfg.Peer.StockPeers, TLS: swarm.TLS{Server: accept, Client: dial},
+		Listen: cfg.Peer.Listen, Store: o.store, StockPeers: cfg.Peer.StockPeers, TLS: swarm.TLS(peers),
 		Rates: cfg.Peer.Rates, Logger: deps.Log, Registerer: deps.Registry,
 	})
 	if err != nil {

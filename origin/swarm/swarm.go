@@ -66,8 +66,11 @@ type Config struct {
 	Registerer  prometheus.Registerer // may be nil
 }
 
-// TLS is both sides of mutual TLS between peers.
-type TLS struct{ Server, Client *tls.Config }
+// TLS is both sides of mutual TLS between peers. Check, where set, says whether a connection may stay: it is asked again and again.
+type TLS struct {
+	Server, Client *tls.Config
+	Check          func(tls.ConnectionState) error
+}
 
 func (c *Config) setDefaults() error {
 	if c.Store == nil {
@@ -192,7 +195,28 @@ func (s *Swarm) Run(ctx context.Context) error {
 			return s.Close()
 		case <-t.C:
 			s.dropIdle()
+			s.dropDenied()
 			s.bans.expire()
+		}
+	}
+}
+
+// dropDenied ends the connections whose certificate is not accepted any more.
+func (s *Swarm) dropDenied() {
+	if s.cfg.TLS.Check == nil {
+		return
+	}
+	s.mu.Lock()
+	all := slices.Collect(maps.Keys(s.conns))
+	s.mu.Unlock()
+	for _, c := range all {
+		t, ok := c.Conn.(*tls.Conn)
+		if !ok {
+			continue
+		}
+		if err := s.cfg.TLS.Check(t.ConnectionState()); err != nil {
+			s.log.Warn("peer is disconnected", "peer", c.address.addr, "error", err)
+			c.Close()
 		}
 	}
 }

@@ -27,9 +27,11 @@ const (
 
 // ClientConfig configures how a role speaks to the others.
 type ClientConfig struct {
-	CA   string `yaml:"ca"`   // PEM file of trusted roots, default the system's
+	CA   string `yaml:"ca"`   // PEM file of trusted roots, default the system's; read again when it changes, like all files here
 	Cert string `yaml:"cert"` // PEM file; with key: mutual TLS
 	Key  string `yaml:"key"`  // PEM file
+	// DeniedSerials is a file of serial numbers, hexadecimal, one a line: servers with such certificates are not spoken to.
+	DeniedSerials string `yaml:"denied_serials"`
 	// DialTimeout bounds the making of a connection, default 1s.
 	DialTimeout config.Duration `yaml:"dial_timeout"`
 	// ProgressTimeout is how long a request may go without a byte moving in either direction, default 30s. There is no limit on
@@ -39,28 +41,24 @@ type ClientConfig struct {
 	From netip.Addr `yaml:"-"`
 }
 
+// tlsTimeout bounds the TLS handshake of a client.
+const tlsTimeout = 5 * time.Second
+
 // NewClient returns a client that pools connections, never asks for compression, and gives up on lack of progress.
-func NewClient(cfg ClientConfig, _ *slog.Logger) (*http.Client, error) {
+func NewClient(cfg ClientConfig, log *slog.Logger) (*http.Client, error) {
 	if cfg.DialTimeout == 0 {
 		cfg.DialTimeout = config.Duration(DefaultDialTimeout)
 	}
 	if cfg.ProgressTimeout == 0 {
 		cfg.ProgressTimeout = config.Duration(DefaultProgressTimeout)
 	}
-	tc := &tls.Config{MinVersion: tls.VersionTLS12}
-	if cfg.CA != "" {
-		p, err := pool(cfg.CA)
-		if err != nil {
-			return nil, err
-		}
-		tc.RootCAs = p
+	d, err := newDenied(cfg.DeniedSerials, log)
+	if err != nil {
+		return nil, err
 	}
-	if cfg.Cert != "" || cfg.Key != "" {
-		p, err := newPair(cfg.Cert, cfg.Key)
-		if err != nil {
-			return nil, err
-		}
-		tc.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return p.get() }
+	tc, err := cfg.tls(d, log)
+	if err != nil {
+		return nil, err
 	}
 	dialer := net.Dialer{Timeout: time.Duration(cfg.DialTimeout), KeepAlive: 15 * time.Second}
 	dial := dialer.DialContext
@@ -69,8 +67,7 @@ func NewClient(cfg ClientConfig, _ *slog.Logger) (*http.Client, error) {
 	}
 	t := &http.Transport{
 		DialContext:           dial,
-		TLSClientConfig:       tc,
-		TLSHandshakeTimeout:   5 * time.Second,
+		DialTLSContext:        dialTLS(dial, tc),
 		DisableCompression:    true,
 		MaxIdleConnsPerHost:   64,
 		IdleConnTimeout:       90 * time.Second,
@@ -79,9 +76,60 @@ func NewClient(cfg ClientConfig, _ *slog.Logger) (*http.Client, error) {
 		ExpectContinueTimeout: time.Second,
 	}
 	return &http.Client{
-		Transport:     &progress{t, time.Duration(cfg.ProgressTimeout)},
+		Transport:     &progress{t, time.Duration(cfg.ProgressTimeout), d},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}, nil
+}
+
+// tls returns a function that makes the configuration of a connection from the files as they are then.
+func (cfg ClientConfig) tls(d *denied, log *slog.Logger) (func() (*tls.Config, error), error) {
+	base := &tls.Config{MinVersion: tls.VersionTLS12, VerifyConnection: d.check}
+	if cfg.Cert != "" || cfg.Key != "" {
+		p, err := newPair(cfg.Cert, cfg.Key, log)
+		if err != nil {
+			return nil, err
+		}
+		base.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return p.get() }
+	}
+	if cfg.CA == "" {
+		return func() (*tls.Config, error) { return base.Clone(), nil }, nil
+	}
+	roots, err := newPool(cfg.CA, log)
+	if err != nil {
+		return nil, err
+	}
+	return func() (*tls.Config, error) {
+		pool, err := roots.get()
+		tc := base.Clone()
+		tc.RootCAs = pool
+		return tc, err
+	}, nil
+}
+
+type dialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
+
+// dialTLS dials with the configuration that is made at that time.
+func dialTLS(dial dialFunc, current func() (*tls.Config, error)) dialFunc {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		tc, err := current()
+		if err != nil {
+			return nil, err
+		}
+		if tc.ServerName, _, err = net.SplitHostPort(addr); err != nil {
+			return nil, err
+		}
+		c, err := dial(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		ctx, cancel := context.WithTimeout(ctx, tlsTimeout)
+		defer cancel()
+		tlsConn := tls.Client(c, tc)
+		if err := tlsConn.HandshakeContext(ctx); err != nil {
+			return nil, errors.Join(err, c.Close())
+		}
+		return tlsConn, nil
+	}
 }
 
 type progressTimeout struct{}
@@ -96,6 +144,7 @@ func WithProgressTimeout(ctx context.Context, d time.Duration) context.Context {
 type progress struct {
 	next    http.RoundTripper
 	timeout time.Duration
+	denied  *denied
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -123,6 +172,12 @@ func (p *progress) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	t.Stop()
+	if resp.TLS != nil { // a connection from the pool may be older than the list
+		if err := p.denied.check(*resp.TLS); err != nil {
+			cancel(nil)
+			return nil, errors.Join(err, resp.Body.Close())
+		}
+	}
 	resp.Body = &receivedBody{resp.Body, ctx, cancel, t, timeout}
 	return resp, nil
 }

@@ -52,7 +52,7 @@ func NewServer(name string, cfg ServerConfig, h http.Handler, log *slog.Logger) 
 	if cfg.DrainTimeout == 0 {
 		cfg.DrainTimeout = config.Duration(30 * time.Second)
 	}
-	tc, err := cfg.TLS.server()
+	tc, d, err := cfg.TLS.server(log)
 	if err != nil {
 		return nil, fmt.Errorf("%s listener: %w", name, err)
 	}
@@ -69,7 +69,7 @@ func NewServer(name string, cfg ServerConfig, h http.Handler, log *slog.Logger) 
 		s.l = tls.NewListener(l, tc)
 	}
 	s.srv = &http.Server{
-		Handler:           h,
+		Handler:           refuseDenied(h, d),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
@@ -85,6 +85,19 @@ func NewServer(name string, cfg ServerConfig, h http.Handler, log *slog.Logger) 
 		}
 	}
 	return s, nil
+}
+
+// refuseDenied ends connections whose certificate came on the list after they were made.
+func refuseDenied(h http.Handler, d *denied) http.Handler {
+	if d == nil {
+		return h
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.TLS != nil && d.check(*r.TLS) != nil {
+			panic(http.ErrAbortHandler)
+		}
+		h.ServeHTTP(w, r)
+	})
 }
 
 // avoidBBR is http.Server's ConnState for CongestionAuto. It looks again at each request until it is done: the handshake may have waited in a

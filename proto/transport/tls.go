@@ -5,140 +5,169 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"os"
-	"sync"
-	"time"
+	"log/slog"
 )
 
-// TLS names the files of a listener's identity. The certificate and the key are read again when they change.
+// TLS names the files of a listener's identity. All are read again when they change.
 type TLS struct {
 	Cert string `yaml:"cert"` // PEM file
 	Key  string `yaml:"key"`  // PEM file
 	// ClientCA makes clients show a certificate of this authority (mutual TLS).
 	ClientCA string `yaml:"client_ca"`
+	// DeniedSerials is a file of serial numbers, hexadecimal, one a line: whoever shows such a certificate is refused, and its connections
+	// are cut. It needs ClientCA.
+	DeniedSerials string `yaml:"denied_serials"`
 }
 
-// server is nil when no certificate is configured.
-func (t TLS) server() (*tls.Config, error) {
+// server returns the configuration of the listener, and the list of denied serial numbers. Both are nil when no certificate is configured.
+func (t TLS) server(log *slog.Logger) (*tls.Config, *denied, error) {
 	if t == (TLS{}) {
-		return nil, nil
+		return nil, nil, nil
 	}
-	p, err := newPair(t.Cert, t.Key)
+	if t.DeniedSerials != "" && t.ClientCA == "" {
+		return nil, nil, errors.New("tls: denied_serials needs client_ca: without it clients show no certificates")
+	}
+	p, err := newPair(t.Cert, t.Key, log)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	c := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}
 	c.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return p.get() }
-	if t.ClientCA != "" {
-		if c.ClientCAs, err = pool(t.ClientCA); err != nil {
-			return nil, err
-		}
-		c.ClientAuth = tls.RequireAndVerifyClientCert
+	if t.ClientCA == "" {
+		return c, nil, nil
 	}
-	return c, nil
+	d, err := verifyClients(c, t.ClientCA, t.DeniedSerials, log)
+	return c, d, err
 }
 
-// PeerTLS names the files of a node's identity in the swarm: mutual TLS, both for connections that it accepts and ones that it dials.
+// PeerTLS names the files of a node's identity in the swarm: mutual TLS, both for connections that it accepts and ones that it dials. All
+// are read again when they change.
 type PeerTLS struct {
 	Cert string `yaml:"cert"` // PEM file; its extended key usages are server and client
 	Key  string `yaml:"key"`  // PEM file
 	// CA is the PEM file of the authority that issues the cluster's nodes, and nobody else's: whoever has its certificate may join.
 	CA string `yaml:"ca"`
+	// DeniedSerials is a file of serial numbers, hexadecimal, one a line: such certificates are refused, and connections with them cut.
+	DeniedSerials string `yaml:"denied_serials"`
 }
 
-// Configs are both sides; nil without an error when nothing is configured. A peer is dialled by an address that another role announced
-// and that changes with the node, so the authority alone vouches for it: names are not compared.
-func (t PeerTLS) Configs() (server, client *tls.Config, err error) {
+// PeerConfigs are both sides of PeerTLS. Check reports whether an open connection is still allowed.
+type PeerConfigs struct {
+	Server, Client *tls.Config
+	Check          func(tls.ConnectionState) error
+}
+
+// Configs returns both sides; nothing is set, without an error, when nothing is configured. A peer is dialled by an address that another
+// role announced and that changes with the node, so the authority alone vouches for it: names are not compared.
+func (t PeerTLS) Configs(log *slog.Logger) (PeerConfigs, error) {
 	if t == (PeerTLS{}) {
-		return nil, nil, nil
+		return PeerConfigs{}, nil
 	}
 	if t.CA == "" {
-		return nil, nil, errors.New("tls: ca is needed to know the cluster's peers by")
+		return PeerConfigs{}, errors.New("tls: ca is needed to know the cluster's peers by")
 	}
-	p, err := newPair(t.Cert, t.Key)
+	p, err := newPair(t.Cert, t.Key, log)
 	if err != nil {
-		return nil, nil, err
+		return PeerConfigs{}, err
 	}
-	roots, err := pool(t.CA)
-	if err != nil {
-		return nil, nil, err
-	}
-	server = &tls.Config{
-		MinVersion: tls.VersionTLS13, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: roots,
+	server := &tls.Config{
+		MinVersion:     tls.VersionTLS13,
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return p.get() },
 	}
-	client = &tls.Config{
+	d, err := verifyClients(server, t.CA, t.DeniedSerials, log)
+	if err != nil {
+		return PeerConfigs{}, err
+	}
+	roots, err := newPool(t.CA, log)
+	if err != nil {
+		return PeerConfigs{}, err
+	}
+	client := &tls.Config{
 		MinVersion:           tls.VersionTLS13,
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return p.get() },
 		InsecureSkipVerify:   true, // the chain is verified below, without the name
 		VerifyConnection: func(cs tls.ConnectionState) error {
-			opts := x509.VerifyOptions{Roots: roots, Intermediates: x509.NewCertPool()}
-			for _, c := range cs.PeerCertificates[1:] {
-				opts.Intermediates.AddCert(c)
-			}
-			_, err := cs.PeerCertificates[0].Verify(opts)
-			return err
+			return errors.Join(verify(cs, roots, x509.ExtKeyUsageServerAuth), d.check(cs))
 		},
 	}
-	return server, client, nil
+	return PeerConfigs{server, client, d.check}, nil
 }
 
-func pool(path string) (*x509.CertPool, error) {
-	b, err := os.ReadFile(path)
+// verifyClients makes c ask for certificates of the authority in the file ca that are not on the list in the file serials, as both files are
+// when a client comes. A resumed session is verified again.
+func verifyClients(c *tls.Config, ca, serials string, log *slog.Logger) (*denied, error) {
+	roots, err := newPool(ca, log)
 	if err != nil {
-		return nil, fmt.Errorf("certificate authority: %w", err)
+		return nil, err
 	}
-	p := x509.NewCertPool()
-	if !p.AppendCertsFromPEM(b) {
-		return nil, fmt.Errorf("certificate authority: %s has no PEM certificate", path)
+	d, err := newDenied(serials, log)
+	if err != nil {
+		return nil, err
 	}
-	return p, nil
+	c.ClientAuth = tls.RequireAndVerifyClientCert
+	c.VerifyConnection = func(cs tls.ConnectionState) error {
+		if cs.DidResume {
+			if err := verify(cs, roots, x509.ExtKeyUsageClientAuth); err != nil {
+				return err
+			}
+		}
+		return d.check(cs)
+	}
+	base := c.Clone()
+	c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		pool, err := roots.get()
+		now := base.Clone()
+		now.ClientCAs = pool
+		return now, err
+	}
+	return d, nil
 }
 
-// pair is a certificate and key on disk.
-type pair struct {
-	cert, key string
-
-	mu      sync.Mutex
-	current *tls.Certificate
-	stamp   [2]time.Time
-	checked time.Time
+// verify checks the chain that the other side showed against the authority as its file is now. Names are not compared.
+func verify(cs tls.ConnectionState, ca *reloaded[*x509.CertPool], usage x509.ExtKeyUsage) error {
+	roots, err := ca.get()
+	if err != nil {
+		return err
+	}
+	if len(cs.PeerCertificates) == 0 {
+		return errors.New("tls: the other side shows no certificate")
+	}
+	opts := x509.VerifyOptions{Roots: roots, Intermediates: x509.NewCertPool(), KeyUsages: []x509.ExtKeyUsage{usage}}
+	for _, c := range cs.PeerCertificates[1:] {
+		opts.Intermediates.AddCert(c)
+	}
+	_, err = cs.PeerCertificates[0].Verify(opts)
+	return err
 }
 
-func newPair(cert, key string) (*pair, error) {
-	if cert == "" || key == "" {
-		return nil, errors.New("tls: cert and key are needed together")
+// denied is a list of serial numbers in a file. A nil one denies nothing.
+type denied struct{ list *reloaded[map[string]bool] }
+
+// newDenied reads the file; none is nil without an error.
+func newDenied(file string, log *slog.Logger) (*denied, error) {
+	if file == "" {
+		return nil, nil
 	}
-	p := &pair{cert: cert, key: key}
-	_, err := p.get()
-	return p, err
+	list, err := newReloaded(log, parseSerials, file)
+	return &denied{list}, err
 }
 
-// get looks at the files at most once a second. While a new pair is half written the old one is used.
-func (p *pair) get() (*tls.Certificate, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	now := time.Now()
-	if p.current != nil && now.Sub(p.checked) < time.Second {
-		return p.current, nil
+// ErrDenied is a certificate whose serial number is on the list.
+var ErrDenied = errors.New("tls: the certificate's serial number is denied")
+
+// check looks for the certificates that the other side showed.
+func (d *denied) check(cs tls.ConnectionState) error {
+	if d == nil {
+		return nil
 	}
-	p.checked = now
-	var stamp [2]time.Time
-	for i, f := range []string{p.cert, p.key} {
-		if fi, err := os.Stat(f); err == nil {
-			stamp[i] = fi.ModTime()
+	list, err := d.list.get()
+	if err != nil {
+		return err
+	}
+	for _, c := range cs.PeerCertificates {
+		if list[c.SerialNumber.Text(16)] {
+			return fmt.Errorf("%w: %s", ErrDenied, c.SerialNumber.Text(16))
 		}
 	}
-	if p.current != nil && stamp == p.stamp {
-		return p.current, nil
-	}
-	c, err := tls.LoadX509KeyPair(p.cert, p.key)
-	if err != nil {
-		if p.current != nil {
-			return p.current, nil
-		}
-		return nil, fmt.Errorf("tls: %w", err)
-	}
-	p.current, p.stamp = &c, stamp
-	return p.current, nil
+	return nil
 }

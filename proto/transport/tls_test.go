@@ -84,7 +84,7 @@ func writePEM(t *testing.T, file, kind string, der []byte) {
 	}
 }
 
-func named(t *testing.T, p *pair, want string) {
+func named(t *testing.T, p *reloaded[*tls.Certificate], want string) {
 	t.Helper()
 	c, err := p.get()
 	if err != nil {
@@ -116,7 +116,7 @@ func TestReload(t *testing.T) {
 			}
 		}
 		issue("first")
-		p, err := newPair(cert, key)
+		p, err := newPair(cert, key, quiet())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -204,11 +204,11 @@ func TestPeerTLS(t *testing.T) {
 		"no name is compared": {member, member, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			server, _, err := tc.accepts.Configs()
+			accepts, err := tc.accepts.Configs(quiet())
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, client, err := tc.dials.Configs()
+			dials, err := tc.dials.Configs(quiet())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -217,7 +217,7 @@ func TestPeerTLS(t *testing.T) {
 			defer b.Close()
 			accepted := make(chan error, 1)
 			go func() {
-				s := tls.Server(a, server)
+				s := tls.Server(a, accepts.Server)
 				err := s.Handshake()
 				if err == nil {
 					_, err = s.Write([]byte("x"))
@@ -225,7 +225,7 @@ func TestPeerTLS(t *testing.T) {
 				a.Close()
 				accepted <- err
 			}()
-			c := tls.Client(b, client)
+			c := tls.Client(b, dials.Client)
 			_, err = io.ReadFull(c, make([]byte, 1))
 			b.Close()
 			if other := <-accepted; (err == nil && other == nil) != tc.ok {
@@ -234,11 +234,11 @@ func TestPeerTLS(t *testing.T) {
 		})
 	}
 	for name, p := range map[string]PeerTLS{"no authority": {Cert: member.Cert, Key: member.Key}, "no key": {Cert: member.Cert, CA: member.CA}, "only an authority": {CA: member.CA}} {
-		if _, _, err := p.Configs(); err == nil {
+		if _, err := p.Configs(quiet()); err == nil {
 			t.Errorf("%s was accepted", name)
 		}
 	}
-	if s, c, err := (PeerTLS{}).Configs(); s != nil || c != nil || err != nil {
+	if c, err := (PeerTLS{}).Configs(quiet()); c.Server != nil || c.Client != nil || err != nil {
 		t.Error("nothing configured is not nothing")
 	}
 }
@@ -278,6 +278,9 @@ func TestTLSConfigurationIsRefused(t *testing.T) {
 		"not PEM":            {Cert: text, Key: text},
 		"no such authority":  {Cert: cert, Key: key, ClientCA: text + ".no"},
 		"authority is empty": {Cert: cert, Key: key, ClientCA: text},
+		"no such list":       {Cert: cert, Key: key, ClientCA: ca.file, DeniedSerials: text + ".no"},
+		"list of words":      {Cert: cert, Key: key, ClientCA: ca.file, DeniedSerials: text},
+		"list for nobody":    {Cert: cert, Key: key, DeniedSerials: os.DevNull},
 	} {
 		s, err := NewServer("test", ServerConfig{Listen: "127.0.0.1:0", TLS: cfg}, http.NotFoundHandler(), quiet())
 		if err == nil {

@@ -1,0 +1,131 @@
+package transport
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/big"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// reloaded is what files say, read again when they change. It is safe for concurrent use.
+type reloaded[T any] struct {
+	files []string
+	parse func(files [][]byte) (T, error)
+	log   *slog.Logger
+
+	mu      sync.Mutex
+	current T
+	stamps  []stamp
+	checked time.Time
+}
+
+// stamp tells one content of a file from the next.
+type stamp struct {
+	at   time.Time
+	size int64
+}
+
+// newReloaded reads the files once; what they say must be usable then.
+func newReloaded[T any](log *slog.Logger, parse func([][]byte) (T, error), files ...string) (*reloaded[T], error) {
+	r := &reloaded[T]{files: files, parse: parse, log: log, checked: time.Now(), stamps: stampsOf(files)}
+	var err error
+	r.current, err = r.read()
+	return r, err
+}
+
+func stampsOf(files []string) []stamp {
+	out := make([]stamp, len(files))
+	for i, f := range files {
+		if fi, err := os.Stat(f); err == nil {
+			out[i] = stamp{fi.ModTime(), fi.Size()}
+		}
+	}
+	return out
+}
+
+func (r *reloaded[T]) read() (v T, err error) {
+	content := make([][]byte, len(r.files))
+	for i, f := range r.files {
+		if content[i], err = os.ReadFile(f); err != nil {
+			return v, fmt.Errorf("tls: %w", err)
+		}
+	}
+	if v, err = r.parse(content); err != nil {
+		return v, fmt.Errorf("tls: %s: %w", strings.Join(r.files, ", "), err)
+	}
+	return v, nil
+}
+
+// get looks at the files at most once a second. While what they say is not usable, because it is half written say, the old value stays.
+func (r *reloaded[T]) get() (T, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := time.Now()
+	if now.Sub(r.checked) < time.Second {
+		return r.current, nil
+	}
+	r.checked = now
+	stamps := stampsOf(r.files)
+	if slices.EqualFunc(stamps, r.stamps, func(a, b stamp) bool { return a.size == b.size && a.at.Equal(b.at) }) {
+		return r.current, nil
+	}
+	r.stamps = stamps
+	v, err := r.read()
+	if err != nil {
+		r.log.Warn("changed TLS files are not usable, what was read before stays", "error", err)
+		return r.current, nil
+	}
+	r.current = v
+	return r.current, nil
+}
+
+// newPair is a certificate and key on disk.
+func newPair(cert, key string, log *slog.Logger) (*reloaded[*tls.Certificate], error) {
+	if cert == "" || key == "" {
+		return nil, errors.New("tls: cert and key are needed together")
+	}
+	return newReloaded(log, func(f [][]byte) (*tls.Certificate, error) {
+		c, err := tls.X509KeyPair(f[0], f[1])
+		return &c, err
+	}, cert, key)
+}
+
+// newPool is an authority on disk.
+func newPool(file string, log *slog.Logger) (*reloaded[*x509.CertPool], error) {
+	return newReloaded(log, func(f [][]byte) (*x509.CertPool, error) {
+		p := x509.NewCertPool()
+		if !p.AppendCertsFromPEM(f[0]) {
+			return nil, errors.New("no certificate in PEM form is in it")
+		}
+		return p, nil
+	}, file)
+}
+
+// parseSerials reads hexadecimal numbers, one a line, as openssl x509 -serial prints them: colons and "serial=" are passed over, and what
+// follows a #.
+func parseSerials(files [][]byte) (map[string]bool, error) {
+	out := map[string]bool{}
+	n := 0
+	for line := range bytes.Lines(files[0]) {
+		n++
+		text, _, _ := strings.Cut(string(line), "#")
+		text = strings.ReplaceAll(strings.TrimPrefix(strings.TrimSpace(text), "serial="), ":", "")
+		if text == "" {
+			continue
+		}
+		v, ok := new(big.Int).SetString(text, 16)
+		if !ok {
+			return nil, fmt.Errorf("line %d: %.60q is no hexadecimal number", n, text)
+		}
+		out[v.Text(16)] = true
+	}
+	return out, nil
+}
