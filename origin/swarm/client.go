@@ -59,7 +59,7 @@ func (s *Swarm) clientConfig() *torrent.ClientConfig {
 	c.TotalHalfOpenConns = s.cfg.MaxConns
 	c.DialRateLimiter = rate.NewLimiter(rate.Inf, 1)
 	c.NominalDialTimeout, c.MinDialTimeout = 5*time.Second, 3*time.Second
-	c.HandshakesTimeout = 10 * time.Second
+	c.HandshakesTimeout = 10 * time.Second // of dialled ones; accepted ones have handshakeTime
 	c.KeepAliveTimeout = wakeUp
 	c.UploadRateLimiter = s.limits.up
 	c.MaxUnverifiedBytes = 0       // a bound makes every node want the same low pieces

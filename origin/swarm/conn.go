@@ -43,6 +43,7 @@ type conn struct {
 	s        *Swarm
 	address  *address
 	outgoing bool
+	deadline *time.Timer // of the handshakes, where it was accepted; under the Swarm's mu
 	closed   sync.Once
 	gone     chan struct{} // closed by Close
 
@@ -115,21 +116,44 @@ func (s *Swarm) wrap(nc net.Conn, a *address, outgoing bool) *conn {
 	return c
 }
 
-// admit counts a connection, if there is room for one more.
+// admit counts a connection: one that was dialled among the peers, if there is room for one more; one that was accepted among those whose
+// handshakes are not done, where the oldest makes room.
 func (s *Swarm) admit(c *conn) bool {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	select {
 	case <-s.closing:
+		s.mu.Unlock()
 		return false
 	default:
 	}
-	if len(s.conns) >= s.cfg.MaxConns {
+	if c.outgoing && len(s.conns)-len(s.unfinished.all) >= s.cfg.MaxConns {
+		s.mu.Unlock()
 		return false
 	}
 	s.conns[c] = struct{}{}
 	s.wg.Add(1)
+	var oldest *conn
+	if !c.outgoing {
+		oldest = s.unfinished.add(c)
+		c.deadline = time.AfterFunc(handshakeTime, func() { c.silent() })
+	}
+	s.mu.Unlock()
+	if oldest != nil {
+		s.m.refused.Inc()
+		oldest.Close()
+	}
 	return true
+}
+
+// silent closes a connection whose handshakes took too long.
+func (c *conn) silent() {
+	c.s.mu.Lock()
+	waiting := c.s.unfinished.remove(c)
+	c.s.mu.Unlock()
+	if waiting {
+		c.s.m.refused.Inc()
+		c.Close()
+	}
 }
 
 // Close may be called by anyone, often.
@@ -140,6 +164,10 @@ func (c *conn) Close() error {
 		c.s.mu.Lock()
 		_, counted := c.s.conns[c]
 		delete(c.s.conns, c)
+		if c.deadline != nil {
+			c.deadline.Stop()
+		}
+		c.s.unfinished.remove(c)
 		c.s.mu.Unlock()
 		if counted {
 			c.s.wg.Done()

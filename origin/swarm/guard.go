@@ -40,6 +40,11 @@ func (s *Swarm) completedHandshake(pc *torrent.PeerConn, hash metainfo.Hash) {
 		c.Close()
 		return
 	}
+	if !s.establish(c) {
+		s.m.refused.Inc()
+		c.Close()
+		return
+	}
 	t.touch()
 	if c.raw == nil || !c.plain {
 		t.data.copied.Store(true)

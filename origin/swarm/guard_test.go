@@ -3,8 +3,11 @@ package swarm
 import (
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"net/netip"
+	"os"
 	"testing"
 	"time"
 
@@ -205,23 +208,83 @@ func TestStrangersAreNotAsked(t *testing.T) {
 
 func TestConnectionsAreBounded(t *testing.T) {
 	n := newNode(t, func(c *Config) { c.MaxConns = 2 })
-	var open []net.Conn
-	for range 4 {
+	m := n.seed(randomBytes(60, 1<<20))
+	var open []*speaker
+	for range 2 {
+		s, err := speakTo(t, n.Addr(), newID(peerIDPrefix), m.InfoHash())
+		if err != nil {
+			t.Fatal(err)
+		}
+		open = append(open, s)
+	}
+	if s, err := speakTo(t, n.Addr(), newID(peerIDPrefix), m.InfoHash()); err == nil && !s.hangsUp() {
+		t.Error("a third peer is connected")
+	}
+	open[0].Close()
+	eventually(t, "a place is free again", func() bool {
+		s, err := speakTo(t, n.Addr(), newID(peerIDPrefix), m.InfoHash())
+		return err == nil && !s.hangsUp()
+	})
+}
+
+// TestSilentConnections: whoever connects and says nothing takes no place of a peer, is closed by the time that handshakes have, and those
+// of one source are few.
+func TestSilentConnections(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, func(c *Config) { c.MaxConns = 2 })
+	b := randomBytes(61, 1<<20)
+	m := n.seed(b)
+	var silent []net.Conn
+	for range 2 * maxUnfinishedOf {
 		nc, err := net.Dial("tcp", n.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer nc.Close()
-		open = append(open, nc)
+		silent = append(silent, nc)
 	}
-	closed := 0
-	for _, nc := range open {
-		nc.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
-		if _, err := nc.Read(make([]byte, 100)); errors.Is(err, io.EOF) {
-			closed++
+	eventually(t, "all are accepted", func() bool {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return len(n.unfinished.all) == maxUnfinishedOf && len(n.conns) == maxUnfinishedOf
+	})
+	leech := newNode(t, nil)
+	leech.fetch(m, nil, n.peer()).finish()
+	leech.has(b)
+	for _, nc := range silent {
+		nc.SetReadDeadline(time.Now().Add(2 * handshakeTime))
+		if _, err := nc.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal("a silent connection is still open")
 		}
 	}
-	if closed != 2 {
-		t.Errorf("%d of 4 connections were closed, want 2", closed)
+}
+
+// TestUnfinished: the oldest of a source makes room for it, and the oldest of all where there are too many.
+func TestUnfinished(t *testing.T) {
+	of := func(text string) *conn {
+		return &conn{address: &address{addr: netip.AddrPortFrom(netip.MustParseAddr(text), 1)}}
+	}
+	var u unfinished
+	first, elder := of("192.0.2.1"), of("2001:db8::1")
+	u.add(first)
+	u.add(elder)
+	for i := range maxUnfinishedOf - 1 {
+		if out := u.add(of(fmt.Sprintf("2001:db8::%x", i+2))); out != nil {
+			t.Fatalf("%s had to go for the %dth of its network", out.address.addr, i+2)
+		}
+	}
+	if out := u.add(of("2001:db8::ffff")); out != elder {
+		t.Error("the oldest of the network stays")
+	}
+	for i := len(u.all); i < maxUnfinished; i++ {
+		if out := u.add(of(fmt.Sprintf("198.51.%d.%d", i/256, i%256))); out != nil {
+			t.Fatal("a source of its own had to wait for another")
+		}
+	}
+	if out := u.add(of("203.0.113.1")); out != first || len(u.all) != maxUnfinished {
+		t.Error("the oldest of all stays")
+	}
+	if !u.remove(u.all[3]) || u.remove(first) {
+		t.Error("what is removed is not what was there")
 	}
 }

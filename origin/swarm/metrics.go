@@ -44,7 +44,12 @@ func newMetrics(s *Swarm, reg prometheus.Registerer) (*metrics, error) {
 	gauge("connections", "Connections with peers.", func() float64 {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		return float64(len(s.conns))
+		return float64(len(s.conns) - len(s.unfinished.all))
+	})
+	gauge("unfinished_connections", "Accepted connections whose handshakes are not done.", func() float64 {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return float64(len(s.unfinished.all))
 	})
 	gauge("loaded_torrents", "Blobs that are fetched or were asked for lately.", func() float64 {
 		s.mu.Lock()

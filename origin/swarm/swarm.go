@@ -51,7 +51,8 @@ type Config struct {
 	// LinkRate is the speed of this node's link where that is what bounds pulls, in bytes a second: what peers have on their way here
 	// at once is bounded, so that less of it is lost, and what comes from Sources waits behind less. 0: not known.
 	LinkRate config.Rate
-	// MaxConns bounds the connections in all, MaxConnsPerBlob the ones of one blob. Defaults 1000 and 50.
+	// MaxConns bounds the connections with peers in all, MaxConnsPerBlob the ones of one blob. Defaults 1000 and 50. Accepted ones count once
+	// their handshakes are done.
 	MaxConns, MaxConnsPerBlob int
 	// BanTime is how long a peer that sent wrong bytes stays out, default 1h.
 	BanTime time.Duration
@@ -125,9 +126,10 @@ type Swarm struct {
 	closed bool                    // under loadMu
 	sent   map[digest.Digest]int64 // under loadMu: bytes of torrents that were dropped since, for each blob that peers may ask for
 
-	mu     sync.Mutex
-	loaded map[blob.InfoHash]*loaded
-	conns  map[*conn]struct{}
+	mu         sync.Mutex
+	loaded     map[blob.InfoHash]*loaded
+	conns      map[*conn]struct{} // all, the ones without handshakes included
+	unfinished unfinished
 
 	joined    chan struct{} // a peer was connected
 	closing   chan struct{}
