@@ -1,6 +1,8 @@
 package transport
 
 import (
+	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -11,9 +13,12 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"kraken/proto/config"
 )
 
-// stallTimeout is how long a client may take no byte, or send none, before its connection is cut.
+// stallTimeout is how long a client may take no byte, or send none, before its connection is cut; and the time over which the least rate of
+// a request is averaged.
 const stallTimeout = time.Minute
 
 // chunk is how much goes to sendfile before the deadline is moved on: a client is cut below 4 KiB a second, not above.
@@ -38,7 +43,7 @@ func Middleware(role string, log *slog.Logger, reg prometheus.Registerer) func(h
 			began := time.Now()
 			w := &writer{ResponseWriter: rw, rc: http.NewResponseController(rw)}
 			if r.Body != nil && r.Body != http.NoBody {
-				r.Body = &requestBody{r.Body, w.rc}
+				r.Body = newRequestBody(r, w)
 			}
 			defer func() {
 				method := r.Method
@@ -68,18 +73,43 @@ func Middleware(role string, log *slog.Logger, reg prometheus.Registerer) func(h
 
 var knownMethods = map[string]bool{"GET": true, "HEAD": true, "POST": true, "PUT": true, "PATCH": true, "DELETE": true, "OPTIONS": true}
 
-// requestBody allows each read a time, not the whole.
+// DefaultLeastRate is ServerConfig.LeastRate where none is set, in bytes a second.
+const DefaultLeastRate = 1 << 10
+
+// ErrTooSlow is a request whose body came too slowly; its answer is 408.
+var ErrTooSlow = errors.New("the request's body comes too slowly")
+
+type leastRate struct{}
+
+// requestBody lets a client send as slowly as the least rate, averaged over stallTimeout. Only the time in which it is waited for counts:
+// what the handler does between two reads is its own time.
 type requestBody struct {
 	io.ReadCloser
-	rc *http.ResponseController
+	w        *writer
+	perByte  time.Duration
+	patience time.Duration // how long may be waited now; what comes adds to it, up to stallTimeout
+}
+
+func newRequestBody(r *http.Request, w *writer) *requestBody {
+	rate, ok := r.Context().Value(leastRate{}).(config.Rate)
+	if !ok || rate <= 0 {
+		rate = DefaultLeastRate
+	}
+	return &requestBody{r.Body, w, time.Second / time.Duration(min(rate, config.Rate(time.Second))), stallTimeout}
 }
 
 func (b *requestBody) Read(p []byte) (int, error) {
+	began := time.Now()
 	// Connections without deadlines (tests with recorders) go without.
-	_ = b.rc.SetReadDeadline(time.Now().Add(stallTimeout))
+	_ = b.w.rc.SetReadDeadline(began.Add(b.patience))
 	n, err := b.ReadCloser.Read(p)
+	b.patience = min(b.patience-time.Since(began)+time.Duration(n)*b.perByte, stallTimeout)
 	if err != nil {
-		_ = b.rc.SetReadDeadline(time.Time{}) // the handler may take its time with what it has
+		_ = b.w.rc.SetReadDeadline(time.Time{}) // the handler may take its time with what it has
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			b.w.tooSlow = true
+			err = fmt.Errorf("%w: %w", ErrTooSlow, err)
+		}
 	}
 	return n, err
 }
@@ -90,6 +120,8 @@ type writer struct {
 	rc     *http.ResponseController
 	status int
 	n      int64
+	// tooSlow is whether the request was cut for its slowness, so that an error is 408 whatever the handler makes of it.
+	tooSlow bool
 }
 
 // buffers are for copying bodies: large, because each read and write of a socket costs a system call and a deadline.
@@ -100,6 +132,10 @@ func (w *writer) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // WriteHeader notes the status.
 func (w *writer) WriteHeader(status int) {
+	if w.tooSlow && status >= http.StatusBadRequest {
+		status = http.StatusRequestTimeout
+		w.Header().Set("Connection", "close")
+	}
 	if w.status == 0 && status >= 200 {
 		w.status = status
 	}

@@ -10,7 +10,9 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -153,17 +155,82 @@ func TestStalledClients(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer c.Close()
-			send(t, c, "PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n")
-			for _, b := range "slow!" {
-				time.Sleep(stallTimeout - time.Second) // the bubble's clock
-				send(t, c, string(b))
+			send(t, c, fmt.Sprintf("PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n", 5*20*DefaultLeastRate))
+			text := strings.Repeat("slow!", DefaultLeastRate*20)
+			for part := range slices.Chunk([]byte(text), DefaultLeastRate*50) {
+				time.Sleep(50*time.Second - 1) // the bubble's clock
+				send(t, c, string(part))
 			}
-			if s := <-got; s != "slow!" {
-				t.Errorf("read %q", s)
+			if s := <-got; s != text {
+				t.Errorf("read %d bytes", len(s))
 			}
 			if s := status(t, c); s != http.StatusAccepted {
 				t.Errorf("status %d", s)
 			}
+		})
+	})
+	t.Run("a byte a minute is cut, whatever came before", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			p := onPipes(t, Middleware("test", quiet(), prometheus.NewRegistry())(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if _, err := io.Copy(io.Discard, r.Body); !errors.Is(err, ErrTooSlow) {
+					t.Errorf("the body ended with %v", err)
+				}
+				w.WriteHeader(http.StatusBadRequest)
+			})))
+			c, err := p.dial()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			send(t, c, "PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000\r\n\r\n"+strings.Repeat("fast", 1<<20))
+			began := time.Now()
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				for {
+					time.Sleep(stallTimeout / 2)
+					if _, err := c.Write([]byte("x")); err != nil {
+						return
+					}
+				}
+			})
+			if s := status(t, c); s != http.StatusRequestTimeout {
+				t.Errorf("status %d", s)
+			}
+			if d := time.Since(began); d < stallTimeout || d > stallTimeout+time.Second {
+				t.Errorf("cut after %s", d)
+			}
+			c.Close()
+			wg.Wait()
+		})
+	})
+	t.Run("a byte a minute taken is cut", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			failed := make(chan error, 1)
+			p := onPipes(t, Middleware("test", quiet(), prometheus.NewRegistry())(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				_, err := io.Copy(w, strings.NewReader(strings.Repeat("x", 1<<20)))
+				failed <- err
+			})))
+			c, err := p.dial()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			began := time.Now()
+			send(t, c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				for {
+					if _, err := c.Read(make([]byte, 1)); err != nil {
+						return
+					}
+					time.Sleep(stallTimeout / 2)
+				}
+			})
+			if err := <-failed; !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(began) > 2*stallTimeout {
+				t.Errorf("the answer ended with %v after %s", err, time.Since(began))
+			}
+			c.Close()
+			wg.Wait()
 		})
 	})
 	t.Run("stalled upload is cut", func(t *testing.T) {

@@ -32,6 +32,9 @@ type ServerConfig struct {
 	CongestionControl string `yaml:"congestion_control"`
 	// DrainTimeout is how long requests in flight may take after the end was asked for, default 30s.
 	DrainTimeout config.Duration `yaml:"drain_timeout"`
+	// LeastRate is how slowly a client may send a request's body, in bytes a second averaged over a minute, default 1KiB/s. Slower ones are
+	// answered 408. A request's whole length is not limited.
+	LeastRate config.Rate `yaml:"least_rate"`
 }
 
 // Server is one bound listener.
@@ -73,6 +76,7 @@ func NewServer(name string, cfg ServerConfig, h http.Handler, log *slog.Logger) 
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
+		BaseContext:       func(net.Listener) context.Context { return context.WithValue(context.Background(), leastRate{}, cfg.LeastRate) },
 		ConnContext:       withConn,
 		ConnState:         newCrowd().connState,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
