@@ -13,7 +13,7 @@ import (
 // handler is the read half of the OCI Distribution API. Lists and referrers are build-index's; what writes is refused.
 func (a *Agent) handler(reg *prometheus.Registry) http.Handler {
 	r := chi.NewRouter()
-	r.Use(transport.Middleware("agent", a.log, reg))
+	r.Use(transport.Middleware("agent", a.log, reg), transport.OwnHosts(a.cfg.Server))
 	r.Get("/health", a.health.Health)
 	r.Get("/readiness", a.health.Readiness)
 	r.MethodNotAllowed(registry.UnknownMethod)
@@ -26,8 +26,7 @@ func (a *Agent) handler(reg *prometheus.Registry) http.Handler {
 
 // adminHandler is for operators alone.
 func (a *Agent) adminHandler(reg *prometheus.Registry) http.Handler {
-	m := transport.AdminHandler(a.health, reg)
+	m := transport.AdminHandler(a.cfg.Admin, a.health, reg, a.store.ControlRoutes, a.swarm.ControlRoutes)
 	a.store.AdminRoutes(m)
-	a.swarm.AdminRoutes(m)
 	return m
 }

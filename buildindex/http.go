@@ -28,7 +28,7 @@ func (x *Index) handler(reg *prometheus.Registry) http.Handler {
 }
 
 func (x *Index) adminHandler(reg *prometheus.Registry) http.Handler {
-	m := transport.AdminHandler(x.health, reg)
+	m := transport.AdminHandler(x.cfg.Admin, x.health, reg)
 	m.HandleFunc("GET /writeback", func(w http.ResponseWriter, r *http.Request) {
 		s, err := x.status(r.Context())
 		if err != nil {

@@ -64,7 +64,7 @@ func New(cfg Config, deps role.Deps) (_ *Proxy, err error) {
 		return nil, err
 	}
 	if cfg.Admin.Listen != "" {
-		if p.admin, err = transport.NewServer("admin", cfg.Admin, transport.AdminHandler(p.health, deps.Registry), deps.Log); err != nil {
+		if p.admin, err = transport.NewServer("admin", cfg.Admin, transport.AdminHandler(cfg.Admin, p.health, deps.Registry), deps.Log); err != nil {
 			return nil, errors.Join(err, p.server.Close())
 		}
 	}

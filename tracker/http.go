@@ -42,8 +42,9 @@ func (t *Tracker) handler(reg *prometheus.Registry) http.Handler {
 	r.Get("/announce", t.serveStock)
 	r.Post("/announce", t.answering(t.serveBatched))
 	r.Get("/blobs/{digest}/torrent", t.answering(t.serveTorrent))
-	r.Get("/", t.answering(t.servePage))
-	r.Get("/swarms", t.answering(t.serveSwarms))
+	page := r.With(transport.OwnHosts(t.cfg.Server))
+	page.Get("/", t.answering(t.servePage))
+	page.Get("/swarms", t.answering(t.serveSwarms))
 	r.NotFound(t.answering(func(_ http.ResponseWriter, r *http.Request) error {
 		return fmt.Errorf("%w: no such path %.200q", errNotFound, r.URL.Path)
 	}))

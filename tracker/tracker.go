@@ -62,7 +62,7 @@ func New(cfg Config, deps role.Deps) (_ *Tracker, err error) {
 		return nil, err
 	}
 	if cfg.Admin.Listen != "" {
-		if t.admin, err = transport.NewServer("admin", cfg.Admin, transport.AdminHandler(t.health, deps.Registry), deps.Log); err != nil {
+		if t.admin, err = transport.NewServer("admin", cfg.Admin, transport.AdminHandler(cfg.Admin, t.health, deps.Registry), deps.Log); err != nil {
 			return nil, errors.Join(err, t.server.Close())
 		}
 	}

@@ -33,12 +33,9 @@ func (s *Store) status() status {
 	}
 }
 
-// AdminRoutes adds what operators may do to m, which must be out of the reach of others:
+// AdminRoutes adds to m:
 //
-//	GET    /cache                what is used, and what is pinned
-//	PUT    /cache/pins/<digest>  keep a blob from being evicted, also one that is not there yet
-//	DELETE /cache/pins/<digest>  end that
-//	POST   /cache/scrub          verify all blobs again, from now on
+//	GET /cache  what is used, and what is pinned
 func (s *Store) AdminRoutes(m *http.ServeMux) {
 	m.HandleFunc("GET /cache", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -46,6 +43,14 @@ func (s *Store) AdminRoutes(m *http.ServeMux) {
 			s.log.Debug("client went away", "error", err)
 		}
 	})
+}
+
+// ControlRoutes adds what operators may do to m, which must be out of the reach of others:
+//
+//	PUT    /cache/pins/<digest>  keep a blob from being evicted, also one that is not there yet
+//	DELETE /cache/pins/<digest>  end that
+//	POST   /cache/scrub          verify all blobs again, from now on
+func (s *Store) ControlRoutes(m *http.ServeMux) {
 	m.HandleFunc("PUT /cache/pins/{digest}", pinRoute(s.Pin))
 	m.HandleFunc("DELETE /cache/pins/{digest}", pinRoute(s.Unpin))
 	m.HandleFunc("POST /cache/scrub", func(w http.ResponseWriter, _ *http.Request) {

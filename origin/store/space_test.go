@@ -178,6 +178,7 @@ func TestPins(t *testing.T) {
 	s := open(t, Config{Keep: Keep{Pinned: []digest.Digest{configured}}})
 	admin := http.NewServeMux()
 	s.AdminRoutes(admin)
+	s.ControlRoutes(admin)
 	ask := func(method, path string) (int, string) {
 		w := httptest.NewRecorder()
 		admin.ServeHTTP(w, httptest.NewRequest(method, path, nil))
@@ -204,6 +205,7 @@ func TestPins(t *testing.T) {
 	}
 	admin = http.NewServeMux()
 	s.AdminRoutes(admin)
+	s.ControlRoutes(admin)
 	if code, body := ask("GET", "/cache"); code != 200 || !strings.Contains(body, later.String()) {
 		t.Errorf("GET /cache: %d %s", code, body)
 	}

@@ -1,6 +1,6 @@
 // Package store keeps blobs on a local disk: whole ones by digest, partial ones by pieces, upload sessions, write-back markers
 // and name records. Origin and agent use it. What it has acknowledged survives kill -9 and power loss; everything else is found
-// and dropped, or resumed, at the next Open. It talks to no network (its role serves AdminRoutes) and knows no swarm.
+// and dropped, or resumed, at the next Open. It talks to no network (its role serves AdminRoutes and ControlRoutes) and knows no swarm.
 package store
 
 import (

@@ -8,11 +8,11 @@ import (
 	"net/http"
 )
 
-// AdminRoutes adds what operators may do to m, which must be out of the reach of others:
+// ControlRoutes adds what operators may do to m, which must be out of the reach of others:
 //
 //	GET /limits  the rates as they are now
 //	PUT /limits  changes those that the body names, e.g. {"upload_rate": "25Mbit/s"}, until the process ends
-func (s *Swarm) AdminRoutes(m *http.ServeMux) {
+func (s *Swarm) ControlRoutes(m *http.ServeMux) {
 	m.HandleFunc("GET /limits", func(w http.ResponseWriter, _ *http.Request) { s.sendRates(w) })
 	m.HandleFunc("PUT /limits", func(w http.ResponseWriter, r *http.Request) {
 		if err := s.changeRates(w, r); err != nil {

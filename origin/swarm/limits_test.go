@@ -258,7 +258,7 @@ func TestBodiesKeepToTheRates(t *testing.T) {
 func TestOperatorsChangeRates(t *testing.T) {
 	n := newNode(t, func(c *Config) { c.BlobUploadRate = 5 << 20 })
 	m := http.NewServeMux()
-	n.AdminRoutes(m)
+	n.ControlRoutes(m)
 	for _, c := range []struct {
 		body string
 		code int

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
-	"net/http/pprof"
 	"sync"
 	"time"
 
@@ -154,16 +153,13 @@ func answer(w http.ResponseWriter, status int, v any) {
 	_ = json.NewEncoder(w).Encode(v)
 }
 
-// AdminHandler serves health, readiness, metrics and profiles. A role may add routes of its own.
-func AdminHandler(h *Health, g prometheus.Gatherer) *http.ServeMux {
+// AdminHandler serves health, readiness and metrics. A role may add routes of its own that only read. What control adds, and profiles where
+// cfg.PProf is set, are for operators alone: see cfg.Control.
+func AdminHandler(cfg ServerConfig, h *Health, g prometheus.Gatherer, control ...func(*http.ServeMux)) *http.ServeMux {
 	m := http.NewServeMux()
 	m.HandleFunc("GET /health", h.Health)
 	m.HandleFunc("GET /readiness", h.readinessInFull)
 	m.Handle("GET /metrics", promhttp.HandlerFor(g, promhttp.HandlerOpts{}))
-	m.HandleFunc("GET /debug/pprof/", pprof.Index)
-	m.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
-	m.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
-	m.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
-	m.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	m.Handle("/", newGate(cfg, control))
 	return m
 }

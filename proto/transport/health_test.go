@@ -64,7 +64,7 @@ func TestReadiness(t *testing.T) {
 			if tc.drain {
 				h.SetDraining()
 			}
-			admin := AdminHandler(h, prometheus.NewRegistry())
+			admin := AdminHandler(ServerConfig{}, h, prometheus.NewRegistry())
 			status, got := ask(t, admin, "/readiness")
 			if status != tc.status || !reflect.DeepEqual(got, tc.want) {
 				t.Errorf("readiness is %d %+v, want %d %+v", status, got, tc.status, tc.want)
@@ -90,7 +90,7 @@ func TestReadinessIsCheap(t *testing.T) {
 			<-ctx.Done()
 			return ctx.Err()
 		})
-		admin := AdminHandler(h, prometheus.NewRegistry())
+		admin := AdminHandler(ServerConfig{}, h, prometheus.NewRegistry())
 		began := time.Now()
 		var wg sync.WaitGroup
 		for range 50 {
@@ -123,7 +123,7 @@ func TestReadinessIsCheap(t *testing.T) {
 // TestDrainingShowsAtOnce: a fresh good answer does not hide it.
 func TestDrainingShowsAtOnce(t *testing.T) {
 	h := NewHealth()
-	admin := AdminHandler(h, prometheus.NewRegistry())
+	admin := AdminHandler(ServerConfig{}, h, prometheus.NewRegistry())
 	if status, _ := ask(t, admin, "/readiness"); status != 200 {
 		t.Fatalf("status %d", status)
 	}
@@ -152,7 +152,7 @@ func TestAskerMayLeave(t *testing.T) {
 		})
 		synctest.Wait()
 		leave()
-		if status, got := ask(t, AdminHandler(h, prometheus.NewRegistry()), "/readiness"); status != 200 {
+		if status, got := ask(t, AdminHandler(ServerConfig{}, h, prometheus.NewRegistry()), "/readiness"); status != 200 {
 			t.Errorf("readiness is %d %+v", status, got)
 		}
 		first.Wait()
@@ -160,8 +160,8 @@ func TestAskerMayLeave(t *testing.T) {
 }
 
 func TestAdminRoutes(t *testing.T) {
-	admin := AdminHandler(NewHealth(), prometheus.NewRegistry())
-	for path, want := range map[string]int{"/metrics": 200, "/debug/pprof/": 200, "/debug/pprof/heap": 200, "/debug/pprof/cmdline": 200, "/nothing": 404} {
+	admin := AdminHandler(ServerConfig{}, NewHealth(), prometheus.NewRegistry())
+	for path, want := range map[string]int{"/metrics": 200, "/debug/pprof/": 404, "/debug/pprof/heap": 404, "/nothing": 404} {
 		w := httptest.NewRecorder()
 		admin.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
 		if w.Code != want {
@@ -179,7 +179,7 @@ func TestReadinessNamesNoAddress(t *testing.T) {
 	if _, got := ask(t, http.HandlerFunc(h.Readiness), "/readiness"); got.Degraded[0].Error != "connection refused" {
 		t.Errorf("clients are told %+v", got)
 	}
-	if _, got := ask(t, AdminHandler(h, prometheus.NewRegistry()), "/readiness"); !strings.Contains(got.Degraded[0].Error, "10.1.2.3") {
+	if _, got := ask(t, AdminHandler(ServerConfig{}, h, prometheus.NewRegistry()), "/readiness"); !strings.Contains(got.Degraded[0].Error, "10.1.2.3") {
 		t.Errorf("operators are told %+v", got)
 	}
 }

@@ -368,7 +368,7 @@ func TestRequestMetrics(t *testing.T) {
 		h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(rq[0], rq[1], nil))
 	}
 	w := httptest.NewRecorder()
-	AdminHandler(NewHealth(), reg).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	AdminHandler(ServerConfig{}, NewHealth(), reg).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
 	for _, line := range []string{
 		`kraken_http_requests_total{method="GET",role="test",status="200"} 1`,
 		`kraken_http_requests_total{method="GET",role="test",status="404"} 1`,

@@ -35,6 +35,14 @@ type ServerConfig struct {
 	// LeastRate is how slowly a client may send a request's body, in bytes a second averaged over a minute, default 1KiB/s. Slower ones are
 	// answered 408. A request's whole length is not limited.
 	LeastRate config.Rate `yaml:"least_rate"`
+	// Hosts are further names that clients reach this listener by, "*" for every name: an agent's registry, the tracker's page and all admin
+	// listeners answer only for these, localhost, the names in Listen and Advertise, and the address that a connection came to.
+	Hosts []string `yaml:"hosts"`
+	// Control, of an admin listener, turns on what changes the process (limits, pins, scrub), for clients on this machine and for ones with
+	// a certificate of TLS.ClientCA. Default off.
+	Control bool `yaml:"control"`
+	// PProf, of an admin listener with Control, serves /debug/pprof/ to the same clients. Default off.
+	PProf bool `yaml:"pprof"`
 }
 
 // Server is one bound listener.
@@ -54,6 +62,15 @@ type Server struct {
 func NewServer(name string, cfg ServerConfig, h http.Handler, log *slog.Logger) (*Server, error) {
 	if cfg.DrainTimeout == 0 {
 		cfg.DrainTimeout = config.Duration(30 * time.Second)
+	}
+	switch {
+	case name == "admin":
+		h = OwnHosts(cfg)(h)
+	case cfg.Control || cfg.PProf:
+		return nil, fmt.Errorf("%s listener: control and pprof belong to admin", name)
+	}
+	if cfg.PProf && !cfg.Control {
+		return nil, fmt.Errorf("%s listener: pprof needs control", name)
 	}
 	tc, d, err := cfg.TLS.server(log)
 	if err != nil {
@@ -76,10 +93,12 @@ func NewServer(name string, cfg ServerConfig, h http.Handler, log *slog.Logger) 
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
-		BaseContext:       func(net.Listener) context.Context { return context.WithValue(context.Background(), leastRate{}, cfg.LeastRate) },
-		ConnContext:       withConn,
-		ConnState:         newCrowd().connState,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		BaseContext: func(net.Listener) context.Context {
+			return context.WithValue(context.Background(), leastRate{}, cfg.LeastRate)
+		},
+		ConnContext: withConn,
+		ConnState:   newCrowd().connState,
+		ErrorLog:    slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	if cfg.CongestionControl == CongestionAuto {
 		crowd := s.srv.ConnState
