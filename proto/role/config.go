@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"reflect"
 
 	"kraken/proto/config"
 	"kraken/proto/ring"
@@ -14,7 +15,7 @@ import (
 type Config struct {
 	// Server is the role's main listener, which the others, or clients, speak to.
 	Server transport.ServerConfig `yaml:"server"`
-	// Admin is where health, metrics and profiles are; keep it away from clients. Without listen there is none.
+	// Admin is where health, metrics and control are; keep it away from clients. Without listen there is none.
 	Admin transport.ServerConfig `yaml:"admin"`
 	Log   LogConfig              `yaml:"log"`
 	// Client is how this role speaks to the others.
@@ -45,8 +46,14 @@ const defaultReplicas = 2
 // were validated by the role.
 func (c *Config) Validate(m *config.Mistakes, more ...Listener) {
 	c.Server.Validate(m, "server")
+	if c.Server.Control || c.Server.PProf {
+		m.Add("server", "control and pprof belong to admin")
+	}
+	if c.Admin.PProf && !c.Admin.Control {
+		m.Add("admin.pprof", "needs control")
+	}
 	listeners := append([]Listener{{"server.listen", c.Server.Listen}}, more...)
-	if c.Admin != (transport.ServerConfig{}) {
+	if !reflect.ValueOf(c.Admin).IsZero() {
 		c.Admin.Validate(m, "admin")
 		listeners = append(listeners, Listener{"admin.listen", c.Admin.Listen})
 	}

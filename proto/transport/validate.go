@@ -31,11 +31,15 @@ func (c *ClientConfig) Validate(m *config.Mistakes, key string) {
 		validCA(m, key+".ca", c.CA)
 	}
 	validPair(m, key, c.Cert, c.Key)
+	validSerials(m, key, c.DeniedSerials)
 	config.NotNegative(m, key+".dial_timeout", c.DialTimeout)
 	config.NotNegative(m, key+".progress_timeout", c.ProgressTimeout)
 }
 
 func (t TLS) validate(m *config.Mistakes, key string) {
+	if t.DeniedSerials != "" && t.ClientCA == "" {
+		m.Add(key+".denied_serials", "needs client_ca: without it clients show no certificates")
+	}
 	if t.ClientCA != "" {
 		validCA(m, key+".client_ca", t.ClientCA)
 		if t.Cert == "" && t.Key == "" {
@@ -43,6 +47,7 @@ func (t TLS) validate(m *config.Mistakes, key string) {
 		}
 	}
 	validPair(m, key, t.Cert, t.Key)
+	validSerials(m, key, t.DeniedSerials)
 }
 
 // Validate puts what is wrong into m, under key. It reads the files that are named.
@@ -59,6 +64,21 @@ func (t PeerTLS) Validate(m *config.Mistakes, key string) {
 		m.Add(key+".cert", "is needed with ca, and key")
 	}
 	validPair(m, key, t.Cert, t.Key)
+	validSerials(m, key, t.DeniedSerials)
+}
+
+// validSerials refuses a list that can't be read.
+func validSerials(m *config.Mistakes, key, path string) {
+	if path == "" {
+		return
+	}
+	b, err := os.ReadFile(path)
+	if err == nil {
+		_, err = parseSerials([][]byte{b})
+	}
+	if err != nil {
+		m.Add(key+".denied_serials", "%w", err)
+	}
 }
 
 // validCA refuses a file that can't be read or holds no certificate.
