@@ -681,7 +681,7 @@ func TestSlowReaders(t *testing.T) {
 				if err := tc.SetReadBuffer(64 << 10); err != nil {
 					t.Fatal(err)
 				}
-				fmt.Fprintf(tc, "GET /v2/demo/app/blobs/%s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", d)
+				fmt.Fprintf(tc, "GET /v2/demo/app/blobs/%s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", d)
 				conns = append(conns, tc)
 			}
 			eventually(t, "all read", func() bool { return r.waiting(d) == readers })
