@@ -46,8 +46,9 @@ type Origin struct {
 	fetching    singleflight.Group // one read-through for many readers
 	fetches     map[digest.Digest]*fetch
 	durable     *lru.Cache[string, bool] // "bucket digest" that were seen in the bucket
-	kick        chan struct{}            // write-back has something to do
-	busy        sync.Map                 // digest → true while it is written back or moved
+	commits     *commits
+	kick        chan struct{} // write-back has something to do
+	busy        sync.Map      // digest → true while it is written back or moved
 
 	nameKeys   registry.NameKeys // whose name records are believed; all where there is none
 	unsigned   sync.Once         // says in the log that there is none
@@ -93,6 +94,9 @@ func New(cfg Config, deps role.Deps) (_ *Origin, err error) {
 		return nil, fmt.Errorf("record_keys: %w", err)
 	}
 	if o.durable, err = lru.New[string, bool](100_000); err != nil {
+		return nil, err
+	}
+	if o.commits, err = newCommits(time.Duration(cfg.UploadIdle)); err != nil {
 		return nil, err
 	}
 	hc, err := transport.NewClient(cfg.Client, deps.Log)

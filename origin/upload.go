@@ -58,6 +58,7 @@ func (o *Origin) UploadStatus(_ context.Context, repo, id string) (registry.Uplo
 	if err != nil {
 		return registry.Upload{}, err
 	}
+	u.Resync()
 	return registry.Upload{ID: id, Offset: u.Offset()}, nil
 }
 
@@ -67,17 +68,18 @@ func (o *Origin) WriteUpload(ctx context.Context, repo, id string, c registry.Ch
 	if err != nil {
 		return registry.Upload{}, err
 	}
-	if err := o.write(ctx, u, c); err != nil {
+	if err := o.write(ctx, u, c, u.Write); err != nil {
 		return registry.Upload{}, err
 	}
 	return registry.Upload{ID: id, Offset: u.Offset()}, nil
 }
 
-func (o *Origin) write(ctx context.Context, u *store.Upload, c registry.Chunk) error {
+// write hands a chunk to one of the two ways in which a session takes it.
+func (o *Origin) write(ctx context.Context, u *store.Upload, c registry.Chunk, write func(context.Context, int64, io.Reader) (int64, error)) error {
 	if c.Body == nil {
 		return nil
 	}
-	n, err := u.Write(ctx, c.Offset, c.Body)
+	n, err := write(ctx, c.Offset, c.Body)
 	o.m.received.Add(float64(n))
 	if err == nil && c.Length >= 0 && n != c.Length {
 		err = fmt.Errorf("%w: chunk has %d bytes, %d were announced", registry.ErrSizeInvalid, n, c.Length)
@@ -89,17 +91,47 @@ func (o *Origin) write(ctx context.Context, u *store.Upload, c registry.Chunk) e
 	return wire(err)
 }
 
-// CommitUpload verifies the session and makes it a blob that is marked for write-back, durably.
+// CommitUpload verifies the session and makes it a blob that is marked for write-back, durably. It may be repeated: what the session was
+// committed as is answered again, and a body that was cut may be sent again from its first byte.
 func (o *Origin) CommitUpload(ctx context.Context, repo, id string, d digest.Digest, c registry.Chunk) (v1.Descriptor, error) {
+	desc, err := o.commit(ctx, repo, id, d, c)
+	if !errors.Is(err, registry.ErrBlobUploadUnknown) {
+		return desc, err
+	}
+	again, aerr := o.commits.again(repo, id, d)
+	if aerr != nil {
+		return v1.Descriptor{}, err
+	}
+	if _, serr := o.store.Stat(d); serr != nil {
+		return v1.Descriptor{}, err // it is gone here, and has to be sent anew
+	}
+	if c.Body != nil {
+		// Who sends it again expects it to be read; how it is cut or what it is does not matter any more.
+		_, _ = io.CopyN(io.Discard, c.Body, again.Size)
+	}
+	return again, nil
+}
+
+// commitWait is how long a commit waits for an earlier request to the same session, whose end may not have been noticed yet.
+const commitWait = 2 * time.Second
+
+func (o *Origin) commit(ctx context.Context, repo, id string, d digest.Digest, c registry.Chunk) (v1.Descriptor, error) {
 	u, err := o.session(repo, id)
 	if err != nil {
 		return v1.Descriptor{}, err
 	}
-	if err := o.write(ctx, u, c); err != nil {
-		return v1.Descriptor{}, err
-	}
 	m, err := o.marker(repo)
 	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	if err := u.AwaitIdle(ctx, commitWait); err != nil {
+		return v1.Descriptor{}, wire(err)
+	}
+	write := u.Write
+	if c.Offset < 0 {
+		write = func(ctx context.Context, _ int64, r io.Reader) (int64, error) { return u.WriteLast(ctx, r) }
+	}
+	if err := o.write(ctx, u, c, write); err != nil {
 		return v1.Descriptor{}, err
 	}
 	// The client may go away now; what has arrived whole is kept.
@@ -107,8 +139,10 @@ func (o *Origin) CommitUpload(ctx context.Context, repo, id string, d digest.Dig
 	if err != nil {
 		return v1.Descriptor{}, wire(err)
 	}
+	desc := v1.Descriptor{MediaType: "application/octet-stream", Digest: d, Size: i.Size}
+	o.commits.add(id, repo, desc)
 	o.committed(d)
-	return v1.Descriptor{MediaType: "application/octet-stream", Digest: d, Size: i.Size}, nil
+	return desc, nil
 }
 
 // committed starts what follows a commit in the background: metainfo, write-back, and the way to the owners.

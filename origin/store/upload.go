@@ -57,6 +57,7 @@ type Upload struct {
 	hashed int64
 	pieces *blob.PieceHasher // nil when the size is not known, the session was resumed, or none are wanted
 	ended  bool
+	last   *int64 // where the last WriteLast began, nil when something else came since
 
 	staged  bool // a commit that failed may have left files
 	adopted bool // its bytes are a blob's now
@@ -224,6 +225,12 @@ func (u *Upload) Write(ctx context.Context, off int64, r io.Reader) (n int64, er
 		return 0, fmt.Errorf("write upload %s: %w", u.id, ErrBusy)
 	}
 	defer u.mu.Unlock()
+	u.last = nil
+	return u.write(ctx, off, r)
+}
+
+// write is Write for who holds u.mu.
+func (u *Upload) write(ctx context.Context, off int64, r io.Reader) (n int64, err error) {
 	defer u.touch()
 	if u.ended {
 		return 0, fmt.Errorf("%w: %s", ErrUploadUnknown, u.id)
