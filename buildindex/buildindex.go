@@ -70,7 +70,7 @@ func New(cfg Config, deps role.Deps) (_ *Index, err error) {
 	if err := x.openKeys(); err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(filepath.Dir(cfg.Database), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(cfg.Database), 0o700); err != nil {
 		return nil, fmt.Errorf("database: %w", err)
 	}
 	if x.db, err = sql.Open(ctx, cfg.Database); err != nil {

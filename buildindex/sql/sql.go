@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -51,6 +52,14 @@ func Open(ctx context.Context, path string) (_ *Store, err error) {
 			err = errors.Join(fmt.Errorf("open database %s: %w", path, err), s.Close())
 		}
 	}()
+	// SQLite would make it readable by all; its other files take the mode of this one.
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Close(); err != nil {
+		return nil, err
+	}
 	if s.w, err = sql.Open("sqlite", dsn); err != nil {
 		return nil, err
 	}

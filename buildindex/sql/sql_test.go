@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -316,6 +317,21 @@ func TestPagesOfManyTags(t *testing.T) {
 		t.Logf("%s page of %d tags: %v, page of %d: %v", name, n, median(name), page, median("of few"))
 		if median(name) > median("of few")*3/2 {
 			t.Errorf("%s page of %d tags took %v, a page of %d %v", name, n, median(name), page, median("of few"))
+		}
+	}
+}
+
+// TestDatabaseIsTheOwnersAlone: so are the files that SQLite keeps beside it.
+func TestDatabaseIsTheOwnersAlone(t *testing.T) {
+	s, path := open(t)
+	update(t, s, func(*Tx) error { return nil })
+	all, err := filepath.Glob(path + "*")
+	if err != nil || len(all) < 2 {
+		t.Fatalf("%v, %v: want the database and its log", all, err)
+	}
+	for _, f := range all {
+		if fi, err := os.Stat(f); err != nil || fi.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v", f, fi.Mode(), err)
 		}
 	}
 }

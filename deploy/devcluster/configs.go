@@ -41,7 +41,7 @@ func (cl *Cluster) writeConfigs() error {
 		if err != nil {
 			return fmt.Errorf("configuration of %s: %w", c.Name, err)
 		}
-		if err := os.WriteFile(cl.ConfigPath(c), text, 0o644); err != nil {
+		if err := os.WriteFile(cl.ConfigPath(c), text, cl.configMode()); err != nil {
 			return err
 		}
 	}
@@ -138,4 +138,12 @@ Look with curl:
 
 Stop it: make stop-devcluster
 `, proxy, agent, cl.first("tracker"), len(cl.Role("agent")), cl.Dir, cl.scheme("proxy"), cl.scheme("tracker"))
+}
+
+// configMode is the mode of configurations, which hold secrets. Containers run as another user, who must read them.
+func (cl *Cluster) configMode() os.FileMode {
+	if cl.Runtime == "docker" {
+		return 0o644
+	}
+	return 0o600
 }

@@ -47,7 +47,7 @@ type Bucket interface {
 type Config struct {
 	// Name is how markers on disk call the bucket: never rename one that has blobs to be written back.
 	Name string `yaml:"name"`
-	// URL is file:///absolute/folder, or s3://bucket?region=…&endpoint=http://host:port&use_path_style=true; mem:// for tests.
+	// URL is file:///absolute/folder, with ?mode=0640 where others may read its files (default 0600), or s3://bucket?region=…&endpoint=http://host:port&use_path_style=true; mem:// for tests.
 	URL string `yaml:"url"`
 	// AccessKey and SecretKey are for s3; without them the usual AWS sources are asked.
 	AccessKey config.Secret `yaml:"access_key"`

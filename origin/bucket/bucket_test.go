@@ -169,3 +169,24 @@ func TestFirstMatchingBucket(t *testing.T) {
 		}
 	}
 }
+
+// TestFolderModes: files of a bucket in a folder are its owner's alone, unless the URL says who else may read them.
+func TestFolderModes(t *testing.T) {
+	for query, want := range map[string][2]os.FileMode{"": {0o600, 0o700}, "?mode=0640": {0o640, 0o750}, "?mode=0644": {0o644, 0o755}} {
+		dir := filepath.Join(t.TempDir(), "bucket")
+		b := mustOpen(t, bucket.Config{URL: "file://" + dir + query})
+		if err := b.Put(t.Context(), "a/b/c", bytes.NewReader([]byte("x"))); err != nil {
+			t.Fatal(err)
+		}
+		for p, mode := range map[string]os.FileMode{"a/b/c": want[0], "a/b": want[1], "a": want[1], "": want[1]} {
+			if fi, err := os.Stat(filepath.Join(dir, p)); err != nil || fi.Mode().Perm() != mode {
+				t.Errorf("%q: %q is %v, %v, want %v", query, p, fi.Mode(), err, mode)
+			}
+		}
+	}
+	for _, mode := range []string{"rw", "0400", "0740", "1644", "0888"} {
+		if (bucket.Config{Name: "x", URL: "file:///x?mode=" + mode}).Validate() == nil {
+			t.Errorf("mode %s was accepted", mode)
+		}
+	}
+}

@@ -11,6 +11,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -20,7 +21,8 @@ import (
 // folder is a bucket in a folder. The library's driver neither syncs what it writes nor lists in the order of keys.
 type folder struct {
 	*cloud
-	dir string
+	dir  string
+	mode fs.FileMode
 
 	mu     sync.Mutex
 	synced map[string]bool // folders whose names are durable; nobody removes a bucket's folders while it is used
@@ -33,23 +35,48 @@ func checkFile(u *url.URL) error {
 	if u.Host != "" || !filepath.IsAbs(u.Path) {
 		return fmt.Errorf("%s: want file:///absolute/folder", u)
 	}
-	return nil
+	_, err := fileMode(u)
+	return err
 }
 
-func openFile(name string, u *url.URL) (Bucket, error) {
-	if err := os.MkdirAll(u.Path, 0o755); err != nil {
-		return nil, err
+// fileMode is the mode of a bucket's files, 0600 unless the URL says otherwise.
+func fileMode(u *url.URL) (fs.FileMode, error) {
+	text := u.Query().Get("mode")
+	if text == "" {
+		return 0o600, nil
 	}
-	b, err := fileblob.OpenBucket(u.Path, &fileblob.Options{NoTempDir: true, Metadata: fileblob.MetadataDontWrite})
+	mode, err := strconv.ParseUint(text, 8, 32)
+	if err != nil || mode&^0o666 != 0 || mode&0o600 != 0o600 {
+		return 0, fmt.Errorf("%s: mode %.20q: want e.g. 0640, which its owner may read and write", u, text)
+	}
+	return fs.FileMode(mode), nil
+}
+
+// folderMode lets whoever may read, or write, files of a mode do so in their folder.
+func folderMode(file fs.FileMode) fs.FileMode { return 0o700 | (file&0o044)>>2 | file&0o066 }
+
+func openFile(name string, u *url.URL) (Bucket, error) {
+	mode, err := fileMode(u)
 	if err != nil {
 		return nil, err
 	}
-	return &folder{cloud: &cloud{b: b, name: name}, dir: u.Path}, nil
+	if err := os.MkdirAll(u.Path, folderMode(mode)); err != nil {
+		return nil, err
+	}
+	b, err := fileblob.OpenBucket(u.Path, &fileblob.Options{NoTempDir: true, DirFileMode: folderMode(mode), Metadata: fileblob.MetadataDontWrite})
+	if err != nil {
+		return nil, err
+	}
+	return &folder{cloud: &cloud{b: b, name: name}, dir: u.Path, mode: mode}, nil
 }
 
 func (b *folder) Put(ctx context.Context, key string, r io.Reader) error {
 	if err := b.cloud.Put(ctx, key, r); err != nil {
 		return err
+	}
+	// The library makes files that all may read, as far as the umask lets it.
+	if err := os.Chmod(filepath.Join(b.dir, filepath.FromSlash(key)), b.mode); err != nil {
+		return b.fail("chmod", key, err)
 	}
 	if err := b.sync(key); err != nil {
 		return b.fail("sync", key, err)

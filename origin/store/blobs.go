@@ -177,7 +177,7 @@ func (s *Store) PutMetainfo(m *blob.Metainfo) error {
 	// Not synced: a torn one is computed again. By a rename nevertheless, because it may be read meanwhile.
 	defer s.claim(blobFile(m.Digest, fileMetainfo))()
 	tmp := blobFile(m.Digest, fileMetainfo) + ".new"
-	if err := s.root.WriteFile(tmp, m.Marshal(), 0o644); err != nil {
+	if err := s.root.WriteFile(tmp, m.Marshal(), 0o600); err != nil {
 		return fmt.Errorf("put metainfo of %s: %w", m.Digest, err)
 	}
 	if err := s.root.Rename(tmp, blobFile(m.Digest, fileMetainfo)); err != nil {

@@ -147,13 +147,13 @@ func (s *Store) openPartial(m *blob.Metainfo) (_ *Partial, err error) {
 			p.closeFiles()
 		}
 	}()
-	if p.f, err = s.root.OpenFile(blobFile(d, fileData), os.O_CREATE|os.O_RDWR, 0o644); err != nil {
+	if p.f, err = s.root.OpenFile(blobFile(d, fileData), os.O_CREATE|os.O_RDWR, 0o600); err != nil {
 		return nil, err
 	}
 	if err := p.f.Truncate(m.Size); err != nil {
 		return nil, err
 	}
-	if p.b, err = s.root.OpenFile(blobFile(d, filePieces), os.O_RDWR, 0o644); err != nil {
+	if p.b, err = s.root.OpenFile(blobFile(d, filePieces), os.O_RDWR, 0o600); err != nil {
 		return nil, err
 	}
 	p.synced = p.have.Count()

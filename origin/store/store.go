@@ -113,14 +113,14 @@ func Open(cfg Config) (_ *Store, err error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
 	s := &Store{cfg: cfg, log: cfg.Logger, entries: map[digest.Digest]*entry{}, uploads: map[string]*Upload{}, partials: map[digest.Digest]*Partial{},
 		claims: map[string]chan struct{}{}, shards: map[string]bool{}}
 	s.sessions.sources = map[string]held{}
 	s.avail, s.scrub.now = s.statfs, make(chan struct{}, 1)
-	if s.lock, err = os.OpenFile(filepath.Join(cfg.Dir, "lock"), os.O_CREATE|os.O_RDWR, 0o644); err != nil {
+	if s.lock, err = os.OpenFile(filepath.Join(cfg.Dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
 	defer func() {
@@ -146,7 +146,7 @@ func Open(cfg Config) (_ *Store, err error) {
 		return nil, err
 	}
 	for _, d := range []string{"blobs", "uploads", "names", "pins"} {
-		if err := s.root.MkdirAll(d, 0o755); err != nil {
+		if err := s.root.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("open store: %w", err)
 		}
 	}
@@ -239,7 +239,7 @@ func (s *Store) makeBlobDir(d digest.Digest) error {
 	if err := s.makeShard(d); err != nil {
 		return err
 	}
-	if err := s.root.MkdirAll(dir, 0o755); err != nil {
+	if err := s.root.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
 	return s.syncDir(path.Dir(dir))
@@ -252,7 +252,7 @@ func (s *Store) makeShard(d digest.Digest) error {
 	if s.shards[shard] {
 		return nil
 	}
-	if err := s.root.MkdirAll(shard, 0o755); err != nil {
+	if err := s.root.MkdirAll(shard, 0o700); err != nil {
 		return err
 	}
 	for p := path.Dir(shard); p != "."; p = path.Dir(p) {
@@ -315,7 +315,7 @@ func (s *Store) writeFile(name string, b []byte) error {
 // replaceFile is writeFile without the last step: after a crash the file may still be the old one.
 func (s *Store) replaceFile(name string, b []byte) error {
 	tmp := name + ".new"
-	f, err := s.root.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o644)
+	f, err := s.root.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}

@@ -771,3 +771,30 @@ func FuzzDecodePieces(f *testing.F) {
 		}
 	})
 }
+
+// TestFilesAreTheOwnersAlone: whoever else is on the machine reads no blob, session or record.
+func TestFilesAreTheOwnersAlone(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "deeper", "store")
+	s := open(t, Config{Dir: dir})
+	ingest(t, s, noise(100_000, 1), &Marker{})
+	u, err := s.NewUpload(UploadOptions{Size: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.Write(t.Context(), 0, bytes.NewReader(noise(1000, 2))); err != nil {
+		t.Fatal(err)
+	}
+	err = filepath.WalkDir(filepath.Dir(dir), func(p string, e os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		fi, err := e.Info()
+		if err == nil && fi.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s is %s", p, fi.Mode())
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}

@@ -88,9 +88,9 @@ func (s *Store) NewUpload(o UploadOptions) (*Upload, error) {
 	if err := s.beginSession(o); err != nil {
 		return nil, fmt.Errorf("start upload: %w", err)
 	}
-	err = s.ups.Mkdir(o.ID, 0o755)
+	err = s.ups.Mkdir(o.ID, 0o700)
 	if err == nil && !o.Transient {
-		err = s.ups.WriteFile(path.Join(o.ID, fileSession), b, 0o644)
+		err = s.ups.WriteFile(path.Join(o.ID, fileSession), b, 0o600)
 	}
 	if err != nil {
 		s.endSession(o, 0)
@@ -209,7 +209,7 @@ func (u *Upload) Offset() int64 { return u.off.Load() }
 // Reader opens what was received and what will be, for following a session while it is written. It stays valid when the session
 // becomes a blob. The caller closes it.
 func (u *Upload) Reader() (*os.File, error) {
-	f, err := u.s.ups.OpenFile(path.Join(u.id, fileData), os.O_CREATE|os.O_RDONLY, 0o644)
+	f, err := u.s.ups.OpenFile(path.Join(u.id, fileData), os.O_CREATE|os.O_RDONLY, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("follow upload %s: %w", u.id, err)
 	}
@@ -288,7 +288,7 @@ func (u *Upload) open() error {
 	if u.f != nil {
 		return nil
 	}
-	f, err := u.s.ups.OpenFile(path.Join(u.id, fileData), os.O_CREATE|os.O_RDWR, 0o644)
+	f, err := u.s.ups.OpenFile(path.Join(u.id, fileData), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return fmt.Errorf("open upload %s: %w", u.id, err)
 	}
@@ -466,7 +466,7 @@ func (u *Upload) stage(d digest.Digest, size int64, m *Marker) error {
 	if u.pieces != nil && u.hashed == size {
 		if mi, err := u.pieces.Sum(d); err == nil {
 			// Not synced: a torn one is computed again.
-			if err := u.s.ups.WriteFile(path.Join(u.id, fileMetainfo), mi.Marshal(), 0o644); err != nil {
+			if err := u.s.ups.WriteFile(path.Join(u.id, fileMetainfo), mi.Marshal(), 0o600); err != nil {
 				return err
 			}
 		}
@@ -484,7 +484,7 @@ func (u *Upload) stage(d digest.Digest, size int64, m *Marker) error {
 		if err != nil {
 			return err
 		}
-		f, err := u.s.ups.OpenFile(path.Join(u.id, fileMarker), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o644)
+		f, err := u.s.ups.OpenFile(path.Join(u.id, fileMarker), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 		if err != nil {
 			return err
 		}
