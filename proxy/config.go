@@ -12,6 +12,9 @@ type Config struct {
 	role.Config `yaml:",inline"`
 	// BuildIndex is where manifests, tags and memberships are.
 	BuildIndex role.Endpoint `yaml:"build_index"`
+	// BuildIndexPatience is how long requests wait for a build-index that went away, from that moment on, default 5s. While it is away for
+	// longer they fail at once, and uploads are refused before any byte.
+	BuildIndexPatience config.Duration `yaml:"build_index_patience" config:"positive"`
 	// StallTimeout is after how long without progress an origin is left behind in an upload, default 5s.
 	StallTimeout config.Duration `yaml:"stall_timeout" config:"positive"`
 	// ChunkMinLength is what clients that upload in chunks are asked to send at least in each (OCI-Chunk-Min-Length), default 1MiB. Shorter
@@ -42,12 +45,16 @@ func (c *Config) Validate() error {
 	if c.StallTimeout == 0 {
 		c.StallTimeout = config.Duration(5 * time.Second)
 	}
+	if c.BuildIndexPatience == 0 {
+		c.BuildIndexPatience = config.Duration(5 * time.Second)
+	}
 	if c.ChunkMinLength == 0 {
 		c.ChunkMinLength = 1 << 20
 	}
 	var m config.Mistakes
 	c.Config.Validate(&m)
 	c.BuildIndex.Validate(&m, "build_index")
+	config.NotNegative(&m, "build_index_patience", c.BuildIndexPatience)
 	config.NotNegative(&m, "stall_timeout", c.StallTimeout)
 	config.NotNegative(&m, "chunk_min_length", c.ChunkMinLength)
 	if c.Uploads.InFlight == 0 {

@@ -20,7 +20,7 @@ type Proxy struct {
 	log      *slog.Logger
 	m        *metrics
 	origins  *registry.Origins
-	names    *registry.Client // build-index
+	names    *registry.Client // build-index, waiting for one that restarts
 	ids      signer
 	inFlight *inFlight
 	replicas int
@@ -47,7 +47,11 @@ func New(cfg Config, deps role.Deps) (_ *Proxy, err error) {
 	if p.origins, err = registry.NewOrigins(cfg.Origins, cfg.Replicas, hc); err != nil {
 		return nil, err
 	}
-	if p.names, err = registry.NewClient(cfg.BuildIndex.URL, hc); err != nil {
+	if p.names, err = registry.NewClient(cfg.BuildIndex.URL, transport.Patient(hc, time.Duration(cfg.BuildIndexPatience))); err != nil {
+		return nil, fmt.Errorf("build_index: %w", err)
+	}
+	now, err := registry.NewClient(cfg.BuildIndex.URL, hc)
+	if err != nil {
 		return nil, fmt.Errorf("build_index: %w", err)
 	}
 	key, err := uploadKey(cfg, deps.Log)
@@ -55,7 +59,7 @@ func New(cfg Config, deps role.Deps) (_ *Proxy, err error) {
 		return nil, err
 	}
 	p.ids, p.inFlight = signer{key}, newInFlight(cfg.Uploads.InFlight, cfg.Uploads.InFlightPerSource)
-	p.health.AddCheck("build-index", true, p.names.Ping)
+	p.health.AddCheck("build-index", true, now.Ping)
 	p.health.AddCheck("origin", true, p.anyOrigin)
 	for _, o := range p.origins.All() {
 		p.health.AddCheck(o.ID, false, o.Ping)

@@ -16,8 +16,11 @@ import (
 )
 
 // StartUpload opens a session on as many origins as there are replicas: the owners where the digest is known, else any.
-// It goes on with fewer when the others don't answer, as long as there is one.
+// It goes on with fewer when the others don't answer, as long as there is one. While build-index is away there is no upload: nobody could commit it.
 func (p *Proxy) StartUpload(ctx context.Context, repo string, o registry.UploadOptions) (registry.Upload, error) {
+	if err := p.names.Ping(ctx); err != nil {
+		return registry.Upload{}, fmt.Errorf("%w: an upload could not be committed now: %w", registry.ErrUnavailable, err)
+	}
 	var candidates []*registry.Origin
 	if o.Digest != "" {
 		candidates = p.origins.For(o.Digest)

@@ -86,3 +86,38 @@ func TestCutPutIsSentAgain(t *testing.T) {
 	}
 	wantBlob(t, c.OtherProxy, repo, b)
 }
+
+// A push goes through a restart of build-index at any of its steps; while build-index stays away it is refused before any byte.
+func TestBuildIndexRestartsDuringAPush(t *testing.T) {
+	c := New(t, 0)
+	ctx, repo := t.Context(), "demo/restart"
+	b := noise(100_000, 53)
+	restart := func() (done chan struct{}) {
+		c.BuildIndex.Stop()
+		done = make(chan struct{})
+		go func() {
+			defer close(done)
+			c.BuildIndex.Start()
+		}()
+		return done
+	}
+	done := restart()
+	u, err := c.Proxy.StartUpload(ctx, repo, registry.UploadOptions{Size: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-done
+	done = restart()
+	if _, err := c.Proxy.CommitUpload(ctx, repo, u.ID, digest.FromBytes(b), registry.Chunk{Offset: -1, Length: int64(len(b)), Body: bytes.NewReader(b)}); err != nil {
+		t.Error(err)
+	}
+	<-done
+	wantBlob(t, c.Proxy, repo, b)
+
+	c.BuildIndex.Stop()
+	for range 2 {
+		if _, err := c.Proxy.StartUpload(ctx, repo, registry.UploadOptions{Size: -1}); !errors.Is(err, registry.ErrUnavailable) {
+			t.Errorf("without build-index: %v", err)
+		}
+	}
+}
