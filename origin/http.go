@@ -260,6 +260,9 @@ func (o *Origin) pending(w http.ResponseWriter, r *http.Request) error {
 	if r.Method != http.MethodGet {
 		return fmt.Errorf("%w: %s pending", registry.ErrUnsupported, r.Method)
 	}
+	if o.store.Scanning() { // part of the list would be taken for all of it
+		return &registry.RetryError{Err: fmt.Errorf("%w: the store is being scanned", registry.ErrUnavailable), After: time.Second}
+	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	enc := json.NewEncoder(w)
 	for _, d := range o.store.Marked() {

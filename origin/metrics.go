@@ -15,7 +15,7 @@ func newMetrics(r prometheus.Registerer, o *Origin) *metrics {
 	gauge := func(name, help string, f func() float64) {
 		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "kraken_origin_" + name, Help: help}, f))
 	}
-	gauge("pending_blobs", "Blobs that are not in the bucket yet.", func() float64 { return float64(len(o.store.Marked())) })
+	gauge("pending_blobs", "Blobs that are not in the bucket yet.", func() float64 { n, _ := o.store.Debts(); return float64(n) })
 	gauge("used_bytes", "Bytes of blobs and uploads on disk.", func() float64 { used, _ := o.store.Usage(); return float64(used) })
 	gauge("names_unreadable", "Name records on disk that can't be read.", func() float64 { return float64(o.unreadable.Load()) })
 	return &metrics{

@@ -284,19 +284,15 @@ func (o *Origin) durableIn(ctx context.Context, repo string, ds []digest.Digest)
 	return out, nil
 }
 
-// status is what is left to write back.
+// status is what is left to write back. It is answered from memory.
 func (o *Origin) status() registry.WritebackStatus {
-	var s registry.WritebackStatus
-	for _, d := range o.store.Marked() {
-		s.Pending++
-		if m, err := o.store.Marker(d); err == nil {
-			if t := m.Created.Format(time.RFC3339); s.Oldest == "" || t < s.Oldest {
-				s.Oldest = t
-			}
-		}
+	n, oldest := o.store.Debts()
+	s := registry.WritebackStatus{Pending: n, Names: o.store.NumNames(), Scanning: o.store.Scanning()}
+	if s.Scanning {
+		s.Pending++ // there may be more: nobody must take 0 for an answer yet
 	}
-	if keys, err := o.store.Names(); err == nil {
-		s.Names = len(keys)
+	if !oldest.IsZero() {
+		s.Oldest = oldest.Format(time.RFC3339)
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -13,12 +13,14 @@ import (
 // status is the answer to GET /cache. Sizes are bytes.
 type status struct {
 	Used      int64           `json:"used"`
+	Leaving   int64           `json:"leaving"`  // of evicted blobs that are being removed
 	Capacity  int64           `json:"capacity"` // 0: unbounded
 	HighWater float64         `json:"high_water"`
 	LowWater  float64         `json:"low_water"`
 	MinFree   int64           `json:"min_free"`
 	Blobs     int             `json:"blobs"`
-	Partial   int             `json:"partial"` // that are written now
+	Partial   int             `json:"partial"`  // that are written now
+	Scanning  bool            `json:"scanning"` // some blobs that were there at the start may not be known yet
 	Pins      []digest.Digest `json:"pins"`
 	Rotten    int64           `json:"rotten"` // found since the start
 }
@@ -28,7 +30,7 @@ func (s *Store) status() status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return status{
-		Used: s.used, Capacity: s.cfg.Capacity, HighWater: s.cfg.HighWater, LowWater: s.cfg.LowWater, MinFree: int64(s.cfg.MinFree),
+		Used: s.used, Leaving: s.leaving, Scanning: s.scan.running.Load(), Capacity: s.cfg.Capacity, HighWater: s.cfg.HighWater, LowWater: s.cfg.LowWater, MinFree: int64(s.cfg.MinFree),
 		Blobs: len(s.entries), Partial: len(s.partials), Pins: pins, Rotten: s.scrub.rotten.Load(),
 	}
 }

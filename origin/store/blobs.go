@@ -1,17 +1,18 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
-
-	"kraken/proto/blob"
 )
 
 // Reader is an open whole blob. It is not evicted before Close.
@@ -36,6 +37,9 @@ func (r *Reader) Close() (err error) {
 
 // Stat describes a whole blob, ErrNotFound when there is none (a partial one is none).
 func (s *Store) Stat(d digest.Digest) (Info, error) {
+	if err := s.find(d); err != nil {
+		return Info{}, err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.entries[d]
@@ -45,15 +49,38 @@ func (s *Store) Stat(d digest.Digest) (Info, error) {
 	return Info{d, e.size}, nil
 }
 
-// Open opens a whole blob for reading and counts as an access.
+// Open opens a whole blob for reading and counts as an access. A blob whose file somebody else has removed or shortened is forgotten:
+// ErrNotFound.
 func (s *Store) Open(d digest.Digest) (*Reader, error) {
+	r, lost, err := s.open(d, func(e *entry) *int { return &e.open })
+	if lost {
+		s.evicted([]digest.Digest{d})
+	}
+	return r, err
+}
+
+// OpenYielding is Open for who has no need to keep the blob: it is evicted nevertheless, after what nobody has open. The reader goes on
+// to work; OnEvict tells its owner to close it, which gives back the space.
+func (s *Store) OpenYielding(d digest.Digest) (*Reader, error) {
+	r, lost, err := s.open(d, func(e *entry) *int { return &e.yielding })
+	if lost { // OnEvict leads to the caller, which may have locks
+		s.background(func() { s.evicted([]digest.Digest{d}) })
+	}
+	return r, err
+}
+
+// open counts the reader among users. lost says that the blob was forgotten, which OnEvict has to be told.
+func (s *Store) open(d digest.Digest, users func(*entry) *int) (r *Reader, lost bool, err error) {
+	if err := s.find(d); err != nil {
+		return nil, false, err
+	}
 	s.mu.Lock()
 	e := s.entries[d]
 	if e == nil {
 		s.mu.Unlock()
-		return nil, fmt.Errorf("%w: %s", ErrNotFound, d)
+		return nil, false, fmt.Errorf("%w: %s", ErrNotFound, d)
 	}
-	e.open++
+	*users(e)++
 	now := time.Now()
 	stale := now.Sub(e.access) > time.Minute
 	e.access = now
@@ -61,12 +88,18 @@ func (s *Store) Open(d digest.Digest) (*Reader, error) {
 	release := func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		e.open--
+		*users(e)--
 	}
 	f, err := s.root.Open(blobFile(d, fileData))
+	if err == nil {
+		err = checkLength(f, e.size)
+	}
 	if err != nil {
 		release()
-		return nil, fmt.Errorf("open blob %s: %w", d, err)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrSizeMismatch) {
+			return nil, s.lose(d, e, err), fmt.Errorf("%w: %s", ErrNotFound, d)
+		}
+		return nil, false, fmt.Errorf("open blob %s: %w", d, err)
 	}
 	if stale {
 		// The time of the last access survives a restart, to the minute.
@@ -77,10 +110,22 @@ func (s *Store) Open(d digest.Digest) (*Reader, error) {
 	return &Reader{f: f, info: Info{d, e.size}, close: func() error {
 		release()
 		return f.Close()
-	}}, nil
+	}}, false, nil
 }
 
-// List calls fn for every whole blob, until fn fails.
+// checkLength closes a file that does not have size bytes.
+func checkLength(f *os.File, size int64) error {
+	fi, err := f.Stat()
+	if err == nil && fi.Size() != size {
+		err = fmt.Errorf("%w: the file has %d bytes, the blob %d", ErrSizeMismatch, fi.Size(), size)
+	}
+	if err != nil {
+		f.Close()
+	}
+	return err
+}
+
+// List calls fn for every whole blob that is known, until fn fails.
 func (s *Store) List(fn func(Info) error) error {
 	s.mu.Lock()
 	infos := make([]Info, 0, len(s.entries))
@@ -99,31 +144,25 @@ func (s *Store) List(fn func(Info) error) error {
 // Delete removes a whole blob. ErrMarked while it waits for write-back, ErrNotFound when it is not there.
 // Readers that have it open read on.
 func (s *Store) Delete(d digest.Digest) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	e := s.entries[d]
-	if e == nil {
-		return fmt.Errorf("delete blob: %w: %s", ErrNotFound, d)
-	}
-	if e.marked {
-		return fmt.Errorf("delete blob %s: %w", d, ErrMarked)
-	}
-	return s.drop(d, e)
-}
-
-// drop removes a blob's folder; the store's lock is held.
-func (s *Store) drop(d digest.Digest, e *entry) error {
-	delete(s.entries, d)
-	s.used -= e.disk
-	if err := s.root.RemoveAll(blobDir(d)); err != nil {
-		return fmt.Errorf("remove blob %s: %w", d, err)
+	err := s.removeWhole(d, func(e *entry) error {
+		if e.marked {
+			return ErrMarked
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("delete blob %s: %w", d, err)
 	}
 	return nil
 }
 
 // Ingest streams a blob to disk, verifies it and commits it. Nothing stays when it fails. size is -1 when not known.
 func (s *Store) Ingest(ctx context.Context, d digest.Digest, size int64, r io.Reader, m *Marker) (Info, error) {
-	if i, err := s.Stat(d); err == nil {
+	i, err := s.Stat(d)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return Info{}, err
+	}
+	if err == nil {
 		if m != nil {
 			return i, s.Mark(d, *m)
 		}
@@ -136,8 +175,7 @@ func (s *Store) Ingest(ctx context.Context, d digest.Digest, size int64, r io.Re
 	if _, err := u.Write(ctx, 0, r); err != nil {
 		return Info{}, errors.Join(fmt.Errorf("ingest %s: %w", d, err), u.Abort())
 	}
-	i, err := u.Commit(ctx, d, m)
-	if err != nil {
+	if i, err = u.Commit(ctx, d, m); err != nil {
 		if aerr := u.Abort(); aerr != nil && !errors.Is(aerr, ErrUploadUnknown) {
 			err = errors.Join(err, aerr)
 		}
@@ -150,70 +188,41 @@ type readerFunc func([]byte) (int, error)
 
 func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
 
-// Metainfo is what is known of the pieces of a whole or partial blob, ErrNotFound when nothing is.
-func (s *Store) Metainfo(d digest.Digest) (*blob.Metainfo, error) {
-	b, err := s.root.ReadFile(blobFile(d, fileMetainfo))
-	if err != nil {
-		return nil, fmt.Errorf("metainfo: %w: %s", ErrNotFound, d)
+// Recent lists the whole blobs that were used since a time and that keep wants, the latest first, at most n.
+func (s *Store) Recent(since time.Time, n int, keep func(Info) bool) []Info {
+	type used struct {
+		Info
+		at time.Time
 	}
-	m, err := blob.ParseMetainfo(b)
-	if err == nil && m.Digest != d {
-		err = blob.ErrMetainfoInvalid
-	}
-	if err != nil {
-		return nil, fmt.Errorf("metainfo of %s on disk: %w", d, err)
-	}
-	return m, nil
-}
-
-// PutMetainfo stores the metainfo beside a blob that is there.
-func (s *Store) PutMetainfo(m *blob.Metainfo) error {
+	var all []used
 	s.mu.Lock()
-	e := s.entries[m.Digest]
-	s.mu.Unlock()
-	if e == nil || e.size != m.Size {
-		return fmt.Errorf("put metainfo: %w: %s with %d bytes", ErrNotFound, m.Digest, m.Size)
-	}
-	// Not synced: a torn one is computed again. By a rename nevertheless, because it may be read meanwhile.
-	defer s.claim(blobFile(m.Digest, fileMetainfo))()
-	tmp := blobFile(m.Digest, fileMetainfo) + ".new"
-	if err := s.root.WriteFile(tmp, m.Marshal(), 0o600); err != nil {
-		return fmt.Errorf("put metainfo of %s: %w", m.Digest, err)
-	}
-	if err := s.root.Rename(tmp, blobFile(m.Digest, fileMetainfo)); err != nil {
-		return fmt.Errorf("put metainfo of %s: %w", m.Digest, err)
-	}
-	s.settle(m.Digest)
-	return nil
-}
-
-// DropMetainfo forgets the metainfo of a whole blob.
-func (s *Store) DropMetainfo(d digest.Digest) error {
-	defer s.settle(d)
-	return s.remove(blobFile(d, fileMetainfo))
-}
-
-// ComputeMetainfo reads the blob once and stores its metainfo.
-func (s *Store) ComputeMetainfo(ctx context.Context, d digest.Digest) (*blob.Metainfo, error) {
-	r, err := s.Open(d)
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	h := blob.NewPieceHasher(r.info.Size)
-	buf := make([]byte, 1<<20)
-	_, err = io.CopyBuffer(struct{ io.Writer }{h}, readerFunc(func(b []byte) (int, error) {
-		if ctx.Err() != nil {
-			return 0, context.Cause(ctx)
+	for d, e := range s.entries {
+		if !e.access.Before(since) {
+			all = append(all, used{Info{d, e.size}, e.access})
 		}
-		return r.f.Read(b)
-	}), buf)
-	if err != nil {
-		return nil, fmt.Errorf("hash pieces of %s: %w", d, err)
 	}
-	m, err := h.Sum(d)
-	if err != nil {
-		return nil, fmt.Errorf("hash pieces of %s: %w", d, err)
+	s.mu.Unlock()
+	slices.SortFunc(all, func(a, b used) int { return cmp.Or(b.at.Compare(a.at), cmp.Compare(a.Digest, b.Digest)) })
+	out := make([]Info, 0, min(n, len(all)))
+	for _, u := range all {
+		if len(out) == n {
+			break
+		}
+		if keep(u.Info) {
+			out = append(out, u.Info)
+		}
 	}
-	return m, s.PutMetainfo(m)
+	return out
+}
+
+// Touch counts as an access of those of ds that are there, like Open.
+func (s *Store) Touch(ds ...digest.Digest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	for _, d := range ds {
+		if e := s.entries[d]; e != nil {
+			e.access = now
+		}
+	}
 }

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"path"
-	"regexp"
 	"slices"
 	"time"
 
@@ -23,31 +21,45 @@ type Marker struct {
 
 // Mark adds m to what is known of a blob's write-back, durably.
 func (s *Store) Mark(d digest.Digest, m Marker) error {
+	if err := s.find(d); err != nil {
+		return fmt.Errorf("mark: %w", err)
+	}
+	defer s.claim(blobDir(d))()
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.entries[d] == nil {
+	there := s.entries[d] != nil
+	s.mu.Unlock()
+	if !there {
 		return fmt.Errorf("mark: %w: %s", ErrNotFound, d)
 	}
-	if err := s.mark(d, m); err != nil {
+	if _, err := s.mark(d, m); err != nil {
 		return fmt.Errorf("mark %s: %w", d, err)
 	}
-	s.resettle(d)
+	s.settle(d)
 	return nil
 }
 
-// mark merges; the store's lock is held.
-func (s *Store) mark(d digest.Digest, m Marker) error {
+// mark merges m into what is on the disk, and into the blob's entry if it has one. The blob's folder is claimed, so nobody evicts it
+// meanwhile.
+func (s *Store) mark(d digest.Digest, m Marker) (Marker, error) {
 	old, err := s.readMarker(d)
 	if err == nil {
 		m.Created = old.Created
 		m.Targets = union(old.Targets, m.Targets)
 		m.Repositories = union(old.Repositories, m.Repositories)
 		if slices.Equal(m.Targets, old.Targets) && slices.Equal(m.Repositories, old.Repositories) {
-			return nil
+			return old, nil
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {
-		return err
+		return m, err
 	}
+	if err := s.writeMarker(d, m); err != nil {
+		return m, err
+	}
+	return m, nil
+}
+
+// writeMarker makes m the marker of a blob, on the disk and then in memory. The blob's folder is claimed.
+func (s *Store) writeMarker(d digest.Digest, m Marker) error {
 	b, err := json.Marshal(m)
 	if err != nil {
 		return err
@@ -55,8 +67,10 @@ func (s *Store) mark(d digest.Digest, m Marker) error {
 	if err := s.writeFile(blobFile(d, fileMarker), b); err != nil {
 		return err
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if e := s.entries[d]; e != nil {
-		e.marked = true
+		e.marked, e.marker = true, &m
 	}
 	return nil
 }
@@ -79,16 +93,29 @@ func (s *Store) readMarker(d digest.Digest) (Marker, error) {
 	return m, nil
 }
 
-// Marker returns a blob's marker, ErrNotFound when it has none.
+// Marker returns a blob's marker, ErrNotFound when it has none. The caller does not change it.
 func (s *Store) Marker(d digest.Digest) (Marker, error) {
-	m, err := s.readMarker(d)
-	if errors.Is(err, fs.ErrNotExist) {
-		return m, fmt.Errorf("marker: %w: %s", ErrNotFound, d)
+	if err := s.find(d); err != nil {
+		return Marker{}, fmt.Errorf("marker: %w", err)
 	}
-	return m, err
+	s.mu.Lock()
+	e := s.entries[d]
+	var m *Marker
+	marked := false
+	if e != nil {
+		m, marked = e.marker, e.marked
+	}
+	s.mu.Unlock()
+	switch {
+	case m != nil:
+		return *m, nil
+	case marked: // it could not be read at the start
+		return s.readMarker(d)
+	}
+	return Marker{}, fmt.Errorf("marker: %w: %s", ErrNotFound, d)
 }
 
-// Marked lists the blobs that wait for write-back.
+// Marked lists the blobs that are known to wait for write-back; while the store is scanned there may be more.
 func (s *Store) Marked() []digest.Digest {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -102,11 +129,29 @@ func (s *Store) Marked() []digest.Digest {
 	return out
 }
 
+// Debts is the number of blobs that are known to wait for write-back, and since when the oldest does.
+func (s *Store) Debts() (n int, oldest time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.entries {
+		if !e.marked {
+			continue
+		}
+		n++
+		if e.marker != nil && (oldest.IsZero() || e.marker.Created.Before(oldest)) {
+			oldest = e.marker.Created
+		}
+	}
+	return n, oldest
+}
+
 // Unmark says that target has the blob, for the repositories that m listed. It removes the marker when no target is left and nothing
 // was added to it meanwhile.
 func (s *Store) Unmark(d digest.Digest, m Marker, target string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	if err := s.find(d); err != nil {
+		return fmt.Errorf("unmark: %w", err)
+	}
+	defer s.claim(blobDir(d))()
 	now, err := s.readMarker(d)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -120,78 +165,16 @@ func (s *Store) Unmark(d digest.Digest, m Marker, target string) error {
 	}
 	now.Targets = slices.DeleteFunc(now.Targets, func(t string) bool { return t == target })
 	if len(now.Targets) > 0 {
-		b, err := json.Marshal(now)
-		if err != nil {
-			return err
-		}
-		return s.writeFile(blobFile(d, fileMarker), b)
+		return s.writeMarker(d, now)
 	}
 	if err := s.remove(blobFile(d, fileMarker)); err != nil {
 		return fmt.Errorf("unmark %s: %w", d, err)
 	}
+	s.mu.Lock()
 	if e := s.entries[d]; e != nil {
-		e.marked = false
+		e.marked, e.marker = false, nil
 	}
-	s.resettle(d)
+	s.mu.Unlock()
+	s.settle(d)
 	return nil
-}
-
-var nameKey = regexp.MustCompile(`^[a-z0-9-]{1,128}$`)
-
-func nameFile(key string) (string, error) {
-	if !nameKey.MatchString(key) {
-		return "", fmt.Errorf("name record: key %.80q: want %s", key, nameKey)
-	}
-	return path.Join("names", key), nil
-}
-
-// PutName stores a record under key, durably when it returns.
-func (s *Store) PutName(key string, b []byte) error {
-	f, err := nameFile(key)
-	if err != nil {
-		return err
-	}
-	defer s.claim(f)()
-	if err := s.writeFile(f, b); err != nil {
-		return fmt.Errorf("put name record %s: %w", key, err)
-	}
-	return nil
-}
-
-// Name returns a record, ErrNotFound when there is none.
-func (s *Store) Name(key string) ([]byte, error) {
-	f, err := nameFile(key)
-	if err != nil {
-		return nil, err
-	}
-	b, err := s.root.ReadFile(f)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("name record: %w: %s", ErrNotFound, key)
-	}
-	return b, err
-}
-
-// DeleteName removes a record; one that is not there is fine.
-func (s *Store) DeleteName(key string) error {
-	f, err := nameFile(key)
-	if err != nil {
-		return err
-	}
-	defer s.claim(f)()
-	return s.remove(f)
-}
-
-// Names lists the keys of all records.
-func (s *Store) Names() ([]string, error) {
-	es, err := fs.ReadDir(s.root.FS(), "names")
-	if err != nil {
-		return nil, fmt.Errorf("list name records: %w", err)
-	}
-	var out []string
-	for _, e := range es {
-		if nameKey.MatchString(e.Name()) {
-			out = append(out, e.Name())
-		}
-	}
-	return out, nil
 }

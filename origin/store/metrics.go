@@ -31,6 +31,14 @@ func (s *Store) RegisterMetrics(r prometheus.Registerer) {
 		defer s.mu.Unlock()
 		return s.sessions.refused
 	})
+	gauge("scanning", "1 while blobs that were there at the start may not be known yet, else 0.", func() float64 {
+		if s.Scanning() {
+			return 1
+		}
+		return 0
+	})
+	gauge("leaving_bytes", "Bytes of evicted blobs that are not removed from the disk yet.", func() float64 { return float64(s.status().Leaving) })
+	counter("lost_blobs_total", "Blobs whose file somebody else has removed or changed: they were forgotten.", s.lost.Load)
 	counter("scrubbed_bytes_total", "Bytes read to verify blobs again.", s.scrub.bytes.Load)
 	counter("scrubbed_blobs_total", "Blobs verified again.", s.scrub.blobs.Load)
 	counter("rotten_blobs_total", "Blobs that did not verify again.", s.scrub.rotten.Load)

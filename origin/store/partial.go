@@ -96,9 +96,11 @@ func (s *Store) Partial(m *blob.Metainfo) (*Partial, error) {
 		p.retry()
 		return p, nil
 	}
-	taken := s.taken(d)
 	s.mu.Unlock()
-	if taken {
+	if err := s.find(d); err != nil {
+		return nil, fmt.Errorf("open partial blob: %w", err)
+	}
+	if s.taken(d) {
 		return nil, fmt.Errorf("open partial blob: %w: %s", ErrBusy, d)
 	}
 	var on int64
@@ -108,21 +110,41 @@ func (s *Store) Partial(m *blob.Metainfo) (*Partial, error) {
 	if err := s.reserve(m.Size - on); err != nil {
 		return nil, fmt.Errorf("open partial blob %s: %w", d, err)
 	}
-	p, err := s.openPartial(m)
-	if err != nil {
+	p, fresh, err := s.openPartial(m)
+	if !fresh {
 		s.unreserve(m.Size - on)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("open partial blob %s: %w", d, err)
 	}
-	go p.work()
+	if fresh {
+		go p.work()
+	} else {
+		p.retry()
+	}
 	return p, nil
 }
 
-func (s *Store) openPartial(m *blob.Metainfo) (_ *Partial, err error) {
-	d := m.Digest
+// taken says that d is whole, or opened as a partial blob of other pieces.
+func (s *Store) taken(d digest.Digest) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.partials[d] != nil || s.entries[d] != nil
+}
+
+// openPartial opens the files, or joins who did so meanwhile: then it is not fresh.
+func (s *Store) openPartial(m *blob.Metainfo) (_ *Partial, fresh bool, err error) {
+	d := m.Digest
+	defer s.claim(blobDir(d))()
+	s.mu.Lock()
+	if p := s.partials[d]; p != nil && p.m.InfoHash() == m.InfoHash() {
+		p.refs++
+		s.mu.Unlock()
+		return p, false, nil
+	}
+	s.mu.Unlock()
 	if s.taken(d) {
-		return nil, ErrBusy
+		return nil, false, ErrBusy
 	}
 	p := &Partial{
 		s: s, m: m, refs: 1, have: blob.NewBitmap(m.NumPieces()), changed: make(chan struct{}),
@@ -133,14 +155,14 @@ func (s *Store) openPartial(m *blob.Metainfo) (_ *Partial, err error) {
 		p.have = decodePieces(m.NumPieces(), b)
 	}
 	if err := s.makeBlobDir(d); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	// The pieces file comes first: data without it would look like a whole blob.
 	if err := s.writeFile(blobFile(d, filePieces), encodePieces(p.have, p.have)); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if err := s.writeFile(blobFile(d, fileMetainfo), m.Marshal()); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer func() {
 		if err != nil {
@@ -148,17 +170,19 @@ func (s *Store) openPartial(m *blob.Metainfo) (_ *Partial, err error) {
 		}
 	}()
 	if p.f, err = s.root.OpenFile(blobFile(d, fileData), os.O_CREATE|os.O_RDWR, 0o600); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if err := p.f.Truncate(m.Size); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if p.b, err = s.root.OpenFile(blobFile(d, filePieces), os.O_RDWR, 0o600); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	p.synced = p.have.Count()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.partials[d] = p
-	return p, nil
+	return p, true, nil
 }
 
 func (p *Partial) closeFiles() {
@@ -345,19 +369,25 @@ func (p *Partial) Flush() error {
 	if !stale {
 		return nil
 	}
-	if err := p.f.Sync(); err != nil {
+	if err := p.s.fsync(p.f); err != nil {
 		return fmt.Errorf("sync partial blob %s: %w", p.m.Digest, err)
 	}
+	if err := p.writeSynced(have); err != nil {
+		return fmt.Errorf("write bitmap of %s: %w", p.m.Digest, err)
+	}
+	return p.s.fsync(p.b)
+}
+
+// writeSynced writes the bitmap of the pieces that are on the disk, unless the blob has ended meanwhile.
+func (p *Partial) writeSynced(have blob.Bitmap) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.over {
 		return nil
 	}
 	p.synced = have.Count()
-	if _, err := p.b.WriteAt(have.Bytes(), int64(len(piecesHeader()))); err != nil {
-		return fmt.Errorf("write bitmap of %s: %w", p.m.Digest, err)
-	}
-	return p.b.Sync()
+	_, err := p.b.WriteAt(have.Bytes(), int64(len(piecesHeader())))
+	return err
 }
 
 // Commit makes a whole blob of a partial one: all pieces must be verified, the digest of the whole is checked. ErrDigestMismatch: the
@@ -388,16 +418,21 @@ func (p *Partial) Commit(ctx context.Context) (Info, error) {
 	}
 	p.finish()
 	s := p.s
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.claim(blobDir(d))()
 	if err := s.remove(blobFile(d, filePieces)); err != nil {
 		return Info{}, fmt.Errorf("commit %s: %w", d, err)
 	}
 	if err := s.syncDir(blobDir(d)); err != nil {
 		return Info{}, fmt.Errorf("commit %s: %w", d, err)
 	}
+	disk, err := s.footprint(d)
+	if err != nil {
+		return Info{}, fmt.Errorf("commit %s: %w", d, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	delete(s.partials, d)
-	s.admit(d, p.m.Size, -1, false)
+	s.admit(d, p.m.Size, disk, nil)
 	return Info{d, p.m.Size}, nil
 }
 
@@ -421,13 +456,16 @@ func (p *Partial) stopWork() {
 // discard removes everything of the partial blob.
 func (p *Partial) discard() error {
 	p.finish()
-	p.s.mu.Lock()
-	defer p.s.mu.Unlock()
-	if p.s.partials[p.m.Digest] == p {
-		delete(p.s.partials, p.m.Digest)
-		p.s.used -= p.m.Size
+	s, d := p.s, p.m.Digest
+	defer s.claim(blobDir(d))()
+	err := s.removeAll(blobDir(d))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.partials[d] == p {
+		delete(s.partials, d)
+		s.used -= p.m.Size
 	}
-	return p.s.root.RemoveAll(blobDir(p.m.Digest))
+	return err
 }
 
 // Close ends one user's use. After the last one the files are closed; what is there waits for the next Partial.
@@ -488,18 +526,26 @@ func (s *Store) DropPartials(idle time.Duration) (int, error) {
 		if err != nil {
 			return nil
 		}
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.taken(d) {
-			return nil
+		dropped, err := s.dropPartial(d)
+		if dropped {
+			n++
 		}
-		if fi, err := s.root.Stat(blobFile(d, fileData)); err == nil {
-			s.used -= occupied(fi)
-		}
-		n++
-		return s.root.RemoveAll(dir)
+		return err
 	})
 	return n, err
+}
+
+// dropPartial removes an idle partial blob, unless somebody uses it or has made a whole one of it.
+func (s *Store) dropPartial(d digest.Digest) (bool, error) {
+	if err := s.find(d); err != nil {
+		return false, err
+	}
+	defer s.claim(blobDir(d))()
+	if s.taken(d) || !s.has(d, filePieces) {
+		return false, nil
+	}
+	s.supersede(d)
+	return true, s.removeAll(blobDir(d))
 }
 
 func ignoreGone(err error) error {

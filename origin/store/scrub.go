@@ -137,13 +137,16 @@ func (s *Store) Scrub(ctx context.Context, d digest.Digest) error {
 }
 
 func (s *Store) scrubBlob(ctx context.Context, d digest.Digest, limit *rate.Limiter, buf []byte) error {
+	if err := s.find(d); err != nil {
+		return fmt.Errorf("scrub: %w", err)
+	}
 	s.mu.Lock()
 	e := s.entries[d]
 	s.mu.Unlock()
 	if e == nil {
 		return fmt.Errorf("scrub: %w: %s", ErrNotFound, d)
 	}
-	good, err := s.intact(ctx, d, e.size, limit, buf)
+	good, err := s.intact(ctx, d, e, limit, buf)
 	if err != nil {
 		return fmt.Errorf("scrub %s: %w", d, err)
 	}
@@ -151,33 +154,40 @@ func (s *Store) scrubBlob(ctx context.Context, d digest.Digest, limit *rate.Limi
 	if good {
 		return nil
 	}
-	s.mu.Lock()
-	if s.entries[d] != e { // evicted, and perhaps fetched again, while it was read
-		s.mu.Unlock()
+	err = s.removeWhole(d, func(now *entry) error {
+		if now != e { // evicted, and perhaps fetched again, while it was read
+			return ErrNotFound
+		}
+		s.scrub.rotten.Add(1)
+		if e.marked {
+			return ErrMarked
+		}
+		return nil
+	})
+	if errors.Is(err, ErrNotFound) {
 		return nil
 	}
-	s.scrub.rotten.Add(1)
-	err = fmt.Errorf("scrub %s: %w", d, ErrDigestMismatch)
-	if e.marked {
-		s.mu.Unlock()
+	rotten := fmt.Errorf("scrub %s: %w", d, ErrDigestMismatch)
+	if errors.Is(err, ErrMarked) {
 		s.log.Error("a blob is rotten that the bucket still lacks: it is kept, write it back from the other owner", "digest", d)
-		return errors.Join(err, ErrMarked)
+		return errors.Join(rotten, err)
 	}
-	err = errors.Join(err, s.drop(d, e))
-	s.mu.Unlock()
 	s.log.Error("a blob was rotten and is removed", "digest", d, "size", e.size)
 	s.evicted([]digest.Digest{d})
-	return err
+	return errors.Join(rotten, err)
 }
 
 // intact reads a blob around the page cache where the file system can: what is to be verified is the disk, and what others read
 // should stay cached. A disk that can't give the bytes back counts as rot.
-func (s *Store) intact(ctx context.Context, d digest.Digest, size int64, limit *rate.Limiter, buf []byte) (bool, error) {
+func (s *Store) intact(ctx context.Context, d digest.Digest, e *entry, limit *rate.Limiter, buf []byte) (bool, error) {
 	f, err := s.root.OpenFile(blobFile(d, fileData), os.O_RDONLY|syscall.O_DIRECT, 0)
 	if errors.Is(err, syscall.EINVAL) {
 		f, err = s.root.Open(blobFile(d, fileData))
 	}
 	if errors.Is(err, os.ErrNotExist) {
+		if s.lose(d, e, err) {
+			s.evicted([]digest.Digest{d})
+		}
 		return false, fmt.Errorf("%w: %s", ErrNotFound, d)
 	}
 	if err != nil {
@@ -185,7 +195,7 @@ func (s *Store) intact(ctx context.Context, d digest.Digest, size int64, limit *
 	}
 	defer f.Close()
 	// No more than the blob needs, and a byte: the kernel clears what a direct read leaves of the buffer.
-	buf = buf[:min(int64(len(buf)), (size+scrubAlign)/scrubAlign*scrubAlign)]
+	buf = buf[:min(int64(len(buf)), (e.size+scrubAlign)/scrubAlign*scrubAlign)]
 	v := d.Verifier()
 	var read int64
 	for {
@@ -195,7 +205,7 @@ func (s *Store) intact(ctx context.Context, d digest.Digest, size int64, limit *
 		s.scrub.bytes.Add(int64(n))
 		switch {
 		case err == io.EOF:
-			return read == size && v.Verified(), nil
+			return read == e.size && v.Verified(), nil
 		case errors.Is(err, syscall.EIO):
 			return false, nil
 		case err != nil:

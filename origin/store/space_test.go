@@ -73,6 +73,7 @@ func TestEvictionSparesWhatIsInUse(t *testing.T) {
 	if _, err := s.Ingest(t.Context(), digest.FromBytes(big), int64(len(big)), bytes.NewReader(big), nil); !errors.Is(err, ErrFull) {
 		t.Errorf("more than fits: %v, want ErrFull", err)
 	}
+	settled(s)
 	if used, _ := s.Usage(); used > 1<<20 || used != onDisk(t, s) {
 		t.Errorf("%d bytes are counted, %d are on the disk", used, onDisk(t, s))
 	}
@@ -160,7 +161,11 @@ func TestWaterMarks(t *testing.T) {
 
 func TestFreeSpaceIsKept(t *testing.T) {
 	s := open(t, Config{Keep: Keep{MinFree: 1_000_000}})
-	s.avail = func() (int64, error) { return 2_500_000 - s.used, nil } // the store's lock is held
+	s.avail = func() (int64, error) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return 2_500_000 - s.used - s.leaving, nil
+	}
 	first := ingest(t, s, noise(600_000, 1), nil)
 	second := ingest(t, s, noise(600_000, 2), nil)
 	third := ingest(t, s, noise(600_000, 3), nil)

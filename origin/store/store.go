@@ -4,6 +4,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,15 +12,12 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/opencontainers/go-digest"
-
-	"kraken/proto/blob"
 )
 
 // Errors of this package.
@@ -53,6 +51,8 @@ type Config struct {
 	// OnEvict is told of each blob that made room for others, or was found rotten, without the store's lock. May be nil.
 	OnEvict func(digest.Digest)
 	Logger  *slog.Logger
+
+	beforeScan func() // of tests
 }
 
 // Store is a directory of blobs. It is safe for concurrent use.
@@ -70,15 +70,33 @@ type Store struct {
 	claims   map[string]chan struct{} // paths that somebody writes without the lock; closed when that is over
 	shards   map[string]bool          // folders above those of blobs that are durable
 	pins     map[digest.Digest]bool   // true: by configuration
+	names    map[string]struct{}      // keys of the name records
 	used     int64                    // bytes that blobs, partial blobs and uploads take on disk
+	leaving  int64                    // bytes beside these, of blobs that are being removed
 	retryAt  int64                    // value of used up to which a fruitless eviction is not tried again
+	evicting bool                     // somebody chooses what to evict
+	victims  []victim                 // what was chosen
+	removing bool                     // removeVictims is running
+	freed    chan struct{}            // closed and replaced when room was made or evicting ends
 
 	sessions sessionCounts
 	writers  atomic.Int64 // sessions that are being written
 	disk     int64        // size of the file system in bytes
 
-	avail func() (int64, error) // bytes that are free on the file system; tests have another
+	// The file system's slow calls; tests have slower ones. None is made with mu.
+	avail     func() (int64, error) // bytes that are free
+	removeAll func(name string) error
+	fsync     func(*os.File) error
+
+	scan  scanState
 	scrub scrubState
+	lost  atomic.Int64 // blobs whose file was removed or changed by others
+
+	ctx  context.Context // of the scan, and of who waits for room; ends with Close
+	stop context.CancelFunc
+	work sync.WaitGroup // scan and removal
+
+	closed bool // under mu: no work is begun any more
 
 	dirty     atomic.Bool // a volatile store has something to sync
 	tornSince time.Time   // see findTorn
@@ -89,8 +107,11 @@ type entry struct {
 	size   int64
 	disk   int64 // bytes that its folder takes
 	access time.Time
-	open   int // readers and writers that keep it from being evicted
+	open   int // readers that keep it from being evicted
 	marked bool
+
+	yielding int     // readers that don't
+	marker   *Marker // nil when it is not marked, or could not be read
 }
 
 // Info describes a whole blob.
@@ -99,7 +120,8 @@ type Info struct {
 	Size   int64
 }
 
-// Open opens or creates the store in cfg.Dir and finds what is there; it reads no blob.
+// Open opens or creates the store in cfg.Dir. It finds name records, pins and upload sessions; the blobs are found in the background (see
+// Scanned), and looked for on the disk when somebody asks for one that was not found yet. No blob is read.
 func Open(cfg Config) (_ *Store, err error) {
 	if cfg.Dir == "" {
 		return nil, errors.New("open store: no directory is configured")
@@ -117,9 +139,9 @@ func Open(cfg Config) (_ *Store, err error) {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
 	s := &Store{cfg: cfg, log: cfg.Logger, entries: map[digest.Digest]*entry{}, uploads: map[string]*Upload{}, partials: map[digest.Digest]*Partial{},
-		claims: map[string]chan struct{}{}, shards: map[string]bool{}}
+		claims: map[string]chan struct{}{}, shards: map[string]bool{}, names: map[string]struct{}{}, freed: make(chan struct{})}
+	s.avail, s.fsync, s.scrub.now = s.statfs, (*os.File).Sync, make(chan struct{}, 1)
 	s.sessions.sources = map[string]held{}
-	s.avail, s.scrub.now = s.statfs, make(chan struct{}, 1)
 	if s.lock, err = os.OpenFile(filepath.Join(cfg.Dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
@@ -142,32 +164,39 @@ func Open(cfg Config) (_ *Store, err error) {
 	if s.root, err = os.OpenRoot(cfg.Dir); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
+	s.removeAll = s.root.RemoveAll
+	if err := s.prepare(); err != nil {
+		return nil, fmt.Errorf("open store %s: %w", cfg.Dir, err)
+	}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	s.scan.done, s.scan.seen = make(chan struct{}), map[digest.Digest]struct{}{}
+	s.scan.running.Store(true)
+	s.work.Go(func() {
+		if cfg.beforeScan != nil {
+			cfg.beforeScan()
+		}
+		s.runScan(s.ctx)
+	})
+	return s, nil
+}
+
+// prepare makes the folders and finds what is small.
+func (s *Store) prepare() (err error) {
 	if err := s.checkFormat(); err != nil {
-		return nil, err
+		return err
 	}
 	for _, d := range []string{"blobs", "uploads", "names", "pins"} {
 		if err := s.root.MkdirAll(d, 0o700); err != nil {
-			return nil, fmt.Errorf("open store: %w", err)
+			return err
 		}
 	}
 	if s.ups, err = s.root.OpenRoot("uploads"); err != nil {
-		return nil, fmt.Errorf("open store: %w", err)
+		return err
 	}
 	if err := s.syncDir("."); err != nil {
-		return nil, fmt.Errorf("open store: %w", err)
+		return err
 	}
-	if err := s.findTorn(); err != nil {
-		return nil, fmt.Errorf("open store %s: %w", cfg.Dir, err)
-	}
-	if err := errors.Join(s.scan(), s.scanPins()); err != nil {
-		return nil, fmt.Errorf("open store %s: %w", cfg.Dir, err)
-	}
-	if _, err := s.root.Stat(fileSynced); cfg.Volatile || err == nil {
-		if err := s.syncAll(); err != nil {
-			return nil, fmt.Errorf("open store: %w", err)
-		}
-	}
-	return s, nil
+	return errors.Join(s.findTorn(), s.scanUploads(), s.scanNames(), s.scanPins())
 }
 
 // checkFormat refuses a newer layout. There is no older one to migrate from yet.
@@ -177,20 +206,25 @@ func (s *Store) checkFormat() error {
 		return s.writeFile("format", fmt.Appendf(nil, "%s%d\n", formatPrefix, Format))
 	}
 	if err != nil {
-		return fmt.Errorf("open store: %w", err)
+		return err
 	}
 	var v int
 	if _, err := fmt.Sscanf(string(b), formatPrefix+"%d\n", &v); err != nil || v < 1 {
-		return fmt.Errorf("open store %s: file format says %.40q, want %q: this is no store of Kraken", s.cfg.Dir, b, fmt.Sprint(formatPrefix, Format))
+		return fmt.Errorf("file format says %.40q, want %q: this is no store of Kraken", b, fmt.Sprint(formatPrefix, Format))
 	}
 	if v > Format {
-		return fmt.Errorf("open store %s: %w: format %d, this program knows up to %d: start a newer one, or give it an empty directory", s.cfg.Dir, ErrNewerFormat, v, Format)
+		return fmt.Errorf("%w: format %d, this program knows up to %d: start a newer one, or give it an empty directory", ErrNewerFormat, v, Format)
 	}
 	return nil
 }
 
 // Close ends the use of the directory. Partial blobs are flushed; open readers stay valid.
 func (s *Store) Close() error {
+	s.stop()
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.work.Wait() // what was evicted is removed
 	s.mu.Lock()
 	parts := make([]*Partial, 0, len(s.partials))
 	for _, p := range s.partials {
@@ -229,171 +263,3 @@ const (
 )
 
 func blobFile(d digest.Digest, name string) string { return path.Join(blobDir(d), name) }
-
-// makeBlobDir makes the directory of d and what is above it, durably.
-func (s *Store) makeBlobDir(d digest.Digest) error {
-	dir := blobDir(d)
-	if _, err := s.root.Stat(dir); err == nil {
-		return nil
-	}
-	if err := s.makeShard(d); err != nil {
-		return err
-	}
-	if err := s.root.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	return s.syncDir(path.Dir(dir))
-}
-
-// makeShard makes the folder above that of d, durably. Each is synced once in the life of a process: that it exists does not say that
-// the process before came to sync it. The lock is held.
-func (s *Store) makeShard(d digest.Digest) error {
-	shard := path.Dir(blobDir(d))
-	if s.shards[shard] {
-		return nil
-	}
-	if err := s.root.MkdirAll(shard, 0o700); err != nil {
-		return err
-	}
-	for p := path.Dir(shard); p != "."; p = path.Dir(p) {
-		if err := s.syncDir(p); err != nil {
-			return err
-		}
-	}
-	s.shards[shard] = true
-	return nil
-}
-
-// claim waits until nobody else has a path claimed, and claims it. It keeps the lock free while the disk is waited for.
-func (s *Store) claim(name string) (release func()) {
-	mine := make(chan struct{})
-	for {
-		s.mu.Lock()
-		other, taken := s.claims[name]
-		if !taken {
-			s.claims[name] = mine
-			s.mu.Unlock()
-			return func() {
-				s.mu.Lock()
-				delete(s.claims, name)
-				s.mu.Unlock()
-				close(mine)
-			}
-		}
-		s.mu.Unlock()
-		<-other
-	}
-}
-
-// taken says that d is whole, opened as a partial blob, or about to become one of these. The lock is held.
-func (s *Store) taken(d digest.Digest) bool {
-	_, claimed := s.claims[blobDir(d)]
-	return claimed || s.partials[d] != nil || s.entries[d] != nil
-}
-
-func (s *Store) syncDir(name string) error {
-	if s.cfg.Volatile {
-		s.dirty.Store(true)
-		return nil
-	}
-	f, err := s.root.Open(name)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return f.Sync()
-}
-
-// writeFile replaces a small file durably: fsync, rename, fsync of the directory.
-func (s *Store) writeFile(name string, b []byte) error {
-	if err := s.replaceFile(name, b); err != nil {
-		return err
-	}
-	return s.syncDir(path.Dir(name))
-}
-
-// replaceFile is writeFile without the last step: after a crash the file may still be the old one.
-func (s *Store) replaceFile(name string, b []byte) error {
-	tmp := name + ".new"
-	f, err := s.root.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = s.root.Rename(tmp, name)
-	}
-	return err
-}
-
-// remove deletes a file; one that is not there is fine.
-func (s *Store) remove(name string) error {
-	if err := s.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
-}
-
-// scan finds blobs and uploads. What a crash left half made is removed.
-func (s *Store) scan() error {
-	err := fs.WalkDir(s.root.FS(), "blobs", func(p string, e fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		parts := strings.Split(p, "/")
-		if !e.IsDir() || len(parts) != 4 {
-			return nil
-		}
-		d, err := blob.ParseDigest(parts[1] + ":" + parts[3])
-		if err != nil {
-			s.log.Warn("a foreign folder in the store is left alone", "path", p)
-			return fs.SkipDir
-		}
-		if err := s.scanBlob(d); err != nil {
-			return err
-		}
-		return fs.SkipDir
-	})
-	if err != nil {
-		return err
-	}
-	return s.scanUploads()
-}
-
-func (s *Store) scanBlob(d digest.Digest) error {
-	fi, err := s.root.Stat(blobFile(d, fileData))
-	if errors.Is(err, fs.ErrNotExist) {
-		// A marker without data: the crash came between the two, the push was not acknowledged.
-		return s.root.RemoveAll(blobDir(d))
-	}
-	if err != nil {
-		return err
-	}
-	if s.has(d, filePieces) {
-		s.used += occupied(fi)
-		return nil // partial; opened when somebody wants it
-	}
-	if err := s.remove(blobFile(d, fileSession)); err != nil { // the crash came right after the commit
-		return err
-	}
-	if s.torn(d, fi) {
-		s.log.Warn("a blob that a crash of the machine may have torn is removed", "digest", d)
-		return s.root.RemoveAll(blobDir(d))
-	}
-	disk, err := s.footprint(d)
-	if err != nil {
-		return err
-	}
-	s.used += disk
-	s.entries[d] = &entry{size: fi.Size(), disk: disk, access: fi.ModTime(), marked: s.has(d, fileMarker)}
-	return nil
-}
-
-func (s *Store) has(d digest.Digest, name string) bool {
-	_, err := s.root.Stat(blobFile(d, name))
-	return err == nil
-}

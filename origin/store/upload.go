@@ -391,33 +391,37 @@ func (u *Upload) verify(ctx context.Context, d digest.Digest, size int64) error 
 // and owed to the bucket; nobody sees the blob before its name is durable, too. Only the steps that others must not see half done
 // take the lock: commits wait for the disk together, not one after the other.
 func (s *Store) adopt(u *Upload, d digest.Digest, size int64, m *Marker) error {
+	if err := s.find(d); err != nil {
+		return err
+	}
 	defer s.claim(blobDir(d))()
 	s.mu.Lock()
-	if s.entries[d] != nil {
-		defer s.mu.Unlock()
-		if m == nil {
-			return nil
+	whole, partial := s.entries[d] != nil, s.partials[d] != nil
+	s.mu.Unlock()
+	switch {
+	case whole && m == nil:
+		return nil
+	case whole:
+		if _, err := s.mark(d, *m); err != nil {
+			return err
 		}
-		return s.mark(d, *m)
-	}
-	if s.partials[d] != nil {
-		s.mu.Unlock()
+		s.settle(d)
+		return nil
+	case partial:
 		return fmt.Errorf("%w: %s is being fetched", ErrBusy, d)
 	}
-	err := s.makeShard(d)
-	s.mu.Unlock()
-	if err != nil {
+	if err := s.makeShard(d); err != nil {
 		return err
 	}
 	if err := u.stage(d, size, m); err != nil {
 		return err
 	}
 	disk := u.footprint(m)
-	err = s.root.Rename(path.Join("uploads", u.id), blobDir(d))
+	err := s.root.Rename(path.Join("uploads", u.id), blobDir(d))
 	switch {
 	case errors.Is(err, fs.ErrExist):
 		disk = -1
-		err = s.moveInto(u, d, m)
+		m, err = s.moveInto(u, d, m)
 	case err == nil:
 		u.renamed = true
 		if !u.o.Transient {
@@ -427,12 +431,15 @@ func (s *Store) adopt(u *Upload, d digest.Digest, size int64, m *Marker) error {
 	if err == nil {
 		err = s.syncDir(path.Dir(blobDir(d)))
 	}
+	if err == nil && disk < 0 {
+		disk, err = s.footprint(d)
+	}
 	if err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.admit(d, size, disk, m != nil)
+	s.admit(d, size, disk, m)
 	u.adopted = true
 	return nil
 }
@@ -492,7 +499,7 @@ func (u *Upload) stage(d digest.Digest, size int64, m *Marker) error {
 		if _, err := f.Write(b); err != nil {
 			return err
 		}
-		syncs = append(syncs, f.Sync)
+		syncs = append(syncs, func() error { return u.s.fsync(f) })
 	}
 	// At once: a journal makes one commit of them.
 	errs := make([]error, len(syncs))
@@ -505,31 +512,31 @@ func (u *Upload) stage(d digest.Digest, size int64, m *Marker) error {
 }
 
 // moveInto moves the session's files into a folder that is there already: that of an idle partial download of the same blob, or of a
-// commit that failed after its rename.
-func (s *Store) moveInto(u *Upload, d digest.Digest, m *Marker) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// commit that failed after its rename. It returns the marker that the blob has now. The blob's folder is claimed.
+func (s *Store) moveInto(u *Upload, d digest.Digest, m *Marker) (*Marker, error) {
 	if m != nil {
-		if err := s.mark(d, *m); err != nil {
-			return err
+		merged, err := s.mark(d, *m)
+		if err != nil {
+			return m, err
 		}
+		m = &merged
 	}
 	err := s.root.Rename(uploadFile(u.id, fileMetainfo), blobFile(d, fileMetainfo))
 	if errors.Is(err, fs.ErrNotExist) {
 		err = s.remove(blobFile(d, fileMetainfo)) // the partial's, which nobody has checked
 	}
 	if err != nil {
-		return err
+		return m, err
 	}
 	s.supersede(d)
 	if err := s.root.Rename(uploadFile(u.id, fileData), blobFile(d, fileData)); err != nil {
-		return err
+		return m, err
 	}
 	// The bitmap goes after its data was replaced.
 	if err := s.remove(blobFile(d, filePieces)); err != nil {
-		return err
+		return m, err
 	}
-	return s.syncDir(blobDir(d))
+	return m, s.syncDir(blobDir(d))
 }
 
 // Abort ends the session; nothing of it stays.

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 )
 
@@ -29,7 +28,7 @@ func (s *Store) syncFile(f *os.File) error {
 		s.dirty.Store(true)
 		return nil
 	}
-	return f.Sync()
+	return s.fsync(f)
 }
 
 // RunSync syncs what was committed, now and then, until ctx is done. Only a volatile store needs it.
@@ -61,8 +60,12 @@ func (s *Store) syncAll() error {
 	if err := unix.Syncfs(int(s.lock.Fd())); err != nil {
 		return fmt.Errorf("sync %s: %w", s.cfg.Dir, err)
 	}
+	if s.scan.running.Load() { // what may be torn and was not looked at yet must not count as synced
+		s.dirty.Store(true)
+		return nil
+	}
 	// An older one costs more blobs, and lets no wrong one through.
-	return s.replaceFile(fileSynced, fmt.Appendf(nil, "%s %d\n", bootID(), at.UnixNano()))
+	return s.replaceFile(fileSynced, fmt.Appendf(nil, "%s %d\n", bootID(), at.UnixNano()), (*os.File).Sync)
 }
 
 // fileTime is what a file that is written now gets as its time: the kernel takes that from a clock that moves with its tick and is some
@@ -98,10 +101,6 @@ func (s *Store) findTorn() error {
 
 // torn says whether a whole blob may not be what was committed. Every commit changes its folder, and file systems keep the order of that
 // and of the times of its files.
-func (s *Store) torn(d digest.Digest, data fs.FileInfo) bool {
-	if s.tornSince.IsZero() {
-		return false
-	}
-	fi, err := s.root.Stat(blobDir(d))
-	return err != nil || !fi.ModTime().Before(s.tornSince) || !data.ModTime().Before(s.tornSince)
+func (s *Store) torn(folder, data fs.FileInfo) bool {
+	return !s.tornSince.IsZero() && (!folder.ModTime().Before(s.tornSince) || !data.ModTime().Before(s.tornSince))
 }

@@ -507,7 +507,7 @@ func (f *Fetch) Close() error {
 		}
 		f.s.loadMu.Lock()
 		defer f.s.loadMu.Unlock()
-		r, err := f.s.cfg.Store.Open(f.m.Digest)
+		r, err := f.s.cfg.Store.OpenYielding(f.m.Digest)
 		if err != nil || f.s.closed {
 			if err == nil {
 				r.Close()

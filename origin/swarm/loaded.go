@@ -88,7 +88,7 @@ func (s *Swarm) load(ih blob.InfoHash) *loaded {
 		s.log.Warn("a blob that peers ask for has lost its metainfo", "digest", d, "error", err)
 		return nil
 	}
-	r, err := s.cfg.Store.Open(d)
+	r, err := s.cfg.Store.OpenYielding(d) // an idle torrent must not keep others from the space
 	if err != nil {
 		return nil
 	}

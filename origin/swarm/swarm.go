@@ -225,6 +225,13 @@ func (s *Swarm) dropDenied() {
 
 // scan indexes what is in the store. One blob costs the reading of its metainfo.
 func (s *Swarm) scan(ctx context.Context) {
+	select {
+	case <-s.cfg.Store.Scanned():
+	case <-s.closing:
+		return
+	case <-ctx.Done():
+		return
+	}
 	n := 0
 	err := s.cfg.Store.List(func(i store.Info) error {
 		select {
@@ -259,12 +266,12 @@ func (s *Swarm) Seeds(d digest.Digest) bool { return s.index.has(d) }
 
 // Forget says that the blob has left the store. Peers that are fetching it are disconnected.
 func (s *Swarm) Forget(d digest.Digest) {
+	s.loadMu.Lock() // a fetch that has just ended opens the blob and registers it with this lock
+	defer s.loadMu.Unlock()
 	ih, ok := s.index.remove(d)
 	if !ok {
 		return
 	}
-	s.loadMu.Lock()
-	defer s.loadMu.Unlock()
 	if t := s.find(ih); t != nil && t.fetch.Load() == nil {
 		s.drop(t)
 	}

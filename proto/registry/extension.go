@@ -76,6 +76,8 @@ type WritebackStatus struct {
 	SetAside []SetAside `json:"set_aside,omitempty"`
 	// SetAsideCount is how many there are.
 	SetAsideCount int `json:"set_aside_count,omitempty"`
+	// Scanning says that an origin has not found all that it holds since its start. Pending counts one more meanwhile.
+	Scanning bool `json:"scanning,omitempty"`
 }
 
 // MaxSetAside bounds the list in a WritebackStatus.

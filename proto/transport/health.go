@@ -3,8 +3,10 @@ package transport
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -33,6 +35,7 @@ type check struct {
 	name     string
 	required bool
 	fn       func(context.Context) error
+	running  *atomic.Bool // a check that hangs is not asked twice
 }
 
 type readiness struct {
@@ -51,7 +54,7 @@ func NewHealth() *Health { return &Health{} }
 
 // AddCheck adds what readiness asks. Not after serving has begun.
 func (h *Health) AddCheck(name string, required bool, fn func(context.Context) error) {
-	h.checks = append(h.checks, check{name, required, fn})
+	h.checks = append(h.checks, check{name, required, fn, new(atomic.Bool)})
 }
 
 // SetDraining turns readiness false for good.
@@ -115,12 +118,7 @@ func (h *Health) readiness(w http.ResponseWriter, r *http.Request, show func() r
 func (h *Health) round(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	errs := make([]error, len(h.checks))
-	var wg sync.WaitGroup
-	for i, c := range h.checks {
-		wg.Go(func() { errs[i] = c.fn(ctx) })
-	}
-	wg.Wait()
+	errs := h.ask(ctx)
 	out := h.summary(errs, error.Error)
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -144,6 +142,41 @@ func (h *Health) summary(errs []error, say func(error) string) readiness {
 	}
 	return out
 }
+
+// ask runs the checks together and returns what they say, in their order. A check that does not return in time, because it waits for a disk,
+// has failed; it is not begun again before it returns.
+func (h *Health) ask(ctx context.Context) []error {
+	type result struct {
+		i   int
+		err error
+	}
+	results := make(chan result, len(h.checks))
+	errs := make([]error, len(h.checks))
+	for i := range h.checks {
+		c := &h.checks[i]
+		errs[i] = errNoAnswer
+		if !c.running.CompareAndSwap(false, true) {
+			results <- result{i, errNoAnswer}
+			continue
+		}
+		go func() {
+			err := c.fn(ctx)
+			c.running.Store(false)
+			results <- result{i, err}
+		}()
+	}
+	for range h.checks {
+		select {
+		case r := <-results:
+			errs[r.i] = r.err
+		case <-ctx.Done():
+			return errs
+		}
+	}
+	return errs
+}
+
+var errNoAnswer = errors.New("no answer in time")
 
 func answer(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json")

@@ -183,3 +183,30 @@ func TestReadinessNamesNoAddress(t *testing.T) {
 		t.Errorf("operators are told %+v", got)
 	}
 }
+
+// A check that waits for a disk, and does not heed its context, keeps nobody waiting beyond the time that checks have.
+func TestReadinessDoesNotWaitForWhatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHealth()
+		hang := make(chan struct{})
+		var calls atomic.Int32
+		h.AddCheck("disk", false, func(context.Context) error {
+			calls.Add(1)
+			<-hang
+			return nil
+		})
+		h.AddCheck("store", true, func(context.Context) error { return nil })
+		for range 2 {
+			began := time.Now()
+			status, r := ask(t, http.HandlerFunc(h.Readiness), "/readiness")
+			if took := time.Since(began); status != 200 || len(r.Degraded) != 1 || took > checkTimeout {
+				t.Errorf("%d %+v after %s", status, r, took)
+			}
+			time.Sleep(2 * checkFresh)
+		}
+		if n := calls.Load(); n != 1 {
+			t.Errorf("the check that hangs was begun %d times", n)
+		}
+		close(hang)
+	})
+}

@@ -1,0 +1,137 @@
+package store
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Nothing in this file is called with the store's lock: a disk may take seconds to sync or to remove. A claim of the path that is changed
+// keeps others from it meanwhile.
+
+// claim waits until nobody else has a path claimed, and claims it. Claims are taken in the order scan, blob's folder, folder above; no
+// lock is held.
+func (s *Store) claim(name string) (release func()) {
+	mine := make(chan struct{})
+	for {
+		s.mu.Lock()
+		other, taken := s.claims[name]
+		if !taken {
+			s.claims[name] = mine
+			s.mu.Unlock()
+			return func() { s.release(name) }
+		}
+		s.mu.Unlock()
+		<-other
+	}
+}
+
+// release ends a claim.
+func (s *Store) release(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ch := s.claims[name]
+	delete(s.claims, name)
+	close(ch)
+}
+
+// makeBlobDir makes the directory of d and what is above it, durably.
+func (s *Store) makeBlobDir(d digest.Digest) error {
+	dir := blobDir(d)
+	if _, err := s.root.Stat(dir); err == nil {
+		return nil
+	}
+	if err := s.makeShard(d); err != nil {
+		return err
+	}
+	if err := s.root.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return s.syncDir(path.Dir(dir))
+}
+
+// makeShard makes the folder above that of d, durably. Each is synced once in the life of a process: that it exists does not say that
+// the process before came to sync it.
+func (s *Store) makeShard(d digest.Digest) error {
+	shard := path.Dir(blobDir(d))
+	if s.hasShard(shard) {
+		return nil
+	}
+	defer s.claim(shard)()
+	if s.hasShard(shard) {
+		return nil
+	}
+	if err := s.root.MkdirAll(shard, 0o700); err != nil {
+		return err
+	}
+	for p := path.Dir(shard); p != "."; p = path.Dir(p) {
+		if err := s.syncDir(p); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shards[shard] = true
+	return nil
+}
+
+func (s *Store) hasShard(shard string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.shards[shard]
+}
+
+func (s *Store) syncDir(name string) error {
+	if s.cfg.Volatile {
+		s.dirty.Store(true)
+		return nil
+	}
+	f, err := s.root.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return s.fsync(f)
+}
+
+// writeFile replaces a small file durably: fsync, rename, fsync of the directory. In a volatile store the next syncAll makes it durable.
+func (s *Store) writeFile(name string, b []byte) error {
+	if err := s.replaceFile(name, b, s.syncFile); err != nil {
+		return err
+	}
+	return s.syncDir(path.Dir(name))
+}
+
+// replaceFile is writeFile without the last step, by the sync that it is given: after a crash the file may still be the old one.
+func (s *Store) replaceFile(name string, b []byte, sync func(*os.File) error) error {
+	tmp := name + ".new"
+	f, err := s.root.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = sync(f)
+	}
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = s.root.Rename(tmp, name)
+	}
+	return err
+}
+
+// remove deletes a file; one that is not there is fine.
+func (s *Store) remove(name string) error {
+	if err := s.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func (s *Store) has(d digest.Digest, name string) bool {
+	_, err := s.root.Stat(blobFile(d, name))
+	return err == nil
+}
