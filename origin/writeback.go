@@ -106,6 +106,11 @@ func (o *Origin) settle(ctx context.Context, d digest.Digest) {
 
 // settleOnce returns 0 when the marker could be removed, else how long to wait at most before looking again.
 func (o *Origin) settleOnce(ctx context.Context, d digest.Digest, m store.Marker) (wait time.Duration, err error) {
+	if size, lost := o.store.Lost(d); lost {
+		if settled, err := o.recover(ctx, d, m, size); settled || err != nil {
+			return 0, err
+		}
+	}
 	if !o.origins.Ring().Owns(o.cfg.ID, d) {
 		return o.moveToOwners(ctx, d, m)
 	}
@@ -147,17 +152,22 @@ func (o *Origin) intoBucket(ctx context.Context, d digest.Digest, m store.Marker
 	default:
 		return false, nil
 	}
-	for _, repo := range m.Repositories {
-		if err := b.Put(ctx, layout.LayerLink(repo, d), bytes.NewReader(layout.Link(d))); err != nil {
-			return false, err
-		}
-	}
-	o.durable.Add(target+" "+d.String(), true)
-	if err := o.store.Unmark(d, m, target); err != nil {
+	if err := o.paid(ctx, d, m, target, b); err != nil {
 		return false, err
 	}
 	o.m.writtenBack.Inc()
 	return true, nil
+}
+
+// paid links a blob that a bucket has to the repositories that it was pushed to, and takes the bucket off what is owed.
+func (o *Origin) paid(ctx context.Context, d digest.Digest, m store.Marker, target string, b bucket.Bucket) error {
+	for _, repo := range m.Repositories {
+		if err := b.Put(ctx, layout.LayerLink(repo, d), bytes.NewReader(layout.Link(d))); err != nil {
+			return err
+		}
+	}
+	o.durable.Add(target+" "+d.String(), true)
+	return o.store.Unmark(d, m, target)
 }
 
 // leads says that this origin is the first owner that is alive.
@@ -287,7 +297,7 @@ func (o *Origin) durableIn(ctx context.Context, repo string, ds []digest.Digest)
 // status is what is left to write back. It is answered from memory.
 func (o *Origin) status() registry.WritebackStatus {
 	n, oldest := o.store.Debts()
-	s := registry.WritebackStatus{Pending: n, Names: o.store.NumNames(), Scanning: o.store.Scanning()}
+	s := registry.WritebackStatus{Pending: n, Names: o.store.NumNames(), Scanning: o.store.Scanning(), Lost: o.store.NumLost()}
 	if s.Scanning {
 		s.Pending++ // there may be more: nobody must take 0 for an answer yet
 	}

@@ -49,8 +49,8 @@ func (s *Store) Stat(d digest.Digest) (Info, error) {
 	return Info{d, e.size}, nil
 }
 
-// Open opens a whole blob for reading and counts as an access. A blob whose file somebody else has removed or shortened is forgotten:
-// ErrNotFound.
+// Open opens a whole blob for reading and counts as an access. A blob whose file somebody else has removed or shortened
+// is forgotten: ErrNotFound.
 func (s *Store) Open(d digest.Digest) (*Reader, error) {
 	r, lost, err := s.open(d, func(e *entry) *int { return &e.open })
 	if lost {
@@ -59,8 +59,8 @@ func (s *Store) Open(d digest.Digest) (*Reader, error) {
 	return r, err
 }
 
-// OpenYielding is Open for who has no need to keep the blob: it is evicted nevertheless, after what nobody has open. The reader goes on
-// to work; OnEvict tells its owner to close it, which gives back the space.
+// OpenYielding is Open for who has no need to keep the blob: it is evicted nevertheless, after what nobody has open.
+// The reader goes on to work; OnEvict tells its owner to close it, which gives back the space.
 func (s *Store) OpenYielding(d digest.Digest) (*Reader, error) {
 	r, lost, err := s.open(d, func(e *entry) *int { return &e.yielding })
 	if lost { // OnEvict leads to the caller, which may have locks
@@ -144,8 +144,8 @@ func (s *Store) List(fn func(Info) error) error {
 // Delete removes a whole blob. ErrMarked while it waits for write-back, ErrNotFound when it is not there.
 // Readers that have it open read on.
 func (s *Store) Delete(d digest.Digest) error {
-	err := s.removeWhole(d, func(e *entry) error {
-		if e.marked {
+	err := s.removeWhole(d, func(*entry) error {
+		if s.owes(d) {
 			return ErrMarked
 		}
 		return nil

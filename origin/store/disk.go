@@ -9,11 +9,11 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Nothing in this file is called with the store's lock: a disk may take seconds to sync or to remove. A claim of the path that is changed
-// keeps others from it meanwhile.
+// Nothing in this file is called with the store's lock: a disk may take seconds to sync or to remove. A claim of the
+// path that is changed keeps others from it meanwhile.
 
-// claim waits until nobody else has a path claimed, and claims it. Claims are taken in the order scan, blob's folder, folder above; no
-// lock is held.
+// claim waits until nobody else has a path claimed, and claims it. Claims are taken in the order scan, blob's folder,
+// folder above; no lock is held.
 func (s *Store) claim(name string) (release func()) {
 	mine := make(chan struct{})
 	for {
@@ -53,8 +53,8 @@ func (s *Store) makeBlobDir(d digest.Digest) error {
 	return s.syncDir(path.Dir(dir))
 }
 
-// makeShard makes the folder above that of d, durably. Each is synced once in the life of a process: that it exists does not say that
-// the process before came to sync it.
+// makeShard makes the folder above that of d, durably. Each is synced once in the life of a process: that it exists
+// does not say that the process before came to sync it.
 func (s *Store) makeShard(d digest.Digest) error {
 	shard := path.Dir(blobDir(d))
 	if s.hasShard(shard) {
@@ -97,7 +97,8 @@ func (s *Store) syncDir(name string) error {
 	return s.fsync(f)
 }
 
-// writeFile replaces a small file durably: fsync, rename, fsync of the directory. In a volatile store the next syncAll makes it durable.
+// writeFile replaces a small file durably: fsync, rename, fsync of the directory. In a volatile store the next syncAll
+// makes it durable.
 func (s *Store) writeFile(name string, b []byte) error {
 	if err := s.replaceFile(name, b, s.syncFile); err != nil {
 		return err
@@ -105,7 +106,8 @@ func (s *Store) writeFile(name string, b []byte) error {
 	return s.syncDir(path.Dir(name))
 }
 
-// replaceFile is writeFile without the last step, by the sync that it is given: after a crash the file may still be the old one.
+// replaceFile is writeFile without the last step, by the sync that it is given: after a crash the file may still be the
+// old one.
 func (s *Store) replaceFile(name string, b []byte, sync func(*os.File) error) error {
 	tmp := name + ".new"
 	f, err := s.root.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)

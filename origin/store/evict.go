@@ -10,8 +10,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Victims are chosen with the store's lock and removed without it, by one goroutine. From the choice on they are not found, and their
-// folders are claimed: who takes such a blob in again waits until its old folder is gone.
+// Victims are chosen with the store's lock and removed without it, by one goroutine. From the choice on they are not
+// found, and their folders are claimed: who takes such a blob in again waits until its old folder is gone.
 
 var errClosed = errors.New("store is closed")
 
@@ -27,8 +27,8 @@ func (s *Store) notify() {
 	s.freed = make(chan struct{})
 }
 
-// reserve accounts for n more bytes. Above the high water mark it chooses what is least recently used to be removed; it waits for that
-// only if the bytes would not fit otherwise. The caller holds neither lock nor claim.
+// reserve accounts for n more bytes. Above the high water mark it chooses what is least recently used to be removed; it
+// waits for that only if the bytes would not fit otherwise. The caller holds neither lock nor claim.
 func (s *Store) reserve(n int64) error {
 	for {
 		avail := s.available()
@@ -87,9 +87,9 @@ type candidate struct {
 	access time.Time
 }
 
-// evict chooses least recently used blobs that take want bytes in all, or as many as there are, for n bytes that are to come. Those that
-// somebody has open and would let go of come last. It returns the bytes that will be free when all that was chosen, also before, is
-// removed. s.evicting is set, and not any more afterwards.
+// evict chooses least recently used blobs that take want bytes in all, or as many as there are, for n bytes that are to
+// come. Those that somebody has open and would let go of come last. It returns the bytes that will be free when all
+// that was chosen, also before, is removed. s.evicting is set, and not any more afterwards.
 func (s *Store) evict(n, want int64) (room int64, gone []digest.Digest) {
 	s.mu.Lock()
 	cs := make([]candidate, 0, len(s.entries))
@@ -142,7 +142,7 @@ func (s *Store) evict(n, want int64) (room int64, gone []digest.Digest) {
 // evictable says that a blob may be removed to make room. The store's lock is held.
 func (s *Store) evictable(d digest.Digest, e *entry) bool {
 	_, pinned := s.pins[d]
-	return e.open == 0 && !e.marked && !pinned
+	return e.open == 0 && !pinned && !s.owes(d)
 }
 
 // takeOut makes a blob unknown whose folder is going to be removed by who has it claimed. The store's lock is held.
@@ -165,9 +165,12 @@ func (s *Store) removeVictims() {
 		}
 		v := s.victims[0]
 		s.victims = s.victims[1:]
+		err := s.ctx.Err() // Close does not wait for what is left
 		s.mu.Unlock()
-		err := s.removeAll(blobDir(v.d))
-		if err != nil {
+		if err == nil {
+			err = s.removeAll(blobDir(v.d))
+		}
+		if err != nil && s.ctx.Err() == nil {
 			s.log.Warn("an evicted blob was not removed from the disk: the next start finds it again", "digest", v.d, "error", err)
 		}
 		s.left(v.disk, err)
@@ -186,7 +189,8 @@ func (s *Store) left(disk int64, err error) {
 	s.notify()
 }
 
-// removeWhole removes a whole blob unless may refuses it, which is called with the store's lock. ErrNotFound when it is not there.
+// removeWhole removes a whole blob unless may refuses it, which is called with the store's lock. What the blob owes to
+// the bucket is kept as a debt without bytes. ErrNotFound when it is not there.
 func (s *Store) removeWhole(d digest.Digest, may func(*entry) error) error {
 	if err := s.find(d); err != nil {
 		return err
@@ -203,13 +207,21 @@ func (s *Store) removeWhole(d digest.Digest, may func(*entry) error) error {
 	var err error
 	if e == nil {
 		err = fmt.Errorf("%w: %s", ErrNotFound, d)
-	} else if err = may(e); err == nil {
-		s.takeOut(d, e)
+	} else {
+		err = may(e)
 	}
 	s.mu.Unlock()
 	if err != nil {
 		return err
 	}
+	if e.marked { // it can't change: the folder is claimed
+		if err := s.keepDebt(d, e.debt()); err != nil {
+			return errors.Join(errKept, err)
+		}
+	}
+	s.mu.Lock()
+	s.takeOut(d, e)
+	s.mu.Unlock()
 	err = s.removeAll(blobDir(d))
 	s.left(e.disk, err)
 	if err != nil {
@@ -218,8 +230,8 @@ func (s *Store) removeWhole(d digest.Digest, may func(*entry) error) error {
 	return nil
 }
 
-// lose forgets a blob whose file is not what was committed: somebody else has removed or changed it. It is fetched again by whoever
-// needs it. What it owes to the bucket the other owner owes, too. It returns whether OnEvict is to be told.
+// lose forgets a blob whose file is not what was committed: somebody else has removed or changed it. It is fetched
+// again by whoever needs it. What it owes to the bucket stays owed. It returns whether OnEvict is to be told.
 func (s *Store) lose(d digest.Digest, e *entry, why error) bool {
 	err := s.removeWhole(d, func(now *entry) error {
 		if now != e {
@@ -228,6 +240,10 @@ func (s *Store) lose(d digest.Digest, e *entry, why error) bool {
 		return nil
 	})
 	if errors.Is(err, ErrNotFound) {
+		return false
+	}
+	if errors.Is(err, errKept) { // the next who opens it tries again
+		s.log.Error("a blob whose file somebody else has removed or changed is not forgotten yet", "digest", d, "why", why, "error", err)
 		return false
 	}
 	s.lost.Add(1)

@@ -11,8 +11,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Marker says that a blob is not yet in the buckets that it lists. The markers are the queue of write-back: they are found again
-// at the next start, and a marked blob is never evicted.
+// Marker says that a blob is not yet in the buckets that it lists. The markers are the queue of write-back: they are
+// found again at the next start, and a marked blob is never evicted.
 type Marker struct {
 	Targets      []string  `json:"targets"`      // names of buckets that still lack the blob
 	Repositories []string  `json:"repositories"` // that it was pushed to
@@ -38,8 +38,8 @@ func (s *Store) Mark(d digest.Digest, m Marker) error {
 	return nil
 }
 
-// mark merges m into what is on the disk, and into the blob's entry if it has one. The blob's folder is claimed, so nobody evicts it
-// meanwhile.
+// mark merges m into what is on the disk, and into the blob's entry if it has one. The blob's folder is claimed, so
+// nobody evicts it meanwhile.
 func (s *Store) mark(d digest.Digest, m Marker) (Marker, error) {
 	old, err := s.readMarker(d)
 	if err == nil {
@@ -105,23 +105,34 @@ func (s *Store) Marker(d digest.Digest) (Marker, error) {
 	if e != nil {
 		m, marked = e.marker, e.marked
 	}
+	x, owed := s.debts[d]
 	s.mu.Unlock()
 	switch {
 	case m != nil:
 		return *m, nil
 	case marked: // it could not be read at the start
 		return s.readMarker(d)
+	case owed && len(x.Targets) > 0:
+		return x.Marker, nil
+	case owed:
+		return Marker{}, fmt.Errorf("debt of %s: it could not be read", d)
 	}
 	return Marker{}, fmt.Errorf("marker: %w: %s", ErrNotFound, d)
 }
 
-// Marked lists the blobs that are known to wait for write-back; while the store is scanned there may be more.
+// Marked lists the blobs that are known to wait for write-back, also those whose bytes were lost; while the store is
+// scanned there may be more.
 func (s *Store) Marked() []digest.Digest {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var out []digest.Digest
 	for d, e := range s.entries {
 		if e.marked {
+			out = append(out, d)
+		}
+	}
+	for d := range s.debts {
+		if e := s.entries[d]; e == nil || !e.marked {
 			out = append(out, d)
 		}
 	}
@@ -133,20 +144,27 @@ func (s *Store) Marked() []digest.Digest {
 func (s *Store) Debts() (n int, oldest time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, e := range s.entries {
-		if !e.marked {
-			continue
-		}
+	count := func(m *Marker) {
 		n++
-		if e.marker != nil && (oldest.IsZero() || e.marker.Created.Before(oldest)) {
-			oldest = e.marker.Created
+		if m != nil && !m.Created.IsZero() && (oldest.IsZero() || m.Created.Before(oldest)) {
+			oldest = m.Created
+		}
+	}
+	for _, e := range s.entries {
+		if e.marked {
+			count(e.marker)
+		}
+	}
+	for d, x := range s.debts {
+		if e := s.entries[d]; e == nil || !e.marked {
+			count(&x.Marker)
 		}
 	}
 	return n, oldest
 }
 
-// Unmark says that target has the blob, for the repositories that m listed. It removes the marker when no target is left and nothing
-// was added to it meanwhile.
+// Unmark says that target has the blob, for the repositories that m listed. It removes the marker when no target is
+// left and nothing was added to it meanwhile.
 func (s *Store) Unmark(d digest.Digest, m Marker, target string) error {
 	if err := s.find(d); err != nil {
 		return fmt.Errorf("unmark: %w", err)
@@ -154,7 +172,7 @@ func (s *Store) Unmark(d digest.Digest, m Marker, target string) error {
 	defer s.claim(blobDir(d))()
 	now, err := s.readMarker(d)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return s.settleDebt(d, m, target)
 	}
 	if err != nil {
 		return err

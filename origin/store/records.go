@@ -10,8 +10,8 @@ import (
 	"slices"
 )
 
-// Name records are opaque here: small files under keys, which an origin keeps for build-index until the bucket has what they say. Their
-// keys are known in memory.
+// Name records are opaque here: small files under keys, which an origin keeps for build-index until the bucket has what
+// they say. Their keys are known in memory.
 
 var nameKey = regexp.MustCompile(`^[a-z0-9-]{1,128}$`)
 

@@ -19,13 +19,14 @@ import (
 	"kraken/proto/blob"
 )
 
-// Open does not wait for the scan of the blobs that are there: it goes on in the background, and until it ends a lookup of a blob that was
-// not found yet looks at the disk for this digest alone. What needs to know all blobs waits for Scanned: eviction, and the lists that
-// others take for complete.
+// Open does not wait for the scan of the blobs that are there: it goes on in the background, and until it ends a lookup
+// of a blob that was not found yet looks at the disk for this digest alone. What needs to know all blobs waits for
+// Scanned: eviction, and the lists that others take for complete.
 
 const (
 	scanWorkers = 8
-	// scanRetry is when the scan begins again after it failed. It goes on to be under way, so nothing is called missing that it did not reach.
+	// scanRetry is when the scan begins again after it failed. It goes on to be under way, so nothing is called missing
+	// that it did not reach.
 	scanRetry = 5 * time.Second
 )
 
@@ -161,8 +162,8 @@ func (s *Store) wasSeen(d digest.Digest) bool {
 	return seen || s.scan.seen == nil
 }
 
-// visit looks at a blob's folder in the folder above it, nil when that is not there. It does so once; whoever changes the folder of a
-// blob has called find before.
+// visit looks at a blob's folder in the folder above it, nil when that is not there. It does so once; whoever changes
+// the folder of a blob has called find before.
 func (s *Store) visit(d digest.Digest, shard *os.Root) error {
 	if s.wasSeen(d) {
 		return nil
@@ -189,7 +190,8 @@ func (s *Store) visit(d digest.Digest, shard *os.Root) error {
 	return nil
 }
 
-// examine reads a blob's folder: its entry when it is whole, and what it takes on disk. What a crash left half made is removed.
+// examine reads a blob's folder: its entry when it is whole, and what it takes on disk. What a crash left half made is
+// removed.
 func (s *Store) examine(d digest.Digest, shard *os.Root) (*entry, int64, error) {
 	folder, files, err := readFolder(shard, d.Encoded())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -199,8 +201,16 @@ func (s *Store) examine(d digest.Digest, shard *os.Root) (*entry, int64, error) 
 		return nil, 0, err
 	}
 	data := files[fileData]
-	if data == nil { // a marker without data: the crash came between the two, the push was not acknowledged
-		return nil, 0, s.removeAll(blobDir(d))
+	if data == nil { // somebody else has removed it: what a commit makes visible has both
+		size, ok := s.knownSize(d, files)
+		if !ok {
+			size = -1
+		}
+		if files[fileMarker] != nil {
+			s.lost.Add(1)
+			s.log.Error("a blob that is owed to the bucket has lost its file", "digest", d)
+		}
+		return nil, 0, s.loseFolder(d, size, files)
 	}
 	if files[filePieces] != nil {
 		return nil, occupied(data), nil // partial; opened when somebody wants it
@@ -218,7 +228,7 @@ func (s *Store) examine(d digest.Digest, shard *os.Root) (*entry, int64, error) 
 	if want, ok := s.knownSize(d, files); ok && want != data.Size() {
 		s.lost.Add(1)
 		s.log.Error("a blob whose file has another length than its metainfo says is removed", "digest", d, "size", data.Size(), "want", want)
-		return nil, 0, s.removeAll(blobDir(d))
+		return nil, 0, s.loseFolder(d, want, files)
 	}
 	e := &entry{size: data.Size(), disk: allocated(folder), access: data.ModTime(), marked: files[fileMarker] != nil}
 	for _, fi := range files {
@@ -281,7 +291,8 @@ func (s *Store) knownSize(d digest.Digest, files map[string]fs.FileInfo) (n int6
 	return metainfoLength((*head)[:k])
 }
 
-// metainfoLength reads the length of the blob from the beginning of its metainfo. A torn one says nothing: it is computed again.
+// metainfoLength reads the length of the blob from the beginning of its metainfo. A torn one says nothing: it is
+// computed again.
 func metainfoLength(head []byte) (n int64, ok bool) {
 	rest, ok := bytes.CutPrefix(head, []byte("d4:infod6:lengthi"))
 	if !ok {

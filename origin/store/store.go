@@ -71,6 +71,7 @@ type Store struct {
 	shards   map[string]bool          // folders above those of blobs that are durable
 	pins     map[digest.Digest]bool   // true: by configuration
 	names    map[string]struct{}      // keys of the name records
+	debts    map[digest.Digest]debt   // without bytes
 	used     int64                    // bytes that blobs, partial blobs and uploads take on disk
 	leaving  int64                    // bytes beside these, of blobs that are being removed
 	retryAt  int64                    // value of used up to which a fruitless eviction is not tried again
@@ -114,6 +115,15 @@ type entry struct {
 	marker   *Marker // nil when it is not marked, or could not be read
 }
 
+// debt is what a marked blob owes once its bytes are gone.
+func (e *entry) debt() debt {
+	x := debt{Size: e.size}
+	if e.marker != nil {
+		x.Marker = *e.marker
+	}
+	return x
+}
+
 // Info describes a whole blob.
 type Info struct {
 	Digest digest.Digest
@@ -139,7 +149,7 @@ func Open(cfg Config) (_ *Store, err error) {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
 	s := &Store{cfg: cfg, log: cfg.Logger, entries: map[digest.Digest]*entry{}, uploads: map[string]*Upload{}, partials: map[digest.Digest]*Partial{},
-		claims: map[string]chan struct{}{}, shards: map[string]bool{}, names: map[string]struct{}{}, freed: make(chan struct{})}
+		claims: map[string]chan struct{}{}, shards: map[string]bool{}, names: map[string]struct{}{}, debts: map[digest.Digest]debt{}, freed: make(chan struct{})}
 	s.avail, s.fsync, s.scrub.now = s.statfs, (*os.File).Sync, make(chan struct{}, 1)
 	s.sessions.sources = map[string]held{}
 	if s.lock, err = os.OpenFile(filepath.Join(cfg.Dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600); err != nil {
@@ -185,7 +195,7 @@ func (s *Store) prepare() (err error) {
 	if err := s.checkFormat(); err != nil {
 		return err
 	}
-	for _, d := range []string{"blobs", "uploads", "names", "pins"} {
+	for _, d := range []string{"blobs", "uploads", "names", "pins", "debts"} {
 		if err := s.root.MkdirAll(d, 0o700); err != nil {
 			return err
 		}
@@ -196,7 +206,7 @@ func (s *Store) prepare() (err error) {
 	if err := s.syncDir("."); err != nil {
 		return err
 	}
-	return errors.Join(s.findTorn(), s.scanUploads(), s.scanNames(), s.scanPins())
+	return errors.Join(s.findTorn(), s.scanUploads(), s.scanNames(), s.scanPins(), s.scanDebts())
 }
 
 // checkFormat refuses a newer layout. There is no older one to migrate from yet.
@@ -218,13 +228,17 @@ func (s *Store) checkFormat() error {
 	return nil
 }
 
-// Close ends the use of the directory. Partial blobs are flushed; open readers stay valid.
+// closeWait is how long Close waits for one call of the file system that was begun, of the scan or of a removal.
+const closeWait = 10 * time.Second
+
+// Close ends the use of the directory. Partial blobs are flushed; open readers stay valid. What was evicted and is not removed yet stays on
+// the disk, and the next start finds it.
 func (s *Store) Close() error {
 	s.stop()
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
-	s.work.Wait() // what was evicted is removed
+	s.waitWork()
 	s.mu.Lock()
 	parts := make([]*Partial, 0, len(s.partials))
 	for _, p := range s.partials {
@@ -246,6 +260,22 @@ func (s *Store) Close() error {
 		errs = append(errs, s.syncAll())
 	}
 	return errors.Join(append(errs, s.ups.Close(), s.root.Close(), s.lock.Close())...)
+}
+
+// waitWork waits for the scan and the removal, which have been told to end, and gives up on a disk that hangs.
+func (s *Store) waitWork() {
+	ended := make(chan struct{})
+	go func() {
+		s.work.Wait()
+		close(ended)
+	}()
+	t := time.NewTimer(closeWait)
+	defer t.Stop()
+	select {
+	case <-ended:
+	case <-t.C:
+		s.log.Error("the disk hangs: the store is closed while a removal or the scan still waits for it", "dir", s.cfg.Dir, "after", closeWait)
+	}
 }
 
 // blobDir is where a digest's files are. Digests are validated, so the path can't leave the store.

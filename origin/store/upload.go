@@ -395,6 +395,18 @@ func (s *Store) adopt(u *Upload, d digest.Digest, size int64, m *Marker) error {
 		return err
 	}
 	defer s.claim(blobDir(d))()
+	m, complete := s.takeOver(d, m)
+	if err := s.place(u, d, size, m); err != nil || !complete {
+		return err
+	}
+	if err := s.dropDebt(d); err != nil { // it is settled again once the marker is
+		s.log.Warn("a debt is written down twice", "digest", d, "error", err)
+	}
+	return nil
+}
+
+// place is adopt with the blob's folder claimed.
+func (s *Store) place(u *Upload, d digest.Digest, size int64, m *Marker) error {
 	s.mu.Lock()
 	whole, partial := s.entries[d] != nil, s.partials[d] != nil
 	s.mu.Unlock()

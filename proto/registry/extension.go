@@ -76,6 +76,9 @@ type WritebackStatus struct {
 	SetAside []SetAside `json:"set_aside,omitempty"`
 	// SetAsideCount is how many there are.
 	SetAsideCount int `json:"set_aside_count,omitempty"`
+	// Lost is how many of Pending are blobs whose file this origin has lost: they come again from another origin, or
+	// are found in the bucket.
+	Lost int `json:"lost,omitempty"`
 	// Scanning says that an origin has not found all that it holds since its start. Pending counts one more meanwhile.
 	Scanning bool `json:"scanning,omitempty"`
 }
