@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -42,8 +43,14 @@ func Middleware(role string, log *slog.Logger, reg prometheus.Registerer) func(h
 		return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 			began := time.Now()
 			w := &writer{ResponseWriter: rw, rc: http.NewResponseController(rw)}
+			r, end := patiently(r)
+			defer end()
 			if r.Body != nil && r.Body != http.NoBody {
-				r.Body = newRequestBody(r, w)
+				b := newRequestBody(r, w)
+				r.Body = b
+				if r.ProtoMajor == 1 { // later ones end a stream without the connection
+					w.body = b
+				}
 			}
 			defer func() {
 				method := r.Method
@@ -67,6 +74,9 @@ func Middleware(role string, log *slog.Logger, reg prometheus.Registerer) func(h
 				}
 			}()
 			next.ServeHTTP(w, r)
+			if w.lingers && w.body.unread() {
+				w.linger(w.body)
+			}
 		})
 	}
 }
@@ -88,6 +98,9 @@ type requestBody struct {
 	w        *writer
 	perByte  time.Duration
 	patience time.Duration // how long may be waited now; what comes adds to it, up to stallTimeout
+	length   int64         // as announced, -1 for unknown
+	read     atomic.Int64
+	ended    atomic.Bool // well or not
 }
 
 func newRequestBody(r *http.Request, w *writer) *requestBody {
@@ -95,7 +108,8 @@ func newRequestBody(r *http.Request, w *writer) *requestBody {
 	if !ok || rate <= 0 {
 		rate = DefaultLeastRate
 	}
-	return &requestBody{r.Body, w, time.Second / time.Duration(min(rate, config.Rate(time.Second))), stallTimeout}
+	perByte := time.Second / time.Duration(min(rate, config.Rate(time.Second)))
+	return &requestBody{ReadCloser: r.Body, w: w, perByte: perByte, patience: stallTimeout, length: r.ContentLength}
 }
 
 func (b *requestBody) Read(p []byte) (int, error) {
@@ -104,7 +118,9 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	_ = b.w.rc.SetReadDeadline(began.Add(b.patience))
 	n, err := b.ReadCloser.Read(p)
 	b.patience = min(b.patience-time.Since(began)+time.Duration(n)*b.perByte, stallTimeout)
+	b.read.Add(int64(n))
 	if err != nil {
+		b.ended.Store(true)
 		_ = b.w.rc.SetReadDeadline(time.Time{}) // the handler may take its time with what it has
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			b.w.tooSlow = true
@@ -122,6 +138,8 @@ type writer struct {
 	n      int64
 	// tooSlow is whether the request was cut for its slowness, so that an error is 408 whatever the handler makes of it.
 	tooSlow bool
+	body    *requestBody // nil without one
+	lingers bool         // the answer went out before the body was read
 }
 
 // buffers are for copying bodies: large, because each read and write of a socket costs a system call and a deadline.
@@ -138,13 +156,17 @@ func (w *writer) WriteHeader(status int) {
 	}
 	if w.status == 0 && status >= 200 {
 		w.status = status
+		if w.body.unread() {
+			w.lingers = true
+			w.Header().Set("Connection", "close")
+		}
 	}
 	w.ResponseWriter.WriteHeader(status)
 }
 
 func (w *writer) extend() {
 	if w.status == 0 {
-		w.status = http.StatusOK
+		w.WriteHeader(http.StatusOK)
 	}
 	_ = w.rc.SetWriteDeadline(time.Now().Add(stallTimeout)) // a recorder in a test has none
 }
