@@ -23,6 +23,9 @@ func (s Server) blob(w http.ResponseWriter, r *http.Request, repo, arg string) e
 	if err != nil {
 		return err
 	}
+	if s.Private {
+		w.Header().Set("Cache-Control", "private, max-age=31536000, immutable")
+	}
 	switch {
 	case r.Method == http.MethodHead && s.Blobs != nil:
 		desc, err := s.Blobs.StatBlob(r.Context(), repo, d)
@@ -75,7 +78,9 @@ func blobHeaders(h http.Header, d digest.Digest) {
 	h.Set("Docker-Content-Digest", d.String())
 	h.Set("ETag", etag(d))
 	h.Set("Content-Type", octets)
-	h.Set("Cache-Control", "public, max-age=31536000, immutable")
+	if h.Get("Cache-Control") == "" {
+		h.Set("Cache-Control", "public, max-age=31536000, immutable")
+	}
 }
 
 // ServeContent sends an open blob, by sendfile where it is a file, and closes it. A range that the blob does not have is

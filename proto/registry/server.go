@@ -41,6 +41,8 @@ type Server struct {
 	// TrustSource says that the header Kraken-Source, by which a proxy names the source of an upload, is believed of whoever has shown a
 	// certificate, and of all on plain HTTP. Else an upload's source is the connection's address.
 	TrustSource bool
+	// Private says that who may read what is controlled, so that no cache that several share may keep a blob.
+	Private bool
 	// ReadOnly is what a client that tries to write is told, beside 405.
 	ReadOnly string
 	Log      *slog.Logger
