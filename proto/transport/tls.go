@@ -31,6 +31,7 @@ func (t TLS) server(log *slog.Logger) (*tls.Config, *denied, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	// HTTP/2 costs throughput and is not offered (proxy/DESIGN.md).
 	c := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}
 	c.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return p.get() }
 	if t.ClientCA == "" {
