@@ -10,7 +10,7 @@ import (
 	"sync"
 	"time"
 
-	"kraken/buildindex/sql"
+	"kraken/buildindex/names"
 	"kraken/proto/registry"
 )
 
@@ -55,7 +55,7 @@ func describe(where string, r registry.NameRecord, err error) registry.SetAside 
 func cut(s string) string { return s[:min(len(s), 256)] }
 
 // load reads what an earlier process set aside.
-func (a *aside) load(ctx context.Context, db *sql.Store) error {
+func (a *aside) load(ctx context.Context, db names.Store) error {
 	a.rows = map[int64]*asideRow{}
 	v, err := db.Meta(ctx, metaAside)
 	if err == nil && v != "" {
@@ -102,14 +102,14 @@ func (a *aside) replace(heard []string, now []asideRecord) (fresh []asideRecord,
 }
 
 // save makes the list durable: a record on it is not taken back when later changes have raised the counter above it.
-func (a *aside) save(ctx context.Context, db *sql.Store) error {
+func (a *aside) save(ctx context.Context, db names.Store) error {
 	a.mu.Lock()
 	b, err := json.Marshal(a.records)
 	a.mu.Unlock()
 	if err != nil {
 		return err
 	}
-	return db.Update(ctx, func(tx *sql.Tx) error { return tx.SetMeta(metaAside, string(b)) })
+	return db.Update(ctx, func(tx names.Tx) error { return tx.SetMeta(metaAside, string(b)) })
 }
 
 // due reports whether an outbox row may be tried now.
@@ -121,7 +121,7 @@ func (a *aside) due(id int64) bool {
 }
 
 // failed sets an outbox row aside until a later time. first is true for one that had not failed before.
-func (a *aside) failed(row sql.OutboxRow, err error) (first bool) {
+func (a *aside) failed(row names.OutboxRow, err error) (first bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	r := a.rows[row.ID]

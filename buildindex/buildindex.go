@@ -20,7 +20,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"kraken/buildindex/sql"
+	"kraken/buildindex/names"
+	"kraken/buildindex/names/sqlite"
 	"kraken/origin/bucket"
 	"kraken/proto/registry"
 	"kraken/proto/role"
@@ -32,7 +33,7 @@ type Index struct {
 	cfg     Config
 	log     *slog.Logger
 	m       *metrics
-	db      *sql.Store
+	db      names.Store
 	buckets *bucket.Set
 	origins *registry.Origins
 	health  *transport.Health
@@ -73,7 +74,7 @@ func New(cfg Config, deps role.Deps) (_ *Index, err error) {
 	if err := os.MkdirAll(filepath.Dir(cfg.Database), 0o700); err != nil {
 		return nil, fmt.Errorf("database: %w", err)
 	}
-	if x.db, err = sql.Open(ctx, cfg.Database); err != nil {
+	if x.db, err = sqlite.Open(ctx, cfg.Database); err != nil {
 		return nil, err
 	}
 	undo := []func() error{x.db.Close}
@@ -89,11 +90,11 @@ func New(cfg Config, deps role.Deps) (_ *Index, err error) {
 		return nil, fmt.Errorf("database: %w", err)
 	}
 	x.restored.Store(done != "")
-	last, err := x.db.LastGeneration(ctx)
+	state, err := x.db.State(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("database: %w", err)
 	}
-	x.generation.Store(last)
+	x.generation.Store(state.LastGeneration)
 	if err := x.aside.load(ctx, x.db); err != nil {
 		return nil, err
 	}
@@ -233,17 +234,17 @@ func (x *Index) miss(kind *registry.Error, format string, args ...any) error {
 	return &registry.RetryError{Err: fmt.Errorf("%w: %s: names are being restored", registry.ErrUnavailable, what), After: time.Second}
 }
 
-// whole is nil once names are restored; before, what SQL has may be a part, or not the newest.
-func (x *Index) whole(format string, args ...any) error {
+// requireRestored returns ErrUnavailable until the restore is done, because SQL may be incomplete or stale until then.
+func (x *Index) requireRestored(format string, args ...any) error {
 	if x.restored.Load() {
 		return nil
 	}
 	return x.miss(registry.ErrUnavailable, format, args...)
 }
 
-// second puts a record in a second place: on as many origins as there are replicas, at once, on one when no other
-// answers. raw is the manifest's bytes, for origins that know whole records only.
-func (x *Index) second(ctx context.Context, r registry.NameRecord, raw []byte) error {
+// storeRecord writes r to cfg.Replicas origins in parallel, trying further ones for those that fail. One copy is success with a
+// warning; none is ErrUnavailable. raw is the manifest's bytes, for origins that know whole records only.
+func (x *Index) storeRecord(ctx context.Context, r registry.NameRecord, raw []byte) error {
 	var failed []error
 	copies := 0
 	for left := x.origins.For(placeOf(r)); len(left) > 0 && copies < x.cfg.Replicas; {
@@ -298,7 +299,7 @@ func (x *Index) putName(ctx context.Context, o *registry.Origin, r registry.Name
 
 // change makes changes durable in their second place and commits them in SQL with their outbox rows, all or none. Of
 // records of one manifest the first has the bytes.
-func (x *Index) change(ctx context.Context, rs []registry.NameRecord, f func(*sql.Tx) error) error {
+func (x *Index) change(ctx context.Context, rs []registry.NameRecord, f func(names.Tx) error) error {
 	// What has begun is finished: a client that goes away must not leave one place ahead of the other.
 	ctx = context.WithoutCancel(ctx)
 	undo := func(n int) {
@@ -307,12 +308,12 @@ func (x *Index) change(ctx context.Context, rs []registry.NameRecord, f func(*sq
 		}
 	}
 	for i, r := range rs {
-		if err := x.second(ctx, x.signer.Sign(r), rs[0].Bytes); err != nil {
+		if err := x.storeRecord(ctx, x.signer.Sign(r), rs[0].Bytes); err != nil {
 			undo(i)
 			return err
 		}
 	}
-	err := x.db.Update(ctx, func(tx *sql.Tx) error {
+	err := x.db.Update(ctx, func(tx names.Tx) error {
 		if err := f(tx); err != nil {
 			return err
 		}
@@ -325,16 +326,27 @@ func (x *Index) change(ctx context.Context, rs []registry.NameRecord, f func(*sq
 	})
 	if err != nil {
 		undo(len(rs))
-		if errors.Is(err, sql.ErrNewerTag) { // adopted from an origin meanwhile; with a newer generation it works
-			err = fmt.Errorf("%w: %w", registry.ErrUnavailable, err)
-		}
-		return err
+		return x.conflict(err)
 	}
 	select {
 	case x.kick <- struct{}{}:
 	default:
 	}
 	return nil
+}
+
+// conflict returns what a client is told of a write that was not done because of what is there. A later generation than this
+// change's was adopted, or written by another process, since it began: ErrUnavailable, and tried again it gets one above that.
+func (x *Index) conflict(err error) error {
+	var c *names.Conflict
+	switch {
+	case !errors.As(err, &c):
+		return err
+	case c.Kind == names.ErrNewer:
+		x.sawGeneration(c.Now.Generation)
+		return fmt.Errorf("%w: %w", registry.ErrUnavailable, err)
+	}
+	return refused(c)
 }
 
 // forget takes a record back from the origins. One that can't be reached is told by the next reconciliation.

@@ -42,9 +42,11 @@ func (x *Index) adminHandler(reg *prometheus.Registry) http.Handler {
 
 // status is what the bucket still lacks.
 func (x *Index) status(ctx context.Context) (s registry.WritebackStatus, err error) {
-	if s.Pending, err = x.db.OutboxLen(ctx); err != nil {
+	state, err := x.db.State(ctx)
+	if err != nil {
 		return s, err
 	}
+	s.Pending = state.OutboxRows
 	if !x.restored.Load() {
 		s.Names++ // what is not restored may still have to be written
 	}

@@ -172,7 +172,7 @@ func (p *parsed) image(doc *document) error {
 		if err != nil {
 			return err
 		}
-		if elsewhere(l.MediaType) {
+		if isNondistributable(l.MediaType) {
 			continue
 		}
 		if l.Data != nil {
@@ -188,7 +188,7 @@ func (p *parsed) image(doc *document) error {
 }
 
 // elsewhere says that layers of a media type are not pushed to registries.
-func elsewhere(mediaType string) bool {
+func isNondistributable(mediaType string) bool {
 	switch mediaType {
 	case registry.MediaTypeDockerForeignLayer,
 		"application/vnd.oci.image.layer.nondistributable.v1.tar",

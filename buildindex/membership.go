@@ -7,14 +7,14 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"kraken/buildindex/sql"
+	"kraken/buildindex/names"
 	"kraken/proto/registry"
 )
 
 // putLayer makes a blob that was pushed a member of the repository. Its second place is the marker of the blob on the origins, which
 // names the repository and which they turn into the bucket's link.
 func (x *Index) putLayer(ctx context.Context, repo string, l registry.Layer) error {
-	err := x.db.Update(ctx, func(tx *sql.Tx) error { return tx.PutLayer(repo, l.Digest, l.Size) })
+	err := x.db.Update(ctx, func(tx names.Tx) error { return tx.PutLayer(repo, l.Digest, l.Size, names.NoGeneration) })
 	if err != nil {
 		return fmt.Errorf("make %s a member of %s: %w", l.Digest, repo, err)
 	}
@@ -23,7 +23,7 @@ func (x *Index) putLayer(ctx context.Context, repo string, l registry.Layer) err
 
 func (x *Index) getLayer(ctx context.Context, repo string, d digest.Digest) (registry.Layer, error) {
 	size, err := x.db.Layer(ctx, repo, d)
-	if errors.Is(err, sql.ErrNotFound) {
+	if errors.Is(err, names.ErrNotFound) {
 		return registry.Layer{}, x.miss(registry.ErrBlobUnknown, "blob %s of %s", d, repo)
 	}
 	if err != nil {
@@ -42,8 +42,8 @@ func (x *Index) deleteLayer(ctx context.Context, repo string, d digest.Digest) e
 		return fmt.Errorf("delete blob %s of %s: %w", d, repo, err)
 	}
 	r.MediaType = registry.NameLayer // of two things with this digest, the membership is meant
-	if err := x.change(ctx, []registry.NameRecord{r}, func(tx *sql.Tx) error { return tx.DeleteLayer(repo, d) }); err != nil {
-		if errors.Is(err, sql.ErrNotFound) {
+	if err := x.change(ctx, []registry.NameRecord{r}, func(tx names.Tx) error { return tx.DeleteLayer(repo, d, r.Generation) }); err != nil {
+		if errors.Is(err, names.ErrNotFound) {
 			return x.miss(registry.ErrBlobUnknown, "blob %s of %s", d, repo)
 		}
 		return fmt.Errorf("delete blob %s of %s: %w", d, repo, err)
@@ -54,8 +54,8 @@ func (x *Index) deleteLayer(ctx context.Context, repo string, d digest.Digest) e
 // mount makes a blob that some repository has a member of this one. From is where the client saw it, a hint: clients remember blobs
 // for longer than repositories keep them, and there is nothing that may be pulled from one repository and not from another.
 func (x *Index) mount(ctx context.Context, repo, from string, d digest.Digest) (registry.Layer, error) {
-	size, err := x.db.AnyLayer(ctx, d)
-	if errors.Is(err, sql.ErrNotFound) {
+	size, err := x.db.Layer(ctx, "", d)
+	if errors.Is(err, names.ErrNotFound) {
 		// Never a reason to wait: the client then pushes the bytes.
 		return registry.Layer{}, fmt.Errorf("%w: %s is neither in %q nor in another repository", registry.ErrBlobUnknown, d, from)
 	}
@@ -68,7 +68,7 @@ func (x *Index) mount(ctx context.Context, repo, from string, d digest.Digest) (
 		return registry.Layer{}, fmt.Errorf("mount %s into %s: %w", d, repo, err)
 	}
 	r.Size = size
-	if err := x.change(ctx, []registry.NameRecord{r}, func(tx *sql.Tx) error { return tx.PutLayer(repo, d, size) }); err != nil {
+	if err := x.change(ctx, []registry.NameRecord{r}, func(tx names.Tx) error { return tx.PutLayer(repo, d, size, r.Generation) }); err != nil {
 		return registry.Layer{}, fmt.Errorf("mount %s into %s: %w", d, repo, err)
 	}
 	return registry.Layer{Digest: d, Size: size}, nil

@@ -22,11 +22,11 @@ func newMetrics(r prometheus.Registerer, x *Index) *metrics {
 	}, func() float64 {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
-		n, err := x.db.OutboxLen(ctx)
+		state, err := x.db.State(ctx)
 		if err != nil {
 			return -1
 		}
-		return float64(n)
+		return float64(state.OutboxRows)
 	}))
 	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "kraken_build_index_set_aside", Help: "Changes and name records that can't go on for a reason of their own now.",

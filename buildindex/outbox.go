@@ -12,7 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
-	"kraken/buildindex/sql"
+	"kraken/buildindex/names"
 	"kraken/origin/bucket"
 	"kraken/proto/layout"
 	"kraken/proto/registry"
@@ -79,7 +79,7 @@ func (x *Index) drain(ctx context.Context) (left bool, err error) {
 		if len(rows) == 0 {
 			return left, nil
 		}
-		var done []sql.OutboxRow
+		var done []names.OutboxRow
 		for _, row := range rows {
 			after = row.ID
 			if row.Record.Kind == registry.NameDeleted && waiting[tombKey(row.Record)] {
@@ -123,7 +123,7 @@ type revision struct {
 	mediaType  string
 }
 
-func (x *Index) publishRow(ctx context.Context, row sql.OutboxRow, last *revision) error {
+func (x *Index) publishRow(ctx context.Context, row names.OutboxRow, last *revision) error {
 	if row.Err != nil {
 		return row.Err
 	}
@@ -142,7 +142,7 @@ func (x *Index) outage(ctx context.Context, repo string) bool {
 	return err != nil && !errors.Is(err, bucket.ErrNotFound)
 }
 
-func (x *Index) setRowAside(row sql.OutboxRow, err error) {
+func (x *Index) setRowAside(row names.OutboxRow, err error) {
 	x.m.outboxErrors.Inc()
 	if x.aside.failed(row, err) {
 		r := row.Record
@@ -153,15 +153,19 @@ func (x *Index) setRowAside(row sql.OutboxRow, err error) {
 
 // published forgets changes that the bucket has, in one transaction: after a crash before it they are written once
 // more.
-func (x *Index) published(ctx context.Context, rows []sql.OutboxRow) error {
+func (x *Index) published(ctx context.Context, rows []names.OutboxRow) error {
 	if len(rows) == 0 {
 		return nil
 	}
-	ids := make([]int64, len(rows))
-	for i, row := range rows {
-		ids[i] = row.ID
-	}
-	if err := x.db.Done(ctx, ids...); err != nil {
+	err := x.db.Update(ctx, func(tx names.Tx) error {
+		for _, row := range rows {
+			if err := tx.Done(row.ID); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
 		return err
 	}
 	x.m.published.Add(float64(len(rows)))
@@ -208,7 +212,7 @@ type tagRecord struct {
 
 func (x *Index) publishManifest(ctx context.Context, b bucket.Bucket, r registry.NameRecord, last *revision) error {
 	if last.repository != r.Repository || last.digest != r.Digest {
-		m, err := x.db.ManifestByDigest(ctx, r.Repository, r.Digest)
+		m, err := x.db.Manifest(ctx, r.Repository, registry.Reference{Digest: r.Digest})
 		if err != nil {
 			return ignoreMissing(err) // deleted before it was written
 		}
@@ -227,7 +231,7 @@ func (x *Index) publishManifest(ctx context.Context, b bucket.Bucket, r registry
 const linksAtOnce = 16
 
 // publishRevision writes a manifest and its links, that of the manifest last.
-func (x *Index) publishRevision(ctx context.Context, b bucket.Bucket, repo string, m sql.Manifest) error {
+func (x *Index) publishRevision(ctx context.Context, b bucket.Bucket, repo string, m names.Manifest) error {
 	p, err := parseManifest(m.MediaType, m.Bytes)
 	if err != nil {
 		return err
@@ -260,7 +264,7 @@ func (x *Index) publishRevision(ctx context.Context, b bucket.Bucket, repo strin
 func (x *Index) referencesDurable(ctx context.Context, b bucket.Bucket, repo string, p *parsed) error {
 	blobs, manifests := p.blobs, p.manifests
 	for _, d := range p.either {
-		if ok, err := x.db.HasManifest(ctx, repo, d); err != nil {
+		if ok, err := x.hasManifest(ctx, repo, d); err != nil {
 			return err
 		} else if ok {
 			manifests = append(manifests, d)
@@ -283,7 +287,7 @@ func (x *Index) referencesDurable(ctx context.Context, b bucket.Bucket, repo str
 
 func (x *Index) publishTag(ctx context.Context, b bucket.Bucket, r registry.NameRecord, mediaType string) error {
 	// A tag that has moved on meanwhile is written by its own row.
-	if d, gen, err := x.db.Tag(ctx, r.Repository, r.Tag); errors.Is(err, sql.ErrNotFound) || (err == nil && (gen > r.Generation || d != r.Digest)) {
+	if now, err := x.db.Tag(ctx, r.Repository, r.Tag); errors.Is(err, names.ErrNotFound) || (err == nil && (now.Generation > r.Generation || now.Digest != r.Digest)) {
 		return nil
 	} else if err != nil {
 		return err
@@ -304,9 +308,9 @@ func (x *Index) publishTag(ctx context.Context, b bucket.Bucket, r registry.Name
 func (x *Index) publishDeletion(ctx context.Context, b bucket.Bucket, r registry.NameRecord) error {
 	switch {
 	case r.Tag != "":
-		if _, gen, err := x.db.Tag(ctx, r.Repository, r.Tag); err == nil && gen > r.Generation {
+		if now, err := x.db.Tag(ctx, r.Repository, r.Tag); err == nil && now.Generation > r.Generation {
 			return nil // pushed again since
-		} else if err != nil && !errors.Is(err, sql.ErrNotFound) {
+		} else if err != nil && !errors.Is(err, names.ErrNotFound) {
 			return err
 		}
 		return errors.Join(
@@ -315,12 +319,12 @@ func (x *Index) publishDeletion(ctx context.Context, b bucket.Bucket, r registry
 	case r.MediaType == registry.NameLayer:
 		if _, err := x.db.Layer(ctx, r.Repository, r.Digest); err == nil {
 			return nil
-		} else if !errors.Is(err, sql.ErrNotFound) {
+		} else if !errors.Is(err, names.ErrNotFound) {
 			return err
 		}
 		return b.Delete(ctx, layout.LayerLink(r.Repository, r.Digest))
 	}
-	if ok, err := x.db.HasManifest(ctx, r.Repository, r.Digest); err != nil || ok {
+	if ok, err := x.hasManifest(ctx, r.Repository, r.Digest); err != nil || ok {
 		return err
 	}
 	return b.Delete(ctx, layout.RevisionLink(r.Repository, r.Digest))

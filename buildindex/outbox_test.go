@@ -14,7 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"kraken/buildindex/sql"
+	"kraken/buildindex/names"
 	"kraken/origin/bucket"
 	"kraken/proto/layout"
 	"kraken/proto/registry"
@@ -57,7 +57,7 @@ func (r *rig) queue(repo, tag string, raw []byte) digest.Digest {
 	r.must(err)
 	rec := registry.NameRecord{Version: 1, Kind: registry.NameManifest, Repository: repo, Tag: tag, Digest: digest.FromBytes(raw), MediaType: p.mediaType, Size: int64(len(raw)), Bytes: raw}
 	rec.Generation = time.Now().UnixMicro()
-	r.must(r.x.db.Update(r.Context(), func(tx *sql.Tx) error { return errors.Join(r.x.apply(tx, rec, p), tx.Enqueue(rec)) }))
+	r.must(r.x.db.Update(r.Context(), func(tx names.Tx) error { return errors.Join(r.x.apply(tx, rec, p), tx.Enqueue(rec)) }))
 	return rec.Digest
 }
 
@@ -71,8 +71,8 @@ func TestManyReferencesStopNobody(t *testing.T) {
 	if left, err := r.x.drain(t.Context()); err != nil || left {
 		t.Errorf("left %v, %v", left, err)
 	}
-	if n, err := r.x.db.OutboxLen(t.Context()); err != nil || n != 0 {
-		t.Errorf("%d changes stay in the outbox, %v", n, err)
+	if s, err := r.x.db.State(t.Context()); err != nil || s.OutboxRows != 0 {
+		t.Errorf("%d changes stay in the outbox, %v", s.OutboxRows, err)
 	}
 	if err := r.x.durable(t.Context(), "repo", distinct(2*registry.MaxDurableDigests+1)); err != nil { // one of two origins is asked for more than it takes
 		t.Error(err)
@@ -107,8 +107,8 @@ func TestOneBadRowStopsNobody(t *testing.T) {
 	if _, err := r.x.drain(t.Context()); err != nil {
 		t.Errorf("drain: %v", err)
 	}
-	if n, err := r.x.db.OutboxLen(t.Context()); err != nil || n != 1 {
-		t.Fatalf("%d changes in the outbox, %v; want the bad one", n, err)
+	if s, err := r.x.db.State(t.Context()); err != nil || s.OutboxRows != 1 {
+		t.Fatalf("%d changes in the outbox, %v; want the bad one", s.OutboxRows, err)
 	}
 	s, err := r.x.status(t.Context())
 	r.must(err)

@@ -11,7 +11,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"kraken/buildindex/sql"
+	"kraken/buildindex/names"
 	"kraken/proto/layout"
 	"kraken/proto/registry"
 )
@@ -136,7 +136,7 @@ func (x *Index) adoptAll(ctx context.Context, t *round, dead map[string]int64) e
 	default:
 	}
 	// SQL has all changes up to here now, or remembers them as set aside: what origins still keep of others can go.
-	return x.db.Update(ctx, func(tx *sql.Tx) error { return tx.RaiseGeneration(last) })
+	return x.db.Update(ctx, func(tx names.Tx) error { return tx.RaiseGeneration(last) })
 }
 
 // adopt takes over one record that was checked, errAside when it must not or can't be.
@@ -154,9 +154,6 @@ func (x *Index) adopt(ctx context.Context, r registry.NameRecord, dead map[strin
 	if known, err := x.known(ctx, r); err != nil || known {
 		return err
 	}
-	if err := x.mayAdopt(ctx, r); err != nil {
-		return err
-	}
 	var p *parsed
 	if r.Kind == registry.NameManifest {
 		var err error
@@ -167,7 +164,7 @@ func (x *Index) adopt(ctx context.Context, r registry.NameRecord, dead map[strin
 			return fmt.Errorf("%w: its bytes are no manifest that this program knows: %w", errAside, err)
 		}
 	}
-	return x.db.Update(ctx, func(tx *sql.Tx) error {
+	return x.db.Update(ctx, func(tx names.Tx) error {
 		if err := x.adoptIn(tx, r, p); err != nil {
 			return err
 		}
@@ -175,50 +172,47 @@ func (x *Index) adopt(ctx context.Context, r registry.NameRecord, dead map[strin
 	})
 }
 
-// adoptIn writes a record to SQL.
-func (x *Index) adoptIn(tx *sql.Tx, r registry.NameRecord, p *parsed) error {
-	switch {
-	case r.Kind == registry.NameManifest:
-		if err := x.apply(tx, r, p); !errors.Is(err, sql.ErrNewerTag) {
+// adoptIn writes a record to SQL. What a later generation has changed meanwhile stays. It is errAside for a record that moves or
+// deletes an immutable tag, or deletes its manifest.
+func (x *Index) adoptIn(tx names.Tx, r registry.NameRecord, p *parsed) error {
+	ref := registry.Reference{Tag: r.Tag, Digest: r.Digest}
+	if r.Tag != "" && x.cfg.immutable(r.Repository, r.Tag) {
+		keep := names.Condition{Fixed: r.Digest}
+		if r.Kind == registry.NameDeleted {
+			keep = names.Condition{Absent: true}
+		}
+		var c *names.Conflict
+		if err := tx.Require(r.Repository, ref, keep); errors.As(err, &c) {
+			return fmt.Errorf("%w: %w and is %s", errAside, errImmutable(r.Repository, r.Tag), c.Now.Digest)
+		} else if err != nil {
 			return err
 		}
-		return nil // the tag has moved on, the manifest is kept
-	case r.Kind == registry.NameLayer:
-		return tx.PutLayer(r.Repository, r.Digest, r.Size)
-	case r.Tag != "":
-		return ignoreMissing(tx.DeleteTag(r.Repository, r.Tag, r.Generation))
-	case r.MediaType == registry.NameLayer:
-		return ignoreMissing(tx.DeleteLayer(r.Repository, r.Digest))
 	}
-	_, err := tx.DeleteManifest(r.Repository, r.Digest, r.Generation)
-	return ignoreMissing(err)
+	err := x.write(tx, r, p)
+	if errors.Is(err, names.ErrNewer) || errors.Is(err, names.ErrNotFound) {
+		return nil
+	}
+	if errors.Is(err, registry.ErrDenied) {
+		return fmt.Errorf("%w: %w", errAside, err)
+	}
+	return err
 }
 
-// mayAdopt is errAside for a record that moves or deletes an immutable tag, or deletes its manifest.
-func (x *Index) mayAdopt(ctx context.Context, r registry.NameRecord) error {
-	tags := []string{r.Tag}
-	if r.Tag == "" {
-		if r.Kind != registry.NameDeleted || r.MediaType == registry.NameLayer || x.cfg.policy(r.Repository).immutable == nil {
-			return nil
-		}
-		var err error
-		if tags, err = x.db.TagsOf(ctx, r.Repository, r.Digest); err != nil {
-			return err
-		}
+// write does what a record says. names.ErrNotFound and names.ErrNewer as from names.Tx; registry.ErrDenied for the deletion of a
+// manifest that an immutable tag names.
+func (x *Index) write(tx names.Tx, r registry.NameRecord, p *parsed) error {
+	switch {
+	case r.Kind == registry.NameManifest:
+		return x.apply(tx, r, p)
+	case r.Kind == registry.NameLayer:
+		return tx.PutLayer(r.Repository, r.Digest, r.Size, r.Generation)
+	case r.Tag != "":
+		return tx.DeleteTag(r.Repository, r.Tag, r.Generation)
+	case r.MediaType == registry.NameLayer:
+		return tx.DeleteLayer(r.Repository, r.Digest, r.Generation)
 	}
-	for _, tag := range tags {
-		if !x.cfg.immutable(r.Repository, tag) {
-			continue
-		}
-		now, _, err := x.db.Tag(ctx, r.Repository, tag)
-		if ignoreMissing(err) != nil {
-			return err
-		}
-		if err == nil && (r.Kind == registry.NameDeleted || now != r.Digest) {
-			return fmt.Errorf("%w: tag %s of %s is immutable by this registry's configuration and is %s", errAside, tag, r.Repository, now)
-		}
-	}
-	return nil
+	_, err := x.applyDeletion(tx, r)
+	return err
 }
 
 // bytesOf finds the bytes of the manifest that a record names: in the record, in another of this round, in SQL or in
@@ -227,8 +221,8 @@ func (x *Index) bytesOf(ctx context.Context, r registry.NameRecord, whole map[di
 	if b := whole[r.Digest]; b != nil {
 		return b, nil
 	}
-	m, err := x.db.ManifestByDigest(ctx, r.Repository, r.Digest)
-	if err == nil || !errors.Is(err, sql.ErrNotFound) {
+	m, err := x.db.Manifest(ctx, r.Repository, registry.Reference{Digest: r.Digest})
+	if err == nil || !errors.Is(err, names.ErrNotFound) {
 		return m.Bytes, err
 	}
 	_, b, ok := x.buckets.For(r.Repository)
@@ -252,12 +246,12 @@ func (x *Index) known(ctx context.Context, r registry.NameRecord) (bool, error) 
 		_, err := x.db.Layer(ctx, r.Repository, r.Digest)
 		return err == nil, ignoreMissing(err)
 	case registry.NameManifest:
-		ok, err := x.db.HasManifest(ctx, r.Repository, r.Digest)
+		ok, err := x.hasManifest(ctx, r.Repository, r.Digest)
 		if err != nil || !ok || r.Tag == "" {
 			return ok, err
 		}
-		_, gen, err := x.db.Tag(ctx, r.Repository, r.Tag)
-		return err == nil && gen >= r.Generation, ignoreMissing(err)
+		now, err := x.db.Tag(ctx, r.Repository, r.Tag)
+		return err == nil && now.Generation >= r.Generation, ignoreMissing(err)
 	}
 	return false, nil
 }

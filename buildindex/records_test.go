@@ -174,7 +174,7 @@ func TestManyTagsKeepBytesOnce(t *testing.T) {
 	for _, tag := range []string{"t0", "t1", "t99"} {
 		r.wantTag(tag, d)
 	}
-	if m, err := r.x.db.ManifestByTag(t.Context(), "repo", "t57"); err != nil || digest.FromBytes(m.Bytes) != d {
+	if m, err := r.x.db.Manifest(t.Context(), "repo", registry.Reference{Tag: "t57"}); err != nil || digest.FromBytes(m.Bytes) != d {
 		t.Errorf("manifest of t57: %v", err)
 	}
 	r.wantAside(0)
@@ -185,7 +185,7 @@ func TestManyTagsKeepBytesOnce(t *testing.T) {
 func TestTagRecordFindsBytesInTheBucket(t *testing.T) {
 	r := newRig(t)
 	d := r.pushTags(2, 10)
-	m, err := r.x.db.ManifestByDigest(t.Context(), "repo", d)
+	m, err := r.x.db.Manifest(t.Context(), "repo", registry.Reference{Digest: d})
 	r.must(err)
 	for _, o := range r.origins {
 		o.set(func() {

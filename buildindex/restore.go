@@ -8,7 +8,7 @@ import (
 	"slices"
 	"time"
 
-	"kraken/buildindex/sql"
+	"kraken/buildindex/names"
 	"kraken/origin/bucket"
 	"kraken/proto/registry"
 )
@@ -89,7 +89,7 @@ func (x *Index) fill(ctx context.Context) error {
 	if err := x.finish(ctx, &t, dead); err != nil {
 		return err
 	}
-	err = x.db.Update(ctx, func(tx *sql.Tx) error {
+	err = x.db.Update(ctx, func(tx names.Tx) error {
 		return errors.Join(tx.RaiseGeneration(x.generation.Load()), setUnheard(tx, unheard), tx.SetMeta(metaRestored, time.Now().UTC().Format(time.RFC3339)))
 	})
 	if err != nil {
@@ -100,7 +100,7 @@ func (x *Index) fill(ctx context.Context) error {
 	return nil
 }
 
-func setUnheard(tx *sql.Tx, ids []string) error {
+func setUnheard(tx names.Tx, ids []string) error {
 	b, err := json.Marshal(ids)
 	if err != nil {
 		return err
@@ -121,12 +121,12 @@ func (x *Index) reconcile(ctx context.Context, began time.Time) error {
 	if err != nil {
 		return fmt.Errorf("origins that were not heard: %w", err)
 	}
-	known, err := x.db.LastGeneration(ctx)
+	state, err := x.db.State(ctx)
 	if err != nil {
 		return err
 	}
 	var errs []error
-	t := round{known: known, began: began}
+	t := round{known: state.LastGeneration, began: began}
 	late := 0
 	for _, o := range x.origins.All() {
 		t.late = slices.Contains(unheard, o.ID)
@@ -144,7 +144,7 @@ func (x *Index) reconcile(ctx context.Context, began time.Time) error {
 	}
 	if late > 0 {
 		unheard = slices.DeleteFunc(unheard, func(id string) bool { return slices.Contains(t.heard, id) })
-		errs = append(errs, x.db.Update(ctx, func(tx *sql.Tx) error { return setUnheard(tx, unheard) }))
+		errs = append(errs, x.db.Update(ctx, func(tx names.Tx) error { return setUnheard(tx, unheard) }))
 	}
 	return errors.Join(errs...)
 }
@@ -203,7 +203,7 @@ func (x *Index) signAgain(ctx context.Context, o *registry.Origin, r registry.Na
 		return nil
 	}
 	if r.Kind == registry.NameManifest && r.Version == registry.NameWhole {
-		m, err := x.db.ManifestByDigest(ctx, r.Repository, r.Digest)
+		m, err := x.db.Manifest(ctx, r.Repository, registry.Reference{Digest: r.Digest})
 		if err != nil {
 			return ignoreMissing(err) // deleted since; the outbox forgets the record
 		}

@@ -18,7 +18,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"kraken/buildindex/sql"
+	"kraken/buildindex/names"
 	"kraken/origin/bucket"
 	"kraken/proto/registry"
 	"kraken/proto/ring"
@@ -34,6 +34,7 @@ type fakeOrigin struct {
 	names   map[string]registry.NameRecord
 	pending []registry.PendingBlob
 	durable bool
+	onPut   func() // unless nil, called when a record was written
 }
 
 func newFakeOrigin(t *testing.T) *fakeOrigin {
@@ -76,6 +77,9 @@ func (f *fakeOrigin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		if f.names[key].Generation <= rec.Generation {
 			f.names[key] = rec
+		}
+		if f.onPut != nil {
+			f.onPut()
 		}
 		w.WriteHeader(http.StatusCreated)
 	case r.Method == http.MethodDelete:
@@ -195,18 +199,18 @@ func (r *rig) lose() {
 
 func (r *rig) wantTag(tag string, want digest.Digest) {
 	r.Helper()
-	got, _, err := r.x.db.Tag(r.Context(), "repo", tag)
-	if errors.Is(err, sql.ErrNotFound) {
+	now, err := r.x.db.Tag(r.Context(), "repo", tag)
+	if errors.Is(err, names.ErrNotFound) {
 		err = nil
 	}
-	if err != nil || got != want {
-		r.Errorf("tag %s is %q, %v, want %q", tag, got, err, want)
+	if err != nil || now.Digest != want {
+		r.Errorf("tag %s is %q, %v, want %q", tag, now.Digest, err, want)
 	}
 }
 
 func (r *rig) wantManifest(d digest.Digest, want bool) {
 	r.Helper()
-	if ok, err := r.x.db.HasManifest(r.Context(), "repo", d); err != nil || ok != want {
+	if ok, err := r.x.hasManifest(r.Context(), "repo", d); err != nil || ok != want {
 		r.Errorf("manifest %s: there is one: %v, %v; want %v", d, ok, err, want)
 	}
 }

@@ -11,7 +11,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"kraken/buildindex/sql"
+	"kraken/buildindex/names"
 	"kraken/origin/bucket"
 	"kraken/proto/blob"
 	"kraken/proto/layout"
@@ -81,11 +81,15 @@ func (x *Index) restoreManifest(ctx context.Context, b bucket.Bucket, repo strin
 		x.log.Warn("the bucket has a manifest of a kind that is not known", "repository", repo, "digest", d, "error", err)
 		return nil
 	}
-	return x.db.Update(ctx, func(tx *sql.Tx) error {
-		return tx.PutManifest(sql.Manifest{
+	err = x.db.Update(ctx, func(tx names.Tx) error {
+		return tx.PutManifest(names.Manifest{
 			Repository: repo, Digest: d, MediaType: mediaType, ArtifactType: p.artifactType, Subject: p.subject, Bytes: raw,
 		})
 	})
+	if errors.Is(err, names.ErrNewer) {
+		return nil // deleted meanwhile
+	}
+	return err
 }
 
 func (x *Index) restoreLayer(ctx context.Context, b bucket.Bucket, repo string, d digest.Digest, dead map[string]int64) error {
@@ -130,12 +134,12 @@ func (x *Index) restoreTag(ctx context.Context, b bucket.Bucket, repo, tag strin
 		rec.Generation = 0
 	}
 	x.sawGeneration(rec.Generation)
-	ok, err := x.db.HasManifest(ctx, repo, rec.Digest)
+	ok, err := x.hasManifest(ctx, repo, rec.Digest)
 	if err != nil || !ok || dead[tagName(repo, tag)] > rec.Generation {
 		return err
 	}
-	return x.db.Update(ctx, func(tx *sql.Tx) error {
-		if err := tx.PutTag(repo, tag, rec.Digest, rec.Generation); !errors.Is(err, sql.ErrNewerTag) {
+	return x.db.Update(ctx, func(tx names.Tx) error {
+		if err := tx.PutTag(repo, tag, names.Version{Digest: rec.Digest, Generation: rec.Generation}); !errors.Is(err, names.ErrNewer) {
 			return err
 		}
 		return nil // pushed meanwhile

@@ -4,26 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"kraken/buildindex/sql"
+	"kraken/buildindex/names"
 	"kraken/proto/registry"
 )
 
 // GetManifest reads by tag or digest from SQL.
 func (x *Index) GetManifest(ctx context.Context, repo string, ref registry.Reference, o registry.GetOptions) (*registry.Manifest, error) {
-	var m sql.Manifest
-	var err error
-	if ref.Tag != "" {
-		m, err = x.db.ManifestByTag(ctx, repo, ref.Tag)
-	} else {
-		m, err = x.db.ManifestByDigest(ctx, repo, ref.Digest)
-	}
-	if errors.Is(err, sql.ErrNotFound) {
+	m, err := x.db.Manifest(ctx, repo, ref)
+	if errors.Is(err, names.ErrNotFound) {
 		return nil, x.miss(registry.ErrManifestUnknown, "manifest %s of %s", ref, repo)
 	}
 	if err != nil {
@@ -61,28 +54,20 @@ func (x *Index) PutManifest(ctx context.Context, repo string, ref registry.Refer
 		tags = []string{ref.Tag}
 	}
 	defer x.lock(repo, append(tags, d.String())...)()
-	for _, tag := range tags {
-		if err := x.mayTag(ctx, repo, tag, d, o); err != nil {
-			return registry.PutResult{}, err
-		}
-	}
-	if len(tags) == 0 && o.Conditional() {
-		exists, err := x.db.HasManifest(ctx, repo, d)
-		if err == nil {
-			err = x.whole("manifest %s of %s", d, repo)
-		}
-		if err == nil {
-			err = holds(o, repo+"@"+d.String(), d, exists)
-		}
-		if err != nil {
-			return registry.PutResult{}, fmt.Errorf("put manifest %s of %s: %w", ref, repo, err)
-		}
+	needs, err := x.needs(ctx, repo, tags, d, o)
+	if err != nil {
+		return registry.PutResult{}, fmt.Errorf("put manifest %s of %s: %w", ref, repo, err)
 	}
 	rs, err := x.manifestRecords(repo, tags, d, p.mediaType, raw)
 	if err != nil {
 		return registry.PutResult{}, fmt.Errorf("put manifest %s of %s: %w", ref, repo, err)
 	}
-	err = x.change(ctx, rs, func(tx *sql.Tx) error {
+	err = x.change(ctx, rs, func(tx names.Tx) error {
+		for _, n := range needs {
+			if err := tx.Require(repo, n.ref, n.is); err != nil {
+				return err
+			}
+		}
 		for _, r := range rs {
 			r.Bytes = raw
 			if err := x.apply(tx, r, p); err != nil {
@@ -119,56 +104,102 @@ func (x *Index) manifestRecords(repo string, tags []string, d digest.Digest, med
 	return rs, nil
 }
 
-// mayTag says whether a tag may be pointed at d: by the request's conditions, and by what is configured.
-func (x *Index) mayTag(ctx context.Context, repo, tag string, d digest.Digest, o registry.PutOptions) error {
-	now, _, err := x.db.Tag(ctx, repo, tag)
-	exists := err == nil
-	if ignoreMissing(err) != nil {
-		return fmt.Errorf("tag %s:%s: %w", repo, tag, err)
-	}
-	immutable := x.cfg.immutable(repo, tag)
-	if immutable || o.Conditional() {
-		if err := x.whole("tag %s:%s", repo, tag); err != nil {
-			return err
-		}
-	}
-	if err := holds(o, repo+":"+tag, now, exists); err != nil {
-		return err
-	}
-	if exists && now != d && immutable {
-		return fmt.Errorf("%w: tag %s of %s is immutable by this registry's configuration and is %s: push another tag", registry.ErrDenied, tag, repo, now)
-	}
-	return nil
+// need is a condition of a push: of a tag that it sets, or of the manifest.
+type need struct {
+	ref registry.Reference
+	is  names.Condition
 }
 
-// holds says whether a request's conditions allow to replace what a name is now (RFC 9110 section 13.2.2).
-func holds(o registry.PutOptions, name string, now digest.Digest, exists bool) error {
-	switch {
-	case (o.IfExists || o.IfMatch != nil) && !exists:
-		return fmt.Errorf("%w: %s does not exist", registry.ErrPrecondition, name)
-	case o.IfMatch != nil && !slices.Contains(o.IfMatch, now), exists && slices.Contains(o.IfNoneMatch, now):
-		return fmt.Errorf("%w: %s is %s now", registry.ErrPrecondition, name, now)
-	case o.IfAbsent && exists:
-		return fmt.Errorf("%w: %s exists, it is %s", registry.ErrPrecondition, name, now)
+// needs returns the conditions of a push, those of the request and of immutable tags, and looks at them a first time: most
+// pushes that are refused then leave no record. The write looks again.
+func (x *Index) needs(ctx context.Context, repo string, tags []string, d digest.Digest, o registry.PutOptions) (all []need, err error) {
+	asked := names.Condition{Exists: o.IfExists, Absent: o.IfAbsent, OneOf: o.IfMatch, NoneOf: o.IfNoneMatch}
+	for _, tag := range tags {
+		n := need{registry.Reference{Tag: tag}, asked}
+		if x.cfg.immutable(repo, tag) {
+			n.is.Fixed = d
+		}
+		if o.Conditional() || n.is.Fixed != "" {
+			all = append(all, n)
+		}
 	}
-	return nil
+	if len(tags) == 0 && o.Conditional() {
+		all = []need{{registry.Reference{Digest: d}, asked}}
+	}
+	for _, n := range all {
+		if err := x.requireRestored("%s of %s", n.ref, repo); err != nil {
+			return nil, err
+		}
+		now, err := x.now(ctx, repo, n.ref)
+		if err == nil && !n.is.Holds(now.Digest) {
+			err = refused(&names.Conflict{Kind: names.ErrCondition, Repository: repo, Name: n.ref, Wanted: n.is, Now: now})
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+// now returns what a tag or a digest is, a zero Version when it is not there.
+func (x *Index) now(ctx context.Context, repo string, ref registry.Reference) (names.Version, error) {
+	if ref.Tag != "" {
+		v, err := x.db.Tag(ctx, repo, ref.Tag)
+		return v, ignoreMissing(err)
+	}
+	m, err := x.db.StatManifest(ctx, repo, ref.Digest)
+	if err != nil {
+		return names.Version{}, ignoreMissing(err)
+	}
+	return names.Version{Digest: m.Digest, Generation: m.Generation}, nil
+}
+
+// hasManifest reports whether a repository has a manifest.
+func (x *Index) hasManifest(ctx context.Context, repo string, d digest.Digest) (bool, error) {
+	now, err := x.now(ctx, repo, registry.Reference{Digest: d})
+	return now.Digest != "", err
+}
+
+// refused returns what a client is told whose condition does not hold (RFC 9110 section 13.2.2), or who would move an immutable
+// tag.
+func refused(c *names.Conflict) error {
+	name := c.Repository + "@" + c.Name.String()
+	if c.Name.Tag != "" {
+		name = c.Repository + ":" + c.Name.Tag
+	}
+	fixed := c.Wanted.Fixed
+	c.Wanted.Fixed = ""
+	switch {
+	case c.Wanted.Holds(c.Now.Digest) && fixed != "":
+		return fmt.Errorf("%w and is %s: push another tag", errImmutable(c.Repository, c.Name.Tag), c.Now.Digest)
+	case c.Now.Digest == "":
+		return fmt.Errorf("%w: %s does not exist", registry.ErrPrecondition, name)
+	case c.Wanted.Absent:
+		return fmt.Errorf("%w: %s exists, it is %s", registry.ErrPrecondition, name, c.Now.Digest)
+	}
+	return fmt.Errorf("%w: %s is %s now", registry.ErrPrecondition, name, c.Now.Digest)
+}
+
+// errImmutable returns the ErrDenied of a change to an immutable tag.
+func errImmutable(repo, tag string) error {
+	return fmt.Errorf("%w: tag %s of %s is immutable by this registry's configuration", registry.ErrDenied, tag, repo)
 }
 
 func ignoreMissing(err error) error {
-	if errors.Is(err, sql.ErrNotFound) {
+	if errors.Is(err, names.ErrNotFound) {
 		return nil
 	}
 	return err
 }
 
 // apply writes a manifest's record to SQL.
-func (x *Index) apply(tx *sql.Tx, r registry.NameRecord, p *parsed) error {
-	err := tx.PutManifest(sql.Manifest{
+func (x *Index) apply(tx names.Tx, r registry.NameRecord, p *parsed) error {
+	err := tx.PutManifest(names.Manifest{
 		Repository: r.Repository, Digest: r.Digest, MediaType: r.MediaType, ArtifactType: p.artifactType, Subject: p.subject,
 		Generation: r.Generation, Bytes: r.Bytes,
 	})
 	if err == nil && r.Tag != "" {
-		err = tx.PutTag(r.Repository, r.Tag, r.Digest, r.Generation)
+		err = tx.PutTag(r.Repository, r.Tag, names.Version{Digest: r.Digest, Generation: r.Generation})
 	}
 	return err
 }
@@ -178,14 +209,14 @@ func (x *Index) checkReferences(ctx context.Context, repo string, p *parsed) err
 	var missing []string
 	for _, d := range p.blobs {
 		_, err := x.db.Layer(ctx, repo, d)
-		if errors.Is(err, sql.ErrNotFound) {
+		if errors.Is(err, names.ErrNotFound) {
 			missing = append(missing, "blob "+d.String())
 		} else if err != nil {
 			return fmt.Errorf("check references: %w", err)
 		}
 	}
 	for _, d := range p.manifests {
-		ok, err := x.db.HasManifest(ctx, repo, d)
+		ok, err := x.hasManifest(ctx, repo, d)
 		if err != nil {
 			return fmt.Errorf("check references: %w", err)
 		}
@@ -194,11 +225,11 @@ func (x *Index) checkReferences(ctx context.Context, repo string, p *parsed) err
 		}
 	}
 	for _, d := range p.either {
-		ok, err := x.db.HasManifest(ctx, repo, d)
+		ok, err := x.hasManifest(ctx, repo, d)
 		if err == nil && !ok {
 			_, err = x.db.Layer(ctx, repo, d)
 		}
-		if errors.Is(err, sql.ErrNotFound) {
+		if errors.Is(err, names.ErrNotFound) {
 			missing = append(missing, d.String())
 		} else if err != nil {
 			return fmt.Errorf("check references: %w", err)
@@ -214,16 +245,11 @@ func (x *Index) checkReferences(ctx context.Context, repo string, p *parsed) err
 func (x *Index) DeleteManifest(ctx context.Context, repo string, ref registry.Reference) error {
 	defer x.lock(repo, ref.String())()
 	// Look first: a record for what is not there would be for nothing.
-	var err error
-	if ref.Tag != "" {
-		_, _, err = x.db.Tag(ctx, repo, ref.Tag)
-	} else {
-		var ok bool
-		if ok, err = x.db.HasManifest(ctx, repo, ref.Digest); err == nil && !ok {
-			err = sql.ErrNotFound
-		}
+	now, err := x.now(ctx, repo, ref)
+	if err == nil && now.Digest == "" {
+		err = names.ErrNotFound
 	}
-	if errors.Is(err, sql.ErrNotFound) {
+	if errors.Is(err, names.ErrNotFound) {
 		return x.miss(registry.ErrManifestUnknown, "manifest %s of %s", ref, repo)
 	}
 	if err != nil {
@@ -236,11 +262,11 @@ func (x *Index) DeleteManifest(ctx context.Context, repo string, ref registry.Re
 	if err != nil {
 		return fmt.Errorf("delete %s of %s: %w", ref, repo, err)
 	}
-	err = x.change(ctx, []registry.NameRecord{r}, func(tx *sql.Tx) error {
+	err = x.change(ctx, []registry.NameRecord{r}, func(tx names.Tx) error {
 		if ref.Tag != "" {
 			return tx.DeleteTag(repo, ref.Tag, r.Generation)
 		}
-		tags, err := tx.DeleteManifest(repo, ref.Digest, r.Generation)
+		tags, err := x.applyDeletion(tx, r)
 		for _, tag := range tags {
 			gone := r
 			gone.Tag, gone.Digest = tag, ""
@@ -248,7 +274,7 @@ func (x *Index) DeleteManifest(ctx context.Context, repo string, ref registry.Re
 		}
 		return err
 	})
-	if errors.Is(err, sql.ErrNotFound) {
+	if errors.Is(err, names.ErrNotFound) {
 		return x.miss(registry.ErrManifestUnknown, "manifest %s of %s", ref, repo)
 	}
 	if err != nil {
@@ -257,11 +283,31 @@ func (x *Index) DeleteManifest(ctx context.Context, repo string, ref registry.Re
 	return nil
 }
 
-// mayDelete refuses to delete an immutable tag, or the manifest that it names.
+// applyDeletion deletes a manifest with its tags, and returns these; ErrDenied when one of them is immutable.
+func (x *Index) applyDeletion(tx names.Tx, r registry.NameRecord) ([]string, error) {
+	tags, err := tx.DeleteManifest(r.Repository, r.Digest, r.Generation)
+	if err != nil {
+		return nil, err
+	}
+	return tags, x.noneImmutable(r.Repository, tags)
+}
+
+// noneImmutable returns ErrDenied when one of the tags is immutable.
+func (x *Index) noneImmutable(repo string, tags []string) error {
+	for _, tag := range tags {
+		if x.cfg.immutable(repo, tag) {
+			return errImmutable(repo, tag)
+		}
+	}
+	return nil
+}
+
+// mayDelete refuses to delete an immutable tag, or the manifest that it names, before there is a record of it. The write looks
+// again at what tags the manifest has.
 func (x *Index) mayDelete(ctx context.Context, repo string, ref registry.Reference) error {
 	tags := []string{ref.Tag}
 	if ref.Tag == "" && x.cfg.policy(repo).immutable != nil {
-		err := x.whole("tags of %s of %s", ref, repo)
+		err := x.requireRestored("tags of %s of %s", ref, repo)
 		if err != nil {
 			return err
 		}
@@ -269,20 +315,15 @@ func (x *Index) mayDelete(ctx context.Context, repo string, ref registry.Referen
 			return fmt.Errorf("delete %s of %s: %w", ref, repo, err)
 		}
 	}
-	for _, tag := range tags {
-		if x.cfg.immutable(repo, tag) {
-			return fmt.Errorf("%w: tag %s of %s is immutable by this registry's configuration", registry.ErrDenied, tag, repo)
-		}
-	}
-	return nil
+	return x.noneImmutable(repo, tags)
 }
 
 // listed turns n+1 rows into a page of n.
-func listed(names []string, n int) registry.Names {
-	if n >= 0 && len(names) > n {
-		return registry.Names{Names: names[:n], More: true}
+func listed(rows []string, n int) registry.Names {
+	if n >= 0 && len(rows) > n {
+		return registry.Names{Names: rows[:n], More: true}
 	}
-	return registry.Names{Names: names}
+	return registry.Names{Names: rows}
 }
 
 const pageLimit = 10_000
@@ -296,35 +337,31 @@ func pageSize(p registry.Page) int {
 
 // ListTags is one page of a repository's tags.
 func (x *Index) ListTags(ctx context.Context, repo string, p registry.Page) (registry.Names, error) {
-	if err := x.whole("tags of %s", repo); err != nil {
+	if err := x.requireRestored("tags of %s", repo); err != nil {
 		return registry.Names{}, err
 	}
-	ok, err := x.db.HasRepository(ctx, repo)
-	if err != nil {
-		return registry.Names{}, fmt.Errorf("list tags of %s: %w", repo, err)
-	}
-	if !ok {
+	n := pageSize(p)
+	tags, err := x.db.Tags(ctx, repo, p.Last, n+1)
+	if errors.Is(err, names.ErrNotFound) {
 		return registry.Names{}, x.miss(registry.ErrNameUnknown, "repository %s", repo)
 	}
-	n := pageSize(p)
-	names, err := x.db.Tags(ctx, repo, p.Last, n+1)
 	if err != nil {
 		return registry.Names{}, fmt.Errorf("list tags of %s: %w", repo, err)
 	}
-	return listed(names, n), nil
+	return listed(tags, n), nil
 }
 
 // ListRepositories is one page of the catalog.
 func (x *Index) ListRepositories(ctx context.Context, p registry.Page) (registry.Names, error) {
-	if err := x.whole("repositories"); err != nil {
+	if err := x.requireRestored("repositories"); err != nil {
 		return registry.Names{}, err
 	}
 	n := pageSize(p)
-	names, err := x.db.Repositories(ctx, p.Last, n+1)
+	repos, err := x.db.Repositories(ctx, p.Last, n+1)
 	if err != nil {
 		return registry.Names{}, fmt.Errorf("list repositories: %w", err)
 	}
-	return listed(names, n), nil
+	return listed(repos, n), nil
 }
 
 // One answer of referrers holds at most so many descriptors, and about so many bytes: their annotations can be large.
@@ -336,7 +373,7 @@ const (
 // ListReferrers is one page of the manifests whose subject is d.
 func (x *Index) ListReferrers(ctx context.Context, repo string, d digest.Digest, artifactType, cursor string) (registry.ReferrersPage, error) {
 	out := registry.ReferrersPage{Filtered: artifactType != ""}
-	if err := x.whole("referrers of %s in %s", d, repo); err != nil {
+	if err := x.requireRestored("referrers of %s in %s", d, repo); err != nil {
 		return out, err
 	}
 	room := referrersBytes
@@ -377,8 +414,8 @@ func (x *Index) ListReferrers(ctx context.Context, repo string, d digest.Digest,
 // addFallback adds what clients listed under the referrers tag schema (specification, "Referrers Tag Schema") and SQL does not: these wrote
 // it for a registry without the API, and this one may have been filled from such a one. It goes with the last page.
 func (x *Index) addFallback(ctx context.Context, repo string, d digest.Digest, artifactType string, out *registry.ReferrersPage) error {
-	m, err := x.db.ManifestByTag(ctx, repo, fallbackTag(d))
-	if errors.Is(err, sql.ErrNotFound) {
+	m, err := x.db.Manifest(ctx, repo, registry.Reference{Tag: fallbackTag(d)})
+	if errors.Is(err, names.ErrNotFound) {
 		return nil
 	}
 	if err != nil {
@@ -392,8 +429,8 @@ func (x *Index) addFallback(ctx context.Context, repo string, d digest.Digest, a
 		if artifactType != "" && c.ArtifactType != artifactType {
 			continue
 		}
-		subject, err := x.db.Subject(ctx, repo, c.Digest)
-		if errors.Is(err, sql.ErrNotFound) || err == nil && subject == d {
+		m, err := x.db.StatManifest(ctx, repo, c.Digest)
+		if errors.Is(err, names.ErrNotFound) || err == nil && m.Subject == d {
 			continue // deleted, or listed already
 		}
 		if err != nil {

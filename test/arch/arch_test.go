@@ -26,9 +26,9 @@ var floors = [][]string{
 	{"proto/transport"},
 	{"proto/registry", "proto/announce"},
 	{"proto/layout", "proto/role"},
-	{"origin/store", "origin/bucket"},
+	{"origin/store", "origin/bucket", "buildindex/names"},
 	{"origin/swarm", "origin/bucket/buckettest"},
-	{"tracker/dashboard", "buildindex/sql"},
+	{"tracker/dashboard", "buildindex/names/sqlite", "buildindex/names/namestest"},
 	{"origin", "tracker", "agent", "buildindex", "proxy"}, // roles never import each other
 	{
 		"origin/cmd/kraken-origin", "tracker/cmd/kraken-tracker", "agent/cmd/kraken-agent",
@@ -40,7 +40,7 @@ var floors = [][]string{
 var free = []string{"deploy", "test"}
 
 // suites are the tests that come with an interface: every implementation runs them, also one on a lower floor, and nothing else does.
-var suites = []string{"origin/bucket/buckettest"}
+var suites = []string{"origin/bucket/buckettest", "buildindex/names/namestest"}
 
 // homes says which packages, or which of their files, may import a library. A library that no line names is refused.
 var homes = map[string][]string{
@@ -54,8 +54,8 @@ var homes = map[string][]string{
 	"github.com/prometheus/client_golang":    {"proto/transport", "proto/role", "*/metrics.go", "*/http.go", "origin", "tracker", "agent", "buildindex", "proxy", "origin/swarm", "origin/bucket"},
 	"gocloud.dev/":                           {"origin/bucket"},
 	"github.com/aws/":                        {"origin/bucket"},
-	"modernc.org/sqlite":                     {"buildindex/sql"},
-	"github.com/pressly/goose/v3":            {"buildindex/sql"},
+	"modernc.org/sqlite":                     {"buildindex/names/sqlite", "buildindex/names/namestest"},
+	"github.com/pressly/goose/v3":            {"buildindex/names/sqlite", "buildindex/names/namestest"},
 	"github.com/goccy/go-yaml":               {"proto/config"},
 	"github.com/dustin/go-humanize":          {"proto/config", "tracker/dashboard"},
 	"github.com/spf13/cobra":                 {"proto/role/command.go"},
