@@ -1,200 +1,259 @@
 package buildindex
 
 import (
-	"bytes"
-	"encoding/json"
+	"context"
 	"errors"
 	"fmt"
-	"io"
-	"slices"
 
 	"github.com/opencontainers/go-digest"
-	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"kraken/proto/blob"
+	"kraken/buildindex/names"
 	"kraken/proto/registry"
 )
 
-// parsed is what build-index needs to know of a manifest.
-type parsed struct {
-	mediaType    string
-	artifactType string
-	subject      digest.Digest
-	annotations  map[string]string
-	blobs        []digest.Digest // that must be members of the repository
-	manifests    []digest.Digest // that must be manifests of the repository
-	either       []digest.Digest // that must be one or the other: children of an index whose media type tells nothing
-	children     []v1.Descriptor // of an index
-	members      []digest.Digest // config and layers, for the links in the bucket
-	references   int             // descriptors, duplicates counted
-}
-
-// maxReferences bounds the descriptors of a manifest that is pushed. Images have at most 127 layers that a runtime can
-// mount, and indexes hundreds of children; each reference costs a look into SQL at the push and a question to an origin
-// and a link when it is written back.
-const maxReferences = 2_000
-
-// bounded refuses a manifest with more references than maxReferences, ErrManifestInvalid.
-func (p *parsed) bounded() error {
-	if p.references > maxReferences {
-		return invalid("it has %d references, duplicates counted, and at most %d are taken", p.references, maxReferences)
-	}
-	return nil
-}
-
-// unique drops duplicates and keeps the order.
-func unique(ds []digest.Digest) []digest.Digest {
-	seen := make(map[digest.Digest]bool, len(ds))
-	return slices.DeleteFunc(ds, func(d digest.Digest) bool {
-		again := seen[d]
-		seen[d] = true
-		return again
-	})
-}
-
-// document is the union of OCI manifests and indexes and Docker's schema 2 ones.
-type document struct {
-	SchemaVersion int               `json:"schemaVersion"`
-	MediaType     string            `json:"mediaType"`
-	ArtifactType  string            `json:"artifactType"`
-	Config        *v1.Descriptor    `json:"config"`
-	Layers        []v1.Descriptor   `json:"layers"`
-	Manifests     list              `json:"manifests"`
-	Subject       *v1.Descriptor    `json:"subject"`
-	Annotations   map[string]string `json:"annotations"`
-}
-
-// list is an array of descriptors that is there; some write null for one without elements.
-type list struct {
-	there bool
-	items []v1.Descriptor
-}
-
-// UnmarshalJSON implements json.Unmarshaler.
-func (l *list) UnmarshalJSON(b []byte) error {
-	l.there = true
-	return json.Unmarshal(b, &l.items)
-}
-
-func invalid(format string, args ...any) error {
-	return fmt.Errorf("%w: %s", registry.ErrManifestInvalid, fmt.Errorf(format, args...))
-}
-
-// parseManifest accepts OCI manifests and indexes and Docker schema 2 manifests and lists. A missing mediaType is told
-// from the content.
-func parseManifest(contentType string, raw []byte) (*parsed, error) {
-	var doc document
-	dec := json.NewDecoder(bytes.NewReader(raw))
-	if err := dec.Decode(&doc); err != nil {
-		return nil, invalid("not the JSON of a manifest: %w", err)
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return nil, invalid("something follows the manifest's JSON")
-	}
-	if doc.SchemaVersion != 2 {
-		return nil, invalid("schemaVersion is %d, want 2", doc.SchemaVersion)
-	}
-	p := &parsed{mediaType: doc.MediaType, annotations: doc.Annotations}
-	if p.mediaType == "" {
-		p.mediaType = registry.SniffMediaType(raw)
-	}
-	if contentType != "" && contentType != p.mediaType {
-		if doc.MediaType != "" {
-			return nil, invalid("Content-Type is %q, the manifest's mediaType %q", contentType, doc.MediaType)
-		}
-		p.mediaType = contentType
-	}
-	var err error
-	switch p.mediaType {
-	case v1.MediaTypeImageIndex, registry.MediaTypeDockerManifestList:
-		err = p.index(&doc)
-	case v1.MediaTypeImageManifest, registry.MediaTypeDockerManifest:
-		err = p.image(&doc)
-	default:
-		err = invalid("media type %q is none that is known", p.mediaType)
-	}
-	if err == nil && doc.Subject != nil {
-		p.subject, err = p.digest("subject", *doc.Subject)
+// GetManifest reads by tag or digest from SQL.
+func (x *Index) GetManifest(ctx context.Context, repo string, ref registry.Reference, o registry.GetOptions) (*registry.Manifest, error) {
+	m, err := x.db.Manifest(ctx, repo, ref)
+	if errors.Is(err, names.ErrNotFound) {
+		return nil, x.miss(registry.ErrManifestUnknown, "manifest %s of %s", ref, repo)
 	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("get manifest %s of %s: %w", ref, repo, err)
 	}
-	for _, ds := range []*[]digest.Digest{&p.blobs, &p.manifests, &p.either, &p.members} {
-		*ds = unique(*ds)
+	out := &registry.Manifest{Digest: m.Digest, MediaType: m.MediaType, Bytes: m.Bytes}
+	if o.Have == m.Digest {
+		out.Bytes = nil
 	}
-	return p, nil
+	return out, nil
 }
 
-func (p *parsed) digest(what string, d v1.Descriptor) (digest.Digest, error) {
-	p.references++
-	if _, err := blob.ParseDigest(d.Digest.String()); err != nil {
-		return "", invalid("%s: digest %q is malformed", what, d.Digest)
+// PutManifest validates a manifest and its references and stores it, with the tag if there is one.
+func (x *Index) PutManifest(ctx context.Context, repo string, ref registry.Reference, mediaType string, raw []byte, o registry.PutOptions) (registry.PutResult, error) {
+	p, err := parseManifest(mediaType, raw)
+	if err == nil {
+		err = p.bounded()
 	}
-	if d.Size < 0 {
-		return "", invalid("%s: size is %d", what, d.Size)
+	if err != nil {
+		return registry.PutResult{}, err
 	}
-	return d.Digest, nil
-}
-
-func (p *parsed) index(doc *document) error {
-	if !doc.Manifests.there || doc.Config != nil || doc.Layers != nil {
-		return invalid("an index has manifests, and neither config nor layers")
+	d := ref.Digest
+	if d == "" {
+		d = digest.FromBytes(raw)
+	} else if d.Algorithm().FromBytes(raw) != d {
+		return registry.PutResult{}, fmt.Errorf("%w: the manifest is %s, not %s", registry.ErrDigestInvalid, d.Algorithm().FromBytes(raw), d)
 	}
-	p.artifactType, p.children = doc.ArtifactType, doc.Manifests.items
-	for i, m := range doc.Manifests.items {
-		d, err := p.digest(fmt.Sprintf("manifests[%d]", i), m)
-		if err != nil {
-			return err
-		}
-		switch m.MediaType {
-		case v1.MediaTypeImageIndex, v1.MediaTypeImageManifest, registry.MediaTypeDockerManifestList, registry.MediaTypeDockerManifest:
-			p.manifests = append(p.manifests, d)
-		default: // an implementation must not refuse what it does not know (image-spec, image-index.md)
-			p.either = append(p.either, d)
+	if !x.cfg.lax(repo) {
+		if err := x.checkReferences(ctx, repo, p); err != nil {
+			return registry.PutResult{}, err
 		}
 	}
-	return nil
-}
-
-func (p *parsed) image(doc *document) error {
-	if doc.Manifests.items != nil || doc.Config == nil {
-		return invalid("a manifest has a config, and no manifests")
+	tags := o.Tags
+	if ref.Tag != "" {
+		tags = []string{ref.Tag}
 	}
-	if p.artifactType = doc.ArtifactType; p.artifactType == "" {
-		p.artifactType = doc.Config.MediaType
+	defer x.lock(repo, append(tags, d.String())...)()
+	needs, err := x.needs(ctx, repo, tags, d, o)
+	if err != nil {
+		return registry.PutResult{}, fmt.Errorf("put manifest %s of %s: %w", ref, repo, err)
 	}
-	for i, l := range append([]v1.Descriptor{*doc.Config}, doc.Layers...) {
-		what := "config"
-		if i > 0 {
-			what = fmt.Sprintf("layers[%d]", i-1)
-		}
-		d, err := p.digest(what, l)
-		if err != nil {
-			return err
-		}
-		if isNondistributable(l.MediaType) {
-			continue
-		}
-		if l.Data != nil {
-			if d.Algorithm().FromBytes(l.Data) != d {
-				return invalid("%s: embedded data is not %s", what, d)
+	rs, err := x.manifestRecords(repo, tags, d, p.mediaType, raw)
+	if err != nil {
+		return registry.PutResult{}, fmt.Errorf("put manifest %s of %s: %w", ref, repo, err)
+	}
+	err = x.change(ctx, rs, func(tx names.Tx) error {
+		for _, n := range needs {
+			if err := tx.Require(repo, n.ref, n.is); err != nil {
+				return err
 			}
-			continue
 		}
-		p.blobs = append(p.blobs, d)
-		p.members = append(p.members, d)
+		for _, r := range rs {
+			r.Bytes = raw
+			if err := x.apply(tx, r, p); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return registry.PutResult{}, fmt.Errorf("put manifest %s of %s: %w", ref, repo, err)
+	}
+	x.m.pushed.Inc()
+	return registry.PutResult{Digest: d, Subject: p.subject, Tags: o.Tags}, nil
+}
+
+// manifestRecords are the records of a push: one for each tag, or one. The first has the bytes, the others name them.
+func (x *Index) manifestRecords(repo string, tags []string, d digest.Digest, mediaType string, raw []byte) (rs []registry.NameRecord, err error) {
+	if len(tags) == 0 {
+		tags = []string{""}
+	}
+	for i, tag := range tags {
+		r, err := x.record(registry.NameManifest, repo, tag, d)
+		if err != nil {
+			return nil, err
+		}
+		r.MediaType, r.Size = mediaType, int64(len(raw))
+		if i == 0 {
+			r.Bytes = raw
+		} else {
+			r.Version = registry.NameRef
+		}
+		rs = append(rs, r)
+	}
+	return rs, nil
+}
+
+// need is a condition of a push: of a tag that it sets, or of the manifest.
+type need struct {
+	ref registry.Reference
+	is  names.Condition
+}
+
+// needs returns the conditions of a push, those of the request and of immutable tags, and looks at them a first time: most
+// pushes that are refused then leave no record. The write looks again.
+func (x *Index) needs(ctx context.Context, repo string, tags []string, d digest.Digest, o registry.PutOptions) (all []need, err error) {
+	asked := names.Condition{Exists: o.IfExists, Absent: o.IfAbsent, OneOf: o.IfMatch, NoneOf: o.IfNoneMatch}
+	for _, tag := range tags {
+		n := need{registry.Reference{Tag: tag}, asked}
+		if x.cfg.immutable(repo, tag) {
+			n.is.Fixed = d
+		}
+		if o.Conditional() || n.is.Fixed != "" {
+			all = append(all, n)
+		}
+	}
+	if len(tags) == 0 && o.Conditional() {
+		all = []need{{registry.Reference{Digest: d}, asked}}
+	}
+	for _, n := range all {
+		if err := x.requireRestored("%s of %s", n.ref, repo); err != nil {
+			return nil, err
+		}
+		now, err := x.now(ctx, repo, n.ref)
+		if err == nil && !n.is.Holds(now.Digest) {
+			err = refused(&names.Conflict{Kind: names.ErrCondition, Repository: repo, Name: n.ref, Wanted: n.is, Now: now})
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+// now returns what a tag or a digest is, a zero Version when it is not there.
+func (x *Index) now(ctx context.Context, repo string, ref registry.Reference) (names.Version, error) {
+	if ref.Tag != "" {
+		v, err := x.db.Tag(ctx, repo, ref.Tag)
+		return v, ignoreMissing(err)
+	}
+	m, err := x.db.StatManifest(ctx, repo, ref.Digest)
+	if err != nil {
+		return names.Version{}, ignoreMissing(err)
+	}
+	return names.Version{Digest: m.Digest, Generation: m.Generation}, nil
+}
+
+// hasManifest reports whether a repository has a manifest.
+func (x *Index) hasManifest(ctx context.Context, repo string, d digest.Digest) (bool, error) {
+	now, err := x.now(ctx, repo, registry.Reference{Digest: d})
+	return now.Digest != "", err
+}
+
+// refused returns what a client is told whose condition does not hold (RFC 9110 section 13.2.2), or who would move an immutable
+// tag.
+func refused(c *names.Conflict) error {
+	name := c.Repository + "@" + c.Name.String()
+	if c.Name.Tag != "" {
+		name = c.Repository + ":" + c.Name.Tag
+	}
+	fixed := c.Wanted.Fixed
+	c.Wanted.Fixed = ""
+	switch {
+	case c.Wanted.Holds(c.Now.Digest) && fixed != "":
+		return fmt.Errorf("%w and is %s: push another tag", errImmutable(c.Repository, c.Name.Tag), c.Now.Digest)
+	case c.Now.Digest == "":
+		return fmt.Errorf("%w: %s does not exist", registry.ErrPrecondition, name)
+	case c.Wanted.Absent:
+		return fmt.Errorf("%w: %s exists, it is %s", registry.ErrPrecondition, name, c.Now.Digest)
+	}
+	return fmt.Errorf("%w: %s is %s now", registry.ErrPrecondition, name, c.Now.Digest)
+}
+
+// errImmutable returns the ErrDenied of a change to an immutable tag.
+func errImmutable(repo, tag string) error {
+	return fmt.Errorf("%w: tag %s of %s is immutable by this registry's configuration", registry.ErrDenied, tag, repo)
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, names.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// DeleteManifest removes a tag, or a manifest with its tags.
+func (x *Index) DeleteManifest(ctx context.Context, repo string, ref registry.Reference) error {
+	defer x.lock(repo, ref.String())()
+	// Look first: a record for what is not there would be for nothing.
+	now, err := x.now(ctx, repo, ref)
+	if err == nil && now.Digest == "" {
+		err = names.ErrNotFound
+	}
+	if errors.Is(err, names.ErrNotFound) {
+		return x.miss(registry.ErrManifestUnknown, "manifest %s of %s", ref, repo)
+	}
+	if err != nil {
+		return fmt.Errorf("delete %s of %s: %w", ref, repo, err)
+	}
+	if err := x.mayDelete(ctx, repo, ref); err != nil {
+		return err
+	}
+	r, err := x.record(registry.NameDeleted, repo, ref.Tag, ref.Digest)
+	if err != nil {
+		return fmt.Errorf("delete %s of %s: %w", ref, repo, err)
+	}
+	err = x.change(ctx, []registry.NameRecord{r}, func(tx names.Tx) error {
+		if ref.Tag != "" {
+			return tx.DeleteTag(repo, ref.Tag, r.Generation)
+		}
+		tags, err := x.applyDeletion(tx, r)
+		for _, tag := range tags {
+			gone := r
+			gone.Tag, gone.Digest = tag, ""
+			err = errors.Join(err, tx.Enqueue(gone))
+		}
+		return err
+	})
+	if errors.Is(err, names.ErrNotFound) {
+		return x.miss(registry.ErrManifestUnknown, "manifest %s of %s", ref, repo)
+	}
+	if err != nil {
+		return fmt.Errorf("delete %s of %s: %w", ref, repo, err)
 	}
 	return nil
 }
 
-// elsewhere says that layers of a media type are not pushed to registries.
-func isNondistributable(mediaType string) bool {
-	switch mediaType {
-	case registry.MediaTypeDockerForeignLayer,
-		"application/vnd.oci.image.layer.nondistributable.v1.tar",
-		"application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
-		"application/vnd.oci.image.layer.nondistributable.v1.tar+zstd":
-		return true
+// noneImmutable returns ErrDenied when one of the tags is immutable.
+func (x *Index) noneImmutable(repo string, tags []string) error {
+	for _, tag := range tags {
+		if x.cfg.immutable(repo, tag) {
+			return errImmutable(repo, tag)
+		}
 	}
-	return false
+	return nil
+}
+
+// mayDelete refuses to delete an immutable tag, or the manifest that it names, before there is a record of it. The write looks
+// again at what tags the manifest has.
+func (x *Index) mayDelete(ctx context.Context, repo string, ref registry.Reference) error {
+	tags := []string{ref.Tag}
+	if ref.Tag == "" && x.cfg.policy(repo).immutable != nil {
+		err := x.requireRestored("tags of %s of %s", ref, repo)
+		if err != nil {
+			return err
+		}
+		if tags, err = x.db.TagsOf(ctx, repo, ref.Digest); err != nil {
+			return fmt.Errorf("delete %s of %s: %w", ref, repo, err)
+		}
+	}
+	return x.noneImmutable(repo, tags)
 }

@@ -1,10 +1,10 @@
 package buildindex
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -13,107 +13,244 @@ import (
 	"kraken/proto/registry"
 )
 
-const (
-	digestA = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
-	digestB = "sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"
-)
-
-func TestOCIParseManifest(t *testing.T) {
-	desc := func(mt, d string) string { return fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":5}`, mt, d) }
-	config := `"config":` + desc(v1.MediaTypeImageConfig, digestA)
-	layers := `"layers":[` + desc(v1.MediaTypeImageLayer, digestB) + `]`
-	for name, c := range map[string]struct {
-		contentType, raw string
-		want             string // media type, empty: refused
-		blobs, manifests int
-	}{
-		"image":                    {"", `{"schemaVersion":2,"mediaType":"` + v1.MediaTypeImageManifest + `",` + config + `,` + layers + `}`, v1.MediaTypeImageManifest, 2, 0},
-		"image, sniffed":           {"", `{"schemaVersion":2,` + config + `,` + layers + `}`, v1.MediaTypeImageManifest, 2, 0},
-		"image, by Content-Type":   {registry.MediaTypeDockerManifest, `{"schemaVersion":2,` + config + `,` + layers + `}`, registry.MediaTypeDockerManifest, 2, 0},
-		"index, sniffed":           {"", `{"schemaVersion":2,"manifests":[` + desc(v1.MediaTypeImageManifest, digestA) + `]}`, v1.MediaTypeImageIndex, 0, 1},
-		"empty index":              {v1.MediaTypeImageIndex, `{"schemaVersion":2,"manifests":[]}`, v1.MediaTypeImageIndex, 0, 0},
-		"index without a list":     {v1.MediaTypeImageIndex, `{"schemaVersion":2,"mediaType":"` + v1.MediaTypeImageIndex + `","manifests":null}`, v1.MediaTypeImageIndex, 0, 0},
-		"image without layers":     {v1.MediaTypeImageManifest, `{"schemaVersion":2,` + config + `,"layers":null,"manifests":null}`, v1.MediaTypeImageManifest, 1, 0},
-		"Docker list":              {registry.MediaTypeDockerManifestList, `{"schemaVersion":2,"mediaType":"` + registry.MediaTypeDockerManifestList + `","manifests":[` + desc(registry.MediaTypeDockerManifest, digestA) + `]}`, registry.MediaTypeDockerManifestList, 0, 1},
-		"foreign layer":            {"", `{"schemaVersion":2,` + config + `,"layers":[` + desc(registry.MediaTypeDockerForeignLayer, digestB) + `]}`, v1.MediaTypeImageManifest, 1, 0},
-		"embedded data":            {"", `{"schemaVersion":2,"config":{"mediaType":"application/vnd.oci.empty.v1+json","digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2,"data":"e30="},"layers":[]}`, v1.MediaTypeImageManifest, 0, 0},
-		"wrong embedded data":      {"", `{"schemaVersion":2,"config":{"mediaType":"x/y","digest":"` + digestA + `","size":2,"data":"e30="},"layers":[]}`, "", 0, 0},
-		"subject is no reference":  {"", `{"schemaVersion":2,` + config + `,"layers":[],"subject":` + desc(v1.MediaTypeImageManifest, digestB) + `}`, v1.MediaTypeImageManifest, 1, 0},
-		"not JSON":                 {"", `nope`, "", 0, 0},
-		"something follows":        {"", `{"schemaVersion":2,` + config + `,"layers":[]} x`, "", 0, 0},
-		"schema 1":                 {"", `{"schemaVersion":1,` + config + `}`, "", 0, 0},
-		"both kinds":               {"", `{"schemaVersion":2,` + config + `,"manifests":[]}`, "", 0, 0},
-		"neither kind":             {"", `{"schemaVersion":2}`, "", 0, 0},
-		"Content-Type contradicts": {v1.MediaTypeImageIndex, `{"schemaVersion":2,"mediaType":"` + v1.MediaTypeImageManifest + `",` + config + `,` + layers + `}`, "", 0, 0},
-		"index as image":           {v1.MediaTypeImageManifest, `{"schemaVersion":2,"manifests":[]}`, "", 0, 0},
-		"unknown kind":             {"text/plain", `{"schemaVersion":2,` + config + `}`, "", 0, 0},
-		"bad digest":               {"", `{"schemaVersion":2,"config":` + desc("x/y", "sha256:zz") + `,"layers":[]}`, "", 0, 0},
-		"negative size":            {"", `{"schemaVersion":2,"config":{"mediaType":"x/y","digest":"` + digestA + `","size":-1},"layers":[]}`, "", 0, 0},
-	} {
-		p, err := parseManifest(c.contentType, []byte(c.raw))
-		if c.want == "" {
-			if !errors.Is(err, registry.ErrManifestInvalid) {
-				t.Errorf("%s: %+v, %v, want ErrManifestInvalid", name, p, err)
-			}
-			continue
-		}
-		if err != nil || p.mediaType != c.want || len(p.blobs) != c.blobs || len(p.manifests) != c.manifests {
-			t.Errorf("%s: %+v, %v", name, p, err)
-		}
+// raw is an image manifest without references of its own; lax repositories take it.
+func raw(subject digest.Digest, artifactType string) []byte {
+	m := map[string]any{
+		"schemaVersion": 2, "mediaType": v1.MediaTypeImageManifest, "artifactType": artifactType,
+		"config": v1.DescriptorEmptyJSON, "layers": []v1.Descriptor{},
 	}
-}
-
-// A child of an index that is of no known kind may be a manifest or a blob.
-func TestOCIIndexOfAnything(t *testing.T) {
-	p, err := parseManifest("", []byte(`{"schemaVersion":2,"manifests":[{"mediaType":"application/x-other","digest":"`+digestA+`","size":5}]}`))
-	if err != nil || len(p.manifests) != 0 || len(p.either) != 1 {
-		t.Errorf("%+v, %v", p, err)
+	if subject != "" {
+		m["subject"] = v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: subject, Size: 10}
 	}
+	b, err := json.Marshal(m)
+	if err != nil {
+		panic(err)
+	}
+	return b
 }
 
-func FuzzParseManifest(f *testing.F) {
-	f.Add("", `{"schemaVersion":2,"config":{"digest":"`+digestA+`"},"layers":[]}`)
-	f.Add(v1.MediaTypeImageIndex, `{"schemaVersion":2,"manifests":[{}]}`)
-	f.Fuzz(func(t *testing.T, contentType, raw string) {
-		p, err := parseManifest(contentType, []byte(raw))
-		if err != nil {
-			return
-		}
-		for _, d := range slices.Concat(p.blobs, p.manifests, p.either, p.members) {
-			if d.Validate() != nil || strings.Contains(d.Encoded(), "/") {
-				t.Errorf("digest %q came through", d)
-			}
-		}
-	})
+func (r *rig) push(repo string, ref registry.Reference, b []byte, o registry.PutOptions) (registry.PutResult, error) {
+	return r.x.PutManifest(r.Context(), repo, ref, "", b, o)
 }
 
-// What a manifest refers to is missing only when everything that may have it was asked.
-func TestMissingReferences(t *testing.T) {
+// While names are being restored, what SQL does not have yet may exist: no list is whole, no condition known to hold, and no immutable
+// tag known to be free.
+func TestNotKnownYet(t *testing.T) {
 	r := newRig(t)
-	gone := digest.FromString("nobody pushed this")
-	m := []byte(`{"schemaVersion":2,"mediaType":"` + v1.MediaTypeImageManifest + `","config":{"mediaType":"a/b","digest":"` + gone.String() + `","size":1},"layers":[]}`)
-	put := func(want, other error) {
-		t.Helper()
-		_, err := r.x.PutManifest(t.Context(), "repo", registry.Reference{Tag: "v"}, v1.MediaTypeImageManifest, m, registry.PutOptions{})
-		if !errors.Is(err, want) || errors.Is(err, other) || !strings.Contains(fmt.Sprint(err), gone.String()) {
-			t.Errorf("put: %v, want %v, with the digest", err, want)
+	r.x.cfg.Repositories = []Policy{{Match: "repo", ImmutableTags: "v.*"}}
+	r.must(r.x.cfg.Validate())
+	a, b := raw("", "a/a"), raw("", "b/b")
+	gone := digest.FromBytes(b)
+	tag := func(tag string, o registry.PutOptions) func() error {
+		return func() error { _, err := r.push("repo", registry.Reference{Tag: tag}, a, o); return err }
+	}
+	steps := map[string]func() error{
+		"push of an immutable tag": tag("v1", registry.PutOptions{}),
+		"push of a new tag":        tag("latest", registry.PutOptions{IfAbsent: true}),
+		"delete by digest": func() error {
+			return r.x.DeleteManifest(t.Context(), "repo", registry.Reference{Digest: gone})
+		},
+		"tags":    func() error { _, err := r.x.ListTags(t.Context(), "repo", registry.Page{N: -1}); return err },
+		"catalog": func() error { _, err := r.x.ListRepositories(t.Context(), registry.Page{N: -1}); return err },
+		"referrers": func() error {
+			_, err := r.x.ListReferrers(t.Context(), "repo", digest.FromBytes(a), "", "")
+			return err
+		},
+	}
+	r.must(tag("other", registry.PutOptions{})()) // pushes go on
+	if _, err := r.push("repo", registry.Reference{Digest: gone}, b, registry.PutOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for name, step := range steps {
+		if err := step(); !errors.Is(err, registry.ErrUnavailable) {
+			t.Errorf("%s: %v, want ErrUnavailable", name, err)
 		}
-		r.wantTag("v", "")
-		r.wantManifest(digest.FromBytes(m), false)
 	}
+	r.wantTag("v1", "")
+	r.wantTag("latest", "")
 	r.must(r.x.fill(t.Context()))
-	put(registry.ErrManifestBlobUnknown, registry.ErrUnavailable)
-
-	for _, o := range r.origins {
-		o.set(func() { o.down = true })
+	for name, step := range steps {
+		if err := step(); err != nil {
+			t.Errorf("%s, restored: %v", name, err)
+		}
 	}
-	r.start("second.db")
-	if err := r.x.fill(t.Context()); err == nil {
-		t.Error("restored without the origins")
-	}
-	put(registry.ErrUnavailable, registry.ErrManifestBlobUnknown)
+}
 
-	r.origins[0].set(func() { r.origins[0].down = false })
+func TestConditionsOnTags(t *testing.T) {
+	r := newRig(t)
 	r.must(r.x.fill(t.Context()))
-	put(registry.ErrManifestBlobUnknown, registry.ErrUnavailable)
+	a, b := raw("", "a/a"), raw("", "b/b")
+	da, db := digest.FromBytes(a), digest.FromBytes(b)
+	v := registry.Reference{Tag: "v"}
+	for i, step := range []struct {
+		raw  []byte
+		o    registry.PutOptions
+		want error
+	}{
+		{a, registry.PutOptions{IfExists: true}, registry.ErrPrecondition},
+		{a, registry.PutOptions{IfMatch: []digest.Digest{da}}, registry.ErrPrecondition},
+		{a, registry.PutOptions{IfAbsent: true}, nil},
+		{b, registry.PutOptions{IfAbsent: true}, registry.ErrPrecondition},
+		{b, registry.PutOptions{IfMatch: []digest.Digest{db}}, registry.ErrPrecondition},
+		{b, registry.PutOptions{IfMatch: []digest.Digest{}}, registry.ErrPrecondition},
+		{b, registry.PutOptions{IfMatch: []digest.Digest{db, da}}, nil},
+		{a, registry.PutOptions{IfNoneMatch: []digest.Digest{da, db}}, registry.ErrPrecondition},
+		{a, registry.PutOptions{IfNoneMatch: []digest.Digest{da}}, nil},
+		{a, registry.PutOptions{IfNoneMatch: []digest.Digest{da}}, registry.ErrPrecondition},
+		{b, registry.PutOptions{IfMatch: []digest.Digest{da}, IfNoneMatch: []digest.Digest{da}}, registry.ErrPrecondition},
+		{a, registry.PutOptions{IfExists: true, IfNoneMatch: []digest.Digest{db}}, nil},
+	} {
+		if _, err := r.push("repo", v, step.raw, step.o); !errors.Is(err, step.want) {
+			t.Errorf("step %d: %v, want %v", i, err, step.want)
+		}
+	}
+	r.wantTag("v", da)
+}
+
+// Without a tag the conditions are on the manifest that is pushed.
+func TestConditionsOnManifests(t *testing.T) {
+	r := newRig(t)
+	r.must(r.x.fill(t.Context()))
+	b := raw("", "a/a")
+	d := digest.FromBytes(b)
+	for i, step := range []struct {
+		o    registry.PutOptions
+		want error
+	}{
+		{registry.PutOptions{IfExists: true}, registry.ErrPrecondition},
+		{registry.PutOptions{IfMatch: []digest.Digest{d}}, registry.ErrPrecondition},
+		{registry.PutOptions{IfAbsent: true, IfNoneMatch: []digest.Digest{d}}, nil},
+		{registry.PutOptions{IfAbsent: true}, registry.ErrPrecondition},
+		{registry.PutOptions{IfNoneMatch: []digest.Digest{d}}, registry.ErrPrecondition},
+		{registry.PutOptions{IfMatch: []digest.Digest{d}}, nil},
+		{registry.PutOptions{IfExists: true}, nil},
+		{registry.PutOptions{IfAbsent: true, Tags: []string{"v"}}, nil}, // on the tag
+	} {
+		if _, err := r.push("repo", registry.Reference{Digest: d}, b, step.o); !errors.Is(err, step.want) {
+			t.Errorf("step %d: %v, want %v", i, err, step.want)
+		}
+	}
+	r.wantTag("v", d)
+}
+
+// Tags that go with a push by digest are set together or not at all.
+func TestTagParameters(t *testing.T) {
+	r := newRig(t)
+	r.must(r.x.fill(t.Context()))
+	a, b := raw("", "a/a"), raw("", "b/b")
+	da, db := digest.FromBytes(a), digest.FromBytes(b)
+	res, err := r.push("repo", registry.Reference{Digest: da}, a, registry.PutOptions{Tags: []string{"v1", "v2"}})
+	if err != nil || !slices.Equal(res.Tags, []string{"v1", "v2"}) {
+		t.Fatalf("%+v, %v", res, err)
+	}
+	r.wantTag("v1", da)
+	r.wantTag("v2", da)
+	_, err = r.push("repo", registry.Reference{Digest: db}, b, registry.PutOptions{Tags: []string{"v3", "v1"}, IfAbsent: true})
+	if !errors.Is(err, registry.ErrPrecondition) {
+		t.Errorf("%v, want ErrPrecondition", err)
+	}
+	r.wantTag("v3", "")
+	r.wantManifest(db, false)
+	r.lose()
+	r.wantTag("v1", da)
+	r.wantTag("v2", da)
+}
+
+func TestImmutableTags(t *testing.T) {
+	r := newRig(t)
+	r.must(r.x.fill(t.Context()))
+	r.x.cfg.Repositories = []Policy{{Match: "release/.*", ImmutableTags: "v.*"}}
+	if err := r.x.cfg.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	const repo = "release/app"
+	a, b := raw("", "a/a"), raw("", "b/b")
+	v, latest := registry.Reference{Tag: "v1"}, registry.Reference{Tag: "latest"}
+	for _, ref := range []registry.Reference{v, v, latest} {
+		if _, err := r.push(repo, ref, a, registry.PutOptions{}); err != nil {
+			t.Fatalf("push %s: %v", ref, err)
+		}
+	}
+	if _, err := r.push(repo, latest, b, registry.PutOptions{}); err != nil {
+		t.Errorf("a tag that may move: %v", err)
+	}
+	if _, err := r.push(repo, v, b, registry.PutOptions{}); !errors.Is(err, registry.ErrDenied) {
+		t.Errorf("move an immutable tag: %v, want ErrDenied", err)
+	}
+	if _, err := r.push(repo, registry.Reference{Digest: digest.FromBytes(b)}, b, registry.PutOptions{Tags: []string{"x", "v1"}}); !errors.Is(err, registry.ErrDenied) {
+		t.Errorf("move it by a parameter: %v, want ErrDenied", err)
+	}
+	for _, ref := range []registry.Reference{v, {Digest: digest.FromBytes(a)}} {
+		if err := r.x.DeleteManifest(t.Context(), repo, ref); !errors.Is(err, registry.ErrDenied) {
+			t.Errorf("delete %s: %v, want ErrDenied", ref, err)
+		}
+	}
+	if err := r.x.DeleteManifest(t.Context(), repo, registry.Reference{Digest: digest.FromBytes(b)}); err != nil {
+		t.Errorf("delete what no immutable tag names: %v", err)
+	}
+}
+
+// What clients listed under the tag schema is listed by the API as well, once, filtered, and only while it exists.
+func TestReferrersTagSchema(t *testing.T) {
+	r := newRig(t)
+	r.must(r.x.fill(t.Context()))
+	subject := digest.FromString("subject")
+	byAPI, byTag, gone := raw(subject, "a/api"), raw("", "a/tag"), raw("", "a/gone")
+	var children []v1.Descriptor
+	for _, b := range [][]byte{byAPI, byTag, gone} {
+		if _, err := r.push("repo", registry.Reference{Digest: digest.FromBytes(b)}, b, registry.PutOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		var m v1.Manifest
+		r.must(json.Unmarshal(b, &m))
+		children = append(children, v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: digest.FromBytes(b), Size: int64(len(b)), ArtifactType: m.ArtifactType})
+	}
+	index, err := json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": v1.MediaTypeImageIndex, "manifests": children})
+	r.must(err)
+	if _, err := r.push("repo", registry.Reference{Tag: fallbackTag(subject)}, index, registry.PutOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	r.delete(registry.Reference{Digest: digest.FromBytes(gone)})
+	for filter, want := range map[string][]string{"": {"a/api", "a/tag"}, "a/tag": {"a/tag"}, "a/gone": nil} {
+		p, err := r.x.ListReferrers(t.Context(), "repo", subject, filter, "")
+		var got []string
+		for _, d := range p.Descriptors {
+			got = append(got, d.ArtifactType)
+		}
+		slices.Sort(got)
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("filter %q: %v, %v, want %v", filter, got, err, want)
+		}
+	}
+}
+
+// Referrers come in pages, each once.
+func TestReferrersInPages(t *testing.T) {
+	r := newRig(t)
+	r.must(r.x.fill(t.Context()))
+	subject := digest.FromString("subject")
+	const n = referrersPage + 5
+	for i := range n {
+		if _, err := r.push("repo", registry.Reference{Tag: fmt.Sprintf("t%d", i)}, raw(subject, fmt.Sprintf("a/%d", i)), registry.PutOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	seen := map[digest.Digest]int{}
+	cursor, pages := "", 0
+	for {
+		p, err := r.x.ListReferrers(t.Context(), "repo", subject, "", cursor)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range p.Descriptors {
+			seen[d.Digest]++
+		}
+		if pages++; p.Next == "" {
+			break
+		}
+		cursor = p.Next
+	}
+	if len(seen) != n || pages != 2 {
+		t.Errorf("%d referrers in %d pages, want %d in 2", len(seen), pages, n)
+	}
 }

@@ -1,0 +1,211 @@
+package buildindex
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/buildindex/names"
+	"kraken/proto/registry"
+)
+
+// errClock is that the counter of generations can't go up.
+var errClock = errors.New("the counter of changes is further ahead of this machine's clock than a change may be: set the clock right")
+
+func generationHolds(n int64) error {
+	if limit := time.Now().Add(registry.MaxGenerationSkew); n >= limit.UnixMicro() {
+		return fmt.Errorf("%w: it stands at %d, and %s from now is %d", errClock, n, registry.MaxGenerationSkew, limit.UnixMicro())
+	}
+	return nil
+}
+
+// nextGeneration rises for ever, across restarts and restores on an empty disk: it is the time in microseconds, or one
+// more than the last. ErrUnavailable when that is so far from now that nobody would believe it.
+func (x *Index) nextGeneration() (int64, error) {
+	for {
+		last := x.generation.Load()
+		if err := generationHolds(last); err != nil {
+			return 0, fmt.Errorf("%w: %w", registry.ErrUnavailable, err)
+		}
+		next := max(time.Now().UnixMicro(), last+1)
+		if x.generation.CompareAndSwap(last, next) {
+			return next, nil
+		}
+	}
+}
+
+func (x *Index) sawGeneration(n int64) {
+	for {
+		last := x.generation.Load()
+		if n <= last || x.generation.CompareAndSwap(last, n) {
+			return
+		}
+	}
+}
+
+// lock lets one writer at a time change some names of a repository. The caller calls what it returns.
+func (x *Index) lock(repo string, names ...string) (unlock func()) {
+	var held []int
+	for _, n := range names {
+		held = append(held, int(maphash.String(x.seed, repo+"\x00"+n)%uint64(len(x.stripes))))
+	}
+	slices.Sort(held) // so that two writers can't wait for each other
+	held = slices.Compact(held)
+	for _, i := range held {
+		x.stripes[i].Lock()
+	}
+	return func() {
+		for _, i := range held {
+			x.stripes[i].Unlock()
+		}
+	}
+}
+
+// storeRecord writes r to cfg.Replicas origins in parallel, trying further ones for those that fail. One copy is success with a
+// warning; none is ErrUnavailable. raw is the manifest's bytes, for origins that know whole records only.
+func (x *Index) storeRecord(ctx context.Context, r registry.NameRecord, raw []byte) error {
+	var failed []error
+	copies := 0
+	for left := x.origins.For(placeOf(r)); len(left) > 0 && copies < x.cfg.Replicas; {
+		n := min(x.cfg.Replicas-copies, len(left))
+		errs := make([]error, n)
+		var wg sync.WaitGroup
+		for i, o := range left[:n] {
+			wg.Go(func() {
+				if err := x.putName(ctx, o, r, raw); err != nil {
+					errs[i] = fmt.Errorf("origin %s: %w", o.ID, err)
+				}
+			})
+		}
+		wg.Wait()
+		left = left[n:]
+		for _, err := range errs {
+			if err != nil {
+				failed = append(failed, err)
+			} else {
+				copies++
+			}
+		}
+	}
+	if copies >= x.cfg.Replicas {
+		return nil
+	}
+	if copies > 0 {
+		x.log.Warn("a name is in fewer places than configured", "repository", r.Repository, "tag", r.Tag, "digest", r.Digest, "copies", copies, "error", errors.Join(failed...))
+		return nil
+	}
+	return &registry.RetryError{Err: fmt.Errorf("%w: no origin keeps the name: %w", registry.ErrUnavailable, errors.Join(failed...)), After: time.Second}
+}
+
+// placeOf is what decides which origins keep a record: all of one manifest's are together.
+func placeOf(r registry.NameRecord) digest.Digest {
+	if r.Kind == registry.NameManifest {
+		return digest.FromString(r.Repository + "\x00" + r.Digest.String())
+	}
+	return digest.FromString(registry.NameKey(r))
+}
+
+func (x *Index) putName(ctx context.Context, o *registry.Origin, r registry.NameRecord, raw []byte) error {
+	err := o.PutName(ctx, r)
+	var kind *registry.Error
+	if err == nil || r.Version == registry.NameWhole || !errors.As(err, &kind) || kind.Status != http.StatusBadRequest || kind == registry.ErrRecordInvalid {
+		return err
+	}
+	// An origin of the version before knows whole records only.
+	r.Version, r.Bytes = registry.NameWhole, raw
+	return o.PutName(ctx, x.signer.Sign(r))
+}
+
+// change makes changes durable in their second place and commits them in SQL with their outbox rows, all or none. Of
+// records of one manifest the first has the bytes.
+func (x *Index) change(ctx context.Context, rs []registry.NameRecord, f func(names.Tx) error) error {
+	// What has begun is finished: a client that goes away must not leave one place ahead of the other.
+	ctx = context.WithoutCancel(ctx)
+	undo := func(n int) {
+		for _, r := range rs[:n] {
+			x.forget(ctx, r)
+		}
+	}
+	for i, r := range rs {
+		if err := x.storeRecord(ctx, x.signer.Sign(r), rs[0].Bytes); err != nil {
+			undo(i)
+			return err
+		}
+	}
+	err := x.db.Update(ctx, func(tx names.Tx) error {
+		if err := f(tx); err != nil {
+			return err
+		}
+		for _, r := range rs {
+			if err := tx.Enqueue(r); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		undo(len(rs))
+		return x.conflict(err)
+	}
+	select {
+	case x.kick <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// conflict returns what a client is told of a write that was not done because of what is there. A later generation than this
+// change's was adopted, or written by another process, since it began: ErrUnavailable, and tried again it gets one above that.
+func (x *Index) conflict(err error) error {
+	var c *names.Conflict
+	switch {
+	case !errors.As(err, &c):
+		return err
+	case c.Kind == names.ErrNewer:
+		x.sawGeneration(c.Now.Generation)
+		return fmt.Errorf("%w: %w", registry.ErrUnavailable, err)
+	}
+	return refused(c)
+}
+
+// forget takes a record back from the origins. One that can't be reached is told by the next reconciliation.
+func (x *Index) forget(ctx context.Context, r registry.NameRecord) {
+	for _, o := range x.origins.All() {
+		if err := o.DeleteName(ctx, x.signer.Deletion(r)); err != nil {
+			x.log.Debug("origin still keeps a name", "origin", o.ID, "error", err)
+		}
+	}
+}
+
+func (x *Index) record(kind, repo, tag string, d digest.Digest) (registry.NameRecord, error) {
+	n, err := x.nextGeneration()
+	return registry.NameRecord{Version: registry.NameWhole, Kind: kind, Repository: repo, Tag: tag, Digest: d, Generation: n, Time: time.Now().UTC()}, err
+}
+
+// apply writes a manifest's record to SQL.
+func (x *Index) apply(tx names.Tx, r registry.NameRecord, p *parsed) error {
+	err := tx.PutManifest(names.Manifest{
+		Repository: r.Repository, Digest: r.Digest, MediaType: r.MediaType, ArtifactType: p.artifactType, Subject: p.subject,
+		Generation: r.Generation, Bytes: r.Bytes,
+	})
+	if err == nil && r.Tag != "" {
+		err = tx.PutTag(r.Repository, r.Tag, names.Version{Digest: r.Digest, Generation: r.Generation})
+	}
+	return err
+}
+
+// applyDeletion deletes a manifest with its tags, and returns these; ErrDenied when one of them is immutable.
+func (x *Index) applyDeletion(tx names.Tx, r registry.NameRecord) ([]string, error) {
+	tags, err := tx.DeleteManifest(r.Repository, r.Digest, r.Generation)
+	if err != nil {
+		return nil, err
+	}
+	return tags, x.noneImmutable(r.Repository, tags)
+}
