@@ -23,14 +23,9 @@ type reloaded[T any] struct {
 
 	mu      sync.Mutex
 	current T
-	stamps  []stamp
+	stamps  []os.FileInfo // of what was read last
+	failed  bool          // it was not usable: it is read again although the files are the same
 	checked time.Time
-}
-
-// stamp tells one content of a file from the next.
-type stamp struct {
-	at   time.Time
-	size int64
 }
 
 // newReloaded reads the files once; what they say must be usable then.
@@ -41,14 +36,23 @@ func newReloaded[T any](log *slog.Logger, parse func([][]byte) (T, error), files
 	return r, err
 }
 
-func stampsOf(files []string) []stamp {
-	out := make([]stamp, len(files))
+// stampsOf tells one content of files from the next; nil is a file that can't be looked at.
+func stampsOf(files []string) []os.FileInfo {
+	out := make([]os.FileInfo, len(files))
 	for i, f := range files {
 		if fi, err := os.Stat(f); err == nil {
-			out[i] = stamp{fi.ModTime(), fi.Size()}
+			out[i] = fi
 		}
 	}
 	return out
+}
+
+// sameStamp also tells a file from one that took its name, whatever time and size that has.
+func sameStamp(a, b os.FileInfo) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }
 
 func (r *reloaded[T]) read() (v T, err error) {
@@ -64,7 +68,8 @@ func (r *reloaded[T]) read() (v T, err error) {
 	return v, nil
 }
 
-// get looks at the files at most once a second. While what they say is not usable, because it is half written say, the old value stays.
+// get looks at the files at most once a second. While what they say is not usable, because it is half written say, the
+// old value stays, and they are read again each time: what kept them from being read may be no change of theirs.
 func (r *reloaded[T]) get() (T, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -74,16 +79,19 @@ func (r *reloaded[T]) get() (T, error) {
 	}
 	r.checked = now
 	stamps := stampsOf(r.files)
-	if slices.EqualFunc(stamps, r.stamps, func(a, b stamp) bool { return a.size == b.size && a.at.Equal(b.at) }) {
+	same := slices.EqualFunc(stamps, r.stamps, sameStamp)
+	if same && !r.failed {
 		return r.current, nil
 	}
 	r.stamps = stamps
 	v, err := r.read()
-	if err != nil {
+	r.failed = err != nil
+	switch {
+	case err == nil:
+		r.current = v
+	case !same: // once for each change
 		r.log.Warn("changed TLS files are not usable, what was read before stays", "error", err)
-		return r.current, nil
 	}
-	r.current = v
 	return r.current, nil
 }
 

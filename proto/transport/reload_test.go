@@ -1,17 +1,21 @@
 package transport
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"io"
+	"log/slog"
 	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -169,6 +173,53 @@ func TestPeerAuthorityIsReloaded(t *testing.T) {
 	replace(t, accepts.denied, nil)
 	replace(t, dials.denied, []byte(serial(t, accepts.cert)))
 	shake("who accepts is denied", false)
+}
+
+// A read that fails for a reason of its own, too many open files say, is made again although the files do not change, and is
+// logged once. A file that takes another's name is read, though it has the same size and time.
+func TestReadAgain(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "file")
+	stamp := time.Now().Add(-time.Hour)
+	put := func(text string) {
+		t.Helper()
+		tmp := file + ".new"
+		if err := errors.Join(os.WriteFile(tmp, []byte(text), 0o600), os.Chtimes(tmp, stamp, stamp), os.Rename(tmp, file)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("one")
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		fails := 0
+		r, err := newReloaded(slog.New(slog.NewTextHandler(&log, nil)), func(f [][]byte) (string, error) {
+			if fails > 0 {
+				fails--
+				return "", errors.New("too many open files")
+			}
+			return string(f[0]), nil
+		}, file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := func(when, text string) {
+			t.Helper()
+			time.Sleep(time.Second) // the bubble's clock
+			if got, err := r.get(); err != nil || got != text {
+				t.Errorf("%s: %q, %v, want %q", when, got, err, text)
+			}
+		}
+		put("two")
+		want("another file of the same size and time", "two")
+		fails = 2
+		put("three")
+		want("it can't be read", "two")
+		want("nor a second later", "two")
+		want("and then it can", "three")
+		if n := strings.Count(log.String(), "not usable"); n != 1 {
+			t.Errorf("%d warnings, want 1:\n%s", n, &log)
+		}
+	})
 }
 
 func TestParseSerials(t *testing.T) {
