@@ -31,7 +31,7 @@ func uploadKey(cfg Config, log *slog.Logger) ([]byte, error) {
 			return nil, fmt.Errorf("upload_key_file: %w", err)
 		}
 		if made {
-			log.Warn("a key for upload ids was made: with several proxies give all of them the same one, else an upload that began at one can't go on at another",
+			log.Info("a key for upload ids was made: with several proxies give all of them the same one, else an upload that began at one can't go on at another",
 				"file", cfg.UploadKeyFile)
 		}
 		return key, nil

@@ -53,47 +53,53 @@ func (s signer) seal(v session) string {
 	return base64.RawURLEncoding.EncodeToString(append(s.mac(b), b...))
 }
 
-// unseal returns the session of an id that seal has made with the same key, and errSession for everything else.
+// unseal returns the session of an id that seal has made with the same key, and errSession for everything else. Nothing
+// of an id is read before its signature was found good.
 func (s signer) unseal(id string) (session, error) {
-	v, mac, b, err := parseSession(id)
-	if err == nil && !hmac.Equal(mac, s.mac(b)) {
-		err = fmt.Errorf("%w: it was made with another key, or by nobody", errSession)
-	}
+	mac, b, err := splitID(id)
 	if err != nil {
 		return session{}, err
 	}
-	return v, nil
+	if !hmac.Equal(mac, s.mac(b)) {
+		return session{}, fmt.Errorf("%w: it was changed, or made with another key: begin a new upload", errSession)
+	}
+	return parseSession(b)
 }
 
-// parseSession reads an id strictly: exactly the bytes that seal would write, with a UUID for each origin. It does not say who wrote it.
-func parseSession(id string) (v session, mac, b []byte, err error) {
+// splitID returns the two parts of an id, the signature and what is signed.
+func splitID(id string) (mac, b []byte, err error) {
 	if len(id) > maxSessionID {
-		return v, nil, nil, fmt.Errorf("%w: it has %d bytes", errSession, len(id))
+		return nil, nil, fmt.Errorf("%w: it has %d bytes, at most %d", errSession, len(id), maxSessionID)
 	}
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(id)
 	if err != nil || len(raw) <= sha256.Size {
-		return v, nil, nil, fmt.Errorf("%w: it is no signed base64url", errSession)
+		return nil, nil, fmt.Errorf("%w: it is no signed base64url", errSession)
 	}
-	mac, b = raw[:sha256.Size], raw[sha256.Size:]
+	return raw[:sha256.Size], raw[sha256.Size:], nil
+}
+
+// parseSession reads what is signed strictly: exactly the bytes that seal would write, with a UUID for each origin. It does
+// not say who wrote it.
+func parseSession(b []byte) (v session, err error) {
 	if err := json.Unmarshal(b, &v); err != nil {
-		return v, nil, nil, fmt.Errorf("%w: %w", errSession, err)
+		return v, fmt.Errorf("%w: %w", errSession, err)
 	}
 	// Unknown fields, fields twice, other orders and spaces, and whatever follows.
 	if same, err := json.Marshal(v); err != nil || !bytes.Equal(same, b) {
-		return v, nil, nil, fmt.Errorf("%w: it is not in the form in which ids are made", errSession)
+		return v, fmt.Errorf("%w: it is not in the form in which ids are made", errSession)
 	}
 	if v.V != sessionVersion || len(v.S) == 0 || len(v.S) > maxCopies {
-		return v, nil, nil, fmt.Errorf("%w: version %d with %d origins", errSession, v.V, len(v.S))
+		return v, fmt.Errorf("%w: version %d with %d origins", errSession, v.V, len(v.S))
 	}
 	if err := registry.CheckName(v.Repo); err != nil {
-		return v, nil, nil, fmt.Errorf("%w: %w", errSession, err)
+		return v, fmt.Errorf("%w: %w", errSession, err)
 	}
 	for _, p := range v.S {
 		if u, err := uuid.Parse(p.Upload); err != nil || u.String() != p.Upload || p.Origin == "" {
-			return v, nil, nil, fmt.Errorf("%w: %.80q at %.80q is no session of an origin", errSession, p.Upload, p.Origin)
+			return v, fmt.Errorf("%w: %.80q at %.80q is no session of an origin", errSession, p.Upload, p.Origin)
 		}
 	}
-	return v, mac, b, nil
+	return v, nil
 }
 
 // target is one origin's half of a session.
