@@ -109,6 +109,7 @@ type loan struct {
 	peer    string
 	at      time.Time
 	reading bool
+	read    bool // it is fetched, or was cut: to be taken from its budget
 	late    bool
 }
 
@@ -230,7 +231,10 @@ func (x *budgets) read(a asker, loans []*loan, pieces int, whole bool) {
 	defer x.mu.Unlock()
 	now := time.Now()
 	s := x.source(a, now)
-	drop := func(l *loan) bool { return slices.Contains(loans, l) }
+	for _, l := range loans { // marked, because thousands of each are no rarity
+		l.read = true
+	}
+	drop := func(l *loan) bool { return l.read }
 	if had := len(s.newcomers.open); had > 0 {
 		s.newcomers.open = slices.DeleteFunc(s.newcomers.open, drop)
 		if whole {
