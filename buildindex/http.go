@@ -17,7 +17,7 @@ import (
 
 func (x *Index) handler(reg *prometheus.Registry) http.Handler {
 	r := chi.NewRouter()
-	r.Use(transport.Middleware("build-index", x.log, reg))
+	r.Use(transport.Middleware("build-index", x.log, reg), transport.AnswerHalfClosed)
 	r.Get("/health", x.health.Health)
 	r.Get("/readiness", x.health.Readiness)
 	r.MethodNotAllowed(registry.UnknownMethod)

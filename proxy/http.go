@@ -13,7 +13,7 @@ import (
 // handler stacks: a server over clients is a proxy. Names are build-index's whole half, blobs go by membership.
 func (p *Proxy) handler(reg *prometheus.Registry) http.Handler {
 	r := chi.NewRouter()
-	r.Use(transport.Middleware("proxy", p.log, reg))
+	r.Use(transport.Middleware("proxy", p.log, reg), transport.AnswerHalfClosed)
 	r.Use(closeAfterChunked)
 	r.Get("/health", p.health.Health)
 	r.Get("/readiness", p.health.Readiness)

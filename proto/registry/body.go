@@ -29,12 +29,15 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// blame returns err, or the client's mistake in its place where err is of no kind that the table has and the body could not be read:
-// what then failed was the reading, and not the disk that the bytes go to.
+// blame returns err, or the client's mistake in its place where err is the server's and the body could not be read: what then failed was
+// the reading, and not the disk or the origins that the bytes go to.
 func (b *requestBody) blame(err error) error {
 	failed := b.failed.Load()
-	switch {
-	case err == nil || failed == nil || kindOf(err) != ErrInternal:
+	if err == nil || failed == nil {
+		return err
+	}
+	switch kind := kindOf(err); {
+	case kind != ErrInternal && kind != ErrUnavailable:
 		return err
 	case errors.Is(*failed, os.ErrDeadlineExceeded):
 		return fmt.Errorf("%w: %w", errBodySlow, *failed)

@@ -18,7 +18,7 @@ const (
 // keptBody is how many bytes of a body net/http reads by itself to keep a connection.
 const keptBody = 256 << 10
 
-// graceTime is how long a request goes on after its client has shut its sending half. Whether it has gone altogether shows when it is written to.
+// graceTime is how long a request goes on after its client has shut its sending half.
 const graceTime = 10 * time.Second
 
 // unread reports whether there may be more of the body than net/http takes care of.
@@ -34,20 +34,22 @@ func (w *writer) linger(b *requestBody) {
 	_, _ = io.CopyN(io.Discard, b.ReadCloser, lingerBytes) // an end of any kind is one
 }
 
-// patiently returns r with a context that ends graceTime after r's own, and at the latest when end is called.
-func patiently(r *http.Request) (out *http.Request, end func()) {
-	ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.Context()))
-	stop := context.AfterFunc(r.Context(), func() {
-		t := time.NewTimer(graceTime)
-		defer t.Stop()
-		select {
-		case <-t.C:
-			cancel(context.Cause(r.Context()))
-		case <-ctx.Done():
-		}
+// AnswerHalfClosed lets a request go on for ten seconds after its client has shut its sending half, which net/http takes for gone. Whether it
+// has gone altogether can't be told before it is written to, so this is for requests that cost little when nobody waits for them any more.
+func AnswerHalfClosed(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.Context()))
+		stop := context.AfterFunc(r.Context(), func() {
+			t := time.NewTimer(graceTime)
+			defer t.Stop()
+			select {
+			case <-t.C:
+				cancel(context.Cause(r.Context()))
+			case <-ctx.Done():
+			}
+		})
+		defer cancel(nil)
+		defer stop()
+		next.ServeHTTP(w, r.WithContext(ctx))
 	})
-	return r.WithContext(ctx), func() {
-		stop()
-		cancel(nil)
-	}
 }

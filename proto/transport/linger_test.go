@@ -98,7 +98,7 @@ func TestHalfClosedClientIsAnswered(t *testing.T) {
 			<-r.Context().Done() // net/http has seen the end
 			close(seen)
 		}()
-		Middleware("test", quiet(), prometheus.NewRegistry())(slow).ServeHTTP(w, r)
+		AnswerHalfClosed(slow).ServeHTTP(w, r)
 	})
 	s := running(t, ServerConfig{Listen: "127.0.0.1:0"}, watch)
 	c, err := net.Dial("tcp", s.Addr())

@@ -43,8 +43,6 @@ func Middleware(role string, log *slog.Logger, reg prometheus.Registerer) func(h
 		return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 			began := time.Now()
 			w := &writer{ResponseWriter: rw, rc: http.NewResponseController(rw)}
-			r, end := patiently(r)
-			defer end()
 			if r.Body != nil && r.Body != http.NoBody {
 				b := newRequestBody(r, w)
 				r.Body = b
