@@ -14,7 +14,7 @@ import (
 // handler is the read half of the OCI Distribution API. Lists and referrers are build-index's; what writes is refused.
 func (a *Agent) handler(reg *prometheus.Registry) http.Handler {
 	r := chi.NewRouter()
-	r.Use(transport.Middleware("agent", a.log, reg), transport.OwnHosts(a.cfg.Server), answerHalfClosed)
+	r.Use(transport.Middleware("agent", a.log, reg), transport.OwnHosts(a.cfg.Server), transport.CloseAfterChunked, answerHalfClosed)
 	r.Get("/health", a.health.Health)
 	r.Get("/readiness", a.health.Readiness)
 	r.MethodNotAllowed(registry.UnknownMethod)

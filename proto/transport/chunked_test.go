@@ -1,4 +1,4 @@
-package proxy
+package transport
 
 import (
 	"io"
@@ -13,7 +13,7 @@ import (
 // What follows a body whose end is said twice is never taken for another request.
 func TestNothingIsSmuggledBehindABody(t *testing.T) {
 	var served atomic.Int32
-	srv := httptest.NewServer(closeAfterChunked(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	srv := httptest.NewServer(CloseAfterChunked(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		served.Add(1)
 		io.Copy(io.Discard, r.Body)
 	})))
