@@ -26,7 +26,10 @@ func (x *Index) fromBucket(ctx context.Context, name string, b bucket.Bucket, de
 		kind, repo, t, d := layout.ParseKey(o.Key)
 		switch kind {
 		case layout.KindRevision:
-			return x.restoreManifest(ctx, b, repo, d, dead)
+			if dead[manifestName(repo, d)] > 0 {
+				return nil // unless a tag was pushed since: restoreTag
+			}
+			return x.restoreManifest(ctx, b, repo, d, names.NoGeneration)
 		case layout.KindLayer:
 			return x.restoreLayer(ctx, b, repo, d, dead)
 		case layout.KindTagCurrent:
@@ -54,10 +57,8 @@ func read(ctx context.Context, b bucket.Bucket, key string, limit int64) ([]byte
 	return io.ReadAll(io.LimitReader(r, limit))
 }
 
-func (x *Index) restoreManifest(ctx context.Context, b bucket.Bucket, repo string, d digest.Digest, dead map[string]int64) error {
-	if dead[manifestName(repo, d)] > 0 {
-		return nil
-	}
+// restoreManifest reads one manifest. What deletes it later must be of a later generation.
+func (x *Index) restoreManifest(ctx context.Context, b bucket.Bucket, repo string, d digest.Digest, generation int64) error {
 	raw, err := read(ctx, b, layout.BlobKey(d), registry.MaxManifest+1)
 	if errors.Is(err, bucket.ErrNotFound) {
 		x.log.Warn("the bucket has a link to a manifest that it lacks", "repository", repo, "digest", d)
@@ -84,6 +85,7 @@ func (x *Index) restoreManifest(ctx context.Context, b bucket.Bucket, repo strin
 	err = x.db.Update(ctx, func(tx names.Tx) error {
 		return tx.PutManifest(names.Manifest{
 			Repository: repo, Digest: d, MediaType: mediaType, ArtifactType: p.artifactType, Subject: p.subject, Bytes: raw,
+			Generation: generation,
 		})
 	})
 	if errors.Is(err, names.ErrNewer) {
@@ -134,6 +136,12 @@ func (x *Index) restoreTag(ctx context.Context, b bucket.Bucket, repo, tag strin
 		rec.Generation = 0
 	}
 	x.sawGeneration(rec.Generation)
+	if gone := dead[manifestName(repo, rec.Digest)]; gone > 0 && rec.Generation > gone {
+		// It was pushed again after its deletion, whose record came back: from an origin that was away, say.
+		if err := x.restoreManifest(ctx, b, repo, rec.Digest, rec.Generation); err != nil {
+			return err
+		}
+	}
 	ok, err := x.hasManifest(ctx, repo, rec.Digest)
 	if err != nil || !ok || dead[tagName(repo, tag)] > rec.Generation {
 		return err
