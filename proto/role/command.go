@@ -59,7 +59,7 @@ func Command[C any, P settings[C], R Runner](name, short string, open func(C, De
 				_, err := fmt.Fprintln(c.OutOrStdout(), "ok")
 				return err
 			}
-			log, err := NewLogger(c.ErrOrStderr(), P(&cfg).shared().Log)
+			log, err := NewLogger(c.ErrOrStderr(), P(&cfg).Shared().Log)
 			if err != nil {
 				return err
 			}

@@ -113,11 +113,11 @@ func (c *Config) validateOrigins(m *config.Mistakes) {
 	}
 }
 
-func (c *Config) shared() *Config { return c }
+func (c *Config) Shared() *Config { return c }
 
 // settings is a pointer to the configuration of a role: a struct that embeds Config.
 type settings[C any] interface {
 	*C
-	shared() *Config
+	Shared() *Config
 	Validate() error
 }

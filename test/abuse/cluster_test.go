@@ -210,8 +210,7 @@ func (c *cluster) tls(t *testing.T, id string) *tls.Config {
 	return cfg
 }
 
-// stop ends a process gracefully, kill at once; start starts it again and waits until it is ready.
-func (p *process) stop(t *testing.T)  { t.Helper(); p.do(t, p.c.plan.Stop) }
+// kill ends a process at once; start starts it again and waits until it is ready.
 func (p *process) kill(t *testing.T)  { t.Helper(); p.do(t, p.c.plan.Kill) }
 func (p *process) start(t *testing.T) { t.Helper(); p.do(t, p.c.plan.Start) }
 
@@ -233,19 +232,8 @@ func (p *process) alive(t *testing.T) {
 // state is the folder that the process writes to.
 func (p *process) state() string { return p.c.plan.StateDir(p.Component) }
 
-// log is all that the process has logged.
-func (p *process) log(t *testing.T) string {
-	t.Helper()
-	b, err := os.ReadFile(p.c.plan.LogPath(p.Component))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b)
-}
-
-// rss is the resident memory of the process, in bytes, and rssPeak the most that it was.
-func (p *process) rss(t *testing.T) int64     { t.Helper(); return p.status(t, "VmRSS") }
-func (p *process) rssPeak(t *testing.T) int64 { t.Helper(); return p.status(t, "VmHWM") }
+// rss is the resident memory of the process, in bytes.
+func (p *process) rss(t *testing.T) int64 { t.Helper(); return p.status(t, "VmRSS") }
 
 func (p *process) status(t *testing.T, line string) int64 {
 	t.Helper()
