@@ -1,6 +1,7 @@
 package origin
 
 import (
+	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -33,6 +34,8 @@ type Config struct {
 	// BuildIndexNames are who may handle name records where Server has a client_ca: common names or alternative names of certificates, default
 	// build-index. A name with a number after it, build-index-01, is meant too.
 	BuildIndexNames []string `yaml:"build_index_names"`
+	// ProxyNames are who may say from which client an upload comes, likewise, default proxy.
+	ProxyNames []string `yaml:"proxy_names"`
 	// Peer is the BitTorrent side.
 	Peer Peer `yaml:"peer"`
 	// UploadIdle is after how long without a byte an upload session is removed, default 1h.
@@ -58,12 +61,16 @@ type Peer struct {
 	swarm.Rates `yaml:",inline"`
 }
 
-// namesBuildIndex reports whether a name in a certificate is one of BuildIndexNames, or such a one with a dash and a number after it.
-func (c *Config) namesBuildIndex(name string) bool {
-	return slices.ContainsFunc(c.BuildIndexNames, func(allowed string) bool {
-		rest, ok := strings.CutPrefix(name, allowed)
-		number, dash := strings.CutPrefix(rest, "-")
-		return ok && (rest == "" || dash && number != "" && strings.Trim(number, "0123456789") == "")
+// mayBe reports whether a client is of a role: it showed a certificate with one of the names, or with such a one with a dash and a number after
+// it. Without mutual TLS nobody shows one, and everybody may be.
+func mayBe(r *http.Request, names []string) bool {
+	shown, ok := transport.ClientNames(r)
+	return !ok || slices.ContainsFunc(shown, func(name string) bool {
+		return slices.ContainsFunc(names, func(allowed string) bool {
+			rest, ok := strings.CutPrefix(name, allowed)
+			number, dash := strings.CutPrefix(rest, "-")
+			return ok && (rest == "" || dash && number != "" && strings.Trim(number, "0123456789") == "")
+		})
 	})
 }
 
@@ -76,6 +83,9 @@ func (c *Config) Validate() error {
 	c.Leasers = orDefault(c.Leasers, 64)
 	if len(c.BuildIndexNames) == 0 {
 		c.BuildIndexNames = []string{"build-index"}
+	}
+	if len(c.ProxyNames) == 0 {
+		c.ProxyNames = []string{"proxy"}
 	}
 	var m config.Mistakes
 	c.Config.Validate(&m, role.Listener{Key: "peer.listen", Addr: c.Peer.Listen})

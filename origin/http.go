@@ -25,7 +25,8 @@ func (o *Origin) handler(reg *prometheus.Registry) http.Handler {
 	r.Get("/health", o.health.Health)
 	r.Get("/readiness", o.health.Readiness)
 	r.MethodNotAllowed(registry.UnknownMethod)
-	r.Mount("/", registry.Server{Blobs: counting{o}, BlobDeleter: o, Uploads: o, Extension: o.extension, TrustSource: true, Log: o.log}.Handler())
+	isProxy := func(r *http.Request) bool { return mayBe(r, o.cfg.ProxyNames) }
+	r.Mount("/", registry.Server{Blobs: counting{o}, BlobDeleter: o, Uploads: o, Extension: o.extension, TrustSource: isProxy, Log: o.log}.Handler())
 	return r
 }
 

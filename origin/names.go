@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -37,10 +36,10 @@ func (o *Origin) names(w http.ResponseWriter, r *http.Request, x registry.Extens
 // isBuildIndex refuses a client that showed a certificate of another role, ErrDenied. Without mutual TLS nobody shows
 // one.
 func (o *Origin) isBuildIndex(r *http.Request) error {
-	shown, ok := transport.ClientNames(r)
-	if !ok || slices.ContainsFunc(shown, o.cfg.namesBuildIndex) {
+	if mayBe(r, o.cfg.BuildIndexNames) {
 		return nil
 	}
+	shown, _ := transport.ClientNames(r)
 	return fmt.Errorf("%w: only a build-index (%s) handles name records, not %.300q", registry.ErrDenied, strings.Join(o.cfg.BuildIndexNames, ", "), shown)
 }
 

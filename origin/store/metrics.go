@@ -31,6 +31,7 @@ func (s *Store) RegisterMetrics(r prometheus.Registerer) {
 		defer s.mu.Unlock()
 		return s.sessions.refused
 	})
+	counter("uploads_evicted_total", "Sessions of the source that takes most that made room for others'.", s.evictedSessions.Load)
 	gauge("scanning", "1 while blobs that were there at the start may not be known yet, else 0.", func() float64 {
 		if s.Scanning() {
 			return 1

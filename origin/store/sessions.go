@@ -83,24 +83,77 @@ func (c *sessionCounts) add(source string, sessions int, bytes int64) {
 	c.sources[source] = s
 }
 
-// beginSession counts a session, ErrTooMany when there are as many as there may be.
+// beginSession counts a session. Where there are as many as there may be, the session that was idle longest of the source that has most makes
+// room for one of a source that has fewer; ErrTooMany where there is none such.
 func (s *Store) beginSession(o UploadOptions) error {
 	if o.Transient {
 		return nil
 	}
+	for {
+		victim, err := s.tryBegin(o)
+		if victim == nil {
+			return err
+		}
+		victim.makeRoom()
+	}
+}
+
+// tryBegin counts a session, or returns one to end first, whose lock is held.
+func (s *Store) tryBegin(o UploadOptions) (victim *Upload, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c, limit := &s.sessions, s.cfg.Sessions
 	if n := c.sources[o.Source].sessions; limit.MaxPerSource > 0 && n >= limit.MaxPerSource {
 		c.refused++
-		return fmt.Errorf("%w: %s has %d sessions already", ErrTooMany, orUnknown(o.Source), n)
+		return nil, fmt.Errorf("%w: %s has %d sessions already", ErrTooMany, orUnknown(o.Source), n)
 	}
 	if limit.Max > 0 && c.all.sessions >= limit.Max {
+		if victim := s.dispensable(o, func(h held) int64 { return int64(h.sessions) }); victim != nil {
+			return victim, nil
+		}
 		c.refused++
-		return fmt.Errorf("%w: there are %d sessions already", ErrTooMany, c.all.sessions)
+		return nil, fmt.Errorf("%w: there are %d sessions already", ErrTooMany, c.all.sessions)
 	}
 	c.add(o.Source, 1, 0)
-	return nil
+	return nil, nil
+}
+
+// dispensable returns the session that was idle longest of the source that takes most, where that is more than what o's source takes, with its
+// lock held. Nil where there is none, or all of that source's are being written. The caller holds s.mu.
+func (s *Store) dispensable(o UploadOptions, takes func(held) int64) *Upload {
+	most, greediest := takes(s.sessions.sources[o.Source]), o.Source
+	for source, h := range s.sessions.sources {
+		if n := takes(h); n > most {
+			most, greediest = n, source
+		}
+	}
+	if greediest == o.Source {
+		return nil
+	}
+	var victim *Upload
+	for _, u := range s.uploads {
+		if u.o.Transient || u.o.Source != greediest || victim != nil && u.touched.Load() >= victim.touched.Load() || !u.mu.TryLock() {
+			continue
+		}
+		if u.ended {
+			u.mu.Unlock()
+			continue
+		}
+		if victim != nil {
+			victim.mu.Unlock()
+		}
+		victim = u
+	}
+	return victim
+}
+
+// makeRoom ends a session whose lock is held, for one of another source.
+func (u *Upload) makeRoom() {
+	defer u.mu.Unlock()
+	if err := u.end(); err != nil {
+		u.s.log.Warn("an upload session that made room for another's stays on the disk until the next start", "upload", u.id, "error", err)
+	}
+	u.s.evictedSessions.Add(1)
 }
 
 func orUnknown(source string) string {
@@ -124,11 +177,22 @@ func (s *Store) endSession(o UploadOptions, bytes int64) {
 const keptFree = 64 << 20
 
 // chargeSession accounts for n more bytes of a session of have bytes: ErrTooMany when others leave no room for them now, ErrFull when there
-// never will be.
+// never will be. Sessions of a source that takes more make room.
 func (s *Store) chargeSession(o UploadOptions, have, n int64) error {
 	if o.Transient {
 		return nil
 	}
+	for {
+		victim, err := s.tryCharge(o, have, n)
+		if victim == nil {
+			return err
+		}
+		victim.makeRoom()
+	}
+}
+
+// tryCharge accounts for n more bytes, or returns a session to end first, whose lock is held.
+func (s *Store) tryCharge(o UploadOptions, have, n int64) (victim *Upload, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c, limit := &s.sessions, s.cfg.Sessions
@@ -141,26 +205,32 @@ func (s *Store) chargeSession(o UploadOptions, have, n int64) error {
 		if share == 0 || used+n <= most {
 			return nil
 		}
-		c.refused++
 		if have+n > most {
 			return fmt.Errorf("%w: a blob of more than %d bytes can't be uploaded here", ErrFull, most)
 		}
 		return fmt.Errorf("%w: the unfinished uploads of %s have %d bytes, at most %d may be", ErrTooMany, who, used, most)
 	}
 	if err := check(limit.SharePerSource, c.sources[o.Source].bytes, orUnknown(o.Source)); err != nil {
-		return err
+		c.refused++
+		return nil, err
 	}
 	if err := check(limit.Share, c.all.bytes, "all"); err != nil {
-		return err
+		if errors.Is(err, ErrTooMany) {
+			if victim := s.dispensable(o, func(h held) int64 { return h.bytes }); victim != nil {
+				return victim, nil
+			}
+		}
+		c.refused++
+		return nil, err
 	}
 	if limit.Share > 0 {
 		if avail, err := s.avail(); err == nil && avail-n < min(keptFree, s.disk/20) {
 			c.refused++
-			return fmt.Errorf("%w: %d bytes are free, and what is left is kept for names and commits", ErrFull, avail)
+			return nil, fmt.Errorf("%w: %d bytes are free, and what is left is kept for names and commits", ErrFull, avail)
 		}
 	}
 	c.add(o.Source, 0, n)
-	return nil
+	return nil, nil
 }
 
 // unchargeSession takes back chargeSession.

@@ -61,10 +61,21 @@ func TestSessionsAreBounded(t *testing.T) {
 		}
 		ups = append(ups, u)
 	}
-	for _, source := range []string{"a", "b", "c"} {
-		if _, err := begin(source); !errors.Is(err, ErrTooMany) {
-			t.Errorf("one more of %s: %v, want ErrTooMany", source, err)
+	if _, err := begin("a"); !errors.Is(err, ErrTooMany) {
+		t.Errorf("one more of a: %v, want ErrTooMany", err)
+	}
+	ups[0].touched.Add(-5)
+	ups[1].touched.Add(-10)
+	if _, err := begin("c"); err != nil {
+		t.Errorf("the first of c, for which one of a makes room: %v", err)
+	}
+	for i, want := range []error{nil, ErrUploadUnknown, nil} { // the idlest went
+		if _, err := s.Upload(ups[i].ID()); !errors.Is(err, want) {
+			t.Errorf("session %d of a: %v, want %v", i, err, want)
 		}
+	}
+	if _, err := begin("b"); !errors.Is(err, ErrTooMany) {
+		t.Errorf("one more of b, of which nobody has more: %v, want ErrTooMany", err)
 	}
 	if _, err := s.NewUpload(UploadOptions{Size: -1, Transient: true}); err != nil {
 		t.Errorf("a role's own: %v", err)
@@ -72,15 +83,38 @@ func TestSessionsAreBounded(t *testing.T) {
 	if err := ups[4].Abort(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := begin("a"); !errors.Is(err, ErrTooMany) {
-		t.Errorf("one more of a: %v, want ErrTooMany", err)
-	}
 	s = reopen(t, s)
 	if _, err := begin("c"); err != nil {
 		t.Errorf("after the end of another, and a restart: %v", err)
 	}
 	if _, err := begin("c"); !errors.Is(err, ErrTooMany) {
 		t.Errorf("sessions of the last run don't count: %v", err)
+	}
+}
+
+// Whoever makes up sources, or has many, takes no more than turns from a source that is at it.
+func TestManySourcesStopNobody(t *testing.T) {
+	s := open(t, Config{Sessions: Sessions{Max: 64, MaxPerSource: 8}})
+	for i := range 500 {
+		if _, err := s.NewUpload(UploadOptions{Size: -1, Source: string(rune('A' + i/8))}); err != nil && i < 64 {
+			t.Fatal(err)
+		}
+	}
+	u, err := s.NewUpload(UploadOptions{Size: -1, Source: "honest"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 500 { // each of them is idle for longer than the honest one's last chunk is ago
+		if _, err := u.Write(t.Context(), int64(i), strings.NewReader("x")); err != nil {
+			t.Fatalf("chunk %d: %v", i, err)
+		}
+		u.touched.Add(1)
+		if _, err := s.NewUpload(UploadOptions{Size: -1, Source: "A", Note: "again"}); err != nil && !errors.Is(err, ErrTooMany) {
+			t.Fatal(err)
+		}
+	}
+	if _, err := u.Commit(t.Context(), digest.FromString(strings.Repeat("x", 500)), nil); err != nil {
+		t.Error(err)
 	}
 }
 

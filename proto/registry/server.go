@@ -38,9 +38,9 @@ type Server struct {
 	// ChunkMinLength, where set, is the length in bytes that clients are asked to give their chunks at least (OCI-Chunk-Min-Length).
 	// Shorter ones are taken as well: which one is the last can't be told from a chunk.
 	ChunkMinLength int64
-	// TrustSource says that the header Kraken-Source, by which a proxy names the source of an upload, is believed of whoever has shown a
-	// certificate, and of all on plain HTTP. Else an upload's source is the connection's address.
-	TrustSource bool
+	// TrustSource, where set, reports whether a request may be a proxy's, whose header Kraken-Source names the source of an upload. Else an
+	// upload's source is the connection's address.
+	TrustSource func(r *http.Request) bool
 	// Private says that who may read what is controlled, so that no cache that several share may keep a blob.
 	Private bool
 	// ReadOnly is what a client that tries to write is told, beside 405.

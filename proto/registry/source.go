@@ -34,7 +34,7 @@ func sourceOf(ip netip.Addr) string {
 
 // sourceOf returns whose upload a request begins: who a proxy says, where it is to be believed, else the connection's address.
 func (s Server) sourceOf(r *http.Request) string {
-	if s.TrustSource && (r.TLS == nil || len(r.TLS.VerifiedChains) > 0) {
+	if s.TrustSource != nil && s.TrustSource(r) {
 		h := r.Header.Get("Kraken-Source")
 		if ip, err := netip.ParseAddr(h); err == nil {
 			return sourceOf(ip)

@@ -221,3 +221,23 @@ func TestFreeSessions(t *testing.T) {
 	}
 	c.settled(t)
 }
+
+// Sources that somebody makes up at the origins don't keep others from pushing.
+func TestInventedSources(t *testing.T) {
+	bounds := map[string]any{"uploads": map[string]any{"sessions": 200, "sessions_per_source": 20}}
+	c := start(t, options{config: map[string]map[string]any{"origin": bounds}})
+	for _, o := range c.Origins {
+		for i := range 300 {
+			source := fmt.Sprintf("10.1.0.%d", i/20+1)
+			a := do(t, c.client(t), "POST", o.URL, "/v2/mine/blobs/uploads/", nil, "Kraken-Source", source)
+			if a.status != http.StatusAccepted && (a.status != http.StatusTooManyRequests || i < 200) {
+				t.Fatalf("session %d, of %s: status %d: %.200s", i, source, a.status, a.body)
+			}
+		}
+	}
+	content := random(1 << 20)
+	push(t, c.client(t), c.Proxy.URL, "others/app", "v1", content)
+	if _, layers := pull(t, c.client(t), c.Proxy.URL, "others/app", "v1"); !bytes.Equal(layers[0], content) {
+		t.Error("another image")
+	}
+}
