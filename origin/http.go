@@ -154,7 +154,7 @@ func (o *Origin) extension(w http.ResponseWriter, r *http.Request, x registry.Ex
 		_, err = w.Write(b)
 		return ignoreWrite(err)
 	case "DELETE metainfo":
-		if err := o.doubtMetainfo(d); err != nil {
+		if err := o.doubtMetainfo(d, registry.SourceOf(r.RemoteAddr)); err != nil {
 			return err
 		}
 		w.WriteHeader(http.StatusAccepted)

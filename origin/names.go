@@ -55,7 +55,7 @@ func (o *Origin) putName(w http.ResponseWriter, r *http.Request, x registry.Exte
 	}
 	if err != nil {
 		o.m.namesRefused.Inc()
-		o.log.Warn("a name record was refused", "client", r.RemoteAddr, "error", err)
+		o.refusals.Do(func() { o.log.Warn("a name record was refused", "client", r.RemoteAddr, "error", err) })
 		return err
 	}
 	if len(o.nameKeys) == 0 {
@@ -89,7 +89,7 @@ func (o *Origin) deleteName(w http.ResponseWriter, r *http.Request, x registry.E
 	}
 	if err := o.nameKeys.VerifyDeletion(registry.NameDeletion{Repository: x.Repository, Key: x.Key, Generation: gen, Signature: signature}); err != nil {
 		o.m.namesRefused.Inc()
-		o.log.Warn("the deletion of a name record was refused", "client", r.RemoteAddr, "error", err)
+		o.refusals.Do(func() { o.log.Warn("the deletion of a name record was refused", "client", r.RemoteAddr, "error", err) })
 		return err
 	}
 	// Also a record that does not hold: build-index has seen it and decided.
@@ -135,6 +135,10 @@ func (o *Origin) allNames(w http.ResponseWriter) error {
 			unreadable++
 			o.log.Warn("a name record can't be read", "key", k, "error", err)
 			continue
+		}
+		var rec registry.NameRecord
+		if json.Unmarshal(line.Bytes(), &rec) != nil || registry.NameKey(rec) != k {
+			o.refusals.Do(func() { o.log.Warn("a name record stands under a key that is not its own", "key", k) })
 		}
 		line.WriteByte('\n')
 		if _, err := w.Write(line.Bytes()); err != nil {

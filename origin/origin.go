@@ -15,6 +15,7 @@ import (
 	"github.com/hashicorp/golang-lru/v2"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/singleflight"
+	"golang.org/x/time/rate"
 
 	"kraken/origin/bucket"
 	"kraken/origin/store"
@@ -52,6 +53,7 @@ type Origin struct {
 
 	nameKeys   registry.NameKeys // whose name records are believed; all where there is none
 	unsigned   sync.Once         // says in the log that there is none
+	refusals   rate.Sometimes    // of records, as the log tells: whoever sends them must not fill it
 	unreadable atomic.Int64      // name records on disk, as of the last look
 
 	ctx  context.Context // of background work: ends when the origin does
@@ -76,8 +78,9 @@ func New(cfg Config, deps role.Deps) (_ *Origin, err error) {
 	}
 	o := &Origin{
 		cfg: cfg, log: deps.Log, leases: newLeases(cfg.Leasers), turns: newTurns(), budgets: newBudgets(), recomputing: newRecomputations(),
-		fetches: map[digest.Digest]*fetch{},
-		kick:    make(chan struct{}, 1), retry: map[digest.Digest]retry{}, health: transport.NewHealth(),
+		refusals: rate.Sometimes{First: 3, Interval: 10 * time.Second},
+		fetches:  map[digest.Digest]*fetch{},
+		kick:     make(chan struct{}, 1), retry: map[digest.Digest]retry{}, health: transport.NewHealth(),
 	}
 	o.leases.spread = o.turns.spread
 	o.ctx, o.stop = context.WithCancel(context.Background())

@@ -19,7 +19,10 @@ const (
 	recomputeEvery = time.Minute
 	// maxRecomputing bounds the blobs that are read at once because somebody doubts their metainfo.
 	maxRecomputing = 2
-	// maxRecomputed bounds the digests of which the last recomputation is remembered.
+	// recomputeSourceEvery is how long a source is not listened to after a recomputation of any blob that it asked for: an honest one meets a wrong
+	// metainfo once in a long while.
+	recomputeSourceEvery = 10 * time.Second
+	// maxRecomputed bounds the digests, and the sources, of which the last recomputation is remembered.
 	maxRecomputed = 10_000
 )
 
@@ -29,17 +32,22 @@ type recomputations struct {
 	mu      sync.Mutex
 	running int
 	last    *simplelru.LRU[digest.Digest, time.Time] // when the last recomputation began
+	sources *simplelru.LRU[string, time.Time]        // and of those that a source asked for
 }
 
 func newRecomputations() *recomputations {
 	last, _ := simplelru.NewLRU[digest.Digest, time.Time](maxRecomputed, nil) // fails only for a size below one
-	return &recomputations{last: last}
+	sources, _ := simplelru.NewLRU[string, time.Time](maxRecomputed, nil)
+	return &recomputations{last: last, sources: sources}
 }
 
-// begin reports whether the metainfo of d is to be recomputed now. If it is, the caller calls done at the end.
-func (r *recomputations) begin(d digest.Digest) bool {
+// begin reports whether the metainfo of d is to be recomputed now because source asks for it. If it is, the caller calls done at the end.
+func (r *recomputations) begin(d digest.Digest, source string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if at, known := r.sources.Get(source); known && time.Since(at) < recomputeSourceEvery {
+		return false
+	}
 	if at, known := r.last.Get(d); known && time.Since(at) < recomputeEvery {
 		return false
 	}
@@ -48,6 +56,7 @@ func (r *recomputations) begin(d digest.Digest) bool {
 	}
 	r.running++
 	r.last.Add(d, time.Now())
+	r.sources.Add(source, time.Now())
 	return true
 }
 
@@ -58,13 +67,13 @@ func (r *recomputations) done() {
 }
 
 // doubtMetainfo takes an agent's word that all pieces of d pass and the whole fails. It returns at once: the blob is verified and its metainfo
-// recomputed in the background, unless that happened a moment ago or enough are being read. Peers and leases go on with the old metainfo until
+// recomputed in the background, unless that happened a moment ago, for d or for this source, or enough are being read. Peers and leases go on with the old metainfo until
 // another one is found. ErrBlobUnknown when this origin does not hold d.
-func (o *Origin) doubtMetainfo(d digest.Digest) error {
+func (o *Origin) doubtMetainfo(d digest.Digest, source string) error {
 	if _, err := o.store.Stat(d); err != nil {
 		return wire(err)
 	}
-	if o.ctx.Err() != nil || !o.recomputing.begin(d) {
+	if o.ctx.Err() != nil || !o.recomputing.begin(d, source) {
 		return nil
 	}
 	o.background(func(ctx context.Context) {

@@ -126,27 +126,30 @@ func TestRecomputationsAreFew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRecomputations()
 		a, b, c := digest.FromString("a"), digest.FromString("b"), digest.FromString("c")
-		if !r.begin(a) || !r.begin(b) || r.begin(c) {
+		if !r.begin(a, "one") || !r.begin(b, "two") || r.begin(c, "three") {
 			t.Errorf("want %d at once", maxRecomputing)
 		}
 		r.done()
-		if r.begin(a) {
+		if r.begin(a, "three") {
 			t.Error("the same one again at once")
 		}
-		if !r.begin(c) {
+		if r.begin(c, "one") {
+			t.Error("another one for a source that has just had its turn")
+		}
+		if !r.begin(c, "three") {
 			t.Error("one that had to wait is not recomputed when there is room")
 		}
 		r.done()
 		r.done()
 		time.Sleep(recomputeEvery)
-		if !r.begin(a) {
+		if !r.begin(a, "one") {
 			t.Error("never again")
 		}
 		for range 2 * maxRecomputed {
-			r.begin(digest.FromString(time.Now().String()))
+			r.begin(digest.FromString(time.Now().String()), time.Now().String())
 			time.Sleep(time.Millisecond)
 		}
-		if r.begin(a); r.last.Len() > maxRecomputed {
+		if r.begin(a, "one"); r.last.Len() > maxRecomputed || r.sources.Len() > maxRecomputed {
 			t.Errorf("%d are remembered", r.last.Len())
 		}
 	})

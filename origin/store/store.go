@@ -84,7 +84,7 @@ type Store struct {
 	writers  atomic.Int64 // sessions that are being written
 
 	evictedSessions atomic.Int64 // that made room for others' sessions
-	disk     int64        // size of the file system in bytes
+	disk            int64        // size of the file system in bytes
 
 	// The file system's slow calls; tests have slower ones. None is made with mu.
 	avail     func() (int64, error) // bytes that are free
