@@ -84,7 +84,7 @@ func blobHeaders(h http.Header, d digest.Digest) {
 }
 
 // ServeContent sends an open blob, by sendfile where it is a file, and closes it. A range that the blob does not have is
-// ErrRangeNotSatisfiable, with nothing sent; more than MaxRanges, or some that overlap, are answered with the whole. A body
+// ErrRangeNotSatisfiable, with nothing sent; more than MaxRanges, or more than two that overlap, are answered with the whole. A body
 // that fails midway resets the connection: a clean end would make a cut or wrong blob look whole.
 func ServeContent(w http.ResponseWriter, r *http.Request, c *Content) error {
 	defer c.Close()

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// MaxRanges is how many ranges of one request are served as such. More, or ranges that overlap, are answered with the whole blob and 200, as RFC
+// MaxRanges is how many ranges of one request are served as such. More, or more than two that overlap, are answered with the whole blob and 200, as RFC
 // 9110 section 14.2 allows: each range costs a seek here and perhaps a request elsewhere, and its answer's headers are longer than it may be.
 const MaxRanges = 32
 
@@ -82,15 +82,16 @@ func resolve(rs []byteRange, size int64) []Range {
 	return out
 }
 
-func overlap(rs []Range) bool {
+// overlaps returns how many pairs of ranges overlap. One pair is served, more are not (RFC 9110 section 14.2: "more than two overlapping ranges").
+func overlaps(rs []Range) (pairs int) {
 	for i, a := range rs {
 		for _, b := range rs[:i] {
 			if a.Offset < b.Offset+b.Length && b.Offset < a.Offset+a.Length {
-				return true
+				pairs++
 			}
 		}
 	}
-	return false
+	return pairs
 }
 
 // chooseRanges returns the ranges of a blob that a request is answered with, and the request for http.ServeContent: without Range where the
@@ -101,7 +102,7 @@ func chooseRanges(r *http.Request, size int64) (*http.Request, []Range) {
 		return r, nil
 	}
 	if len(rs) <= MaxRanges {
-		if out := resolve(rs, size); !overlap(out) {
+		if out := resolve(rs, size); overlaps(out) <= 1 {
 			return r, out
 		}
 	}
@@ -113,20 +114,22 @@ func chooseRanges(r *http.Request, size int64) (*http.Request, []Range) {
 // run returns the range of bytes to ask another registry for, so that pos can be read: to the end of the planned range that has pos, and of
 // those after it that follow in order within small gaps. Without a plan it is to the end of the blob.
 func run(plan []Range, pos int64) Range {
+	at, end := -1, int64(0)
 	for i, r := range plan {
-		if pos < r.Offset || pos >= r.Offset+r.Length {
-			continue
+		if last := r.Offset + r.Length; pos >= r.Offset && pos < last && last > end {
+			at, end = i, last // of two that overlap the one that goes further
 		}
-		end := r.Offset + r.Length
-		for _, next := range plan[i+1:] {
-			if next.Offset < end || next.Offset-end > readThrough {
-				break
-			}
-			end = next.Offset + next.Length
-		}
-		return Range{pos, end - pos}
 	}
-	return Range{pos, -1}
+	if at < 0 {
+		return Range{pos, -1}
+	}
+	for _, next := range plan[at+1:] {
+		if next.Offset < end || next.Offset-end > readThrough {
+			break
+		}
+		end = next.Offset + next.Length
+	}
+	return Range{pos, end - pos}
 }
 
 // rangeHint is what a request will read first, to open the blob there: of several ranges the first, with those that are read with it.
@@ -145,7 +148,7 @@ func rangeHint(header string) Range {
 		}
 		plan = append(plan, Range{r.first, r.last - r.first + 1})
 	}
-	if overlap(plan) {
+	if overlaps(plan) > 1 {
 		return Whole
 	}
 	return run(plan, rs[0].first)
