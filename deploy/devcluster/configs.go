@@ -44,6 +44,9 @@ func (cl *Cluster) writeConfigs() error {
 		if err := os.WriteFile(cl.ConfigPath(c), text, cl.configMode()); err != nil {
 			return err
 		}
+		if err := os.Chmod(cl.ConfigPath(c), cl.configMode()); err != nil { // it may be there, of another runtime
+			return err
+		}
 	}
 	return nil
 }

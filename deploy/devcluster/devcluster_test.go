@@ -117,3 +117,23 @@ func TestMutualTLS(t *testing.T) {
 		t.Error("containers with keys that they can't read are taken")
 	}
 }
+
+// A folder that was of processes serves containers, whose user must read what is in it, and the other way round.
+func TestRuntimesShareAFolder(t *testing.T) {
+	cl, err := Plan(Options{Dir: t.TempDir(), Agents: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		runtime string
+		want    os.FileMode
+	}{{"process", 0o600}, {"docker", 0o644}, {"process", 0o600}} {
+		cl.Runtime = c.runtime
+		if err := cl.writeConfigs(); err != nil {
+			t.Fatal(err)
+		}
+		if i, err := os.Stat(cl.ConfigPath(cl.Role("origin")[0])); err != nil || i.Mode().Perm() != c.want {
+			t.Errorf("%s: %v, %v, want %v", c.runtime, i.Mode(), err, c.want)
+		}
+	}
+}
