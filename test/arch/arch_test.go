@@ -227,3 +227,28 @@ func TestLawRefuses(t *testing.T) {
 		t.Error("an unknown library has a home")
 	}
 }
+
+// Databases that a library leaves in a working directory, keys and profiles are nobody's source.
+func TestNothingLeftBehind(t *testing.T) {
+	left := []string{".db", ".db-wal", ".db-shm", ".sqlite", ".pem", ".key", ".prof", ".out", ".test"}
+	err := filepath.WalkDir(root, func(p string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(root, p)
+		if err != nil {
+			return err
+		}
+		top, _, _ := strings.Cut(filepath.ToSlash(rel), "/")
+		if e.IsDir() && (e.Name() == "testdata" || top == "bin" || top == "venv" || top != "." && strings.HasPrefix(top, ".")) {
+			return filepath.SkipDir
+		}
+		if !e.IsDir() && slices.Contains(left, path.Ext(e.Name())) {
+			t.Errorf("%s does not belong here: it was left by a run", rel)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
