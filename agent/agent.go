@@ -1,6 +1,7 @@
-// Package agent is the role that runs once per node: a read-only OCI registry on localhost for kubelet, containerd, docker and
-// podman, which resolves names at build-index, fetches blobs from the swarm, streams them while they arrive, and seeds what it
-// has. It is a cache: every byte on its disk can be lost. It takes no pushes, and it knows nothing about buckets.
+// Package agent is the role that runs once per node: a read-only OCI registry on localhost for kubelet, containerd,
+// docker and podman, which resolves names at build-index, fetches blobs from the swarm, streams them while they arrive,
+// and seeds what it has. It is a cache: every byte on its disk can be lost. It takes no pushes, and it knows nothing
+// about buckets.
 package agent
 
 import (
@@ -158,8 +159,8 @@ func (a *Agent) AdminAddr() string {
 	return a.admin.Addr()
 }
 
-// Run serves until ctx is done, then drains: readiness turns false, requests in flight finish within the server's bound,
-// pulls end and keep what they have, the tracker is told, the cache is closed.
+// Run serves until ctx is done, then drains: readiness turns false, requests in flight finish within the server's
+// bound, pulls end and keep what they have, the tracker is told, the cache is closed.
 func (a *Agent) Run(ctx context.Context) error {
 	var g role.Group
 	g.Add("swarm", a.swarm.Run)
@@ -188,7 +189,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	return errors.Join(g.Run(ctx), a.store.Close())
 }
 
-// partialIdle is how long a partial blob that nobody fetches is kept for the next pull; it takes space that nothing else may evict.
+// partialIdle is how long a partial blob that nobody fetches is kept for the next pull; it takes space that nothing
+// else may evict.
 const partialIdle = 6 * time.Hour
 
 // housekeeping removes upload sessions that a crash left behind, and partial blobs that nobody came back for.
@@ -236,7 +238,8 @@ func (a *Agent) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.
 	return a.origins.StatBlob(ctx, repo, d)
 }
 
-// OpenBlob opens the cached file, or joins the download of d and streams it while it arrives, or, when it is small, once it is verified.
+// OpenBlob opens the cached file, or joins the download of d and streams it while it arrives, or, when it is small,
+// once it is verified.
 func (a *Agent) OpenBlob(ctx context.Context, repo string, d digest.Digest, _ registry.Range) (*registry.Content, error) {
 	for {
 		r, err := a.store.Open(d)

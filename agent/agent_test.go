@@ -24,8 +24,8 @@ import (
 	"kraken/proto/transport"
 )
 
-// TestTrackerIsTold: what an agent holds and has used is announced, what is evicted is taken back at once, and all of it when the agent
-// ends.
+// TestTrackerIsTold: what an agent holds and has used is announced, what is evicted is taken back at once, and all of
+// it when the agent ends.
 func TestTrackerIsTold(t *testing.T) {
 	var mu sync.Mutex
 	believed := map[digest.Digest]bool{}

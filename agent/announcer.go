@@ -27,7 +27,8 @@ import (
 const (
 	// defaultInterval is used until a tracker has said its own.
 	defaultInterval = 10 * time.Second
-	// wantInterval is how often a young download asks for more peers: others that began at the same time are found soon.
+	// wantInterval is how often a young download asks for more peers: others that began at the same time are found
+	// soon.
 	wantInterval = 2 * time.Second
 	// youth is for how long a download is young.
 	youth = 20 * time.Second
@@ -39,9 +40,10 @@ const (
 	announceBudget = 5 * time.Second
 )
 
-// announcer tells the tracker what this agent fetches, and what it holds that was used lately: one batched request an interval, and at
-// once what is new. A blob that nobody has used for a while is not announced: a cache of 10,000 blobs on each of 10,000 nodes is
-// more than a tracker should know, and who wants such a blob leases it from its origins, and announces it.
+// announcer tells the tracker what this agent fetches, and what it holds that was used lately: one batched request an
+// interval, and at once what is new. A blob that nobody has used for a while is not announced: a cache of 10,000 blobs
+// on each of 10,000 nodes is more than a tracker should know, and who wants such a blob leases it from its origins, and
+// announces it.
 type announcer struct {
 	a       announced
 	tracker announcing
@@ -93,7 +95,8 @@ func (a *Agent) self(addr []string) announce.Peer {
 	return announce.Peer{ID: hex.EncodeToString(id[:]), Addr: addr, Node: node, Key: crand.Text()}
 }
 
-// trackerClient is a client that announces from the address that is announced: a tracker gives a node to others only where it is announced from.
+// trackerClient is a client that announces from the address that is announced: a tracker gives a node to others only
+// where it is announced from.
 func trackerClient(cfg transport.ClientConfig, addr []string, log *slog.Logger) (*http.Client, error) {
 	for _, s := range addr {
 		if ap, err := netip.ParseAddrPort(s); err == nil && !ap.Addr().IsLoopback() {
@@ -103,8 +106,8 @@ func trackerClient(cfg transport.ClientConfig, addr []string, log *slog.Logger) 
 	return transport.NewClient(cfg, log)
 }
 
-// peerAddr is what other agents dial: the configured address, or the listener's own. A listener on all addresses needs a
-// configured one.
+// peerAddr is what other agents dial: the configured address, or the listener's own. A listener on all addresses needs
+// a configured one.
 func peerAddr(advertise string, bound netip.AddrPort) ([]string, error) {
 	if advertise == "" {
 		if bound.Addr().IsUnspecified() {
@@ -280,8 +283,8 @@ func (n *announcer) nextFull() time.Duration {
 	return n.interval
 }
 
-// batch is what to send now: events, downloads, and when everything is due also what was used lately. Each blob is in it once, with its last
-// event.
+// batch is what to send now: events, downloads, and when everything is due also what was used lately. Each blob is in
+// it once, with its last event.
 func (n *announcer) batch(full bool) (states []announce.BlobState, young bool) {
 	downloads, young := n.a.downloads()
 	var held []store.Info
@@ -338,7 +341,8 @@ func received(f *swarm.Fetch) int64 {
 	return s.BytesFromPeers + s.BytesFromOrigins
 }
 
-// again keeps the events of a request that failed, before those that came meanwhile. What is held and fetched is in the next one anyway.
+// again keeps the events of a request that failed, before those that came meanwhile. What is held and fetched is in the
+// next one anyway.
 func (n *announcer) again(states []announce.BlobState) {
 	var events []announce.BlobState
 	for _, s := range states {
@@ -352,7 +356,8 @@ func (n *announcer) again(states []announce.BlobState) {
 	n.pending = all[max(0, len(all)-announce.MaxBlobs):]
 }
 
-// feed gives the peers of an answer to the downloads. Known ones are fed again: one whose first dial failed is tried anew.
+// feed gives the peers of an answer to the downloads. Known ones are fed again: one whose first dial failed is tried
+// anew.
 func (n *announcer) feed(resp announce.Response) {
 	for _, b := range resp.Blobs {
 		if peers := toPeers(b.Peers); len(peers) > 0 {

@@ -300,12 +300,14 @@ func pass(d time.Duration) {
 	synctest.Wait()
 }
 
-// TestAnnouncesFromItsAddress: the tracker is reached also by a node that advertises an address which this machine does not have.
+// TestAnnouncesFromItsAddress: the tracker is reached also by a node that advertises an address which this machine does
+// not have.
 func TestAnnouncesFromItsAddress(t *testing.T) {
 	var seen string
 	srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { seen = r.RemoteAddr }))
 	defer srv.Close()
-	for _, addr := range []string{"127.0.0.1:16062", "192.0.2.1:16062", "[::ffff:192.0.2.1]:16062"} { // the last two are nobody's here
+	// the last two are nobody's here
+	for _, addr := range []string{"127.0.0.1:16062", "192.0.2.1:16062", "[::ffff:192.0.2.1]:16062"} {
 		hc, err := trackerClient(transport.ClientConfig{}, []string{addr}, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)

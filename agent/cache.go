@@ -28,8 +28,8 @@ type resolution struct {
 	Time       time.Time     `json:"time"` // when build-index last confirmed it
 }
 
-// GetManifest asks build-index on every pull by tag, and for a digest once in a while. When build-index is unreachable (not
-// when it says 404, nor when it is slow) the last known answer of bounded age is given, with a warning.
+// GetManifest asks build-index on every pull by tag, and for a digest once in a while. When build-index is unreachable
+// (not when it says 404, nor when it is slow) the last known answer of bounded age is given, with a warning.
 func (a *Agent) GetManifest(ctx context.Context, repo string, ref registry.Reference, o registry.GetOptions) (*registry.Manifest, error) {
 	key := repo + "@" + ref.String()
 	v, err, _ := a.resolve.Do(key, func() (any, error) {

@@ -11,14 +11,15 @@ import (
 	"kraken/proto/transport"
 )
 
-// Config is the whole configuration of an agent; deploy/config/agent.yaml is the commented sample. Its server is the registry for the
-// runtimes of this node: keep it on localhost.
+// Config is the whole configuration of an agent; deploy/config/agent.yaml is the commented sample. Its server is the
+// registry for the runtimes of this node: keep it on localhost.
 type Config struct {
 	role.Config `yaml:",inline"`
 	// Node is the name that people see, default the host's name.
 	Node string `yaml:"node"`
-	// Names are the registry names that mean this cluster. A runtime's mirror request names its registry as ?ns=; for any other
-	// name the answer is 404, so that the runtime goes on to that registry. Empty: every name means this cluster.
+	// Names are the registry names that mean this cluster. A runtime's mirror request names its registry as ?ns=; for
+	// any other name the answer is 404, so that the runtime goes on to that registry. Empty: every name means this
+	// cluster.
 	Names      []string      `yaml:"names"`
 	BuildIndex role.Endpoint `yaml:"build_index"`
 	Tracker    role.Endpoint `yaml:"tracker"`
@@ -26,24 +27,25 @@ type Config struct {
 	Peer Peer `yaml:"peer"`
 	// Cache is where blobs are kept.
 	Cache Cache `yaml:"cache"`
-	// SmallBlob is the size up to which a blob is fetched straight from an origin over HTTP and not announced, default 1MiB. Blobs that
-	// were cached as small ones have no metainfo and stay out of the swarm when it is lowered.
+	// SmallBlob is the size up to which a blob is fetched straight from an origin over HTTP and not announced, default
+	// 1MiB. Blobs that were cached as small ones have no metainfo and stay out of the swarm when it is lowered.
 	SmallBlob config.Size `yaml:"small_blob" config:"positive"`
-	// ManifestTTL is how long a manifest that build-index confirmed is served by digest without asking again, default 1m. A
-	// deleted digest is gone at this agent after this time. Tags are confirmed on every pull.
+	// ManifestTTL is how long a manifest that build-index confirmed is served by digest without asking again, default
+	// 1m. A deleted digest is gone at this agent after this time. Tags are confirmed on every pull.
 	ManifestTTL config.Duration `yaml:"manifest_ttl" config:"positive"`
-	// BuildIndexWait is how long a manifest's answer is waited for, and up to a tenth more, while build-index can be connected to,
-	// default 10s. Only what is unreachable, or silent for so long, is answered for with something older.
+	// BuildIndexWait is how long a manifest's answer is waited for, and up to a tenth more, while build-index can be
+	// connected to, default 10s. Only what is unreachable, or silent for so long, is answered for with something older.
 	BuildIndexWait config.Duration `yaml:"build_index_wait" config:"positive"`
-	// StaleTags is how old a tag's last confirmed digest may be to be served while build-index is unreachable, default 24h.
+	// StaleTags is how old a tag's last confirmed digest may be to be served while build-index is unreachable, default
+	// 24h.
 	StaleTags config.Duration `yaml:"stale_tags" config:"positive"`
 }
 
 // Peer configures the BitTorrent listener.
 type Peer struct {
 	Listen string `yaml:"listen"`
-	// Advertise is the IP address, or ip:port, that other agents dial; default the listener's own. In the place of the address it may be the
-	// name of a network interface: its first global address, IPv4 first.
+	// Advertise is the IP address, or ip:port, that other agents dial; default the listener's own. In the place of the
+	// address it may be the name of a network interface: its first global address, IPv4 first.
 	Advertise string `yaml:"advertise"`
 	// StockPeers lets any BitTorrent client join, without TLS. For development.
 	StockPeers bool `yaml:"stock_peers"`
@@ -51,12 +53,12 @@ type Peer struct {
 	TLS transport.PeerTLS `yaml:"tls"`
 	// Rates bound the traffic of blobs, e.g. 25Mbit/s; 0 is unlimited. PUT /limits on admin changes them.
 	swarm.Rates `yaml:",inline"`
-	// LinkRate is the speed of this node's link, where it is what bounds pulls: uploads to peers are then paced a little under it,
-	// because a full uplink delays the acknowledgements of the node's own downloads, and peers have little more on their way here than
-	// keeps the link busy. 0: not known, neither is done.
+	// LinkRate is the speed of this node's link, where it is what bounds pulls: uploads to peers are then paced a
+	// little under it, because a full uplink delays the acknowledgements of the node's own downloads, and peers have
+	// little more on their way here than keeps the link busy. 0: not known, neither is done.
 	LinkRate config.Rate `yaml:"link_rate"`
-	// AnnounceFor is how long after its last use (pulled, read here, or asked for by a peer) a blob is announced to the tracker, default 1h.
-	// Older ones stay in the cache, and others get them from the origins first.
+	// AnnounceFor is how long after its last use (pulled, read here, or asked for by a peer) a blob is announced to the
+	// tracker, default 1h. Older ones stay in the cache, and others get them from the origins first.
 	AnnounceFor config.Duration `yaml:"announce_for" config:"positive"`
 	// StallTimeout is how long a pull may go without a new piece before it is read without leases from origins that
 	// can't be asked for one, and how long one origin may go without sending before the next is asked, for pieces

@@ -17,7 +17,8 @@ import (
 const (
 	// probeEvery is how often a new connection is tried while an answer is waited for.
 	probeEvery = time.Second
-	// silentPatience is how long an answer is waited for after one did not come at all. What hangs costs its whole patience once.
+	// silentPatience is how long an answer is waited for after one did not come at all. What hangs costs its whole
+	// patience once.
 	silentPatience = time.Second
 )
 
@@ -27,8 +28,8 @@ var (
 	errSilent       = errors.New("build-index did not answer in time")
 )
 
-// index is this agent's view of whether build-index answers. Slow is not unreachable: while connections to it can be made, a question is
-// waited for, because an older answer would be a wrong one.
+// index is this agent's view of whether build-index answers. Slow is not unreachable: while connections to it can be
+// made, a question is waited for, because an older answer would be a wrong one.
 type index struct {
 	patience time.Duration // how long an answer is waited for
 	address  string        // host and port
@@ -52,9 +53,10 @@ func newIndex(base string, patience, dialTimeout time.Duration) (*index, error) 
 	return &index{patience: patience, address: net.JoinHostPort(u.Hostname(), port), dial: (&net.Dialer{Timeout: dialTimeout}).DialContext}, nil
 }
 
-// ask calls a question with a context that ends when its answer is not to be waited for any longer: after the patience and up to a
-// tenth more, so that the agents of a cluster don't give up at one moment, or as soon as a new connection can't be made. It returns the question's error, and nil or the
-// reason why build-index counts as unreachable: it was not waited for any longer, or refused, broke off or answered 5xx.
+// ask calls a question with a context that ends when its answer is not to be waited for any longer: after the patience
+// and up to a tenth more, so that the agents of a cluster don't give up at one moment, or as soon as a new connection
+// can't be made. It returns the question's error, and nil or the reason why build-index counts as unreachable: it was
+// not waited for any longer, or refused, broke off or answered 5xx.
 func (x *index) ask(ctx context.Context, question func(context.Context) error) (err, unreachable error) {
 	wait := x.patience + rand.N(x.patience/10+1)
 	if time.Now().UnixNano() < x.silent.Load() {
@@ -88,8 +90,8 @@ func (x *index) ask(ctx context.Context, question func(context.Context) error) (
 	return err, nil
 }
 
-// probe connects to build-index again and again and cancels when that fails. A connection that was made before the network broke says
-// nothing for minutes.
+// probe connects to build-index again and again and cancels when that fails. A connection that was made before the
+// network broke says nothing for minutes.
 func (x *index) probe(ctx context.Context, cancel context.CancelCauseFunc) {
 	t := time.NewTicker(probeEvery)
 	defer t.Stop()

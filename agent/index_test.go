@@ -84,8 +84,8 @@ func later(d time.Duration) func(*http.Request) bool {
 	}
 }
 
-// A tag that was moved is never answered with its old digest because build-index is slow: the truth is waited for, with one question for all
-// who ask.
+// A tag that was moved is never answered with its old digest because build-index is slow: the truth is waited for, with
+// one question for all who ask.
 func TestSlowBuildIndex(t *testing.T) {
 	b := &manifests{}
 	s := httptest.NewServer(b)

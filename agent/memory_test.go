@@ -78,8 +78,8 @@ func memory(b *testing.B, pid int) (now, peak float64) {
 	return now, peak
 }
 
-// BenchmarkIdleMemory is the resident memory of an agent process with 10,000 cached blobs that announces and serves nobody: after it has
-// found them all, and at its peak.
+// BenchmarkIdleMemory is the resident memory of an agent process with 10,000 cached blobs that announces and serves
+// nobody: after it has found them all, and at its peak.
 func BenchmarkIdleMemory(b *testing.B) {
 	dir := b.TempDir()
 	bin := filepath.Join(dir, "kraken-agent")

@@ -31,7 +31,8 @@ var ended = func() <-chan struct{} {
 	return c
 }()
 
-// pull is one download of one blob, shared by all its readers. It belongs to the agent, not to the request that began it.
+// pull is one download of one blob, shared by all its readers. It belongs to the agent, not to the request that began
+// it.
 type pull struct {
 	digest digest.Digest
 	repo   string
@@ -52,7 +53,8 @@ type pull struct {
 
 	mu      sync.Mutex
 	readers int // and one for the download itself
-	// closed says that the pull can't be joined any more: it was cancelled because nobody read it, or what it has is wrong.
+	// closed says that the pull can't be joined any more: it was cancelled because nobody read it, or what it has is
+	// wrong.
 	closed bool
 	fetch  *swarm.Fetch // set while pieces are swarmed
 	left   func() int64 // bytes that are still missing
@@ -61,8 +63,8 @@ type pull struct {
 // body is where readers of a blob in flight read.
 type body interface {
 	io.ReaderAt
-	// wait blocks until the byte at off has been verified, or received where nothing can be verified yet, and returns the end of
-	// what can be read from off on.
+	// wait blocks until the byte at off has been verified, or received where nothing can be verified yet, and returns
+	// the end of what can be read from off on.
 	wait(ctx context.Context, off int64) (end int64, err error)
 	// want says that a reader will read from off on; the body fetches that first. A negative off ends the wish.
 	want(reader int64, off int64)
@@ -70,9 +72,9 @@ type body interface {
 	close()
 }
 
-// join returns the pull of d, begun now if there is none, with one reader more. leave must be called once. Where none can be joined, wait
-// is closed when to look again: at the end of one that is being given up, or at once when the cache lacked d as the caller looked, and one
-// that ended since has brought it.
+// join returns the pull of d, begun now if there is none, with one reader more. leave must be called once. Where none
+// can be joined, wait is closed when to look again: at the end of one that is being given up, or at once when the cache
+// lacked d as the caller looked, and one that ended since has brought it.
 func (a *Agent) join(repo string, d digest.Digest, lacked bool) (p *pull, wait <-chan struct{}, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -112,8 +114,9 @@ func (a *Agent) begin(repo string, d digest.Digest, wrong []string) *pull {
 	return p
 }
 
-// download runs a pull to its end. When origins sent other bytes than the digest's, and somebody else may have the right ones, a second pull is
-// in its place then, and is the caller's to run: who has read wrong bytes can't be helped, but who still waits, and the next reader, find the right ones on their way.
+// download runs a pull to its end. When origins sent other bytes than the digest's, and somebody else may have the
+// right ones, a second pull is in its place then, and is the caller's to run: who has read wrong bytes can't be helped,
+// but who still waits, and the next reader, find the right ones on their way.
 func (a *Agent) download(p *pull) (second *pull) {
 	d := p.digest
 	err := a.run(p.ctx, p)
@@ -157,8 +160,8 @@ func (p *pull) release() {
 	}
 }
 
-// leave takes one reader off. A pull that nobody reads is cancelled, unless most of it is there: then it is finished for
-// the next one and for the swarm. What was fetched stays on disk either way, and the next pull resumes.
+// leave takes one reader off. A pull that nobody reads is cancelled, unless most of it is there: then it is finished
+// for the next one and for the swarm. What was fetched stays on disk either way, and the next pull resumes.
 func (a *Agent) leave(p *pull) {
 	p.mu.Lock()
 	if p.readers == 2 { // this one and the download itself
@@ -213,8 +216,8 @@ func (a *Agent) run(ctx context.Context, p *pull) error {
 	return err
 }
 
-// locate asks the tracker for metainfo and peers in one round trip. When the tracker can't say, an owner is asked for the
-// metainfo, and the pieces come from origins and from peers that come by.
+// locate asks the tracker for metainfo and peers in one round trip. When the tracker can't say, an owner is asked for
+// the metainfo, and the pieces come from origins and from peers that come by.
 func (a *Agent) locate(ctx context.Context, p *pull) (*blob.Metainfo, []swarm.Peer, error) {
 	known, err := a.store.Metainfo(p.digest)
 	if err != nil {
@@ -323,8 +326,8 @@ func (a *Agent) overSwarm(ctx context.Context, p *pull, m *blob.Metainfo, peers 
 	return nil
 }
 
-// badMetainfo: every piece passed and the whole did not, so the metainfo is wrong. The origins recompute it; the next pull of
-// this blob goes over HTTP.
+// badMetainfo: every piece passed and the whole did not, so the metainfo is wrong. The origins recompute it; the next
+// pull of this blob goes over HTTP.
 func (a *Agent) badMetainfo(ctx context.Context, p *pull) {
 	a.m.badMetainfo.Inc()
 	for _, o := range a.origins.Owners(p.digest) {
@@ -346,12 +349,12 @@ func missing(m *blob.Metainfo, part *store.Partial) int64 {
 	return left
 }
 
-// heldWhole is up to what size, in bytes, nobody gets anything of a blob before all of it was verified. So much is soon there, and a reader of the
-// whole would have to wait for the last byte in any case.
+// heldWhole is up to what size, in bytes, nobody gets anything of a blob before all of it was verified. So much is soon
+// there, and a reader of the whole would have to wait for the last byte in any case.
 const heldWhole = 64 << 10
 
-// overHTTP streams the blob from its origins into the cache, mostly from one. Readers follow the bytes as they arrive, or get them from memory
-// once all are there.
+// overHTTP streams the blob from its origins into the cache, mostly from one. Readers follow the bytes as they arrive,
+// or get them from memory once all are there.
 func (a *Agent) overHTTP(ctx context.Context, p *pull) error {
 	r := a.relay(ctx, p.repo, p.digest, p.wrong)
 	defer r.Close()

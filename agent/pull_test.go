@@ -32,7 +32,8 @@ import (
 	"kraken/proto/transport"
 )
 
-// source is an origin that has its blobs in memory, leases whatever an agent lacks, and sends no more bytes than it was allowed to.
+// source is an origin that has its blobs in memory, leases whatever an agent lacks, and sends no more bytes than it was
+// allowed to.
 type source struct {
 	*httptest.Server
 	blobs      map[digest.Digest][]byte
@@ -197,8 +198,8 @@ func (o *source) extension(w http.ResponseWriter, r *http.Request, x registry.Ex
 	return json.NewEncoder(w).Encode(out)
 }
 
-// lonely is a tracker that knows no peers, and the metainfo that it was given. It answers once ready is closed, and says when it is asked
-// for a blob.
+// lonely is a tracker that knows no peers, and the metainfo that it was given. It answers once ready is closed, and
+// says when it is asked for a blob.
 func lonely(t *testing.T, ready <-chan struct{}, infos map[digest.Digest]*blob.Metainfo) (url string, asked <-chan struct{}) {
 	t.Helper()
 	h := make(chan struct{}, 1)
@@ -301,7 +302,8 @@ func startWith(t *testing.T, cfg Config) *running {
 	return r
 }
 
-// get asks for a blob with a connection of its own, as containerd's parallel readers do; rng may be empty. Closing the body closes the connection.
+// get asks for a blob with a connection of its own, as containerd's parallel readers do; rng may be empty. Closing the
+// body closes the connection.
 func (r *running) get(ctx context.Context, d digest.Digest, rng string) (io.ReadCloser, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s/v2/demo/app/blobs/%s", r.Addr(), d), nil)
 	if err != nil {
@@ -441,8 +443,8 @@ func noise(seed byte, n int) []byte {
 	return b
 }
 
-// TestAbandonedReads: a runtime that reads in parallel asks for "from N on" many times, takes a part of each and closes the
-// connection. That is how it reads, and no error.
+// TestAbandonedReads: a runtime that reads in parallel asks for "from N on" many times, takes a part of each and closes
+// the connection. That is how it reads, and no error.
 func TestAbandonedReads(t *testing.T) {
 	b := noise(1, 16<<20)
 	d := digest.FromBytes(b)
@@ -616,7 +618,8 @@ func TestAbandonedTailIsNotWanted(t *testing.T) {
 	r.noErrors()
 }
 
-// TestReadersAtSeveralOffsets: each gets its first bytes after the origin has sent little more than these, wherever in the blob it begins.
+// TestReadersAtSeveralOffsets: each gets its first bytes after the origin has sent little more than these, wherever in
+// the blob it begins.
 func TestReadersAtSeveralOffsets(t *testing.T) {
 	b := noise(3, 32<<20)
 	d := digest.FromBytes(b)
@@ -646,7 +649,8 @@ func TestReadersAtSeveralOffsets(t *testing.T) {
 		})
 	}
 	eventually(t, "all read", func() bool { return r.waiting(d) == readers })
-	// A first lease may have been taken before anybody read, and both workers read ahead; an eighth of the blob in file order serves one.
+	// A first lease may have been taken before anybody read, and both workers read ahead; an eighth of the blob in file
+	// order serves one.
 	o.allow(int64(len(b) / readers))
 	for range readers {
 		select {
@@ -659,7 +663,8 @@ func TestReadersAtSeveralOffsets(t *testing.T) {
 	wg.Wait()
 }
 
-// TestSlowReaders: clients that take nothing for now keep nobody waiting and cost no memory; they get the rest when they go on.
+// TestSlowReaders: clients that take nothing for now keep nobody waiting and cost no memory; they get the rest when
+// they go on.
 func TestSlowReaders(t *testing.T) {
 	b := noise(4, 16<<20)
 	d := digest.FromBytes(b)

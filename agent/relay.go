@@ -19,12 +19,14 @@ import (
 // errOtherSize is an origin that says another size than the one before: one of the two does not have the blob.
 var errOtherSize = errors.New("origins disagree about the size")
 
-// relay reads one blob over HTTP from the origins that may have it. Where one refuses, breaks off, or sends nothing for the stall
-// timeout, the next goes on at the byte that is missing. It verifies nothing, but it never ends clean before all bytes were read.
+// relay reads one blob over HTTP from the origins that may have it. Where one refuses, breaks off, or sends nothing for
+// the stall timeout, the next goes on at the byte that is missing. It verifies nothing, but it never ends clean before
+// all bytes were read.
 //
-// Each is asked in turn, owners first. After a second turn that brought nothing the relay fails, unless somebody was merely silent, as
-// an origin is that waits for the bucket: then further turns follow, each with twice the patience of the one before, until nothing has
-// come for the client's progress timeout. Who says that it does not know the blob is not asked again.
+// Each is asked in turn, owners first. After a second turn that brought nothing the relay fails, unless somebody was
+// merely silent, as an origin is that waits for the bucket: then further turns follow, each with twice the patience of
+// the one before, until nothing has come for the client's progress timeout. Who says that it does not know the blob is
+// not asked again.
 type relay struct {
 	a      *Agent
 	ctx    context.Context
@@ -58,12 +60,12 @@ type runner struct {
 	last    int64 // offset after the last byte that was read from it; 0: none was
 }
 
-// worthwhile is how many bytes must have come for the turns to be counted anew: as much as the swarm wants of a source in a stall timeout. It
-// bounds the tries by the blob's size.
+// worthwhile is how many bytes must have come for the turns to be counted anew: as much as the swarm wants of a source
+// in a stall timeout. It bounds the tries by the blob's size.
 const worthwhile = 32 << 10
 
-// relay begins to read d. The origins in wrong have sent other bytes before: a single one is not asked; of several, of which some are
-// innocent, the last is asked first, and all of them after everybody else. Close must be called.
+// relay begins to read d. The origins in wrong have sent other bytes before: a single one is not asked; of several, of
+// which some are innocent, the last is asked first, and all of them after everybody else. Close must be called.
 func (a *Agent) relay(ctx context.Context, repo string, d digest.Digest, wrong []string) *relay {
 	r := &relay{a: a, ctx: ctx, repo: repo, digest: d, size: -1, since: time.Now()}
 	if len(wrong) == 0 {
@@ -231,8 +233,9 @@ func (r *relay) count(so func(*runner) bool) (n int) {
 	return n
 }
 
-// widen goes on to origins that don't own the blob: any can get it from the bucket, or from who owns it and is not reached from here. When all
-// owners are silent that is more likely the bucket's fault than theirs, so they are given a second turn first.
+// widen goes on to origins that don't own the blob: any can get it from the bucket, or from who owns it and is not
+// reached from here. When all owners are silent that is more likely the bucket's fault than theirs, so they are given a
+// second turn first.
 func (r *relay) widen() bool {
 	if r.all || (r.turn == 0 && r.count(func(o *runner) bool { return !o.stalled }) == 0) {
 		return false
@@ -288,8 +291,8 @@ func (r *relay) reasons() error {
 	return errors.Join(errs...)
 }
 
-// suspects are the origins of which one at least is to blame for err: who sent the bytes that turned out to be others, in this order, and who
-// said a size that somebody else denies. None: err says nothing of the kind.
+// suspects are the origins of which one at least is to blame for err: who sent the bytes that turned out to be others,
+// in this order, and who said a size that somebody else denies. None: err says nothing of the kind.
 func (r *relay) suspects(err error) []string {
 	size := errors.Is(err, errOtherSize)
 	if !size && !errors.Is(err, store.ErrDigestMismatch) {

@@ -117,8 +117,8 @@ func other(b []byte, a answer) answer {
 	return func(w http.ResponseWriter, r *http.Request, _ []byte) { a(w, r, b) }
 }
 
-// hop is an origin that answers one request after the other as it is told, the last way for ever. It has no metainfo, or is silent
-// about it.
+// hop is an origin that answers one request after the other as it is told, the last way for ever. It has no metainfo,
+// or is silent about it.
 type hop struct {
 	*httptest.Server
 	blob   []byte
@@ -266,7 +266,8 @@ func testTakeOver(t *testing.T, size, part int) {
 	}
 }
 
-// TestTakeOverUnnoticed: readers that follow a blob in flight, small or not, get what has come while an origin hangs, and the rest from the next.
+// TestTakeOverUnnoticed: readers that follow a blob in flight, small or not, get what has come while an origin hangs,
+// and the rest from the next.
 func TestTakeOverUnnoticed(t *testing.T) {
 	for name, size := range map[string]int{"small": 1 << 20, "without metainfo": 8 << 20} {
 		t.Run(name, func(t *testing.T) {
@@ -316,7 +317,8 @@ func TestTakeOverUnnoticed(t *testing.T) {
 	}
 }
 
-// TestSilentAboutMetainfo: an origin that hangs costs one stall timeout, not one for the metainfo and one for the bytes.
+// TestSilentAboutMetainfo: an origin that hangs costs one stall timeout, not one for the metainfo and one for the
+// bytes.
 func TestSilentAboutMetainfo(t *testing.T) {
 	b := noise(28, 2<<20)
 	c := newCourse(t, b, []answer{hang}, []answer{serve})
@@ -401,8 +403,8 @@ func (c *course) refused() (status int, text string) {
 	return resp.StatusCode, body.Errors[0].Message
 }
 
-// TestAllSilent: the pull fails when nothing has come for the client's progress timeout, and not before; of the origins that don't own the blob not all are asked
-// for what may be the bucket's fault.
+// TestAllSilent: the pull fails when nothing has come for the client's progress timeout, and not before; of the origins
+// that don't own the blob not all are asked for what may be the bucket's fault.
 func TestAllSilent(t *testing.T) {
 	b := noise(23, 10_000)
 	c := newCourse(t, b, []answer{hang}, []answer{hangAfter(10)}, []answer{hang}, []answer{hang})
@@ -537,7 +539,8 @@ func TestWrongBytes(t *testing.T) {
 	}
 }
 
-// TestWrongBytesOfASmallBlob: nobody gets any of it before all is right, so a reader waits for the second try, and hears what is wrong.
+// TestWrongBytesOfASmallBlob: nobody gets any of it before all is right, so a reader waits for the second try, and
+// hears what is wrong.
 func TestWrongBytesOfASmallBlob(t *testing.T) {
 	b := noise(29, 10_000)
 	bad := bytes.Clone(b)
@@ -592,7 +595,8 @@ func TestWrongBytesOfASmallBlob(t *testing.T) {
 	}
 }
 
-// TestHeldBlob: up to heldWhole a blob is sent once all of it is there, and above that as it comes; either way it is the same to who reads.
+// TestHeldBlob: up to heldWhole a blob is sent once all of it is there, and above that as it comes; either way it is
+// the same to who reads.
 func TestHeldBlob(t *testing.T) {
 	for _, size := range []int{0, 1, 2, heldWhole, heldWhole + 1} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
@@ -620,7 +624,8 @@ func TestHeldBlob(t *testing.T) {
 	}
 }
 
-// TestPullEndsBeforeItIsJoined: who saw no blob in the cache, and comes when the pull that brings it has ended, begins no other.
+// TestPullEndsBeforeItIsJoined: who saw no blob in the cache, and comes when the pull that brings it has ended, begins
+// no other.
 func TestPullEndsBeforeItIsJoined(t *testing.T) {
 	b := noise(35, 10_000)
 	c := newCourse(t, b, []answer{serve})
@@ -695,7 +700,8 @@ func TestHeldBlobOfAnAgentThatEnds(t *testing.T) {
 	wg.Wait()
 }
 
-// TestWrongBytesNextReader: who comes back as soon as the wrong bytes broke off gets the right ones, from the second try.
+// TestWrongBytesNextReader: who comes back as soon as the wrong bytes broke off gets the right ones, from the second
+// try.
 func TestWrongBytesNextReader(t *testing.T) {
 	b := noise(27, 1<<20)
 	bad := bytes.Clone(b)
@@ -710,7 +716,8 @@ func TestWrongBytesNextReader(t *testing.T) {
 	c.asked([]string{""}, []string{""})
 }
 
-// TestPulledOverHTTPIsSeeded: a blob that came over HTTP, because no origin had its metainfo, is announced, and peers can have it.
+// TestPulledOverHTTPIsSeeded: a blob that came over HTTP, because no origin had its metainfo, is announced, and peers
+// can have it.
 func TestPulledOverHTTPIsSeeded(t *testing.T) {
 	b := noise(28, 3<<20)
 	c := newCourse(t, b, []answer{serve})
@@ -755,7 +762,8 @@ func TestPulledOverHTTPIsSeeded(t *testing.T) {
 	}
 }
 
-// TestWhatCantBeSeededIsNotAnnounced: a blob without metainfo, which was small when it was pulled, before small_blob was lowered.
+// TestWhatCantBeSeededIsNotAnnounced: a blob without metainfo, which was small when it was pulled, before small_blob
+// was lowered.
 func TestWhatCantBeSeededIsNotAnnounced(t *testing.T) {
 	b := noise(29, 3<<20)
 	c := newCourse(t, b, []answer{serve})

@@ -17,7 +17,8 @@ import (
 	"kraken/proto/blob"
 )
 
-// readAhead is how far before its position a reader makes the swarm fetch in order, in bytes. The rest comes rarest first.
+// readAhead is how far before its position a reader makes the swarm fetch in order, in bytes. The rest comes rarest
+// first.
 const readAhead = 8 << 20
 
 // stream reads a blob while it arrives. One stream belongs to one request.
@@ -56,8 +57,8 @@ func (s *stream) Seek(off int64, whence int) (int64, error) {
 	return off, nil
 }
 
-// Read blocks until the next bytes are there. The last byte of a reader of the whole is held back until the whole blob has
-// been verified, so that a wrong blob never ends clean.
+// Read blocks until the next bytes are there. The last byte of a reader of the whole is held back until the whole blob
+// has been verified, so that a wrong blob never ends clean.
 func (s *stream) Read(b []byte) (int, error) {
 	if s.pos >= s.p.size {
 		return 0, io.EOF

@@ -68,8 +68,9 @@ func (x *Index) lock(repo string, names ...string) (unlock func()) {
 	}
 }
 
-// storeRecord writes r to cfg.Replicas origins in parallel, trying further ones for those that fail. One copy is success with a
-// warning; none is ErrUnavailable. raw is the manifest's bytes, for origins that know whole records only.
+// storeRecord writes r to cfg.Replicas origins in parallel, trying further ones for those that fail. One copy is
+// success with a warning; none is ErrUnavailable. raw is the manifest's bytes, for origins that know whole records
+// only.
 func (x *Index) storeRecord(ctx context.Context, r registry.NameRecord, raw []byte) error {
 	var failed []error
 	copies := 0
@@ -161,8 +162,9 @@ func (x *Index) change(ctx context.Context, rs []registry.NameRecord, f func(nam
 	return nil
 }
 
-// conflict returns what a client is told of a write that was not done because of what is there. A later generation than this
-// change's was adopted, or written by another process, since it began: ErrUnavailable, and tried again it gets one above that.
+// conflict returns what a client is told of a write that was not done because of what is there. A later generation than
+// this change's was adopted, or written by another process, since it began: ErrUnavailable, and tried again it gets one
+// above that.
 func (x *Index) conflict(err error) error {
 	var c *names.Conflict
 	switch {

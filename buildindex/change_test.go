@@ -14,8 +14,8 @@ import (
 	"kraken/proto/registry"
 )
 
-// What another process writes after a change was looked at, and before it is written, is seen by the write: the change is refused
-// as if it had come later, and its records are taken back.
+// What another process writes after a change was looked at, and before it is written, is seen by the write: the change
+// is refused as if it had come later, and its records are taken back.
 func TestAnotherProcessComesBetween(t *testing.T) {
 	a, b := raw("", "a/a"), raw("", "b/b")
 	da, db := digest.FromBytes(a), digest.FromBytes(b)

@@ -9,8 +9,8 @@ import (
 	"kraken/proto/role"
 )
 
-// Config is the whole configuration of a build-index; deploy/config/build-index.yaml is the commented sample. Its server is the registry API for the
-// other roles; its admin also shows the state of the outbox.
+// Config is the whole configuration of a build-index; deploy/config/build-index.yaml is the commented sample. Its
+// server is the registry API for the other roles; its admin also shows the state of the outbox.
 type Config struct {
 	role.Config `yaml:",inline"`
 	// Database is the path of the SQLite file. Its folder is made when it is missing.

@@ -108,8 +108,8 @@ type need struct {
 	is  names.Condition
 }
 
-// needs returns the conditions of a push, those of the request and of immutable tags, and looks at them a first time: most
-// pushes that are refused then leave no record. The write looks again.
+// needs returns the conditions of a push, those of the request and of immutable tags, and looks at them a first time:
+// most pushes that are refused then leave no record. The write looks again.
 func (x *Index) needs(ctx context.Context, repo string, tags []string, d digest.Digest, o registry.PutOptions) (all []need, err error) {
 	asked := names.Condition{Exists: o.IfExists, Absent: o.IfAbsent, OneOf: o.IfMatch, NoneOf: o.IfNoneMatch}
 	for _, tag := range tags {
@@ -158,8 +158,8 @@ func (x *Index) hasManifest(ctx context.Context, repo string, d digest.Digest) (
 	return now.Digest != "", err
 }
 
-// refused returns what a client is told whose condition does not hold (RFC 9110 section 13.2.2), or who would move an immutable
-// tag.
+// refused returns what a client is told whose condition does not hold (RFC 9110 section 13.2.2), or who would move an
+// immutable tag.
 func refused(c *names.Conflict) error {
 	name := c.Repository + "@" + c.Name.String()
 	if c.Name.Tag != "" {
@@ -242,8 +242,8 @@ func (x *Index) noneImmutable(repo string, tags []string) error {
 	return nil
 }
 
-// mayDelete refuses to delete an immutable tag, or the manifest that it names, before there is a record of it. The write looks
-// again at what tags the manifest has.
+// mayDelete refuses to delete an immutable tag, or the manifest that it names, before there is a record of it. The
+// write looks again at what tags the manifest has.
 func (x *Index) mayDelete(ctx context.Context, repo string, ref registry.Reference) error {
 	tags := []string{ref.Tag}
 	if ref.Tag == "" && x.cfg.policy(repo).immutable != nil {

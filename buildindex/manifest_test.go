@@ -33,8 +33,8 @@ func (r *rig) push(repo string, ref registry.Reference, b []byte, o registry.Put
 	return r.x.PutManifest(r.Context(), repo, ref, "", b, o)
 }
 
-// While names are being restored, what SQL does not have yet may exist: no list is whole, no condition known to hold, and no immutable
-// tag known to be free.
+// While names are being restored, what SQL does not have yet may exist: no list is whole, no condition known to hold,
+// and no immutable tag known to be free.
 func TestNotKnownYet(t *testing.T) {
 	r := newRig(t)
 	r.x.cfg.Repositories = []Policy{{Match: "repo", ImmutableTags: "v.*"}}

@@ -11,8 +11,8 @@ import (
 	"kraken/proto/registry"
 )
 
-// putLayer makes a blob that was pushed a member of the repository. Its second place is the marker of the blob on the origins, which
-// names the repository and which they turn into the bucket's link.
+// putLayer makes a blob that was pushed a member of the repository. Its second place is the marker of the blob on the
+// origins, which names the repository and which they turn into the bucket's link.
 func (x *Index) putLayer(ctx context.Context, repo string, l registry.Layer) error {
 	err := x.db.Update(ctx, func(tx names.Tx) error { return tx.PutLayer(repo, l.Digest, l.Size, names.NoGeneration) })
 	if err != nil {
@@ -51,8 +51,9 @@ func (x *Index) deleteLayer(ctx context.Context, repo string, d digest.Digest) e
 	return nil
 }
 
-// mount makes a blob that some repository has a member of this one. From is where the client saw it, a hint: clients remember blobs
-// for longer than repositories keep them, and there is nothing that may be pulled from one repository and not from another.
+// mount makes a blob that some repository has a member of this one. From is where the client saw it, a hint: clients
+// remember blobs for longer than repositories keep them, and there is nothing that may be pulled from one repository
+// and not from another.
 func (x *Index) mount(ctx context.Context, repo, from string, d digest.Digest) (registry.Layer, error) {
 	size, err := x.db.Layer(ctx, "", d)
 	if errors.Is(err, names.ErrNotFound) {

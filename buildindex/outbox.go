@@ -116,7 +116,8 @@ func (x *Index) drain(ctx context.Context) (left bool, err error) {
 	}
 }
 
-// revision is a manifest of a repository. The last one that a round has written is not written again for its other tags.
+// revision is a manifest of a repository. The last one that a round has written is not written again for its other
+// tags.
 type revision struct {
 	repository string
 	digest     digest.Digest

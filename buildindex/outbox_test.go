@@ -74,7 +74,8 @@ func TestManyReferencesStopNobody(t *testing.T) {
 	if s, err := r.x.db.State(t.Context()); err != nil || s.OutboxRows != 0 {
 		t.Errorf("%d changes stay in the outbox, %v", s.OutboxRows, err)
 	}
-	if err := r.x.durable(t.Context(), "repo", distinct(2*registry.MaxDurableDigests+1)); err != nil { // one of two origins is asked for more than it takes
+	// one of two origins is asked for more than it takes
+	if err := r.x.durable(t.Context(), "repo", distinct(2*registry.MaxDurableDigests+1)); err != nil {
 		t.Error(err)
 	}
 }

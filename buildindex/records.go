@@ -172,8 +172,8 @@ func (x *Index) adopt(ctx context.Context, r registry.NameRecord, dead map[strin
 	})
 }
 
-// adoptIn writes a record to SQL. What a later generation has changed meanwhile stays. It is errAside for a record that moves or
-// deletes an immutable tag, or deletes its manifest.
+// adoptIn writes a record to SQL. What a later generation has changed meanwhile stays. It is errAside for a record that
+// moves or deletes an immutable tag, or deletes its manifest.
 func (x *Index) adoptIn(tx names.Tx, r registry.NameRecord, p *parsed) error {
 	ref := registry.Reference{Tag: r.Tag, Digest: r.Digest}
 	if r.Tag != "" && x.cfg.immutable(r.Repository, r.Tag) {
@@ -198,8 +198,8 @@ func (x *Index) adoptIn(tx names.Tx, r registry.NameRecord, p *parsed) error {
 	return err
 }
 
-// write does what a record says. names.ErrNotFound and names.ErrNewer as from names.Tx; registry.ErrDenied for the deletion of a
-// manifest that an immutable tag names.
+// write does what a record says. names.ErrNotFound and names.ErrNewer as from names.Tx; registry.ErrDenied for the
+// deletion of a manifest that an immutable tag names.
 func (x *Index) write(tx names.Tx, r registry.NameRecord, p *parsed) error {
 	switch {
 	case r.Kind == registry.NameManifest:

@@ -59,8 +59,9 @@ func (x *Index) ListReferrers(ctx context.Context, repo string, d digest.Digest,
 	return out, nil
 }
 
-// addFallback adds what clients listed under the referrers tag schema (specification, "Referrers Tag Schema") and SQL does not: these wrote
-// it for a registry without the API, and this one may have been filled from such a one. It goes with the last page.
+// addFallback adds what clients listed under the referrers tag schema (specification, "Referrers Tag Schema") and SQL
+// does not: these wrote it for a registry without the API, and this one may have been filled from such a one. It goes
+// with the last page.
 func (x *Index) addFallback(ctx context.Context, repo string, d digest.Digest, artifactType string, out *registry.ReferrersPage) error {
 	m, err := x.db.Manifest(ctx, repo, registry.Reference{Tag: fallbackTag(d)})
 	if errors.Is(err, names.ErrNotFound) {

@@ -6,8 +6,8 @@ import (
 	"kraken/proto/registry"
 )
 
-// A deletion that was signed once, and comes back after its name was pushed again, deletes nothing at a restoration: neither
-// one that an origin kept which was away, nor one that somebody kept who could read it.
+// A deletion that was signed once, and comes back after its name was pushed again, deletes nothing at a restoration:
+// neither one that an origin kept which was away, nor one that somebody kept who could read it.
 func TestOldDeletionComesBack(t *testing.T) {
 	r := newRig(t)
 	r.durable(true)

@@ -333,7 +333,8 @@ func TestStaleRecordsAreTakenBack(t *testing.T) {
 	}
 }
 
-// What an origin has of a change that SQL lost (its disk went back in time) is adopted; what may be under way is left alone.
+// What an origin has of a change that SQL lost (its disk went back in time) is adopted; what may be under way is left
+// alone.
 func TestRecordsNewerThanSQL(t *testing.T) {
 	r := newRig(t)
 	r.must(r.x.fill(r.Context()))

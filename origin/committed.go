@@ -22,9 +22,9 @@ type committed struct {
 	at     time.Time
 }
 
-// commits remembers sessions for a while after their commit, so that a commit whose answer was lost, or whose blob could not be made a
-// member of its repository at once, may be asked for again. Only the very session that brought the bytes is answered for: who knows no
-// more than a digest gains nothing. It is memory, and ends with the process.
+// commits remembers sessions for a while after their commit, so that a commit whose answer was lost, or whose blob
+// could not be made a member of its repository at once, may be asked for again. Only the very session that brought the
+// bytes is answered for: who knows no more than a digest gains nothing. It is memory, and ends with the process.
 type commits struct {
 	keep time.Duration
 	byID *lru.Cache[string, committed]
@@ -39,7 +39,8 @@ func (c *commits) add(id, repo string, desc v1.Descriptor) {
 	c.byID.Add(id, committed{repo, desc.Digest, desc.Size, time.Now()})
 }
 
-// again is the answer to the repeated commit of session id; ErrBlobUploadUnknown when it was not committed to repo as d, here and lately.
+// again is the answer to the repeated commit of session id; ErrBlobUploadUnknown when it was not committed to repo as
+// d, here and lately.
 func (c *commits) again(repo, id string, d digest.Digest) (v1.Descriptor, error) {
 	if done, ok := c.byID.Peek(id); ok && done.repo == repo && done.digest == d && time.Since(done.at) < c.keep {
 		return v1.Descriptor{MediaType: "application/octet-stream", Digest: d, Size: done.size}, nil

@@ -15,8 +15,8 @@ import (
 	"kraken/proto/transport"
 )
 
-// Config is the whole configuration of an origin; deploy/config/origin.yaml is the commented sample. Its server is the registry API for the other roles; its admin
-// also shows the state of write-back.
+// Config is the whole configuration of an origin; deploy/config/origin.yaml is the commented sample. Its server is the
+// registry API for the other roles; its admin also shows the state of write-back.
 type Config struct {
 	role.Config `yaml:",inline"`
 	// ID is this origin's entry in Origins. It decides what this origin owns: never rename one.
@@ -28,11 +28,12 @@ type Config struct {
 	store.Keep `yaml:",inline"`
 	// Buckets are the durable storage; the first whose pattern matches a repository is its bucket.
 	Buckets []bucket.Config `yaml:"buckets"`
-	// RecordKeys are the public keys of build-index, whose name records and deletions are taken: 32 bytes in base64, or file: and the path
-	// of a PEM file; several for a change of keys. Default none: all are taken, and readiness says so.
+	// RecordKeys are the public keys of build-index, whose name records and deletions are taken: 32 bytes in base64, or
+	// file: and the path of a PEM file; several for a change of keys. Default none: all are taken, and readiness says
+	// so.
 	RecordKeys []string `yaml:"record_keys"`
-	// BuildIndexNames are who may handle name records where Server has a client_ca: common names or alternative names of certificates, default
-	// build-index. A name with a number after it, build-index-01, is meant too.
+	// BuildIndexNames are who may handle name records where Server has a client_ca: common names or alternative names
+	// of certificates, default build-index. A name with a number after it, build-index-01, is meant too.
 	BuildIndexNames []string `yaml:"build_index_names"`
 	// ProxyNames are who may say from which client an upload comes, likewise, default proxy.
 	ProxyNames []string `yaml:"proxy_names"`
@@ -61,8 +62,8 @@ type Peer struct {
 	swarm.Rates `yaml:",inline"`
 }
 
-// mayBe reports whether a client is of a role: it showed a certificate with one of the names, or with such a one with a dash and a number after
-// it. Without mutual TLS nobody shows one, and everybody may be.
+// mayBe reports whether a client is of a role: it showed a certificate with one of the names, or with such a one with a
+// dash and a number after it. Without mutual TLS nobody shows one, and everybody may be.
 func mayBe(r *http.Request, names []string) bool {
 	shown, ok := transport.ClientNames(r)
 	return !ok || slices.ContainsFunc(shown, func(name string) bool {

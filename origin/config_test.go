@@ -9,7 +9,8 @@ import (
 	"kraken/proto/transport"
 )
 
-// TestCongestionControlDefault: agents read from an origin beside many peers, so it is "auto" unless the operator chose.
+// TestCongestionControlDefault: agents read from an origin beside many peers, so it is "auto" unless the operator
+// chose.
 func TestCongestionControlDefault(t *testing.T) {
 	for set, want := range map[string]string{"": "auto", "system": "system", "reno": "reno"} {
 		c := Config{

@@ -15,11 +15,11 @@ import (
 const (
 	// leaseFor is how long a piece that was leased and not fetched counts against who leased it.
 	leaseFor = 10 * time.Second
-	// againAfter is how long a piece that was sent is not sent again: agents trade it meanwhile. It is also how long a replica
-	// leaves the pieces that another one leads with to that one: else each piece would be sent once by each.
+	// againAfter is how long a piece that was sent is not sent again: agents trade it meanwhile. It is also how long a
+	// replica leaves the pieces that another one leads with to that one: else each piece would be sent once by each.
 	againAfter = 3 * time.Second
-	// lead is how long a piece that a reader waits for first of all is left to the replica that leads with it. That one may be busy
-	// or not have hashed the blob yet, and the reader would see it.
+	// lead is how long a piece that a reader waits for first of all is left to the replica that leads with it. That one
+	// may be busy or not have hashed the blob yet, and the reader would see it.
 	lead = 50 * time.Millisecond
 	// soon is when to ask again whose turn has not come.
 	soon = 10 * time.Millisecond
@@ -27,8 +27,9 @@ const (
 	stripe = 4
 )
 
-// leases hands out each piece of a blob once, then the ones sent least: an ordinary seed sends most pieces again and again while its
-// uplink is what everybody waits for (architecture, section 8). It keeps counts per blob and nothing per agent.
+// leases hands out each piece of a blob once, then the ones sent least: an ordinary seed sends most pieces again and
+// again while its uplink is what everybody waits for (architecture, section 8). It keeps counts per blob and nothing
+// per agent.
 type leases struct {
 	limit int // agents answered at once for one blob
 	now   func() time.Time
@@ -208,8 +209,8 @@ func (l *leases) leave(d digest.Digest) {
 	}
 }
 
-// sending notes that a range of a blob is being read: the leases of its pieces are used. It returns how many bytes of leased pieces that
-// is, 0 for a read of another kind.
+// sending notes that a range of a blob is being read: the leases of its pieces are used. It returns how many bytes of
+// leased pieces that is, 0 for a read of another kind.
 func (l *leases) sending(d digest.Digest, r registry.Range, size int64) (n int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -174,8 +174,8 @@ func TestReplicaStepsInForAnother(t *testing.T) {
 	})
 }
 
-// What a reader waits for first of all is left to the replica that leads with it only for a moment, and once: with what was sent
-// already the others it waits for trades.
+// What a reader waits for first of all is left to the replica that leads with it only for a moment, and once: with what
+// was sent already the others it waits for trades.
 func TestReadersFirstPieceComesSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := metainfoOf(t, 64)

@@ -1,6 +1,6 @@
-// Package origin is the blob half of a registry: it keeps layer blobs on disk, sharded over origins by rendezvous hash with
-// replicas, computes their metainfo, leases and seeds their pieces, writes them back to a bucket and reads them through from it. Bytes are
-// global here: which repository has which blob is build-index's business.
+// Package origin is the blob half of a registry: it keeps layer blobs on disk, sharded over origins by rendezvous hash
+// with replicas, computes their metainfo, leases and seeds their pieces, writes them back to a bucket and reads them
+// through from it. Bytes are global here: which repository has which blob is build-index's business.
 package origin
 
 import (

@@ -19,15 +19,16 @@ const (
 	recomputeEvery = time.Minute
 	// maxRecomputing bounds the blobs that are read at once because somebody doubts their metainfo.
 	maxRecomputing = 2
-	// recomputeSourceEvery is how long a source is not listened to after a recomputation of any blob that it asked for: an honest one meets a wrong
-	// metainfo once in a long while.
+	// recomputeSourceEvery is how long a source is not listened to after a recomputation of any blob that it asked for:
+	// an honest one meets a wrong metainfo once in a long while.
 	recomputeSourceEvery = 10 * time.Second
 	// maxRecomputed bounds the digests, and the sources, of which the last recomputation is remembered.
 	maxRecomputed = 10_000
 )
 
-// recomputations decides which claims of a wrong metainfo are worth a reading of the whole blob. A claim costs its sender one request and
-// the origin a blob's worth of disk and hashing, so only few are followed at once, and each blob's once in recomputeEvery.
+// recomputations decides which claims of a wrong metainfo are worth a reading of the whole blob. A claim costs its
+// sender one request and the origin a blob's worth of disk and hashing, so only few are followed at once, and each
+// blob's once in recomputeEvery.
 type recomputations struct {
 	mu      sync.Mutex
 	running int
@@ -41,7 +42,8 @@ func newRecomputations() *recomputations {
 	return &recomputations{last: last, sources: sources}
 }
 
-// begin reports whether the metainfo of d is to be recomputed now because source asks for it. If it is, the caller calls done at the end.
+// begin reports whether the metainfo of d is to be recomputed now because source asks for it. If it is, the caller
+// calls done at the end.
 func (r *recomputations) begin(d digest.Digest, source string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -66,9 +68,10 @@ func (r *recomputations) done() {
 	r.running--
 }
 
-// doubtMetainfo takes an agent's word that all pieces of d pass and the whole fails. It returns at once: the blob is verified and its metainfo
-// recomputed in the background, unless that happened a moment ago, for d or for this source, or enough are being read. Peers and leases go on with the old metainfo until
-// another one is found. ErrBlobUnknown when this origin does not hold d.
+// doubtMetainfo takes an agent's word that all pieces of d pass and the whole fails. It returns at once: the blob is
+// verified and its metainfo recomputed in the background, unless that happened a moment ago, for d or for this source,
+// or enough are being read. Peers and leases go on with the old metainfo until another one is found. ErrBlobUnknown
+// when this origin does not hold d.
 func (o *Origin) doubtMetainfo(d digest.Digest, source string) error {
 	if _, err := o.store.Stat(d); err != nil {
 		return wire(err)

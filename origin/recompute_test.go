@@ -57,8 +57,8 @@ func alone(t *testing.T) (*Origin, *registry.Client) {
 	return o, c
 }
 
-// TestDoubtedMetainfo: who says again and again that a metainfo is wrong makes the origin read the blob once, and disconnects nobody;
-// a wrong metainfo is replaced.
+// TestDoubtedMetainfo: who says again and again that a metainfo is wrong makes the origin read the blob once, and
+// disconnects nobody; a wrong metainfo is replaced.
 func TestDoubtedMetainfo(t *testing.T) {
 	o, c := alone(t)
 	content := bytes.Repeat([]byte("a layer "), 1<<17)

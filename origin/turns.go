@@ -10,35 +10,39 @@ import (
 )
 
 const (
-	// ahead is for how long the uplink is given work in advance: what is leased and not sent yet is at most what goes out in this time.
+	// ahead is for how long the uplink is given work in advance: what is leased and not sent yet is at most what goes
+	// out in this time.
 	ahead = 250 * time.Millisecond
-	// leastAhead is what is leased in advance at least, as far as it goes out in a second: a connection that has rested begins slowly, and few of
-	// them leave a slow link idle.
-	// unknownAhead is that while the uplink's rate is not known: the first pieces share a slow link with little else, and are traded the sooner.
+	// leastAhead is what is leased in advance at least, as far as it goes out in a second: a connection that has rested
+	// begins slowly, and few of them leave a slow link idle. unknownAhead is that while the uplink's rate is not known:
+	// the first pieces share a slow link with little else, and are traded the sooner.
 	leastAhead, unknownAhead = 768 << 10, 256 << 10
-	// turnWait is how long an agent waits for its turn until it is told to ask again. It counts as waiting for placeTime more.
+	// turnWait is how long an agent waits for its turn until it is told to ask again. It counts as waiting for
+	// placeTime more.
 	turnWait, placeTime = time.Second, 2 * time.Second
 	// credit bounds by how many bytes an agent that has leased less than others catches up with them.
 	credit = 4 << 20
-	// A lease that nobody begins to fetch within fetchLimit keeps nobody waiting any more, and one that was not sent in turnLimit and
-	// twice the time that it and those before it need.
+	// A lease that nobody begins to fetch within fetchLimit keeps nobody waiting any more, and one that was not sent in
+	// turnLimit and twice the time that it and those before it need.
 	fetchLimit, turnLimit = 250 * time.Millisecond, time.Second
-	// The uplink's rate is taken after rateStep of sending, or after rateBytes and rateWindows times what may be on its way; the highest counts for
-	// rateTime at least. Leases are sent side by side and so end in bunches: over less, the rate of a bunch would be taken for the uplink's.
+	// The uplink's rate is taken after rateStep of sending, or after rateBytes and rateWindows times what may be on its
+	// way; the highest counts for rateTime at least. Leases are sent side by side and so end in bunches: over less, the
+	// rate of a bunch would be taken for the uplink's.
 	rateStep, rateBytes, rateWindows, rateTime = 500 * time.Millisecond, 4 << 20, 4, 5 * time.Second
 	// shortest is what a shorter time of sending counts as: a queue behind the kernel may have taken the bytes.
 	shortest = 10 * time.Millisecond
-	// A piece spreads in the time that the uplink takes for spreadPieces of up to spreadBlock bytes, at most spreadLimit:
-	// each of two dozen peers has asked a node for a block, and a block waits for all of these.
+	// A piece spreads in the time that the uplink takes for spreadPieces of up to spreadBlock bytes, at most
+	// spreadLimit: each of two dozen peers has asked a node for a block, and a block waits for all of these.
 	spreadPieces, spreadLimit = 48, 30 * time.Second
 	spreadBlock               = 256 << 10
 	// maxShares bounds how many agents' shares are kept.
 	maxShares = 4096
 )
 
-// turns make agents lease one after another where the uplink is what bounds them all. If all who ask were answered at once, their pieces
-// would share the uplink, and none could be traded before all have come: with 16 agents that is the time of 16 leases. The uplink's
-// rate is measured, so that on a fast one nobody waits. They are for all blobs of an origin, which share the uplink.
+// turns make agents lease one after another where the uplink is what bounds them all. If all who ask were answered at
+// once, their pieces would share the uplink, and none could be traded before all have come: with 16 agents that is the
+// time of 16 leases. The uplink's rate is measured, so that on a fast one nobody waits. They are for all blobs of an
+// origin, which share the uplink.
 type turns struct {
 	mu      sync.Mutex
 	open    []*grant // leased and not sent yet, oldest first
@@ -49,7 +53,8 @@ type turns struct {
 	level   int64             // the largest share that a turn began with: where those stand who lease now
 	changed chan struct{}     // closed and replaced when a turn may have come
 
-	// The uplink's rate is the highest of late, in bytes a second: a lower one may be because little was asked for. 0: not known.
+	// The uplink's rate is the highest of late, in bytes a second: a lower one may be because little was asked for. 0:
+	// not known.
 	rate, last float64       // in this rateTime and in the one before
 	began      time.Time     // of this rateTime
 	since      time.Time     // when something began to be on its way, or of the last measurement
@@ -71,7 +76,8 @@ type waiter struct {
 	last  bool // after all others
 }
 
-// share is what an agent has leased, in bytes. One that comes later begins where the others are (start-time fair queueing, Goyal 1996).
+// share is what an agent has leased, in bytes. One that comes later begins where the others are (start-time fair
+// queueing, Goyal 1996).
 type share struct {
 	leased  int64
 	since   time.Time // when it began to wait, if it was told to ask again
@@ -83,8 +89,9 @@ func newTurns() *turns {
 	return &turns{shares: map[string]*share{}, changed: make(chan struct{})}
 }
 
-// take waits for an agent's turn, at most turnWait, and returns how many pieces of a length it may lease: 1 to most, and 0 when its turn
-// has not come. The pieces count as on their way from here on; what is not leased of them is given back with unused.
+// take waits for an agent's turn, at most turnWait, and returns how many pieces of a length it may lease: 1 to most,
+// and 0 when its turn has not come. The pieces count as on their way from here on; what is not leased of them is given
+// back with unused.
 func (t *turns) take(ctx context.Context, agent string, piece int64, most int) int {
 	return t.await(ctx, agent, piece, most, false)
 }
@@ -110,7 +117,8 @@ func (t *turns) await(ctx context.Context, agent string, piece int64, most int, 
 			n := min(most, max(1, int(room/int64(len(t.waiting))/piece)))
 			t.level = max(t.level, w.leased)
 			w.leased += int64(n) * piece
-			if t.shares[agent] != w.share { // there were too many to keep it: else all who are like it would come before the others for ever
+			// there were too many to keep it: else all who are like it would come before the others for ever
+			if t.shares[agent] != w.share {
 				t.level = max(t.level, w.leased)
 			}
 			w.since = time.Time{}

@@ -95,7 +95,8 @@ func TestTurnsThatEndInBunches(t *testing.T) {
 	})
 }
 
-// What is leased ahead is a quarter of a second's worth. On slow links it is more, for connections begin slowly, but not more than a second's.
+// What is leased ahead is a quarter of a second's worth. On slow links it is more, for connections begin slowly, but
+// not more than a second's.
 func TestTurnsAhead(t *testing.T) {
 	for rate, want := range map[float64]int64{
 		0: unknownAhead, 100 << 10: unknownAhead, 500 << 10: 500 << 10, 1 << 20: leastAhead, 3 << 20: leastAhead, 40 << 20: 10 << 20,
@@ -158,8 +159,8 @@ func TestTurnsOnAFastUplink(t *testing.T) {
 	})
 }
 
-// shares runs agents that lease one piece after another over a slow uplink, slow ones through a link of their own that needs long for each, and
-// returns what each got in a time.
+// shares runs agents that lease one piece after another over a slow uplink, slow ones through a link of their own that
+// needs long for each, and returns what each got in a time.
 func shares(t *testing.T, x *turns, d time.Duration, slow ...bool) []int {
 	const rate = 3 << 20
 	got := make([]int, len(slow))
@@ -193,8 +194,8 @@ func shares(t *testing.T, x *turns, d time.Duration, slow ...bool) []int {
 	return got
 }
 
-// An agent that needs longer for each piece gets as many as the others, as far as it can take them: what it does not lease it can't trade, and
-// its uplink is of no use to the swarm.
+// An agent that needs longer for each piece gets as many as the others, as far as it can take them: what it does not
+// lease it can't trade, and its uplink is of no use to the swarm.
 func TestTurnsAreShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		got := shares(t, newTurns(), 40*time.Second, true, true, false, false, false, false, false, false, false, false, false, false)
@@ -204,8 +205,8 @@ func TestTurnsAreShared(t *testing.T) {
 	})
 }
 
-// An agent that comes later has as many turns as those that were there, not all until it has caught up. One that has fallen behind catches up by
-// credit at most.
+// An agent that comes later has as many turns as those that were there, not all until it has caught up. One that has
+// fallen behind catches up by credit at most.
 func TestTurnsOfOneWhoComesLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const late = 8
@@ -389,7 +390,8 @@ func TestTurnsAfterAShortTransfer(t *testing.T) {
 	})
 }
 
-// A piece that is longer than what is leased ahead goes out all the same, and what is not leased of a turn is free at once.
+// A piece that is longer than what is leased ahead goes out all the same, and what is not leased of a turn is free at
+// once.
 func TestTurnsOfLargePieces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x := newTurns()

@@ -36,8 +36,8 @@ func (o *Origin) StartUpload(_ context.Context, repo string, opt registry.Upload
 	return registry.Upload{ID: u.ID()}, nil
 }
 
-// session returns the session that a client began here for repo. The store has others, of blobs that come from the bucket or another origin:
-// only a UUID, as StartUpload makes them, names one that may be written to.
+// session returns the session that a client began here for repo. The store has others, of blobs that come from the
+// bucket or another origin: only a UUID, as StartUpload makes them, names one that may be written to.
 func (o *Origin) session(repo, id string) (*store.Upload, error) {
 	if u, err := uuid.Parse(id); err != nil || u.String() != id {
 		return nil, fmt.Errorf("%w: %.64q is no UUID", registry.ErrBlobUploadUnknown, id)
@@ -91,8 +91,8 @@ func (o *Origin) write(ctx context.Context, u *store.Upload, c registry.Chunk, w
 	return wire(err)
 }
 
-// CommitUpload verifies the session and makes it a blob that is marked for write-back, durably. It may be repeated: what the session was
-// committed as is answered again, and a body that was cut may be sent again from its first byte.
+// CommitUpload verifies the session and makes it a blob that is marked for write-back, durably. It may be repeated:
+// what the session was committed as is answered again, and a body that was cut may be sent again from its first byte.
 func (o *Origin) CommitUpload(ctx context.Context, repo, id string, d digest.Digest, c registry.Chunk) (v1.Descriptor, error) {
 	desc, err := o.commit(ctx, repo, id, d, c)
 	if !errors.Is(err, registry.ErrBlobUploadUnknown) {
@@ -112,7 +112,8 @@ func (o *Origin) CommitUpload(ctx context.Context, repo, id string, d digest.Dig
 	return again, nil
 }
 
-// commitWait is how long a commit waits for an earlier request to the same session, whose end may not have been noticed yet.
+// commitWait is how long a commit waits for an earlier request to the same session, whose end may not have been noticed
+// yet.
 const commitWait = 2 * time.Second
 
 func (o *Origin) commit(ctx context.Context, repo, id string, d digest.Digest, c registry.Chunk) (v1.Descriptor, error) {

@@ -28,8 +28,8 @@ func (o *Origin) wake() {
 	}
 }
 
-// writeback works off the markers, which are the queue: the ones found at the start and the ones that come. For each blob it sees
-// to it that the owners have it and that the bucket gets it from one of them.
+// writeback works off the markers, which are the queue: the ones found at the start and the ones that come. For each
+// blob it sees to it that the owners have it and that the bucket gets it from one of them.
 func (o *Origin) writeback(ctx context.Context) error {
 	slots := make(chan struct{}, o.cfg.WritebackWorkers)
 	t := time.NewTicker(writebackIdle)
@@ -242,8 +242,8 @@ func (o *Origin) give(ctx context.Context, or *registry.Origin, d digest.Digest,
 	return nil
 }
 
-// moveToOwners gives a blob that was pushed before its digest was known to those whose it is, then drops it here. Until then this
-// origin keeps it, and lookups find it by walking the rendezvous order.
+// moveToOwners gives a blob that was pushed before its digest was known to those whose it is, then drops it here. Until
+// then this origin keeps it, and lookups find it by walking the rendezvous order.
 func (o *Origin) moveToOwners(ctx context.Context, d digest.Digest, m store.Marker) (wait time.Duration, err error) {
 	if len(m.Repositories) == 0 {
 		return 0, fmt.Errorf("marker of %s names no repository", d)

@@ -7,21 +7,23 @@ import (
 	"kraken/proto/role"
 )
 
-// Config is the whole configuration of a proxy; deploy/config/proxy.yaml is the commented sample. Clients push to and pull from its server.
+// Config is the whole configuration of a proxy; deploy/config/proxy.yaml is the commented sample. Clients push to and
+// pull from its server.
 type Config struct {
 	role.Config `yaml:",inline"`
 	// BuildIndex is where manifests, tags and memberships are.
 	BuildIndex role.Endpoint `yaml:"build_index"`
-	// BuildIndexPatience is how long requests wait for a build-index that went away, from that moment on, default 5s. While it is away for
-	// longer they fail at once, and uploads are refused before any byte.
+	// BuildIndexPatience is how long requests wait for a build-index that went away, from that moment on, default 5s.
+	// While it is away for longer they fail at once, and uploads are refused before any byte.
 	BuildIndexPatience config.Duration `yaml:"build_index_patience" config:"positive"`
 	// StallTimeout is after how long without progress an origin is left behind in an upload, default 5s.
 	StallTimeout config.Duration `yaml:"stall_timeout" config:"positive"`
-	// ChunkMinLength is what clients that upload in chunks are asked to send at least in each (OCI-Chunk-Min-Length), default 1MiB. Shorter
-	// chunks are taken as well; each costs a round trip to every replica.
+	// ChunkMinLength is what clients that upload in chunks are asked to send at least in each (OCI-Chunk-Min-Length),
+	// default 1MiB. Shorter chunks are taken as well; each costs a round trip to every replica.
 	ChunkMinLength config.Size `yaml:"chunk_min_length" config:"positive"`
-	// UploadKey signs the ids of uploads, at least 32 bytes, the same at all proxies: a client can't make an id, and any proxy goes on with the
-	// uploads of the others. Without it and without UploadKeyFile a key of the process is made, so that no upload outlives it.
+	// UploadKey signs the ids of uploads, at least 32 bytes, the same at all proxies: a client can't make an id, and
+	// any proxy goes on with the uploads of the others. Without it and without UploadKeyFile a key of the process is
+	// made, so that no upload outlives it.
 	UploadKey config.Secret `yaml:"upload_key"`
 	// UploadKeyFile has the key instead; it is made at the first start where it does not exist.
 	UploadKeyFile string `yaml:"upload_key_file"`
@@ -29,7 +31,8 @@ type Config struct {
 	Uploads Uploads `yaml:"uploads"`
 }
 
-// Uploads bounds the upload requests that are being served; one more is 429. A source is an IPv4 address, or the first 64 bits of an IPv6 one.
+// Uploads bounds the upload requests that are being served; one more is 429. A source is an IPv4 address, or the first
+// 64 bits of an IPv6 one.
 type Uploads struct {
 	// InFlight is how many there may be, default as many as half of the process's descriptors allow, at most 2048.
 	InFlight int `yaml:"in_flight" config:"positive"`

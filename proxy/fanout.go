@@ -9,7 +9,8 @@ import (
 	"time"
 )
 
-// Memory of one upload: blocks are shared by the branches, so it is bounded by (queue + 2) blocks whatever the body's size.
+// Memory of one upload: blocks are shared by the branches, so it is bounded by (queue + 2) blocks whatever the body's
+// size.
 const (
 	blockSize   = 128 << 10
 	branchQueue = 4
@@ -67,7 +68,8 @@ func (b *branch) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// WriteTo is how the destination's HTTP client takes a body of unknown length: block by block, without a copy and with one chunk for each.
+// WriteTo is how the destination's HTTP client takes a body of unknown length: block by block, without a copy and with
+// one chunk for each.
 func (b *branch) WriteTo(w io.Writer) (n int64, err error) {
 	for {
 		blk, off, err := b.take()
@@ -141,8 +143,8 @@ func (b *branch) put(blk *block, stall time.Duration) bool {
 }
 
 // fanOut streams body to n destinations at once, in one pass and without storing it. send(ctx, i, r) must read r to its
-// end or return. A destination that takes nothing for stall is cancelled and left behind, the others go on. fanOut returns when
-// every send has returned: an error for each, and the error of reading body, if any.
+// end or return. A destination that takes nothing for stall is cancelled and left behind, the others go on. fanOut
+// returns when every send has returned: an error for each, and the error of reading body, if any.
 func fanOut(ctx context.Context, body io.Reader, n int, stall time.Duration, send func(ctx context.Context, i int, r io.Reader) error) (errs []error, readErr error) {
 	branches := make([]*branch, n)
 	live := make([]*branch, 0, n)

@@ -88,7 +88,8 @@ func TestFanOutTellsCutFromEnded(t *testing.T) {
 	}
 }
 
-// net/http goes on reading a request's body after the answer has come: an origin that answers early must not take the process with it.
+// net/http goes on reading a request's body after the answer has come: an origin that answers early must not take the
+// process with it.
 func TestFanOutSurvivesLateReaders(t *testing.T) {
 	var late sync.WaitGroup
 	for range 50 {

@@ -12,7 +12,8 @@ import (
 	"kraken/proto/registry"
 )
 
-// inFlight counts the upload requests that are being served, in all and by source: each holds buffers and a connection to every replica.
+// inFlight counts the upload requests that are being served, in all and by source: each holds buffers and a connection
+// to every replica.
 type inFlight struct {
 	total, perSource int
 
@@ -68,8 +69,8 @@ func (f *inFlight) uploads(m *metrics, next http.Handler) http.Handler {
 	})
 }
 
-// mostUploads is how many uploads may be under way where nothing is configured: half of the process's descriptors, each upload taking
-// one and one for every replica, at most 2,048.
+// mostUploads is how many uploads may be under way where nothing is configured: half of the process's descriptors, each
+// upload taking one and one for every replica, at most 2,048.
 func mostUploads(replicas int) int {
 	var l syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l); err != nil {

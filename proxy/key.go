@@ -19,8 +19,8 @@ const (
 	maxKey = 64 << 10
 )
 
-// uploadKey returns the key of upload ids: the configured one, the one in the configured file, which is made at the first start, or one of
-// this process alone.
+// uploadKey returns the key of upload ids: the configured one, the one in the configured file, which is made at the
+// first start, or one of this process alone.
 func uploadKey(cfg Config, log *slog.Logger) ([]byte, error) {
 	switch {
 	case cfg.UploadKey.Value() != "":
@@ -47,8 +47,8 @@ func newKey() []byte {
 	return []byte(hex.EncodeToString(b))
 }
 
-// keyFile reads a key, and makes it, readable for this user alone, when there is no such file. Of several processes that make it at once one
-// succeeds and the others read its key.
+// keyFile reads a key, and makes it, readable for this user alone, when there is no such file. Of several processes
+// that make it at once one succeeds and the others read its key.
 func keyFile(name string) (key []byte, made bool, err error) {
 	if key, err = readKey(name); !errors.Is(err, fs.ErrNotExist) {
 		return key, false, err

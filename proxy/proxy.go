@@ -1,6 +1,6 @@
 // Package proxy is the front door for people and CI: a full OCI registry, push, pull, discovery and management. It is
-// stateless: blobs go to origins, each chunk to two of them in one pass; manifests, tags and memberships to build-index. It has no
-// disk and buffers no body, and any number of proxies can stand side by side.
+// stateless: blobs go to origins, each chunk to two of them in one pass; manifests, tags and memberships to
+// build-index. It has no disk and buffers no body, and any number of proxies can stand side by side.
 package proxy
 
 import (

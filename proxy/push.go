@@ -16,7 +16,8 @@ import (
 )
 
 // StartUpload opens a session on as many origins as there are replicas: the owners where the digest is known, else any.
-// It goes on with fewer when the others don't answer, as long as there is one. While build-index is away there is no upload: nobody could commit it.
+// It goes on with fewer when the others don't answer, as long as there is one. While build-index is away there is no
+// upload: nobody could commit it.
 func (p *Proxy) StartUpload(ctx context.Context, repo string, o registry.UploadOptions) (registry.Upload, error) {
 	if err := p.names.Ping(ctx); err != nil {
 		return registry.Upload{}, fmt.Errorf("%w: an upload could not be committed now: %w", registry.ErrUnavailable, err)
@@ -142,8 +143,8 @@ func outOfOrder(errs []error) *registry.RangeError {
 	return re
 }
 
-// CommitUpload writes the last chunk and commits every copy, then makes the blob a member of the repository. It succeeds
-// with the copies that could be committed; an origin whose other owner lacks a blob repairs that by itself.
+// CommitUpload writes the last chunk and commits every copy, then makes the blob a member of the repository. It
+// succeeds with the copies that could be committed; an origin whose other owner lacks a blob repairs that by itself.
 func (p *Proxy) CommitUpload(ctx context.Context, repo, id string, d digest.Digest, c registry.Chunk) (v1.Descriptor, error) {
 	ts, err := p.open(repo, id)
 	if err != nil {
@@ -210,8 +211,8 @@ type eof struct{}
 
 func (eof) Read([]byte) (int, error) { return 0, io.EOF }
 
-// uncut is a body that must come whole. fanOut takes a cut one for ended, and so every copy of a chunk keeps what came; a commit of it would
-// end the session for its digest.
+// uncut is a body that must come whole. fanOut takes a cut one for ended, and so every copy of a chunk keeps what came;
+// a commit of it would end the session for its digest.
 type uncut struct{ io.Reader }
 
 var errCut = errors.New("the body was cut")
@@ -235,7 +236,8 @@ func each[X, Y any](xs []X, f func(X) (Y, error)) ([]Y, []error) {
 	return ys, errs
 }
 
-// first picks the error to answer with: what the client did wrong, if any origin says so, else that none could be reached.
+// first picks the error to answer with: what the client did wrong, if any origin says so, else that none could be
+// reached.
 func first(errs []error) error {
 	for _, err := range errs {
 		if err != nil && !errors.Is(err, registry.ErrUnavailable) && !errors.Is(err, errStalled) && !errors.Is(err, registry.ErrInternal) {

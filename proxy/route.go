@@ -14,7 +14,8 @@ import (
 // StatBlob goes by membership, and asks the origins whether the bytes are there as well: a client that is told so skips
 // its push, and a blob that was lost must be healed by the next push.
 func (p *Proxy) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.Descriptor, error) {
-	// One after the other: most questions are about new blobs, for which an origin would look everywhere, the bucket included, for nothing.
+	// One after the other: most questions are about new blobs, for which an origin would look everywhere, the bucket
+	// included, for nothing.
 	l, err := p.names.GetLayer(ctx, repo, d)
 	if err != nil {
 		return v1.Descriptor{}, fmt.Errorf("blob %s of %s: %w", d, repo, err)

@@ -78,8 +78,8 @@ func splitID(id string) (mac, b []byte, err error) {
 	return raw[:sha256.Size], raw[sha256.Size:], nil
 }
 
-// parseSession reads what is signed strictly: exactly the bytes that seal would write, with a UUID for each origin. It does
-// not say who wrote it.
+// parseSession reads what is signed strictly: exactly the bytes that seal would write, with a UUID for each origin. It
+// does not say who wrote it.
 func parseSession(b []byte) (v session, err error) {
 	if err := json.Unmarshal(b, &v); err != nil {
 		return v, fmt.Errorf("%w: %w", errSession, err)

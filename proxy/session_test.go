@@ -61,7 +61,8 @@ func TestSessionIDs(t *testing.T) {
 	}
 }
 
-// An id that was changed is told apart by its signature, before anything in it is read: the answer says so, whichever byte it is.
+// An id that was changed is told apart by its signature, before anything in it is read: the answer says so, whichever
+// byte it is.
 func TestChangedSessionID(t *testing.T) {
 	s := newSigner("one key")
 	id := s.seal(session{V: sessionVersion, Repo: "a", S: []part{{"origin-01", someUUID}}})

@@ -69,7 +69,8 @@ func addrsOf(t testing.TB, h http.Handler, d digest.Digest) (out []string) {
 	return out
 }
 
-// TestOnlyProvenAddresses: nobody is made to dial a third party, a machine's own metadata service, itself, or a privileged port.
+// TestOnlyProvenAddresses: nobody is made to dial a third party, a machine's own metadata service, itself, or a
+// privileged port.
 func TestOnlyProvenAddresses(t *testing.T) {
 	for name, x := range map[string]struct {
 		from string
@@ -191,7 +192,8 @@ func invented(batch, n int) []announce.BlobState {
 	return out
 }
 
-// TestInventedDigestsTakeNoRoom: who announces a million digests that don't exist takes neither memory nor anybody's place.
+// TestInventedDigestsTakeNoRoom: who announces a million digests that don't exist takes neither memory nor anybody's
+// place.
 func TestInventedDigestsTakeNoRoom(t *testing.T) {
 	c, h := suspicious(t, func(cfg *Config) {
 		cfg.Limits.Pairs, cfg.Limits.Unconfirmed, cfg.Limits.SourceUnconfirmed = 5_000, 4_000, 1_000
@@ -216,7 +218,8 @@ func TestInventedDigestsTakeNoRoom(t *testing.T) {
 	}
 }
 
-// TestUnknownWantedIsBounded: one announce that wants the metainfo of 1,000 digests that don't exist costs origins a bounded number of requests.
+// TestUnknownWantedIsBounded: one announce that wants the metainfo of 1,000 digests that don't exist costs origins a
+// bounded number of requests.
 func TestUnknownWantedIsBounded(t *testing.T) {
 	c, h := suspicious(t, nil)
 	states := invented(0, 1000)
@@ -302,8 +305,8 @@ func TestGreedySourceMakesRoom(t *testing.T) {
 	})
 }
 
-// TestUnconfirmedAreFound: while origins can't be asked, peers of what nobody has confirmed find each other; once they answer, what
-// they don't know goes, and what they know stays.
+// TestUnconfirmedAreFound: while origins can't be asked, peers of what nobody has confirmed find each other; once they
+// answer, what they don't know goes, and what they know stays.
 func TestUnconfirmedAreFound(t *testing.T) {
 	c, h := suspicious(t, nil)
 	c.mu.Lock()

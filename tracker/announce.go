@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	// metainfoBudget is how long a batched announce waits for metainfo. Agents give the whole round trip a second; an answer
-	// with peers and without metainfo is worth more to them than none.
+	// metainfoBudget is how long a batched announce waits for metainfo. Agents give the whole round trip a second; an
+	// answer with peers and without metainfo is worth more to them than none.
 	metainfoBudget = 750 * time.Millisecond
 	// maxAnswerMetainfo bounds the metainfo in one answer in bytes. The first blob always gets its own.
 	maxAnswerMetainfo = 16 << 20

@@ -44,8 +44,9 @@ func BenchmarkBatched(b *testing.B) {
 	}
 }
 
-// BenchmarkAnnounces is what a tracker on one core (GOMAXPROCS=1) takes: batches of 100 blobs from 1,000 agents, as agents send them between pulls. It
-// measures the handler alone, and the whole round trip, with the client on the same core.
+// BenchmarkAnnounces is what a tracker on one core (GOMAXPROCS=1) takes: batches of 100 blobs from 1,000 agents, as
+// agents send them between pulls. It measures the handler alone, and the whole round trip, with the client on the same
+// core.
 func BenchmarkAnnounces(b *testing.B) {
 	const batch, agents = 100, 1000
 	c := newCluster(b, nil)

@@ -9,12 +9,14 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// source is who is charged for what is announced from it. It is there as long as it has peers, or swarms that wait for an origin's word.
+// source is who is charged for what is announced from it. It is there as long as it has peers, or swarms that wait for
+// an origin's word.
 type source struct {
-	key     sourceKey
-	peers   []*peer // each at its place
-	pairs   int
-	waiting *list.List // of *swarm: those that this source is charged for until an origin has confirmed them, the idlest first
+	key   sourceKey
+	peers []*peer // each at its place
+	pairs int
+	// of *swarm: those that this source is charged for until an origin has confirmed them, the idlest first
+	waiting *list.List
 }
 
 func (c *source) add(p *peer) {
@@ -89,8 +91,8 @@ type ranked struct {
 // rankFor is how long a comparison of all sources is used.
 const rankFor = moment(100 * time.Millisecond)
 
-// greediest returns the source that takes most of what m measures, nil where none takes more than its share, which is what one more takes that
-// has mine so far, with so much to spare that honest sources don't push each other out.
+// greediest returns the source that takes most of what m measures, nil where none takes more than its share, which is
+// what one more takes that has mine so far, with so much to spare that honest sources don't push each other out.
 func (s *store) greediest(m measure, mine int, now moment) *source {
 	r := &s.greedy[m]
 	if r.source == nil || now-r.at > rankFor || r.source.size(m) < r.size/2 {
@@ -162,7 +164,8 @@ func (s *store) sweepSoon() {
 	}
 }
 
-// roomForPeer makes room for one more peer of c, false where all are taken by sources that have no more than their share.
+// roomForPeer makes room for one more peer of c, false where all are taken by sources that have no more than their
+// share.
 func (s *store) roomForPeer(c *source, now moment) bool {
 	if len(c.peers) >= s.bounds.sourcePeers {
 		return s.evictIdlest(c, nil)
@@ -214,8 +217,8 @@ func (s *store) roomForPair(p *peer, w *swarm, d digest.Digest, now moment) (why
 // trimEvery is how often a full swarm is looked at for a source that has too many places in it.
 const trimEvery = tick(10)
 
-// trim removes the idlest places of the source that has most in a full swarm, if that is far more than c has. It is false where it removes
-// none.
+// trim removes the idlest places of the source that has most in a full swarm, if that is far more than c has. It is
+// false where it removes none.
 func (s *store) trim(w *swarm, c *source, now moment) bool {
 	t := max(tickOf(now), 1)
 	if w.trimmed != 0 && t-w.trimmed < trimEvery {

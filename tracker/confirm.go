@@ -16,11 +16,13 @@ import (
 )
 
 const (
-	// askAfter is how long a digest waits before an origin is asked about it: the metainfo that a download asks for confirms it as well.
+	// askAfter is how long a digest waits before an origin is asked about it: the metainfo that a download asks for
+	// confirms it as well.
 	askAfter = 300 * time.Millisecond
 	// askAgain is when a question is asked again that no origin could answer.
 	askAgain = 5 * time.Second
-	// unknownFor is how long it is remembered that no origin knows a digest; a metainfo that is found meanwhile ends it.
+	// unknownFor is how long it is remembered that no origin knows a digest; a metainfo that is found meanwhile ends
+	// it.
 	unknownFor = 30 * time.Second
 
 	maxConfirmed = 32_768 // digests whose confirmation outlives their swarm
@@ -112,7 +114,8 @@ func (s *store) roomToWait(c *source, now moment) bool {
 	return g != nil && s.evictWaiting(g)
 }
 
-// evictWaiting removes the idlest of the swarms that c is charged for. One that others have announced too is charged to one of them instead.
+// evictWaiting removes the idlest of the swarms that c is charged for. One that others have announced too is charged to
+// one of them instead.
 func (s *store) evictWaiting(c *source) bool {
 	const looks = 8
 	for range looks {
@@ -185,7 +188,8 @@ type doubt struct {
 	source sourceKey
 }
 
-// doubts returns at most n digests whose time to be asked about has come, of each source a share. take reports whether a source may ask now.
+// doubts returns at most n digests whose time to be asked about has come, of each source a share. take reports whether
+// a source may ask now.
 func (s *store) doubts(n int, take func(sourceKey) bool) (out []doubt) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

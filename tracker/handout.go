@@ -21,8 +21,8 @@ type handout struct {
 	seeds, leechers int // in the whole swarm
 }
 
-// degreeOf is the share of an answer that leechers get: three quarters. The rest is kept for complete peers, so that each
-// leecher knows some, and none of them is asked by everybody.
+// degreeOf is the share of an answer that leechers get: three quarters. The rest is kept for complete peers, so that
+// each leecher knows some, and none of them is asked by everybody.
 func degreeOf(numWant int) int { return max(2, numWant*3/4) }
 
 // asking is who is given peers.
@@ -31,9 +31,9 @@ type asking struct {
 	local bool // it comes from loopback, and can dial what listens there
 }
 
-// handout picks at most numWant peers of d for who asks: its neighbours in the mesh, and complete peers for what is left, at
-// most half of the answer. A complete peer is given only those that lack something. Never given: the asker itself, also under an
-// id that it had before a restart, peers that can't be dialled, peers whose time is over.
+// handout picks at most numWant peers of d for who asks: its neighbours in the mesh, and complete peers for what is
+// left, at most half of the answer. A complete peer is given only those that lack something. Never given: the asker
+// itself, also under an id that it had before a restart, peers that can't be dialled, peers whose time is over.
 func (s *store) handout(d digest.Digest, to asking, numWant int) handout {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -9,21 +9,23 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// mesh is the graph that a swarm's leechers are told to build. Each of its circles orders all members by a hash of their own, and a
-// member's neighbours are the one before and the one after it on every circle. So the graph is symmetric (whoever I am given is
-// given me), connected (a single circle is), of bounded degree, and stable: who joins or leaves changes one place on each circle. The
-// union of a few random cycles is an expander with high probability (Friedman, "A proof of Alon's second eigenvalue
-// conjecture", 2008), so that pieces reach everybody in few hops.
+// mesh is the graph that a swarm's leechers are told to build. Each of its circles orders all members by a hash of
+// their own, and a member's neighbours are the one before and the one after it on every circle. So the graph is
+// symmetric (whoever I am given is given me), connected (a single circle is), of bounded degree, and stable: who joins
+// or leaves changes one place on each circle. The union of a few random cycles is an expander with high probability
+// (Friedman, "A proof of Alon's second eigenvalue conjecture", 2008), so that pieces reach everybody in few hops.
 //
-// Random cycles of few members have many edges in common: of 30 that 32 members could have each, 20 would be left. So while there are at most
-// twice degree, neighbours are the nearest on one circle instead, degree of them (one less if that is odd), about half of all or more.
+// Random cycles of few members have many edges in common: of 30 that 32 members could have each, 20 would be left. So
+// while there are at most twice degree, neighbours are the nearest on one circle instead, degree of them (one less if
+// that is odd), about half of all or more.
 //
 // It is made of peer ids and the digest only: a tracker that restarts hands out the same graph again.
 type mesh struct {
 	salt   uint64
 	degree int
 	first  circle[entry] // the members with what they said
-	// more are the other circles. They are not there while members are few: most swarms of a cluster are like that most of the time.
+	// more are the other circles. They are not there while members are few: most swarms of a cluster are like that most
+	// of the time.
 	more []circle[number]
 }
 
@@ -91,8 +93,8 @@ func (m *mesh) settle() {
 	}
 }
 
-// neighbours are the members that p should be connected to; all others while the mesh is complete. For p outside of the mesh they are
-// the ones that it would have there.
+// neighbours are the members that p should be connected to; all others while the mesh is complete. For p outside of the
+// mesh they are the ones that it would have there.
 func (m *mesh) neighbours(r *roster, p *peer) []*entry {
 	if m.len() == 0 {
 		return nil
@@ -130,7 +132,8 @@ func (m *mesh) neighbours(r *roster, p *peer) []*entry {
 	return out
 }
 
-// window is how many members of a circle are looked at to pick some: enough to spread the load evenly, however many there are.
+// window is how many members of a circle are looked at to pick some: enough to spread the load evenly, however many
+// there are.
 const window = 160
 
 // member is somebody on a circle.
@@ -190,8 +193,8 @@ func (c *circle[M]) settle() {
 	}
 }
 
-// resized is a copy with room for n, or the few more that take no more memory. append would double what is short: that is quicker
-// to fill and leaves a quarter of all memory unused, for as long as the swarm stays what it is.
+// resized is a copy with room for n, or the few more that take no more memory. append would double what is short: that
+// is quicker to fill and leaves a quarter of all memory unused, for as long as the swarm stays what it is.
 func resized[M any](s []M, n int) []M {
 	return append(slices.Grow([]M(nil), n), s...)
 }
@@ -207,8 +210,9 @@ func (c *circle[M]) around(r *roster, p *peer) (before, after int) {
 	return (i + n - 1) % n, after
 }
 
-// pick chooses at most n members of c for p: those whose id scores best with p's (rendezvous), of the window that follows p's place.
-// Each p gets its own, the same ones every time, and every member is given to about as many. usable leaves some out.
+// pick chooses at most n members of c for p: those whose id scores best with p's (rendezvous), of the window that
+// follows p's place. Each p gets its own, the same ones every time, and every member is given to about as many. usable
+// leaves some out.
 func pick(c *circle[entry], r *roster, p *peer, n int, usable func(*entry) bool) []*entry {
 	if n <= 0 || len(c.members) == 0 {
 		return nil

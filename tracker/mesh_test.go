@@ -127,8 +127,9 @@ func TestGraph(t *testing.T) {
 	}
 }
 
-// TestGraphOfAThousand: also in a swarm of 1,000 everybody can be reached over leechers alone, few know many, and none is left alone when a third
-// of the others have been killed without a word: those are known to be gone by what has taken their address.
+// TestGraphOfAThousand: also in a swarm of 1,000 everybody can be reached over leechers alone, few know many, and none
+// is left alone when a third of the others have been killed without a word: those are known to be gone by what has
+// taken their address.
 func TestGraphOfAThousand(t *testing.T) {
 	const n, numWant = 1000, 40
 	degree := degreeOf(numWant)
@@ -187,7 +188,8 @@ func TestGraphOfAThousand(t *testing.T) {
 	}
 }
 
-// TestLateComersAreNotApart: peers that ask once, when they come, are connected with those that came before, however closed a circle those are.
+// TestLateComersAreNotApart: peers that ask once, when they come, are connected with those that came before, however
+// closed a circle those are.
 func TestLateComersAreNotApart(t *testing.T) {
 	const n, numWant = 400, 40
 	s := newStore(time.Minute, degreeOf(numWant), wide)
@@ -274,7 +276,8 @@ func TestGraphStable(t *testing.T) {
 	}
 }
 
-// TestGraphIndependentOfHistory: a tracker that restarts, or a second one, hands out the same graph in whatever order peers come.
+// TestGraphIndependentOfHistory: a tracker that restarts, or a second one, hands out the same graph in whatever order
+// peers come.
 func TestGraphIndependentOfHistory(t *testing.T) {
 	const n, numWant = 120, 40
 	order := rand.New(rand.NewPCG(1, 2)).Perm(n)
@@ -291,7 +294,8 @@ func TestGraphIndependentOfHistory(t *testing.T) {
 	}
 }
 
-// TestCompleteShare: every leecher knows some complete peers, at most half of its answer, and none is asked by everybody.
+// TestCompleteShare: every leecher knows some complete peers, at most half of its answer, and none is asked by
+// everybody.
 func TestCompleteShare(t *testing.T) {
 	const numWant = 40
 	for _, c := range []struct{ leechers, seeds int }{{1, 0}, {1, 1}, {1, 100}, {10, 30}, {60, 1}, {60, 100}, {200, 800}} {

@@ -20,11 +20,11 @@ const (
 	fetchTimeout = 10 * time.Second // of one question to all origins
 	// hedgeAfter is how long one origin is waited for before the next is asked as well.
 	hedgeAfter = 250 * time.Millisecond
-	// negativeFor is how long a failure is remembered, and up to a quarter more: long enough that a rush of agents asks once, and so short that
-	// what was asked for before it was pushed is found right after.
+	// negativeFor is how long a failure is remembered, and up to a quarter more: long enough that a rush of agents asks
+	// once, and so short that what was asked for before it was pushed is found right after.
 	negativeFor = 500 * time.Millisecond
-	// refreshAfter is the age at which a metainfo is fetched again while it is still handed out: an origin may have found
-	// that its own was wrong, and a blob may be gone.
+	// refreshAfter is the age at which a metainfo is fetched again while it is still handed out: an origin may have
+	// found that its own was wrong, and a blob may be gone.
 	refreshAfter = time.Minute
 
 	maxFetching  = 1000 // questions that wait or run; more are refused
@@ -51,7 +51,8 @@ type info struct {
 	fetched time.Time
 }
 
-// question is what is asked once for any number of askers. The repository chooses the bucket that a cold blob comes from.
+// question is what is asked once for any number of askers. The repository chooses the bucket that a cold blob comes
+// from.
 type question struct {
 	repo   string
 	digest digest.Digest
@@ -140,7 +141,8 @@ func (c *metainfos) cached(repo string, d digest.Digest) (*info, bool) {
 	return i, true
 }
 
-// get answers from memory, or asks the origins, at the charge of from, and waits until ctx is done; the question goes on then.
+// get answers from memory, or asks the origins, at the charge of from, and waits until ctx is done; the question goes
+// on then.
 func (c *metainfos) get(ctx context.Context, q question, from sourceKey) (*info, error) {
 	if i, ok := c.cached(q.repo, q.digest); ok {
 		c.m.metainfoHits.Inc()
@@ -252,8 +254,8 @@ func (c *metainfos) fetch(q question) (*blob.Metainfo, error) {
 	return m, err
 }
 
-// ask asks origin after origin, the next one as soon as one has failed or has been slow. An origin looks at the others and at the
-// bucket by itself, so its 404 is everybody's.
+// ask asks origin after origin, the next one as soon as one has failed or has been slow. An origin looks at the others
+// and at the bucket by itself, so its 404 is everybody's.
 func ask(ctx context.Context, origins []asker, q question) (*blob.Metainfo, error) {
 	type answer struct {
 		m   *blob.Metainfo

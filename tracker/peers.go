@@ -12,7 +12,8 @@ import (
 	"kraken/proto/blob"
 )
 
-// number names a peer inside the store, in half of the bytes of a pointer, and where the garbage collector need not look.
+// number names a peer inside the store, in half of the bytes of a pointer, and where the garbage collector need not
+// look.
 type number uint32
 
 // peer is one announcer, shared by its entries in all swarms.
@@ -29,13 +30,15 @@ type peer struct {
 	source *source
 	place  int // in source.peers
 	key    keyHash
-	// gone: it was evicted. Its entries are passed over until a sweep removes them; then the record goes, unless the peer is back before.
+	// gone: it was evicted. Its entries are passed over until a sweep removes them; then the record goes, unless the
+	// peer is back before.
 	gone bool
 	// replaced: another peer announced this one's address since. Its entries are passed over until they expire.
 	replaced bool
 }
 
-// given returns the addresses that an asker is given: those on loopback only where it is there itself. ok is false where none is left.
+// given returns the addresses that an asker is given: those on loopback only where it is there itself. ok is false
+// where none is left.
 func (p *peer) given(local bool) (a [2]netip.AddrPort, ok bool) {
 	if p.replaced || p.gone {
 		return a, false
@@ -72,7 +75,8 @@ func (r *roster) remove(p *peer) {
 // moment is a time since the store began. It takes a third of the memory of a time.Time.
 type moment time.Duration
 
-// tick is a moment as entries keep it, in tenths of a second, rounded up so that nobody is forgotten too early. It lasts 13 years.
+// tick is a moment as entries keep it, in tenths of a second, rounded up so that nobody is forgotten too early. It
+// lasts 13 years.
 type tick uint32
 
 const tickLength = moment(100 * time.Millisecond)
@@ -81,8 +85,9 @@ func tickOf(m moment) tick { return tick((m + tickLength - 1) / tickLength) }
 
 func (t tick) moment() moment { return moment(t) * tickLength }
 
-// entry is what a peer said of a blob last. There may be millions, so it has 20 bytes and no pointer. Its numbers of bytes are
-// shown to people only, seven digits of them are enough; that nothing is left, or that it is not known, is kept exactly.
+// entry is what a peer said of a blob last. There may be millions, so it has 20 bytes and no pointer. Its numbers of
+// bytes are shown to people only, seven digits of them are enough; that nothing is left, or that it is not known, is
+// kept exactly.
 type entry struct {
 	peer     number
 	seen     tick
@@ -92,7 +97,8 @@ type entry struct {
 
 func (e entry) who() number { return e.peer }
 
-// maxCount bounds the bytes that are kept of what a peer says it has moved, so that they are an int64 again when they are shown.
+// maxCount bounds the bytes that are kept of what a peer says it has moved, so that they are an int64 again when they
+// are shown.
 const maxCount = 1 << 50
 
 func entryOf(p *peer, st *announce.BlobState, now moment) entry {
@@ -179,8 +185,8 @@ type store struct {
 	digestsKnown
 }
 
-// stockTTL is how long a stock client is believed at least. Some (libtorrent among them) announce every five minutes whatever
-// interval they are told.
+// stockTTL is how long a stock client is believed at least. Some (libtorrent among them) announce every five minutes
+// whatever interval they are told.
 const stockTTL = 11 * time.Minute
 
 // newStore forgets an entry after three intervals without an announce.
@@ -207,7 +213,8 @@ func (s *store) expired(stock bool, seen, now moment) bool {
 type identity struct {
 	id    announce.PeerID
 	addrs [2]netip.AddrPort
-	// unproven are addresses that are kept if the same peer has proven them of late, and that nobody is given otherwise.
+	// unproven are addresses that are kept if the same peer has proven them of late, and that nobody is given
+	// otherwise.
 	unproven [2]netip.AddrPort
 	node     string
 	stock    bool
@@ -306,8 +313,8 @@ func (s *store) peerOf(who identity, now moment) (p *peer, why string) {
 // alive reports whether the record still stands for somebody.
 func (s *store) alive(p *peer, now moment) bool { return !p.gone && !s.expired(p.stock, p.seen, now) }
 
-// belongsTo reports whether the announcer may speak for p: it shows the key that p was announced with, or, without one, comes from the same
-// source.
+// belongsTo reports whether the announcer may speak for p: it shows the key that p was announced with, or, without one,
+// comes from the same source.
 func (p *peer) belongsTo(who identity) bool {
 	if p.key != (keyHash{}) {
 		return p.key == who.key
@@ -470,7 +477,8 @@ func (s *store) lookup(h blob.InfoHash) (d digest.Digest, size int64, ok bool) {
 	return "", 0, false
 }
 
-// atOnce is how many swarms or peers a walk looks at before it lets others in: announces don't wait for a walk, not on one core either.
+// atOnce is how many swarms or peers a walk looks at before it lets others in: announces don't wait for a walk, not on
+// one core either.
 const atOnce = 256
 
 // breathe lets others have the lock, and the processor. s.mu is held before and after.

@@ -53,8 +53,8 @@ func TestTTL(t *testing.T) {
 	})
 }
 
-// TestSweepOfMany: what expires together goes together, and who is still there is given as before; the number of one that is gone
-// is another's, and none of its blobs are.
+// TestSweepOfMany: what expires together goes together, and who is still there is given as before; the number of one
+// that is gone is another's, and none of its blobs are.
 func TestSweepOfMany(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const interval = 10 * time.Second
@@ -186,8 +186,8 @@ func TestBounds(t *testing.T) {
 	}
 }
 
-// TestRestartedPeer: a node that was killed comes back with another id at the same address. Nobody is sent to the old one, and it
-// is not sent to itself.
+// TestRestartedPeer: a node that was killed comes back with another id at the same address. Nobody is sent to the old
+// one, and it is not sent to itself.
 func TestRestartedPeer(t *testing.T) {
 	s := newStore(time.Minute, 30, wide)
 	before, after := nobody(1), nobody(2)
@@ -222,7 +222,8 @@ func TestFamilies(t *testing.T) {
 	s.say(t, both, leeching())
 	s.say(t, none, leeching())
 	s.say(t, client, leeching())
-	client.addrs = [2]netip.AddrPort{1: netip.MustParseAddrPort("[2001:db8::3]:1")} // the same client by its other family
+	// the same client by its other family
+	client.addrs = [2]netip.AddrPort{1: netip.MustParseAddrPort("[2001:db8::3]:1")}
 	s.say(t, client, leeching())
 	h := s.handout(theBlob, asking{id: nobody(9).id}, 40)
 	if h.leechers != 3 || len(h.peers) != 2 {
@@ -268,7 +269,8 @@ func collect() {
 	runtime.GC()
 }
 
-// TestMemory: a pair costs little, be it in few large swarms of those that have the blob or fetch it, or in many of usual size.
+// TestMemory: a pair costs little, be it in few large swarms of those that have the blob or fetch it, or in many of
+// usual size.
 func TestMemory(t *testing.T) {
 	for name, c := range map[string]struct {
 		peers, blobs, each int // each peer says that it has, or fetches, as many of the blobs

@@ -8,8 +8,9 @@ import (
 )
 
 const (
-	// questionBurst is how many questions one source may have origins asked at once, questionRate how many a second after that. Only
-	// questions about digests that no origin knows count in the end: the others are refunded. An honest node has few of them.
+	// questionBurst is how many questions one source may have origins asked at once, questionRate how many a second
+	// after that. Only questions about digests that no origin knows count in the end: the others are refunded. An
+	// honest node has few of them.
 	questionBurst = 100
 	questionRate  = 20
 	// maxQuestioners bounds the sources whose questions are counted.

@@ -104,7 +104,8 @@ const (
 	stockClient
 )
 
-// snapshot walks the state. It holds the lock only to copy from it, a little at a time, and keeps only rows that are shown.
+// snapshot walks the state. It holds the lock only to copy from it, a little at a time, and keeps only rows that are
+// shown.
 func (s *store) snapshot() *dashboard.Snapshot {
 	out := &dashboard.Snapshot{Time: time.Now().UTC(), Swarms: []dashboard.Swarm{}}
 	now := s.now()
@@ -157,8 +158,8 @@ func (n *shown) finished() dashboard.Node {
 	return n.Node
 }
 
-// crowd finds the peers that are there. The number of one that is among them is not given to another while the snapshot is made: that needs a
-// time without an announce that is longer.
+// crowd finds the peers that are there. The number of one that is among them is not given to another while the snapshot
+// is made: that needs a time without an announce that is longer.
 func (s *store) crowd(now moment) *crowd {
 	out := &crowd{row: map[number]*shown{}}
 	rows := first[*shown]{n: maxRows * maxPages, cmp: func(a, b *shown) int {

@@ -12,8 +12,9 @@ import (
 	"kraken/proto/announce"
 )
 
-// sourceKey names who is charged for what an announce takes: the address that the connection comes from, a /64 where it is IPv6, and the
-// client certificate where there is one. The certificate alone would not do: a cluster may issue one for all of its nodes.
+// sourceKey names who is charged for what an announce takes: the address that the connection comes from, a /64 where it
+// is IPv6, and the client certificate where there is one. The certificate alone would not do: a cluster may issue one
+// for all of its nodes.
 type sourceKey struct {
 	prefix netip.Prefix
 	cert   [16]byte // of the names in the certificate, which outlive its renewal; zero without one
@@ -55,7 +56,8 @@ func callerAt(a netip.Addr) caller {
 // privileged is the first port that a process without privileges may listen at.
 const privileged = 1024
 
-// believe returns the addresses of said that others may be given, and a warning for the announcer where it is not what it said:
+// believe returns the addresses of said that others may be given, and a warning for the announcer where it is not what
+// it said:
 //   - an address that the connection comes from, or that the caller's certificate names, is believed;
 //   - any loopback address is, of a caller on loopback, and of nobody else;
 //   - with trust_announced_ip any other is;

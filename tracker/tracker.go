@@ -1,6 +1,6 @@
-// Package tracker is the role that knows who has what: it takes announces, hands out peers and the metainfo with them in one
-// round trip, and shows the swarms on a page. Its state is soft: whatever it forgets is announced again within an interval. It moves
-// no byte of any blob, and nothing of a cluster stands still without it.
+// Package tracker is the role that knows who has what: it takes announces, hands out peers and the metainfo with them
+// in one round trip, and shows the swarms on a page. Its state is soft: whatever it forgets is announced again within
+// an interval. It moves no byte of any blob, and nothing of a cluster stands still without it.
 package tracker
 
 import (

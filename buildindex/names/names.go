@@ -1,10 +1,10 @@
-// Package names says what a build-index keeps and how it changes: repositories, manifests, tags, which repository holds which
-// blob, and the outbox of changes that the bucket lacks. Drivers are in folders of their own; namestest is the suite that each
-// of them passes.
+// Package names says what a build-index keeps and how it changes: repositories, manifests, tags, which repository holds
+// which blob, and the outbox of changes that the bucket lacks. Drivers are in folders of their own; namestest is the
+// suite that each of them passes.
 //
-// A condition on what is there is looked at inside the write that depends on it, never only before: several processes may write
-// to one database. So is the order of generations: of two changes of a name the one of the higher generation wins, whichever
-// comes first, and a deletion counts as a change.
+// A condition on what is there is looked at inside the write that depends on it, never only before: several processes
+// may write to one database. So is the order of generations: of two changes of a name the one of the higher generation
+// wins, whichever comes first, and a deletion counts as a change.
 package names
 
 import (
@@ -29,15 +29,15 @@ var (
 	ErrNewer     = errors.New("the name was changed by a later generation")
 )
 
-// TombstoneAge is for how long a Store remembers deletions, measured in generations, to refuse what is older than they are. No
-// change is under way for so long.
+// TombstoneAge is for how long a Store remembers deletions, measured in generations, to refuse what is older than they
+// are. No change is under way for so long.
 const TombstoneAge = 2 * time.Hour
 
 // Store is one database of names. All methods may be called at once, and several processes may have one database open.
 type Store interface {
-	// Update does what f writes to tx, all or nothing, and it is durable when Update returns nil. When f returns an error
-	// nothing is done and Update returns that error. What has begun is finished also when ctx ends meanwhile. A driver may call
-	// f more than once, so f has no other effects than its writes.
+	// Update does what f writes to tx, all or nothing, and it is durable when Update returns nil. When f returns an
+	// error nothing is done and Update returns that error. What has begun is finished also when ctx ends meanwhile. A
+	// driver may call f more than once, so f has no other effects than its writes.
 	Update(ctx context.Context, f func(tx Tx) error) error
 
 	// Manifest returns the manifest of a digest or that a tag names, ErrNotFound when there is none.
@@ -48,8 +48,8 @@ type Store interface {
 	Tag(ctx context.Context, repo, tag string) (Version, error)
 	// TagsOf returns the tags that name a manifest.
 	TagsOf(ctx context.Context, repo string, d digest.Digest) ([]string, error)
-	// Layer returns the size of a blob that is a member of a repository, of any repository when repo is empty; ErrNotFound when
-	// it is in none.
+	// Layer returns the size of a blob that is a member of a repository, of any repository when repo is empty;
+	// ErrNotFound when it is in none.
 	Layer(ctx context.Context, repo string, d digest.Digest) (size int64, err error)
 
 	// Tags returns up to n tags after last, in order, ErrNotFound when there is no such repository.
@@ -61,7 +61,8 @@ type Store interface {
 
 	// Outbox returns up to n rows after a row's id, oldest first.
 	Outbox(ctx context.Context, after int64, n int) ([]OutboxRow, error)
-	// Queued returns the rows of the outbox that are of this generation. Deleting a manifest makes one for each of its tags.
+	// Queued returns the rows of the outbox that are of this generation. Deleting a manifest makes one for each of its
+	// tags.
 	Queued(ctx context.Context, generation int64) ([]OutboxRow, error)
 
 	// State returns the numbers that describe the database.
@@ -79,24 +80,25 @@ type Tx interface {
 	// Require returns a *Conflict of kind ErrCondition unless c holds for the tag or manifest ref of a repository now.
 	Require(repo string, ref registry.Reference, c Condition) error
 
-	// PutManifest stores a manifest with its bytes, or raises the generation of one that is there. A *Conflict of kind ErrNewer
-	// says that a later generation has deleted it.
+	// PutManifest stores a manifest with its bytes, or raises the generation of one that is there. A *Conflict of kind
+	// ErrNewer says that a later generation has deleted it.
 	PutManifest(m Manifest) error
-	// DeleteManifest removes a manifest and its tags, and returns these. ErrNotFound when it is not there, a *Conflict of kind
-	// ErrNewer when a later generation has put it again.
+	// DeleteManifest removes a manifest and its tags, and returns these. ErrNotFound when it is not there, a *Conflict
+	// of kind ErrNewer when a later generation has put it again.
 	DeleteManifest(repo string, d digest.Digest, generation int64) (tags []string, err error)
-	// PutTag points a tag at v. A *Conflict of kind ErrNewer says that a later generation has moved or deleted it, or that this
-	// generation points it elsewhere; only of two tags of generation 0 the last one written wins.
+	// PutTag points a tag at v. A *Conflict of kind ErrNewer says that a later generation has moved or deleted it, or
+	// that this generation points it elsewhere; only of two tags of generation 0 the last one written wins.
 	PutTag(repo, tag string, v Version) error
 	// DeleteTag removes a tag. ErrNotFound and *Conflict as for DeleteManifest.
 	DeleteTag(repo, tag string, generation int64) error
-	// PutLayer makes a blob a member of a repository. Generation is NoGeneration for a push, which wins over what came before it;
-	// otherwise a *Conflict of kind ErrNewer says that a later generation has ended the membership.
+	// PutLayer makes a blob a member of a repository. Generation is NoGeneration for a push, which wins over what came
+	// before it; otherwise a *Conflict of kind ErrNewer says that a later generation has ended the membership.
 	PutLayer(repo string, d digest.Digest, size, generation int64) error
 	// DeleteLayer ends a membership. ErrNotFound and *Conflict as for DeleteManifest.
 	DeleteLayer(repo string, d digest.Digest, generation int64) error
 
-	// Enqueue adds a change to the outbox, without the bytes of a manifest, and raises the last generation to the change's.
+	// Enqueue adds a change to the outbox, without the bytes of a manifest, and raises the last generation to the
+	// change's.
 	Enqueue(r registry.NameRecord) error
 	// Done removes a row of the outbox. One that is not there is no error.
 	Done(id int64) error
@@ -166,7 +168,8 @@ type Conflict struct {
 	Repository string
 	Name       registry.Reference // a tag, or the digest of a manifest or blob
 	Wanted     Condition          // that does not hold, for ErrCondition
-	// Now is what is there. Its Digest is empty when nothing is; for ErrNewer its generation is then that of the deletion.
+	// Now is what is there. Its Digest is empty when nothing is; for ErrNewer its generation is then that of the
+	// deletion.
 	Now Version
 }
 

@@ -1,4 +1,5 @@
-// Package config holds the commented sample of every role's configuration, which is the reference, and sees that each loads.
+// Package config holds the commented sample of every role's configuration, which is the reference, and sees that each
+// loads.
 package config
 
 import (

@@ -9,8 +9,8 @@ import (
 	"kraken/proto/config"
 )
 
-// FuzzSamples changes the samples: no role's configuration makes the reader panic, and one that is valid is so again, and stays what
-// it was: Validate fills in defaults once.
+// FuzzSamples changes the samples: no role's configuration makes the reader panic, and one that is valid is so again,
+// and stays what it was: Validate fills in defaults once.
 func FuzzSamples(f *testing.F) {
 	for file := range samples() {
 		b, err := os.ReadFile(file)

@@ -48,8 +48,8 @@ func check(t *testing.T, name, path string) (code int, stdout, stderr string) {
 	return code, out.String(), errs.String()
 }
 
-// set puts values into a configuration by their paths. A path that the configuration lacks is added where its first key is there, or the
-// role is known to take it; ok is false where the role has no such key.
+// set puts values into a configuration by their paths. A path that the configuration lacks is added where its first key
+// is there, or the role is known to take it; ok is false where the role has no such key.
 func set(cfg map[string]any, path string, value any) (ok bool) {
 	keys := strings.Split(path, ".")
 	at := cfg
@@ -78,8 +78,8 @@ func set(cfg map[string]any, path string, value any) (ok bool) {
 
 type changes map[string]any
 
-// mistakes are what --check refuses: a set of changes to the sample, the role that they are for (default: each that has the keys), and
-// the key that the message names, with what it says.
+// mistakes are what --check refuses: a set of changes to the sample, the role that they are for (default: each that has
+// the keys), and the key that the message names, with what it says.
 func mistakes(f files) []mistake {
 	one := map[string]any{"id": "origin-01", "url": "http://127.0.0.1:16031", "peer": "127.0.0.1:16041"}
 	with := func(key string, value any) []any {

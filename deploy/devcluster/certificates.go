@@ -21,7 +21,8 @@ type Files struct {
 	CA, Cert, Key string
 }
 
-// Certificate names the files of whom the cluster's authority certified by that id: every component's, and who Issue was called for.
+// Certificate names the files of whom the cluster's authority certified by that id: every component's, and who Issue
+// was called for.
 func (cl *Cluster) Certificate(id string) Files {
 	dir := filepath.Join(cl.Dir, "tls")
 	return Files{CA: filepath.Join(dir, "ca.pem"), Cert: filepath.Join(dir, id+".pem"), Key: filepath.Join(dir, id+".key")}
@@ -47,8 +48,8 @@ func (cl *Cluster) writeCertificates() error {
 	return nil
 }
 
-// Issue gives id a certificate of the cluster's authority, for servers and clients, in its common name and DNS names. Up must have
-// been called.
+// Issue gives id a certificate of the cluster's authority, for servers and clients, in its common name and DNS names.
+// Up must have been called.
 func (cl *Cluster) Issue(id string) (Files, error) {
 	authority := cl.Certificate("authority")
 	ca, key, err := readAuthority(authority.CA, authority.Key)

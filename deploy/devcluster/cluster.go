@@ -209,7 +209,8 @@ func (cl *Cluster) Wipe(name string) error {
 	return cl.makeStateDir(c)
 }
 
-// StateDir is what a component writes to. It differs by runtime: containers run as another user, who can't use a process's files.
+// StateDir is what a component writes to. It differs by runtime: containers run as another user, who can't use a
+// process's files.
 func (cl *Cluster) StateDir(c *Component) string {
 	return filepath.Join(cl.Dir, c.Name, "state-"+cl.Runtime)
 }

@@ -14,8 +14,8 @@ const containerUser = 65532
 // label marks the containers of dev clusters; its value is the cluster's folder.
 const label = "kraken.devcluster"
 
-// containers runs components with docker on the host's network, one container each, named as the component. A handle is the
-// container's id, so that only what this command made is ever ended.
+// containers runs components with docker on the host's network, one container each, named as the component. A handle is
+// the container's id, so that only what this command made is ever ended.
 type containers struct{}
 
 func (containers) docker(ctx context.Context, args ...string) ([]byte, error) {
@@ -43,8 +43,9 @@ func (d containers) start(ctx context.Context, cl *Cluster, c *Component) (strin
 	return strings.TrimSpace(string(id)), nil
 }
 
-// makeRoom removes the container of that name which a cluster left when it was cut off, by a reboot say, in whatever checkout.
-// It has nothing that matters: state and configuration are in its cluster's folder. One that runs, or isn't a dev cluster's, stays.
+// makeRoom removes the container of that name which a cluster left when it was cut off, by a reboot say, in whatever
+// checkout. It has nothing that matters: state and configuration are in its cluster's folder. One that runs, or isn't a
+// dev cluster's, stays.
 func (d containers) makeRoom(ctx context.Context, name string) error {
 	out, err := d.docker(ctx, "ps", "-a", "--filter", "name=^/"+name+"$", "--format", `{{.ID}}\t{{.State}}\t{{.Label "`+label+`"}}`)
 	if err != nil {

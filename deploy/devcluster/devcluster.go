@@ -1,7 +1,7 @@
-// Package devcluster lays out and runs a whole Kraken cluster on this machine's loopback, as processes or containers: a stand-in
-// bucket, three origins, a tracker, a build-index, a proxy and agents. It is the one description of a cluster, for the command of
-// the same name and for tests against real processes. State, configuration and logs are in one folder; Down ends exactly what Up
-// started. It is no way to run a cluster that matters: see deploy/README.md for that.
+// Package devcluster lays out and runs a whole Kraken cluster on this machine's loopback, as processes or containers: a
+// stand-in bucket, three origins, a tracker, a build-index, a proxy and agents. It is the one description of a cluster,
+// for the command of the same name and for tests against real processes. State, configuration and logs are in one
+// folder; Down ends exactly what Up started. It is no way to run a cluster that matters: see deploy/README.md for that.
 package devcluster
 
 import (
@@ -22,15 +22,15 @@ type Options struct {
 	Bin     string // folder with the binaries, for processes
 	Runtime string // how components run: process (the default) or docker
 	Agents  int
-	// FreePorts gives every component ports that are free now, so that several clusters run side by side. Without it the first four
-	// agents and everything else have the ports of the design, 16000-16100.
+	// FreePorts gives every component ports that are free now, so that several clusters run side by side. Without it
+	// the first four agents and everything else have the ports of the design, 16000-16100.
 	FreePorts bool
-	// MutualTLS makes an authority in Dir and gives each component a certificate of its own, whose names are its id, "localhost"
-	// and 127.0.0.1. Origins, tracker and build-index then take only holders of one; so do peers. The proxy has TLS and takes
-	// everybody; agents' registries and the admin listeners stay plain.
+	// MutualTLS makes an authority in Dir and gives each component a certificate of its own, whose names are its id,
+	// "localhost" and 127.0.0.1. Origins, tracker and build-index then take only holders of one; so do peers. The proxy
+	// has TLS and takes everybody; agents' registries and the admin listeners stay plain.
 	MutualTLS bool
-	// Config has keys by role ("origin") or by component ("kraken-origin-01"), which are laid over those of the template. A map is
-	// laid over a map key by key; whatever else replaces what was there. A component's keys win.
+	// Config has keys by role ("origin") or by component ("kraken-origin-01"), which are laid over those of the
+	// template. A map is laid over a map key by key; whatever else replaces what was there. A component's keys win.
 	Config map[string]map[string]any
 	// Bound ends processes when the program that started them ends, however it ends. Without it they outlive it.
 	Bound bool
@@ -38,12 +38,13 @@ type Options struct {
 
 // Component is one process or container. It is written to the state file, so that later commands find what Up started.
 type Component struct {
-	Name   string `json:"name"`
-	Role   string `json:"role"`
-	Addr   string `json:"addr"`            // registry or main listener
-	Admin  string `json:"admin,omitempty"` // admin listener
-	Peer   string `json:"peer,omitempty"`
-	Handle string `json:"handle,omitempty"` // of the runtime: pid and its start time, or container id; empty when stopped
+	Name  string `json:"name"`
+	Role  string `json:"role"`
+	Addr  string `json:"addr"`            // registry or main listener
+	Admin string `json:"admin,omitempty"` // admin listener
+	Peer  string `json:"peer,omitempty"`
+	// of the runtime: pid and its start time, or container id; empty when stopped
+	Handle string `json:"handle,omitempty"`
 }
 
 // ID is the name that a component has in configurations, such as origin-01.
@@ -68,8 +69,8 @@ func (c *Component) ports() []string {
 	return out
 }
 
-// Cluster is the plan and the state of a cluster, its components in the order in which they start. It is not for several goroutines
-// at once.
+// Cluster is the plan and the state of a cluster, its components in the order in which they start. It is not for
+// several goroutines at once.
 type Cluster struct {
 	Runtime    string       `json:"runtime"`
 	MutualTLS  bool         `json:"mutual_tls,omitempty"`

@@ -9,8 +9,8 @@ import (
 	"kraken/proto/transport"
 )
 
-// Free ports are taken from below the range that the kernel gives outgoing connections (32768 and up), so that no connection gets
-// one between the choice and the listener; and from a random place on, for the sake of other clusters.
+// Free ports are taken from below the range that the kernel gives outgoing connections (32768 and up), so that no
+// connection gets one between the choice and the listener; and from a random place on, for the sake of other clusters.
 const firstFree, countFree = 20_000, 12_000
 
 // freePorts returns n different ports that are free now and not in taken, and adds them to it.

@@ -16,8 +16,8 @@ import (
 // stopTimeout is how long a component may drain before it is killed.
 const stopTimeout = 35 * time.Second
 
-// processes runs components as children, which outlive this program unless bound. A handle is "<pid>:<start time>", so that a pid
-// that was given to another program since is never signalled.
+// processes runs components as children, which outlive this program unless bound. A handle is "<pid>:<start time>", so
+// that a pid that was given to another program since is never signalled.
 type processes struct{ bound bool }
 
 func (p processes) start(_ context.Context, cl *Cluster, c *Component) (string, error) {

@@ -1,6 +1,6 @@
-// Package bucket is durable storage: one small interface over buckets (a directory, S3 and what is compatible with it, memory for
-// tests). It knows no origin, no build-index, and not what keys mean: that is proto/layout. What every driver must do is the suite
-// in buckettest.
+// Package bucket is durable storage: one small interface over buckets (a directory, S3 and what is compatible with it,
+// memory for tests). It knows no origin, no build-index, and not what keys mean: that is proto/layout. What every
+// driver must do is the suite in buckettest.
 package bucket
 
 import (
@@ -47,12 +47,14 @@ type Bucket interface {
 type Config struct {
 	// Name is how markers on disk call the bucket: never rename one that has blobs to be written back.
 	Name string `yaml:"name"`
-	// URL is file:///absolute/folder, with ?mode=0640 where others may read its files (default 0600), or s3://bucket?region=…&endpoint=http://host:port&use_path_style=true; mem:// for tests.
+	// URL is file:///absolute/folder, with ?mode=0640 where others may read its files (default 0600), or
+	// s3://bucket?region=…&endpoint=http://host:port&use_path_style=true; mem:// for tests.
 	URL string `yaml:"url"`
 	// AccessKey and SecretKey are for s3; without them the usual AWS sources are asked.
 	AccessKey config.Secret `yaml:"access_key"`
 	SecretKey config.Secret `yaml:"secret_key"`
-	// Repositories is a regular expression for whole repository names, default all. The first bucket that matches is used.
+	// Repositories is a regular expression for whole repository names, default all. The first bucket that matches is
+	// used.
 	Repositories string `yaml:"repositories"`
 }
 
@@ -99,9 +101,9 @@ func (c Config) pattern() (*regexp.Regexp, error) {
 // requestTimeout bounds the calls that move no body to speak of.
 const requestTimeout = 10 * time.Second
 
-// Open opens the bucket that cfg names and stacks on its driver what all drivers have in common: a call that failed at once is
-// tried again, and m measures what the caller waited for in all. A nil m measures nothing. It does not ask whether the bucket is
-// reachable.
+// Open opens the bucket that cfg names and stacks on its driver what all drivers have in common: a call that failed at
+// once is tried again, and m measures what the caller waited for in all. A nil m measures nothing. It does not ask
+// whether the bucket is reachable.
 func Open(ctx context.Context, cfg Config, m *Metrics) (Bucket, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err

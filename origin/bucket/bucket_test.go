@@ -130,7 +130,8 @@ func TestUnreachableIsNotMissing(t *testing.T) {
 	}
 }
 
-// A folder that is not mounted must not look like an empty bucket: build-index would restore nothing and say that it is all.
+// A folder that is not mounted must not look like an empty bucket: build-index would restore nothing and say that it is
+// all.
 func TestFolderThatIsGone(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "bucket")
 	b := mustOpen(t, bucket.Config{URL: "file://" + dir})

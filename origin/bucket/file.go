@@ -84,8 +84,8 @@ func (b *folder) Put(ctx context.Context, key string, r io.Reader) error {
 	return nil
 }
 
-// sync makes a file and the names of all folders down to it durable: fileblob renames without a sync. A folder that was seen to be durable is
-// not synced again for its own name.
+// sync makes a file and the names of all folders down to it durable: fileblob renames without a sync. A folder that was
+// seen to be durable is not synced again for its own name.
 func (b *folder) sync(key string) error {
 	p := filepath.Join(b.dir, filepath.FromSlash(key))
 	if err := syncFile(p); err != nil {
@@ -133,8 +133,8 @@ func (b *folder) List(ctx context.Context, prefix string, fn func(Object) error)
 
 var errUnmounted = errors.New("the folder is not there")
 
-// walk lists a folder in the order of keys. fileblob's own listing visits a/ before a-b/, repeats keys from page to page for that, and
-// skips what it can't read.
+// walk lists a folder in the order of keys. fileblob's own listing visits a/ before a-b/, repeats keys from page to
+// page for that, and skips what it can't read.
 func (b *folder) walk(ctx context.Context, dir, prefix string, fn func(Object) error) error {
 	es, err := os.ReadDir(filepath.Join(b.dir, filepath.FromSlash(dir)))
 	if errors.Is(err, fs.ErrNotExist) {

@@ -77,12 +77,13 @@ func (o *observed) List(ctx context.Context, prefix string, fn func(Object) erro
 const (
 	tries      = 3
 	retryPause = 50 * time.Millisecond // before the second try; four times that before the third
-	// patience is how long the tries of one call may have taken for another to begin: what hangs costs its timeout once.
+	// patience is how long the tries of one call may have taken for another to begin: what hangs costs its timeout
+	// once.
 	patience = time.Second
 )
 
-// retrying repeats a call that failed soon, for a connection that was closed or an answer like 503. A list whose first object was
-// reported, and a body that can't be rewound, are not repeated.
+// retrying repeats a call that failed soon, for a connection that was closed or an answer like 503. A list whose first
+// object was reported, and a body that can't be rewound, are not repeated.
 type retrying struct{ Bucket }
 
 func retry(b Bucket) Bucket { return retrying{b} }

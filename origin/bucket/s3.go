@@ -25,7 +25,8 @@ func checkS3(u *url.URL) error {
 	return nil
 }
 
-// openS3 makes a client of S3, or of what is compatible with it. Calls are not repeated inside the SDK: retry does that for all drivers.
+// openS3 makes a client of S3, or of what is compatible with it. Calls are not repeated inside the SDK: retry does that
+// for all drivers.
 func openS3(ctx context.Context, cfg Config, u *url.URL) (Bucket, error) {
 	q := u.Query()
 	o := []func(*awsconfig.LoadOptions) error{awsconfig.WithRegion(q.Get("region")), awsconfig.WithRetryMaxAttempts(1)}

@@ -9,8 +9,9 @@ import (
 	"kraken/proto/blob"
 )
 
-// WriteLast appends r where the session stands, as the end of its blob. When the last thing that came was a WriteLast, too, which then was cut
-// or not followed by a commit, r is the same bytes again: it takes the place of the earlier ones. Write and Resync end that.
+// WriteLast appends r where the session stands, as the end of its blob. When the last thing that came was a WriteLast,
+// too, which then was cut or not followed by a commit, r is the same bytes again: it takes the place of the earlier
+// ones. Write and Resync end that.
 func (u *Upload) WriteLast(ctx context.Context, r io.Reader) (n int64, err error) {
 	if !u.mu.TryLock() {
 		return 0, fmt.Errorf("write upload %s: %w", u.id, ErrBusy)
@@ -26,7 +27,8 @@ func (u *Upload) WriteLast(ctx context.Context, r io.Reader) (n int64, err error
 	return u.write(ctx, -1, r)
 }
 
-// AwaitIdle waits until nobody writes or commits the session, ErrBusy when that lasts longer than most. Somebody may begin right after.
+// AwaitIdle waits until nobody writes or commits the session, ErrBusy when that lasts longer than most. Somebody may
+// begin right after.
 func (u *Upload) AwaitIdle(ctx context.Context, most time.Duration) error {
 	for began := time.Now(); !u.mu.TryLock(); {
 		if time.Since(began) >= most {

@@ -11,8 +11,8 @@ import (
 	"kraken/proto/blob"
 )
 
-// FuzzDisk puts whatever a disk may have become in the place of one of the store's own files. The store refuses to open, or works: what
-// it gives for whole is whole, what is broken is done again, and a blob comes in.
+// FuzzDisk puts whatever a disk may have become in the place of one of the store's own files. The store refuses to
+// open, or works: what it gives for whole is whole, what is broken is done again, and a blob comes in.
 func FuzzDisk(f *testing.F) {
 	content := bytes.Repeat([]byte("0123456"), 2*blob.MinPieceLength/7+1)
 	m := metainfoOf(f, content)

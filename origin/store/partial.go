@@ -19,9 +19,9 @@ import (
 
 // Partial is a blob of which only some pieces are there. It is one object for all its users; each calls Close once.
 //
-// Its file `pieces` holds two bitmaps: the pieces that were synced to the disk, and the ones that were verified, written for each
-// piece without a sync, together with the boot id of the machine. After a crash of the process alone the second one is true;
-// after a crash of the machine only the first.
+// Its file `pieces` holds two bitmaps: the pieces that were synced to the disk, and the ones that were verified,
+// written for each piece without a sync, together with the boot id of the machine. After a crash of the process alone
+// the second one is true; after a crash of the machine only the first.
 type Partial struct {
 	s *Store
 	m *blob.Metainfo
@@ -228,7 +228,8 @@ func (p *Partial) WriteAt(b []byte, off int64) (int, error) {
 // ReadAt reads what is there; only verified pieces mean anything to others.
 func (p *Partial) ReadAt(b []byte, off int64) (int, error) { return p.f.ReadAt(b, off) }
 
-// File is the data, to send pieces from it by sendfile; only verified pieces mean anything to others. It is closed after the last Close.
+// File is the data, to send pieces from it by sendfile; only verified pieces mean anything to others. It is closed
+// after the last Close.
 func (p *Partial) File() *os.File { return p.f }
 
 // MarkVerified says that piece i was written and passed its hash.
@@ -296,7 +297,8 @@ func (p *Partial) Wait(ctx context.Context, i int) error {
 	}
 }
 
-// retry forgets why the last use failed. Who waits, also a reader of that use that has not looked yet, is served by the next one.
+// retry forgets why the last use failed. Who waits, also a reader of that use that has not looked yet, is served by the
+// next one.
 func (p *Partial) retry() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -390,9 +392,9 @@ func (p *Partial) writeSynced(have blob.Bitmap) error {
 	return err
 }
 
-// Commit makes a whole blob of a partial one: all pieces must be verified, the digest of the whole is checked. ErrDigestMismatch: the
-// pieces all passed and the whole is wrong, so the metainfo is; everything is removed. Readers of the partial blob read on
-// either way.
+// Commit makes a whole blob of a partial one: all pieces must be verified, the digest of the whole is checked.
+// ErrDigestMismatch: the pieces all passed and the whole is wrong, so the metainfo is; everything is removed. Readers
+// of the partial blob read on either way.
 func (p *Partial) Commit(ctx context.Context) (Info, error) {
 	d := p.m.Digest
 	p.ending.Lock()

@@ -54,7 +54,8 @@ type scrubState struct {
 const (
 	scrubChunk = 1 << 20
 	scrubAlign = 4096
-	// scrubLeast is what a smaller blob counts as at the rate. It bounds how many are opened, to 160 a second at the default.
+	// scrubLeast is what a smaller blob counts as at the rate. It bounds how many are opened, to 160 a second at the
+	// default.
 	scrubLeast = 64 << 10
 	// scrubDelay keeps the first pass away from a start, when all else begins as well.
 	scrubDelay = time.Minute
@@ -130,8 +131,8 @@ func (s *Store) scrubAll(ctx context.Context, limit *rate.Limiter) error {
 	return nil
 }
 
-// Scrub verifies a whole blob again. One that has rotted is removed, unless it is owed to the bucket: ErrDigestMismatch either
-// way. It is not an access, and does not keep the blob from being evicted.
+// Scrub verifies a whole blob again. One that has rotted is removed, unless it is owed to the bucket: ErrDigestMismatch
+// either way. It is not an access, and does not keep the blob from being evicted.
 func (s *Store) Scrub(ctx context.Context, d digest.Digest) error {
 	return s.scrubBlob(ctx, d, rate.NewLimiter(rate.Inf, 0), aligned(scrubChunk))
 }
@@ -177,8 +178,8 @@ func (s *Store) scrubBlob(ctx context.Context, d digest.Digest, limit *rate.Limi
 	return errors.Join(rotten, err)
 }
 
-// intact reads a blob around the page cache where the file system can: what is to be verified is the disk, and what others read
-// should stay cached. A disk that can't give the bytes back counts as rot.
+// intact reads a blob around the page cache where the file system can: what is to be verified is the disk, and what
+// others read should stay cached. A disk that can't give the bytes back counts as rot.
 func (s *Store) intact(ctx context.Context, d digest.Digest, e *entry, limit *rate.Limiter, buf []byte) (bool, error) {
 	f, err := s.root.OpenFile(blobFile(d, fileData), os.O_RDONLY|syscall.O_DIRECT, 0)
 	if errors.Is(err, syscall.EINVAL) {

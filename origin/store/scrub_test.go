@@ -60,7 +60,8 @@ func TestScrub(t *testing.T) {
 	}
 }
 
-// TestScrubOfManySmallBlobs: they are read at a pace of blobs, since opening each is what costs, and in memory that is made once.
+// TestScrubOfManySmallBlobs: they are read at a pace of blobs, since opening each is what costs, and in memory that is
+// made once.
 func TestScrubOfManySmallBlobs(t *testing.T) {
 	const n = 100
 	s := open(t, Config{Volatile: true})

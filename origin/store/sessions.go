@@ -10,18 +10,18 @@ import (
 // ErrTooMany is an upload that would go beyond the bounds of upload sessions. It may go on when others have ended.
 var ErrTooMany = errors.New("too much is being uploaded at once")
 
-// Sessions bounds the upload sessions of clients, which cost a client nothing. A bound of 0 in a store's configuration is none; Validate sets an
-// origin's defaults. Transient sessions, which are of roles, don't count.
+// Sessions bounds the upload sessions of clients, which cost a client nothing. A bound of 0 in a store's configuration
+// is none; Validate sets an origin's defaults. Transient sessions, which are of roles, don't count.
 type Sessions struct {
 	// Max is how many sessions there may be at once, default 8192, MaxPerSource how many of one source, default 512.
 	Max          int `yaml:"sessions"`
 	MaxPerSource int `yaml:"sessions_per_source"`
-	// Share is the fraction of the capacity, or of the file system where that is smaller, which the bytes of all sessions may take, default 0.8;
-	// SharePerSource those of one source, default 0.5. The rest is kept for blobs.
+	// Share is the fraction of the capacity, or of the file system where that is smaller, which the bytes of all
+	// sessions may take, default 0.8; SharePerSource those of one source, default 0.5. The rest is kept for blobs.
 	Share          float64 `yaml:"share"`
 	SharePerSource float64 `yaml:"share_per_source"`
-	// Writers is how many sessions may be written at once, default a quarter of the process's descriptors: each takes one, and its
-	// connection another. The rest is kept for commits, names and reads.
+	// Writers is how many sessions may be written at once, default a quarter of the process's descriptors: each takes
+	// one, and its connection another. The rest is kept for commits, names and reads.
 	Writers int `yaml:"writers"`
 }
 
@@ -83,8 +83,8 @@ func (c *sessionCounts) add(source string, sessions int, bytes int64) {
 	c.sources[source] = s
 }
 
-// beginSession counts a session. Where there are as many as there may be, the session that was idle longest of the source that has most makes
-// room for one of a source that has fewer; ErrTooMany where there is none such.
+// beginSession counts a session. Where there are as many as there may be, the session that was idle longest of the
+// source that has most makes room for one of a source that has fewer; ErrTooMany where there is none such.
 func (s *Store) beginSession(o UploadOptions) error {
 	if o.Transient {
 		return nil
@@ -118,8 +118,9 @@ func (s *Store) tryBegin(o UploadOptions) (victim *Upload, err error) {
 	return nil, nil
 }
 
-// dispensable returns the session that was idle longest of the source that takes most, where that is more than what o's source takes, with its
-// lock held. Nil where there is none, or all of that source's are being written. The caller holds s.mu.
+// dispensable returns the session that was idle longest of the source that takes most, where that is more than what o's
+// source takes, with its lock held. Nil where there is none, or all of that source's are being written. The caller
+// holds s.mu.
 func (s *Store) dispensable(o UploadOptions, takes func(held) int64) *Upload {
 	most, greediest := takes(s.sessions.sources[o.Source]), o.Source
 	for source, h := range s.sessions.sources {
@@ -176,8 +177,8 @@ func (s *Store) endSession(o UploadOptions, bytes int64) {
 // keptFree is what sessions leave free on the file system beyond min_free, for names and commits.
 const keptFree = 64 << 20
 
-// chargeSession accounts for n more bytes of a session of have bytes: ErrTooMany when others leave no room for them now, ErrFull when there
-// never will be. Sessions of a source that takes more make room.
+// chargeSession accounts for n more bytes of a session of have bytes: ErrTooMany when others leave no room for them
+// now, ErrFull when there never will be. Sessions of a source that takes more make room.
 func (s *Store) chargeSession(o UploadOptions, have, n int64) error {
 	if o.Transient {
 		return nil
@@ -255,8 +256,8 @@ func (s *Store) beginWrite(o UploadOptions) (end func(), err error) {
 	return func() { s.writers.Add(-1) }, nil
 }
 
-// park closes the file of a client's session between two requests: a session costs no descriptor. The state of its hash stays, so that a commit
-// reads nothing again. The caller holds u.mu.
+// park closes the file of a client's session between two requests: a session costs no descriptor. The state of its hash
+// stays, so that a commit reads nothing again. The caller holds u.mu.
 func (u *Upload) park() {
 	if u.o.Transient || u.f == nil {
 		return

@@ -16,10 +16,12 @@ import (
 
 // Keep is what an operator says about keeping blobs; origins and agents have the same keys.
 type Keep struct {
-	// HighWater is the fraction of the capacity above which blobs are evicted, LowWater the one down to which. Defaults 0.95 and 0.85.
+	// HighWater is the fraction of the capacity above which blobs are evicted, LowWater the one down to which. Defaults
+	// 0.95 and 0.85.
 	HighWater float64 `yaml:"high_water"`
 	LowWater  float64 `yaml:"low_water"`
-	// MinFree is what is to stay free on the file system: blobs are evicted for it, too, and nothing is taken without it.
+	// MinFree is what is to stay free on the file system: blobs are evicted for it, too, and nothing is taken without
+	// it.
 	MinFree config.Size `yaml:"min_free"`
 	// Pinned are digests that are never evicted, beside those that Pin was called for.
 	Pinned []digest.Digest `yaml:"pinned"`
@@ -73,8 +75,8 @@ func (s *Store) footprint(d digest.Digest) (n int64, err error) {
 	return n, nil
 }
 
-// admit makes an entry of a blob whose size bytes have been reserved, and accounts for the disk bytes that it takes. The store's lock is
-// held, and the blob's folder claimed.
+// admit makes an entry of a blob whose size bytes have been reserved, and accounts for the disk bytes that it takes.
+// The store's lock is held, and the blob's folder claimed.
 func (s *Store) admit(d digest.Digest, size, disk int64, m *Marker) {
 	s.entries[d] = &entry{size: size, disk: disk, access: time.Now(), marked: m != nil, marker: m}
 	s.used += disk - size
@@ -96,7 +98,8 @@ func (s *Store) settle(d digest.Digest) {
 	}
 }
 
-// supersede takes an idle partial blob off the account, whose file is about to be replaced. The blob's folder is claimed.
+// supersede takes an idle partial blob off the account, whose file is about to be replaced. The blob's folder is
+// claimed.
 func (s *Store) supersede(d digest.Digest) {
 	if !s.has(d, filePieces) {
 		return
@@ -134,8 +137,8 @@ func (s *Store) available() int64 {
 	return n
 }
 
-// excess says how many bytes should be chosen to be removed so that n more can be written while avail are free, and how many must be gone
-// before that. The store's lock is held.
+// excess says how many bytes should be chosen to be removed so that n more can be written while avail are free, and how
+// many must be gone before that. The store's lock is held.
 func (s *Store) excess(n, avail int64) (should, must int64) {
 	if c := s.cfg.Capacity; c > 0 {
 		if after := s.used + n; after > int64(float64(c)*s.cfg.HighWater) {

@@ -1,6 +1,7 @@
-// Package store keeps blobs on a local disk: whole ones by digest, partial ones by pieces, upload sessions, write-back markers
-// and name records. Origin and agent use it. What it has acknowledged survives kill -9 and power loss; everything else is found
-// and dropped, or resumed, at the next Open. It talks to no network (its role serves AdminRoutes and ControlRoutes) and knows no swarm.
+// Package store keeps blobs on a local disk: whole ones by digest, partial ones by pieces, upload sessions, write-back
+// markers and name records. Origin and agent use it. What it has acknowledged survives kill -9 and power loss;
+// everything else is found and dropped, or resumed, at the next Open. It talks to no network (its role serves
+// AdminRoutes and ControlRoutes) and knows no swarm.
 package store
 
 import (
@@ -45,10 +46,11 @@ type Config struct {
 	Keep
 	// Sessions bounds upload sessions; its zero value does not.
 	Sessions Sessions
-	// Volatile says that no blob in the store is the only copy: commits don't wait for the disk. After a crash of the machine the latest are
-	// gone, and none is wrong. RunSync must run.
+	// Volatile says that no blob in the store is the only copy: commits don't wait for the disk. After a crash of the
+	// machine the latest are gone, and none is wrong. RunSync must run.
 	Volatile bool
-	// OnEvict is told of each blob that made room for others, or was found rotten, without the store's lock. May be nil.
+	// OnEvict is told of each blob that made room for others, or was found rotten, without the store's lock. May be
+	// nil.
 	OnEvict func(digest.Digest)
 	Logger  *slog.Logger
 
@@ -132,8 +134,9 @@ type Info struct {
 	Size   int64
 }
 
-// Open opens or creates the store in cfg.Dir. It finds name records, pins and upload sessions; the blobs are found in the background (see
-// Scanned), and looked for on the disk when somebody asks for one that was not found yet. No blob is read.
+// Open opens or creates the store in cfg.Dir. It finds name records, pins and upload sessions; the blobs are found in
+// the background (see Scanned), and looked for on the disk when somebody asks for one that was not found yet. No blob
+// is read.
 func Open(cfg Config) (_ *Store, err error) {
 	if cfg.Dir == "" {
 		return nil, errors.New("open store: no directory is configured")
@@ -233,8 +236,8 @@ func (s *Store) checkFormat() error {
 // closeWait is how long Close waits for one call of the file system that was begun, of the scan or of a removal.
 const closeWait = 10 * time.Second
 
-// Close ends the use of the directory. Partial blobs are flushed; open readers stay valid. What was evicted and is not removed yet stays on
-// the disk, and the next start finds it.
+// Close ends the use of the directory. Partial blobs are flushed; open readers stay valid. What was evicted and is not
+// removed yet stays on the disk, and the next start finds it.
 func (s *Store) Close() error {
 	s.stop()
 	s.mu.Lock()

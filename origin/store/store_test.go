@@ -449,7 +449,8 @@ func TestUploadSupersedesAPartial(t *testing.T) {
 	}
 }
 
-// TestUploadWithoutMetainfoSupersedesAPartial: the partial's metainfo came from somebody, and was never held against the bytes.
+// TestUploadWithoutMetainfoSupersedesAPartial: the partial's metainfo came from somebody, and was never held against
+// the bytes.
 func TestUploadWithoutMetainfoSupersedesAPartial(t *testing.T) {
 	s := open(t, Config{})
 	b := noise(600_000, 32)
@@ -574,7 +575,8 @@ func TestPartialAfterAFailure(t *testing.T) {
 	}
 }
 
-// TestPartialCommitsWhileItsLastUseCloses: who abandoned a blob may still be syncing what it had when the next one has it all.
+// TestPartialCommitsWhileItsLastUseCloses: who abandoned a blob may still be syncing what it had when the next one has
+// it all.
 func TestPartialCommitsWhileItsLastUseCloses(t *testing.T) {
 	s := open(t, Config{})
 	for i := range 50 {
@@ -650,7 +652,8 @@ func TestPartialResumesAndCommits(t *testing.T) {
 	}
 }
 
-// TestCrashKeepsVerifiedPieces copies the directory while pieces are there and nothing was closed, as kill -9 leaves it.
+// TestCrashKeepsVerifiedPieces copies the directory while pieces are there and nothing was closed, as kill -9 leaves
+// it.
 func TestCrashKeepsVerifiedPieces(t *testing.T) {
 	s := open(t, Config{})
 	b := noise(600_000, 12)

@@ -29,7 +29,8 @@ func (e *OffsetError) Error() string {
 	return fmt.Sprintf("chunk starts at byte %d, the upload stands at byte %d", e.Got, e.Want)
 }
 
-// UploadOptions is what is known when a session starts. It is kept on disk beside the bytes, unless the session is transient.
+// UploadOptions is what is known when a session starts. It is kept on disk beside the bytes, unless the session is
+// transient.
 type UploadOptions struct {
 	ID     string        `json:"-"`                // [a-z0-9-]{1,64}; made up when empty
 	Size   int64         `json:"size"`             // of the whole blob in bytes, -1 when not known
@@ -37,13 +38,15 @@ type UploadOptions struct {
 	Note   string        `json:"note,omitempty"`   // the caller's, e.g. the repository
 	Source string        `json:"source,omitempty"` // whose client began it: bounds hold for each source
 
-	// Transient says that nobody resumes the session after a restart: it is not kept on disk, and its bytes go with the process.
+	// Transient says that nobody resumes the session after a restart: it is not kept on disk, and its bytes go with the
+	// process.
 	Transient bool `json:"-"`
 	// NoMetainfo says that the blob is too small to be seeded, so no metainfo is made of it.
 	NoMetainfo bool `json:"-"`
 }
 
-// Upload is a session: bytes on their way to a blob. It survives a restart unless it is transient. One writer at a time.
+// Upload is a session: bytes on their way to a blob. It survives a restart unless it is transient. One writer at a
+// time.
 type Upload struct {
 	s       *Store
 	id      string
@@ -66,8 +69,8 @@ type Upload struct {
 
 var uploadID = regexp.MustCompile(`^[a-z0-9-]{1,64}$`)
 
-// writeBehind is after how many bytes the kernel is asked to start writing them to the disk, so that the fsync at the end
-// has little left to do.
+// writeBehind is after how many bytes the kernel is asked to start writing them to the disk, so that the fsync at the
+// end has little left to do.
 const writeBehind = 8 << 20
 
 func uploadFile(id, name string) string { return path.Join("uploads", id, name) }
@@ -157,7 +160,8 @@ func (s *Store) Upload(id string) (*Upload, error) {
 	return nil, fmt.Errorf("%w: %.64q", ErrUploadUnknown, id)
 }
 
-// ExpireUploads removes sessions that nobody has written to for idle, and returns how many. One that is being written or committed now stays.
+// ExpireUploads removes sessions that nobody has written to for idle, and returns how many. One that is being written
+// or committed now stays.
 func (s *Store) ExpireUploads(idle time.Duration) int {
 	limit := time.Now().Add(-idle).Unix()
 	s.mu.Lock()
@@ -206,8 +210,8 @@ func (u *Upload) Size() int64 { return u.o.Size }
 // Offset is the number of bytes received.
 func (u *Upload) Offset() int64 { return u.off.Load() }
 
-// Reader opens what was received and what will be, for following a session while it is written. It stays valid when the session
-// becomes a blob. The caller closes it.
+// Reader opens what was received and what will be, for following a session while it is written. It stays valid when the
+// session becomes a blob. The caller closes it.
 func (u *Upload) Reader() (*os.File, error) {
 	f, err := u.s.ups.OpenFile(path.Join(u.id, fileData), os.O_CREATE|os.O_RDONLY, 0o600)
 	if err != nil {
@@ -218,8 +222,8 @@ func (u *Upload) Reader() (*os.File, error) {
 
 var buffers = sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b }}
 
-// Write appends r at off, which must be the session's offset, or -1 for wherever it stands. What arrived before an error stays;
-// Offset is true in any case. ErrBusy when another writer is at it.
+// Write appends r at off, which must be the session's offset, or -1 for wherever it stands. What arrived before an
+// error stays; Offset is true in any case. ErrBusy when another writer is at it.
 func (u *Upload) Write(ctx context.Context, off int64, r io.Reader) (n int64, err error) {
 	if !u.mu.TryLock() {
 		return 0, fmt.Errorf("write upload %s: %w", u.id, ErrBusy)
@@ -329,8 +333,8 @@ func (u *Upload) append(b []byte, at int64) error {
 	return nil
 }
 
-// Commit verifies the bytes against d and makes them a blob, durably, by renaming: nothing is copied. The marker, if any, is
-// durable before the blob is visible. ErrDigestMismatch ends the session and nothing of it stays.
+// Commit verifies the bytes against d and makes them a blob, durably, by renaming: nothing is copied. The marker, if
+// any, is durable before the blob is visible. ErrDigestMismatch ends the session and nothing of it stays.
 func (u *Upload) Commit(ctx context.Context, d digest.Digest, m *Marker) (Info, error) {
 	if _, err := blob.ParseDigest(d.String()); err != nil {
 		return Info{}, err
@@ -387,9 +391,9 @@ func (u *Upload) verify(ctx context.Context, d digest.Digest, size int64) error 
 	return nil
 }
 
-// adopt makes the session's folder the blob's. All that belongs to the blob is made durable there first, so that what becomes visible is whole,
-// and owed to the bucket; nobody sees the blob before its name is durable, too. Only the steps that others must not see half done
-// take the lock: commits wait for the disk together, not one after the other.
+// adopt makes the session's folder the blob's. All that belongs to the blob is made durable there first, so that what
+// becomes visible is whole, and owed to the bucket; nobody sees the blob before its name is durable, too. Only the
+// steps that others must not see half done take the lock: commits wait for the disk together, not one after the other.
 func (s *Store) adopt(u *Upload, d digest.Digest, size int64, m *Marker) error {
 	if err := s.find(d); err != nil {
 		return err
@@ -523,8 +527,9 @@ func (u *Upload) stage(d digest.Digest, size int64, m *Marker) error {
 	return errors.Join(errs...)
 }
 
-// moveInto moves the session's files into a folder that is there already: that of an idle partial download of the same blob, or of a
-// commit that failed after its rename. It returns the marker that the blob has now. The blob's folder is claimed.
+// moveInto moves the session's files into a folder that is there already: that of an idle partial download of the same
+// blob, or of a commit that failed after its rename. It returns the marker that the blob has now. The blob's folder is
+// claimed.
 func (s *Store) moveInto(u *Upload, d digest.Digest, m *Marker) (*Marker, error) {
 	if m != nil {
 		merged, err := s.mark(d, *m)

@@ -13,9 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A volatile store (an agent's) holds no only copy, so its commits don't wait for the disk: syncing costs several milliseconds a blob. A
-// crash of the process harms nothing, since the page cache survives it. A crash of the machine may tear what was committed since the last
-// syncfs, so the time of that is kept with the boot id in the file `synced`, and the next Open drops what is newer.
+// A volatile store (an agent's) holds no only copy, so its commits don't wait for the disk: syncing costs several
+// milliseconds a blob. A crash of the process harms nothing, since the page cache survives it. A crash of the machine
+// may tear what was committed since the last syncfs, so the time of that is kept with the boot id in the file `synced`,
+// and the next Open drops what is newer.
 
 const (
 	fileSynced   = "synced"
@@ -68,8 +69,9 @@ func (s *Store) syncAll() error {
 	return s.replaceFile(fileSynced, fmt.Appendf(nil, "%s %d\n", bootID(), at.UnixNano()), (*os.File).Sync)
 }
 
-// fileTime is what a file that is written now gets as its time: the kernel takes that from a clock that moves with its tick and is some
-// milliseconds behind time.Now. By that one, what is committed right after a sync would seem older than it.
+// fileTime is what a file that is written now gets as its time: the kernel takes that from a clock that moves with its
+// tick and is some milliseconds behind time.Now. By that one, what is committed right after a sync would seem older
+// than it.
 func fileTime() (time.Time, error) {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_REALTIME_COARSE, &ts); err != nil {
@@ -99,8 +101,8 @@ func (s *Store) findTorn() error {
 	return nil
 }
 
-// torn says whether a whole blob may not be what was committed. Every commit changes its folder, and file systems keep the order of that
-// and of the times of its files.
+// torn says whether a whole blob may not be what was committed. Every commit changes its folder, and file systems keep
+// the order of that and of the times of its files.
 func (s *Store) torn(folder, data fs.FileInfo) bool {
 	return !s.tornSince.IsZero() && (!folder.ModTime().Before(s.tornSince) || !data.ModTime().Before(s.tornSince))
 }

@@ -16,7 +16,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// reboot makes the store's directory look as after a crash of the machine: another boot, and what is on the disk is of any time since.
+// reboot makes the store's directory look as after a crash of the machine: another boot, and what is on the disk is of
+// any time since.
 func reboot(t *testing.T, dir string) {
 	t.Helper()
 	p := filepath.Join(dir, fileSynced)
@@ -47,7 +48,8 @@ func crash(t *testing.T, s *Store) *Store {
 	return open(t, s.cfg)
 }
 
-// tick waits until the clock of file times has passed what is written by now: what is of the same tick as a sync counts as newer.
+// tick waits until the clock of file times has passed what is written by now: what is of the same tick as a sync counts
+// as newer.
 func tick(t *testing.T) {
 	t.Helper()
 	for began := time.Now(); ; runtime.Gosched() {
@@ -113,7 +115,8 @@ func TestVolatileStoreAfterACrashOfTheMachine(t *testing.T) {
 	}
 }
 
-// TestVolatileStoreDropsWhatWasWrittenBeforeASyncAndCommittedAfterIt: the times of the bytes alone don't say that they reached the disk.
+// TestVolatileStoreDropsWhatWasWrittenBeforeASyncAndCommittedAfterIt: the times of the bytes alone don't say that they
+// reached the disk.
 func TestVolatileStoreDropsWhatWasWrittenBeforeASyncAndCommittedAfterIt(t *testing.T) {
 	s := open(t, Config{Volatile: true})
 	b := noise(10_000, 1)

@@ -13,8 +13,9 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// BenchmarkMany fills a store with blobs and says how long its start took, what reads and lookups waited for while a tenth of them
-// was evicted, and what lookups waited for while partial blobs were opened. KRAKEN_BLOBS is their number, default 5000.
+// BenchmarkMany fills a store with blobs and says how long its start took, what reads and lookups waited for while a
+// tenth of them was evicted, and what lookups waited for while partial blobs were opened. KRAKEN_BLOBS is their number,
+// default 5000.
 func BenchmarkMany(b *testing.B) {
 	n := 5000
 	if v := os.Getenv("KRAKEN_BLOBS"); v != "" {

@@ -131,7 +131,8 @@ func TestNoReadWaitsForAnEviction(t *testing.T) {
 	}
 	w := slowDisk(s)
 	s.fsync = (*os.File).Sync
-	last := upload(t, s, UploadOptions{Transient: true, NoMetainfo: true}, noise(500_000, 100)) // crosses the mark; does not wait
+	// crosses the mark; does not wait
+	last := upload(t, s, UploadOptions{Transient: true, NoMetainfo: true}, noise(500_000, 100))
 	<-w.waiting
 	mu.Lock()
 	evicted := slices.Clone(gone)

@@ -14,7 +14,8 @@ type Ban struct {
 	Reason string
 }
 
-// bans keeps out peers by address and by id. An IP address alone is no key: hosts, and networks behind one address, are shared.
+// bans keeps out peers by address and by id. An IP address alone is no key: hosts, and networks behind one address, are
+// shared.
 type bans struct {
 	time time.Duration
 	mu   sync.Mutex

@@ -24,8 +24,8 @@ func cpu() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// BenchmarkFetch moves a blob from one seed to leechers on loopback, all in this process, and reports the CPU seconds of all of them
-// for each GiB delivered. Committing (SHA-256 of the whole) is part of it, as it is of a pull.
+// BenchmarkFetch moves a blob from one seed to leechers on loopback, all in this process, and reports the CPU seconds
+// of all of them for each GiB delivered. Committing (SHA-256 of the whole) is part of it, as it is of a pull.
 func BenchmarkFetch(b *testing.B) {
 	for _, c := range []struct{ mib, leechers int }{{128, 1}, {512, 1}, {128, 4}} {
 		b.Run(fmt.Sprintf("%dMiB-to-%d", c.mib, c.leechers), func(b *testing.B) {
@@ -82,8 +82,9 @@ func (s slowBody) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// BenchmarkFlashCrowd lets agents fetch a blob at the same time from one origin; every uplink has 25 Mbit/s. It reports the time of the
-// median and of the last agent as a ratio to the lower bound max(F/u, N*F/(N+1)u), and how many copies the origin sent.
+// BenchmarkFlashCrowd lets agents fetch a blob at the same time from one origin; every uplink has 25 Mbit/s. It reports
+// the time of the median and of the last agent as a ratio to the lower bound max(F/u, N*F/(N+1)u), and how many copies
+// the origin sent.
 func BenchmarkFlashCrowd(b *testing.B) {
 	const uplink, size = 25_000_000 / 8, 32 << 20
 	for _, agents := range []int{1, 4, 8} {

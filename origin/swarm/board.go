@@ -9,8 +9,8 @@ import (
 	"kraken/proto/blob"
 )
 
-// board is what a Fetch knows of each piece: on its way from a peer, claimed by a lease, available at connected peers. Its lock is
-// taken with the library's lock held, so its methods call nothing.
+// board is what a Fetch knows of each piece: on its way from a peer, claimed by a lease, available at connected peers.
+// Its lock is taken with the library's lock held, so its methods call nothing.
 type board struct {
 	m    *blob.Metainfo
 	part *store.Partial
@@ -24,7 +24,8 @@ type board struct {
 	left      int
 	leftBytes int64
 	judged    chan struct{} // closed and replaced whenever a piece has passed or not
-	// How long blocks take to come, and by how much that differs, smoothed (as a retransmission timer does it, RFC 6298).
+	// How long blocks take to come, and by how much that differs, smoothed (as a retransmission timer does it, RFC
+	// 6298).
 	wait, spread time.Duration
 }
 
@@ -69,8 +70,8 @@ func (b *board) get(i int) *moving {
 	return p
 }
 
-// asked and unasked note a request for a block, and that it is over. They say whether the piece has become one to ask nobody else for,
-// or is such a piece no more.
+// asked and unasked note a request for a block, and that it is over. They say whether the piece has become one to ask
+// nobody else for, or is such a piece no more.
 func (b *board) asked(i int) (taken bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -101,8 +102,8 @@ func (b *board) tidy(i int, p *moving) {
 	}
 }
 
-// received notes who sent a block, before it is written, and returns how many blocks the peer may be asked for at once: a piece's
-// worth until a piece with its help has passed, so that a liar spoils little before it is found out.
+// received notes who sent a block, before it is written, and returns how many blocks the peer may be asked for at once:
+// a piece's worth until a piece with its help has passed, so that a liar spoils little before it is found out.
 func (b *board) received(i int, off, size int64, from *conn) (ask int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -125,14 +126,15 @@ func (b *board) took(d time.Duration) {
 	b.wait += (d - b.wait) / 16
 }
 
-// overdue is after how long a block that a peer was asked for is not counted on any more: longer than nearly all take. In a large crowd
-// on slow links they take seconds, and whoever asks another peer or a Source meanwhile gets them twice.
+// overdue is after how long a block that a peer was asked for is not counted on any more: longer than nearly all take.
+// In a large crowd on slow links they take seconds, and whoever asks another peer or a Source meanwhile gets them
+// twice.
 func (b *board) overdue(stall time.Duration) time.Duration {
 	return min(max(stall, b.wait+4*b.spread), overdueStalls*stall)
 }
 
-// overdueStalls bounds, in stall timeouts, how long a peer that hangs is counted on: longer than a block of 256 KiB takes that waits for
-// two dozen others on an uplink of 2 Mbit/s.
+// overdueStalls bounds, in stall timeouts, how long a peer that hangs is counted on: longer than a block of 256 KiB
+// takes that waits for two dozen others on an uplink of 2 Mbit/s.
 const overdueStalls = 12
 
 // admit returns how many blocks a new connection may be asked for at once.
@@ -152,8 +154,8 @@ func (b *board) limit(c *conn) int {
 	return max(1, int(l/size)-c.unproven)
 }
 
-// hold is not nil while nothing more should be read from a peer: it has sent a piece's worth of blocks, and whether they are right is
-// known when the channel is closed, or one of its successors.
+// hold is not nil while nothing more should be read from a peer: it has sent a piece's worth of blocks, and whether
+// they are right is known when the channel is closed, or one of its successors.
 func (b *board) hold(c *conn) <-chan struct{} {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -202,7 +204,8 @@ func (b *board) endWrite(i int) {
 	}
 }
 
-// wrote notes the content of a block; correct is the verdict where it is the whole piece. It returns who sent a wrong piece.
+// wrote notes the content of a block; correct is the verdict where it is the whole piece. It returns who sent a wrong
+// piece.
 func (b *board) wrote(i int, off int64, sum uint64, correct *bool) []*conn {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -249,8 +252,8 @@ func (b *board) beginCheck(i int) check {
 	return checkRead
 }
 
-// failed ends a check. When one peer alone sent the piece it is returned, as a liar. Else all who did are suspects until the piece is
-// there, and all but the one with the most merit are returned as doubtful.
+// failed ends a check. When one peer alone sent the piece it is returned, as a liar. Else all who did are suspects
+// until the piece is there, and all but the one with the most merit are returned as doubtful.
 func (b *board) failed(i int, unreadable bool) (liars, doubtful []*conn) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -312,8 +315,8 @@ func (b *board) failures() []int {
 	return out
 }
 
-// claim takes the pieces that are missing and not on their way to be delivered by a Source, and returns them. A peer may have been asked
-// for one while the lease was waited for.
+// claim takes the pieces that are missing and not on their way to be delivered by a Source, and returns them. A peer
+// may have been asked for one while the lease was waited for.
 func (b *board) claim(pieces []int, stall time.Duration) []int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -345,7 +348,8 @@ func (b *board) release(pieces []int) {
 	}
 }
 
-// done notes that a piece is verified and returns the suspects that can be judged now. Only the first call for a piece counts.
+// done notes that a piece is verified and returns the suspects that can be judged now. Only the first call for a piece
+// counts.
 func (b *board) done(i int) (suspects []block, last, first bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -412,8 +416,8 @@ func (b *board) whole(i int, p *moving) bool {
 	return p.asked > 0 && int64(p.asked+len(p.blocks)) >= (b.m.PieceSize(i)+size-1)/size
 }
 
-// taken lists the pieces that nobody else should be asked for: Sources deliver them, or peers were asked for all that is missing, not
-// so long ago that it is overdue.
+// taken lists the pieces that nobody else should be asked for: Sources deliver them, or peers were asked for all that
+// is missing, not so long ago that it is overdue.
 func (b *board) taken(stall time.Duration) []int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -427,9 +431,9 @@ func (b *board) taken(stall time.Duration) []int {
 	return out
 }
 
-// look decides which pieces to ask a Source for: not what is here or on its way, and not what peers have and will deliver soon.
-// windows are the pieces that readers wait for, in order. budget is how many bytes peers are trusted to deliver; a piece that is overdue
-// at a peer is not counted on.
+// look decides which pieces to ask a Source for: not what is here or on its way, and not what peers have and will
+// deliver soon. windows are the pieces that readers wait for, in order. budget is how many bytes peers are trusted to
+// deliver; a piece that is overdue at a peer is not counted on.
 func (b *board) look(windows []int, budget int64, stall time.Duration) view {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -10,7 +10,8 @@ import (
 	"kraken/proto/blob"
 )
 
-// What is on its way is left to whoever was asked for as long as blocks usually take: in a large crowd longer than a stall.
+// What is on its way is left to whoever was asked for as long as blocks usually take: in a large crowd longer than a
+// stall.
 func TestOverdueFollowsHowLongBlocksTake(t *testing.T) {
 	const stall = 2 * time.Second
 	st, err := store.Open(store.Config{Dir: t.TempDir()})

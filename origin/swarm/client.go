@@ -19,11 +19,11 @@ const (
 	// ownPrefix is what the ids of all versions have in common.
 	ownPrefix = "-KN"
 
-	// maxBlock is the longest block that we ask other nodes of ours for, and that we serve to anyone. While a piece is one block,
-	// it comes from one peer alone, so that a wrong one tells who lied, and it is hashed from memory.
+	// maxBlock is the longest block that we ask other nodes of ours for, and that we serve to anyone. While a piece is
+	// one block, it comes from one peer alone, so that a wrong one tells who lied, and it is hashed from memory.
 	maxBlock = 256 << 10
-	// inFlight is how many bytes are asked of one peer ahead at most, and askAhead for how long at the rate at which it delivers. What
-	// lies in a queue for longer is stolen for another peer, leased as overdue, and comes twice.
+	// inFlight is how many bytes are asked of one peer ahead at most, and askAhead for how long at the rate at which it
+	// delivers. What lies in a queue for longer is stolen for another peer, leased as overdue, and comes twice.
 	inFlight = 4 << 20
 	askAhead = 500 * time.Millisecond
 )
@@ -33,9 +33,9 @@ func blockSize(pieceLength int64) int64 { return min(pieceLength, maxBlock) }
 
 func isOwn(id [20]byte) bool { return strings.HasPrefix(string(id[:]), ownPrefix) }
 
-// wakeUp is how often a connection that is of use looks again for what it could send, and says keep-alive when there is nothing. The
-// library's writer loses a wake-up that comes after it has filled its buffer and before it waits (v1.61.0, peerConnMsgWriter.run): a
-// request would then lie for its default of a minute.
+// wakeUp is how often a connection that is of use looks again for what it could send, and says keep-alive when there is
+// nothing. The library's writer loses a wake-up that comes after it has filled its buffer and before it waits (v1.61.0,
+// peerConnMsgWriter.run): a request would then lie for its default of a minute.
 const wakeUp = 500 * time.Millisecond
 
 // clientConfig turns the library into a plain TCP peer without any discovery of its own.
@@ -48,7 +48,8 @@ func (s *Swarm) clientConfig() *torrent.ClientConfig {
 	c.DisableTCP, c.DisableUTP = true, true
 	c.ListenPort = 0
 	c.AlwaysWantConns = true // torrents are added when peers ask for them
-	// BEP 6 alone: without BEP 10 there is no peer exchange, no metadata exchange, no hole punching to be abused for dialling others.
+	// BEP 6 alone: without BEP 10 there is no peer exchange, no metadata exchange, no hole punching to be abused for
+	// dialling others.
 	c.Extensions = pp.NewPeerExtensionBytes(pp.ExtensionBitFast)
 	c.HeaderObfuscationPolicy = torrent.HeaderObfuscationPolicy{Preferred: false, RequirePreferred: !s.cfg.StockPeers}
 	c.Seed = true

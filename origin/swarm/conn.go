@@ -22,8 +22,8 @@ import (
 	"kraken/proto/blob"
 )
 
-// address is a peer's address as the library holds it. It leads from the library's connection back to ours, so that a peer can
-// be disconnected without the library's lock.
+// address is a peer's address as the library holds it. It leads from the library's connection back to ours, so that a
+// peer can be disconnected without the library's lock.
 type address struct {
 	text string
 	addr netip.AddrPort
@@ -33,8 +33,8 @@ type address struct {
 func (a *address) Network() string { return "tcp" }
 func (a *address) String() string  { return a.text }
 
-// dialText is the library's key of an address that is dialled for one torrent. It is no ip:port, so the library keeps no lists of
-// bad addresses of its own: on one host all peers share an IP address.
+// dialText is the library's key of an address that is dialled for one torrent. It is no ip:port, so the library keeps
+// no lists of bad addresses of its own: on one host all peers share an IP address.
 func dialText(ap netip.AddrPort, ih blob.InfoHash) string { return ap.String() + "/" + ih.String() }
 
 // conn is a connection with a peer, accepted or dialled.
@@ -116,8 +116,8 @@ func (s *Swarm) wrap(nc net.Conn, a *address, outgoing bool) *conn {
 	return c
 }
 
-// admit counts a connection: one that was dialled among the peers, if there is room for one more; one that was accepted among those whose
-// handshakes are not done, where the oldest makes room.
+// admit counts a connection: one that was dialled among the peers, if there is room for one more; one that was accepted
+// among those whose handshakes are not done, where the oldest makes room.
 func (s *Swarm) admit(c *conn) bool {
 	s.mu.Lock()
 	select {
@@ -176,8 +176,8 @@ func (c *conn) Close() error {
 	return err
 }
 
-// SetDeadline never fails: the library panics if it does (v1.61.0, initiateProtocolHandshakes and runReceivedConn), and a connection may
-// have been closed by then, by a ban or the end of the Swarm. The next Read or Write says so.
+// SetDeadline never fails: the library panics if it does (v1.61.0, initiateProtocolHandshakes and runReceivedConn), and
+// a connection may have been closed by then, by a ban or the end of the Swarm. The next Read or Write says so.
 func (c *conn) SetDeadline(t time.Time) error {
 	if err := c.Conn.SetDeadline(t); err != nil {
 		c.s.log.Debug("no deadline for a peer", "peer", c.address.addr, "error", err)
@@ -223,9 +223,9 @@ const handshakeLen = 68
 
 var haveAll = pp.Message{Type: pp.HaveAll}.MustMarshalBinary()
 
-// readFirst reads the first message. A HaveAll is handed on as a bitfield without the last piece, and a Have of that. The library
-// does not count HaveAll for pieces that it has not looked at since, so these seem rarer than the ones it has begun: it would begin
-// all pieces and complete none until the end.
+// readFirst reads the first message. A HaveAll is handed on as a bitfield without the last piece, and a Have of that.
+// The library does not count HaveAll for pieces that it has not looked at since, so these seem rarer than the ones it
+// has begun: it would begin all pieces and complete none until the end.
 func (c *conn) readFirst() error {
 	first := make([]byte, len(haveAll))
 	if _, err := io.ReadFull(c.Conn, first); err != nil {

@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// The library panics when a deadline can't be set, and a connection may be closed by then: only what it reads next may tell.
+// The library panics when a deadline can't be set, and a connection may be closed by then: only what it reads next may
+// tell.
 func TestDeadlineOfAClosedConnection(t *testing.T) {
 	n := newNode(t, nil)
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -23,7 +23,8 @@ type content struct {
 	fetch  *Fetch        // nil: only seeded
 	limits *limits       // set when the library is given the torrent
 	gone   chan struct{} // closed by close
-	copied atomic.Bool   // some connection can't send from the file (TLS, obfuscation): the library reads the blocks of all
+	// some connection can't send from the file (TLS, obfuscation): the library reads the blocks of all
+	copied atomic.Bool
 
 	mu     sync.RWMutex // held for reading while a file is in use
 	part   *store.Partial
@@ -39,8 +40,8 @@ func (c *content) board() *board {
 	return c.fetch.board
 }
 
-// OpenTorrent implements storage.ClientImpl. It is called with the library's lock and can't fail: then the library would go on
-// with a torrent that has no pieces.
+// OpenTorrent implements storage.ClientImpl. It is called with the library's lock and can't fail: then the library
+// would go on with a torrent that has no pieces.
 func (c *content) OpenTorrent(context.Context, *metainfo.Info, metainfo.Hash) (storage.TorrentImpl, error) {
 	return storage.TorrentImpl{
 		Piece: func(p metainfo.Piece) storage.PieceImpl { return pieceContent{c, p.Index()} },
@@ -83,8 +84,8 @@ func (c *content) readAt(b []byte, off int64) (int, error) {
 	case c.part != nil:
 		return c.part.ReadAt(b, off)
 	default:
-		// The torrent was dropped and its connections are closed, so these bytes reach nobody. An error would make the library
-		// panic: it does not expect one between the two.
+		// The torrent was dropped and its connections are closed, so these bytes reach nobody. An error would make the
+		// library panic: it does not expect one between the two.
 		clear(b)
 		return len(b), nil
 	}
@@ -112,8 +113,9 @@ type pieceContent struct {
 
 func (p pieceContent) offset() int64 { return int64(p.i) * p.c.m.PieceLength() }
 
-// ReadAt is asked for a block for a peer: nothing else here makes the library read. So this is where the uploads of a blob are limited. The
-// library has a goroutine for each connection that reads its peer's blocks one after the other; messages don't wait for it.
+// ReadAt is asked for a block for a peer: nothing else here makes the library read. So this is where the uploads of a
+// blob are limited. The library has a goroutine for each connection that reads its peer's blocks one after the other;
+// messages don't wait for it.
 func (p pieceContent) ReadAt(b []byte, off int64) (int, error) {
 	if p.c.limits != nil {
 		p.c.limits.uploadOf(p.c.gone, p.c.m.Digest, len(b))
@@ -133,7 +135,8 @@ func (p pieceContent) Completion() storage.Completion {
 
 var blockSeed = maphash.MakeSeed()
 
-// WriteAt takes a block from a peer. A block of a piece that has come from elsewhere meanwhile, or is coming, is dropped.
+// WriteAt takes a block from a peer. A block of a piece that has come from elsewhere meanwhile, or is coming, is
+// dropped.
 func (p pieceContent) WriteAt(b []byte, off int64) (int, error) {
 	p.c.mu.RLock()
 	defer p.c.mu.RUnlock()
@@ -166,8 +169,8 @@ func (p pieceContent) WriteAt(b []byte, off int64) (int, error) {
 	return len(b), nil
 }
 
-// errNotPassed tells the library that a piece has to be fetched again. Being an error, and not a wrong hash, it keeps the library
-// from banning an IP address; this package bans peers.
+// errNotPassed tells the library that a piece has to be fetched again. Being an error, and not a wrong hash, it keeps
+// the library from banning an IP address; this package bans peers.
 var errNotPassed = errors.New("piece did not pass, or is coming from elsewhere")
 
 // SelfHash implements storage.SelfHashing.

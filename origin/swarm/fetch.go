@@ -95,8 +95,8 @@ const (
 
 const (
 	tick = 100 * time.Millisecond
-	// yield is how long the node with the lower peer id leaves it to the other one to dial. One connection a pair is enough, and
-	// the library keeps the one that the higher id dialled.
+	// yield is how long the node with the lower peer id leaves it to the other one to dial. One connection a pair is
+	// enough, and the library keeps the one that the higher id dialled.
 	yield = 100 * time.Millisecond
 	// retryMin and retryMax bound the pauses between dials of one peer.
 	retryMin, retryMax = time.Second, 10 * time.Second
@@ -105,8 +105,8 @@ const (
 	staleAfter = 5
 )
 
-// Fetch starts to fill req.Partial and returns at once. There is one Fetch for a blob at a time: ErrBusy. It ends when all pieces
-// are verified, when it fails, when ctx is done, or with Close, which must be called in any case.
+// Fetch starts to fill req.Partial and returns at once. There is one Fetch for a blob at a time: ErrBusy. It ends when
+// all pieces are verified, when it fails, when ctx is done, or with Close, which must be called in any case.
 func (s *Swarm) Fetch(ctx context.Context, req Request) (*Fetch, error) {
 	m := req.Partial.Metainfo()
 	f := &Fetch{
@@ -190,8 +190,9 @@ func (f *Fetch) run() {
 	}
 }
 
-// reconnect ends the connections of a fetch that nothing comes for; dial makes them again. Once in some hundred fetches of a single
-// piece the library misses that a peer has become useful, and asking it to look again does not help; a new connection does.
+// reconnect ends the connections of a fetch that nothing comes for; dial makes them again. Once in some hundred fetches
+// of a single piece the library misses that a peer has become useful, and asking it to look again does not help; a new
+// connection does.
 func (f *Fetch) reconnect() {
 	f.t.mu.Lock()
 	conns := make([]*conn, 0, len(f.t.conns))
@@ -305,8 +306,8 @@ func (f *Fetch) windowPieces() []int {
 	type waited struct{ piece, distance int }
 	near := map[int]int{}
 	l := f.m.PieceLength()
-	// Readers are fed in time when what they will get within the horizon is there in order. More in order would make every node of a
-	// swarm want the same pieces, and leave them nothing to trade.
+	// Readers are fed in time when what they will get within the horizon is there in order. More in order would make
+	// every node of a swarm want the same pieces, and leave them nothing to trade.
 	ahead := max(urgent*l, int64(float64(f.whole.Load())*windowTime.Seconds()))
 	if time.Since(f.began) < headStart {
 		ahead = f.m.Size // no rate is known yet
@@ -347,7 +348,8 @@ func (f *Fetch) readerWaits() bool {
 }
 
 const (
-	// urgent is how many pieces at the front of the windows have the highest priority. The rest is asked for in order as well.
+	// urgent is how many pieces at the front of the windows have the highest priority. The rest is asked for in order
+	// as well.
 	urgent = 2
 	// windowTime is for how long ahead of a reader pieces are fetched in order.
 	windowTime = 500 * time.Millisecond
@@ -370,8 +372,8 @@ func (f *Fetch) prioritize() {
 	for _, i := range f.board.failures() {
 		want[i] = torrent.PiecePriorityNow
 	}
-	// The library takes requests from one peer to give them to another that has less to do: what is on its way would come twice. It
-	// leaves alone what it does not want, and takes it all the same.
+	// The library takes requests from one peer to give them to another that has less to do: what is on its way would
+	// come twice. It leaves alone what it does not want, and takes it all the same.
 	for _, i := range f.board.taken(f.s.cfg.StallTimeout) {
 		want[i] = torrent.PiecePriorityNone
 	}
@@ -425,8 +427,9 @@ func (f *Fetch) convict(i int, suspects []block) {
 	}
 }
 
-// wrongPiece counts a piece that did not pass and bans who alone sent it. Where several did, all but one are disconnected: the piece
-// comes from that one, or from a Source, and tells who was right; the others come back when that is known.
+// wrongPiece counts a piece that did not pass and bans who alone sent it. Where several did, all but one are
+// disconnected: the piece comes from that one, or from a Source, and tells who was right; the others come back when
+// that is known.
 func (f *Fetch) wrongPiece(i int, liars, doubtful []*conn) {
 	f.wasted.Add(1)
 	f.s.m.wasted.Inc()
@@ -497,7 +500,8 @@ func (f *Fetch) finish(err error) {
 	close(f.done)
 }
 
-// Close ends the Fetch and waits for what it started. When the blob is committed by now, it is seeded from the store on.
+// Close ends the Fetch and waits for what it started. When the blob is committed by now, it is seeded from the store
+// on.
 func (f *Fetch) Close() error {
 	f.finish(ErrClosed)
 	f.closing.Do(func() {

@@ -14,7 +14,8 @@ import (
 	"kraken/proto/blob"
 )
 
-// leaseServer is an origin: it leases each piece once, the ones that readers wait for first, and then the ones sent least.
+// leaseServer is an origin: it leases each piece once, the ones that readers wait for first, and then the ones sent
+// least.
 type leaseServer struct {
 	b []byte
 
@@ -478,7 +479,8 @@ func TestWindowComesFirst(t *testing.T) {
 		d.AddPeers([]Peer{seed.peer()})
 		d.finish()
 		wg.Wait()
-		// Waiting goroutines are scheduled in any order: the window is there within the first pieces, not exactly in front.
+		// Waiting goroutines are scheduled in any order: the window is there within the first pieces, not exactly in
+		// front.
 		seen := 0
 		for _, i := range order[:min(len(order), (to-from)*3)] {
 			if i >= from && i < to {

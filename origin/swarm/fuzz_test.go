@@ -10,8 +10,8 @@ import (
 	"kraken/proto/blob"
 )
 
-// FuzzJudge feeds the guard what a peer may send after its handshake. What passes is within the bounds of the blob, and a field comes
-// at most once.
+// FuzzJudge feeds the guard what a peer may send after its handshake. What passes is within the bounds of the blob, and
+// a field comes at most once.
 func FuzzJudge(f *testing.F) {
 	for _, m := range []pp.Message{
 		{Type: pp.HaveAll}, {Type: pp.HaveNone}, {Type: pp.Have, Index: 3}, {Type: pp.Bitfield, Bitfield: make([]bool, 8)},

@@ -8,15 +8,15 @@ import (
 	"kraken/proto/blob"
 )
 
-// The library panics on some messages that a peer is free to send, among them: Hashes for a torrent without version 2 metadata,
-// a block that reaches beyond its piece, and HaveNone after HaveAll (at the next drop of the torrent). readMessage looks at every
-// message before the library does and turns what is not allowed into one that it refuses.
+// The library panics on some messages that a peer is free to send, among them: Hashes for a torrent without version 2
+// metadata, a block that reaches beyond its piece, and HaveNone after HaveAll (at the next drop of the torrent).
+// readMessage looks at every message before the library does and turns what is not allowed into one that it refuses.
 
 // unknownMessage is a type that ends the connection.
 const unknownMessage = pp.MessageType(0xff)
 
-// completedHandshake decides about a peer once its id and the info-hash are known. For an accepted connection it runs before the
-// library looks for the torrent, and without its lock.
+// completedHandshake decides about a peer once its id and the info-hash are known. For an accepted connection it runs
+// before the library looks for the torrent, and without its lock.
 func (s *Swarm) completedHandshake(pc *torrent.PeerConn, hash metainfo.Hash) {
 	c := connOf(&pc.Peer)
 	if c == nil {
@@ -52,14 +52,17 @@ func (s *Swarm) completedHandshake(pc *torrent.PeerConn, hash metainfo.Hash) {
 	c.t = t
 }
 
-// connAdded is called when the library has taken a connection into its torrent, with its lock held, like all that follow.
+// connAdded is called when the library has taken a connection into its torrent, with its lock held, like all that
+// follow.
 func (s *Swarm) connAdded(pc *torrent.PeerConn) {
 	c := connOf(&pc.Peer)
 	if c == nil || c.t == nil {
 		return
 	}
 	if s.find(c.t.m.InfoHash()) != c.t {
-		c.Close() // the torrent was dropped and added again since the handshake: all that is known of this connection is in the old one
+		// the torrent was dropped and added again since the handshake: all that is known of this connection is in the
+		// old one
+		c.Close()
 		return
 	}
 	if b := c.t.data.board(); b != nil {
@@ -127,8 +130,8 @@ func (c *conn) judge(m *pp.Message) verdict {
 	n := info.NumPieces()
 	i := int(m.Index)
 	if c.stranger {
-		// Nothing is asked of a stranger (our blocks are too long for other clients), so what it has need not be known. It may also
-		// say it in ways of its own: aria2 sends bitfields in the middle of a conversation.
+		// Nothing is asked of a stranger (our blocks are too long for other clients), so what it has need not be known.
+		// It may also say it in ways of its own: aria2 sends bitfields in the middle of a conversation.
 		switch m.Type {
 		case pp.Have, pp.Bitfield, pp.HaveAll, pp.HaveNone:
 			return silence

@@ -227,8 +227,8 @@ func TestConnectionsAreBounded(t *testing.T) {
 	})
 }
 
-// TestSilentConnections: whoever connects and says nothing takes no place of a peer, is closed by the time that handshakes have, and those
-// of one source are few.
+// TestSilentConnections: whoever connects and says nothing takes no place of a peer, is closed by the time that
+// handshakes have, and those of one source are few.
 func TestSilentConnections(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, func(c *Config) { c.MaxConns = 2 })

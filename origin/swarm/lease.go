@@ -52,13 +52,13 @@ type Source interface {
 
 const (
 	workersPerSource = 2 // one reads while the other asks
-	// maxPerSource bounds the workers of all blobs that are busy with one source. More have more connections and buffers and nothing
-	// else, and on a slow link each of a hundred gets less than minProgress.
+	// maxPerSource bounds the workers of all blobs that are busy with one source. More have more connections and
+	// buffers and nothing else, and on a slow link each of a hundred gets less than minProgress.
 	maxPerSource = 16
 	// A lease is sized to be read in leaseTime.
 	leaseTime = 200 * time.Millisecond
-	// The first lease is a piece or so: what a reader waits for should share a slow link with little else, and of a crowd each gets
-	// something to trade that much sooner.
+	// The first lease is a piece or so: what a reader waits for should share a slow link with little else, and of a
+	// crowd each gets something to trade that much sooner.
 	leaseFirst, leaseLimit = 128 << 10, 16 << 20
 	// headStart is for how long at most a source has one worker, so that a reader's first piece comes soon.
 	headStart = time.Second

@@ -80,7 +80,8 @@ func TestBansEnd(t *testing.T) {
 	eventually(t, "the ban ends", func() bool { return !n.bans.has(id, n.Addr()) && len(n.Bans()) == 0 })
 }
 
-// A piece of several blocks that came from several peers does not tell who lied. Comparing the blocks with the right piece does.
+// A piece of several blocks that came from several peers does not tell who lied. Comparing the blocks with the right
+// piece does.
 func TestLiarAmongSeedsOfPiecesOfSeveralBlocks(t *testing.T) {
 	if testing.Short() {
 		t.Skip("moves 240 MiB")
@@ -90,7 +91,8 @@ func TestLiarAmongSeedsOfPiecesOfSeveralBlocks(t *testing.T) {
 	m := one.seed(b)
 	two.seed(b)
 	liar := newSeeder(t, m, newID(peerIDPrefix), lies(m, b))
-	// On a busy machine the race detector makes honest peers stall, and who stalls is let off before the verdict: the liar, too.
+	// On a busy machine the race detector makes honest peers stall, and who stalls is let off before the verdict: the
+	// liar, too.
 	n := newNode(t, func(c *Config) { c.StallTimeout = 20 * time.Second })
 	st := n.fetch(m, nil, liar.peer, one.peer(), two.peer()).finish()
 	n.has(b)

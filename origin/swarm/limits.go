@@ -16,8 +16,8 @@ import (
 	"kraken/proto/config"
 )
 
-// Rates bound the traffic of blobs, in bytes a second; 0 is unlimited. They count what goes between peers, and what LimitUpload and
-// LimitDownload wrap: the HTTP side of the same transfers.
+// Rates bound the traffic of blobs, in bytes a second; 0 is unlimited. They count what goes between peers, and what
+// LimitUpload and LimitDownload wrap: the HTTP side of the same transfers.
 type Rates struct {
 	// UploadRate and DownloadRate are for the whole process.
 	UploadRate   config.Rate `yaml:"upload_rate" json:"upload_rate"`
@@ -33,7 +33,8 @@ func (r Rates) attr() slog.Attr {
 		"blob_upload", r.BlobUploadRate.String(), "blob_download", r.BlobDownloadRate.String())
 }
 
-// minRate keeps a limit from looking like a peer, or an origin, that has died: those are given up after two seconds without progress.
+// minRate keeps a limit from looking like a peer, or an origin, that has died: those are given up after two seconds
+// without progress.
 const minRate = 1_000_000 / 8
 
 // Validate refuses rates that the swarm can't live with.
@@ -55,8 +56,9 @@ func (r *Rates) Validate() error {
 // limits are the rates as they are now. Whoever waits when they change begins to wait anew.
 type limits struct {
 	now atomic.Pointer[regime]
-	// up is the process's limit of uploads, which the library takes as well, when it sends a block: not before, because what it has read
-	// for a peer is often not wanted any more when its turn comes (a crowd of 8 took 1.4 times as long).
+	// up is the process's limit of uploads, which the library takes as well, when it sends a block: not before, because
+	// what it has read for a peer is often not wanted any more when its turn comes (a crowd of 8 took 1.4 times as
+	// long).
 	up *rate.Limiter
 	// turn is held by the one body that competes with the library for up.
 	turn chan struct{}
@@ -70,9 +72,9 @@ type regime struct {
 	over     chan struct{} // closed when the next one begins
 }
 
-// upBurst is how much of blocks the library begins to send at once, or a second's worth, if that is less. It panics when a block is longer.
-// As much is then sent side by side, in parts: less leaves each receiver's link to one sender at a time, more lets blocks take so
-// long that they are asked of others.
+// upBurst is how much of blocks the library begins to send at once, or a second's worth, if that is less. It panics
+// when a block is longer. As much is then sent side by side, in parts: less leaves each receiver's link to one sender
+// at a time, more lets blocks take so long that they are asked of others.
 const upBurst = 1 << 20
 
 func (l *limits) init(r Rates) {
@@ -132,7 +134,8 @@ func lower(a, b config.Rate) config.Rate {
 	return a
 }
 
-// limiter allows bursts of a tenth of a second: longer ones would fill the queues of the link that the rate is meant to spare.
+// limiter allows bursts of a tenth of a second: longer ones would fill the queues of the link that the rate is meant to
+// spare.
 func limiter(r config.Rate) *rate.Limiter {
 	if r == 0 {
 		return rate.NewLimiter(rate.Inf, 0)
@@ -204,8 +207,8 @@ func (l *limits) upload(gone <-chan struct{}, key digest.Digest, n int) bool {
 	for n > 0 {
 		g := l.now.Load()
 		k := min(n, maxBlock)
-		// The library only looks whether there is room now: a reservation in the future would keep it out for ever, and one that is
-		// cancelled gives nothing back when the library reserved after it. So look, too.
+		// The library only looks whether there is room now: a reservation in the future would keep it out for ever, and
+		// one that is cancelled gives nothing back when the library reserved after it. So look, too.
 		if l.up.AllowN(time.Now(), k) {
 			n -= k
 			continue
@@ -244,9 +247,9 @@ func (l *limits) wait(gone <-chan struct{}, key digest.Digest, n int, of func(*r
 	return true
 }
 
-// part waits until a part of a block that the library has begun to send may go, and returns how much of the n bytes that are left it is. The
-// library hands over whole blocks, up to upBurst at once; on a slow link the queue of the node's own interface would drop much of
-// that. False: gone was closed first.
+// part waits until a part of a block that the library has begun to send may go, and returns how much of the n bytes
+// that are left it is. The library hands over whole blocks, up to upBurst at once; on a slow link the queue of the
+// node's own interface would drop much of that. False: gone was closed first.
 func (l *limits) part(gone <-chan struct{}, n int) (int, bool) {
 	for {
 		g := l.now.Load()
@@ -283,8 +286,8 @@ func (g *regime) sleep(gone <-chan struct{}, d time.Duration) bool {
 	return true
 }
 
-// LimitUpload keeps what is read of a blob's body to the upload rates, to be sent over HTTP. While there are none the body itself comes
-// back, so that a file still goes by sendfile: a limit that is set later concerns the next request.
+// LimitUpload keeps what is read of a blob's body to the upload rates, to be sent over HTTP. While there are none the
+// body itself comes back, so that a file still goes by sendfile: a limit that is set later concerns the next request.
 func (s *Swarm) LimitUpload(ctx context.Context, d digest.Digest, body io.ReadSeeker) io.ReadSeeker {
 	if r := s.Rates(); r.UploadRate == 0 && r.BlobUploadRate == 0 {
 		return body

@@ -175,7 +175,8 @@ func TestWaitingForTurns(t *testing.T) {
 	})
 }
 
-// TestHTTPAndPeersShareTheUplink lets a body compete with what stands for the library: it only looks whether there is room now.
+// TestHTTPAndPeersShareTheUplink lets a body compete with what stands for the library: it only looks whether there is
+// room now.
 func TestHTTPAndPeersShareTheUplink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var l limits

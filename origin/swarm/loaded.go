@@ -153,8 +153,8 @@ func (t *loaded) connsOf(id [20]byte) []*conn {
 	return out
 }
 
-// Asked lists the blobs that peers are connected for, or were a moment ago: for IdleTimeout, so that no visit is missed by who asks
-// more often.
+// Asked lists the blobs that peers are connected for, or were a moment ago: for IdleTimeout, so that no visit is missed
+// by who asks more often.
 func (s *Swarm) Asked() []digest.Digest {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -7,22 +7,26 @@ import (
 	"kraken/proto/transport"
 )
 
-// Where the link is what bounds pulls, each peer that sends is allowed megabytes by the kernel, and all of it waits in the queue before
-// the link: the queue overflows, and what an origin sends waits behind it. A peer's share of a short queue keeps the link busy as well.
+// Where the link is what bounds pulls, each peer that sends is allowed megabytes by the kernel, and all of it waits in
+// the queue before the link: the queue overflows, and what an origin sends waits behind it. A peer's share of a short
+// queue keeps the link busy as well.
 const (
 	// queueTime is for how long the link is busy with what all peers together may have in its queue.
 	queueTime = 50 * time.Millisecond
-	// minSegments is the least that a peer may have on its way: with three or four a sender waits for acknowledgements that are delayed,
-	// and with less than one it sends by its probe timer alone.
+	// minSegments is the least that a peer may have on its way: with three or four a sender waits for acknowledgements
+	// that are delayed, and with less than one it sends by its probe timer alone.
 	minSegments = 6
-	// maxReceive is from where on a connection is left to the kernel. Of a process it takes no more than net.core.rmem_max, 208 KiB as a rule.
+	// maxReceive is from where on a connection is left to the kernel. Of a process it takes no more than
+	// net.core.rmem_max, 208 KiB as a rule.
 	maxReceive = 128 << 10
-	// shareEvery is how often the shares follow what has changed, and settle how soon they follow a new peer: in a crowd all come at once.
+	// shareEvery is how often the shares follow what has changed, and settle how soon they follow a new peer: in a
+	// crowd all come at once.
 	shareEvery, settle = time.Second, 50 * time.Millisecond
 )
 
-// receiveWindow is how many bytes one of some peers may have on its way to this node through a link of a rate, in bytes a second: what
-// fills the path, so that one peer alone can keep the link busy, and its share of the queue. 0: the kernel decides.
+// receiveWindow is how many bytes one of some peers may have on its way to this node through a link of a rate, in bytes
+// a second: what fills the path, so that one peer alone can keep the link busy, and its share of the queue. 0: the
+// kernel decides.
 func receiveWindow(link config.Rate, peers int, p transport.Path) int {
 	w := int(float64(link) * (p.RoundTrip + queueTime/time.Duration(max(peers, 1))).Seconds())
 	w = max(w, minSegments*p.Segment)

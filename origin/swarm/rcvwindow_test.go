@@ -39,7 +39,8 @@ func TestReceiveWindow(t *testing.T) {
 	}
 }
 
-// TestPeersShareLink: the more peers a blob is fetched from, the less each may have on its way; it is given back when they leave.
+// TestPeersShareLink: the more peers a blob is fetched from, the less each may have on its way; it is given back when
+// they leave.
 func TestPeersShareLink(t *testing.T) {
 	const link = 4_000_000 // 200 KB in queueTime
 	m := metainfoOf(t, randomBytes(70, 8<<20))
@@ -99,7 +100,8 @@ func TestPeersShareLink(t *testing.T) {
 	await("one has it all", 1, func(window, _ int) bool { return window > maxReceive*3/4 && window <= maxReceive*5/4 })
 }
 
-// TestLinkRateWithLargeSegments: a window of less than some segments would stop a sender, so over loopback, where they are long, there is none.
+// TestLinkRateWithLargeSegments: a window of less than some segments would stop a sender, so over loopback, where they
+// are long, there is none.
 func TestLinkRateWithLargeSegments(t *testing.T) {
 	b := randomBytes(71, 8<<20)
 	for name, change := range map[string]func(*Config){"TCP": func(*Config) {}, "TLS": func() func(*Config) {
@@ -149,7 +151,8 @@ func TestNoLinkRateNoWindow(t *testing.T) {
 	})
 }
 
-// awaitShares waits until windows would have been set, and checks a connection beside one to the same address that nothing was done to.
+// awaitShares waits until windows would have been set, and checks a connection beside one to the same address that
+// nothing was done to.
 func awaitShares(t *testing.T, n *node, addr string, check func(c *conn, untouched int)) {
 	t.Helper()
 	other, err := net.Dial("tcp", addr)

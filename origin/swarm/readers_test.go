@@ -231,7 +231,8 @@ func manyBlobs(t *testing.T, seed, n, busy *node) {
 	}
 }
 
-// TestManyBlobsOverASlowLink: a hundred blobs from one origin take turns, so that none is given up because all are slow together.
+// TestManyBlobsOverASlowLink: a hundred blobs from one origin take turns, so that none is given up because all are slow
+// together.
 func TestManyBlobsOverASlowLink(t *testing.T) {
 	const blobs, size, rate = 100, 256 << 10, 5 << 20
 	n := newNode(t, func(c *Config) { c.StallTimeout = 500 * time.Millisecond })

@@ -23,8 +23,9 @@ const keepAlive = 50 * time.Second
 // blockHead is how many bytes of a Piece message come before the block: length, type, index, begin (BEP 3).
 const blockHead = 4 + 1 + 4 + 4
 
-// Write sends what the library wrote, once the handshake is over always whole messages. Blocks go in parts in step with the rate. Over TCP
-// they have not been read (content.ReadAt): they go from the blob's file to the socket, which saves reading and copying them.
+// Write sends what the library wrote, once the handshake is over always whole messages. Blocks go in parts in step with
+// the rate. Over TCP they have not been read (content.ReadAt): they go from the blob's file to the socket, which saves
+// reading and copying them.
 func (c *conn) Write(b []byte) (int, error) {
 	if !c.framed {
 		return c.Conn.Write(b)
@@ -58,7 +59,8 @@ func (c *conn) Write(b []byte) (int, error) {
 // writeBlock sends b: messages, and from at on a Piece message.
 func (c *conn) writeBlock(b []byte, at int) error {
 	piece := b[at:]
-	// What comes before the block waits for its turn with it: sent ahead, in segments of its own, it makes a swarm slower.
+	// What comes before the block waits for its turn with it: sent ahead, in segments of its own, it makes a swarm
+	// slower.
 	head, block := b[:at+blockHead], piece[blockHead:]
 	off := int64(binary.BigEndian.Uint32(piece[5:]))*c.t.m.PieceLength() + int64(binary.BigEndian.Uint32(piece[9:]))
 	for len(block) > 0 {
@@ -93,7 +95,8 @@ func (c *conn) writePart(head, part []byte, off int64) error {
 	return sendOpen(c.raw, c.Conn, c.t.data.data, off, int64(len(part)))
 }
 
-// notSent is the error of a block that was not sent whole. The library tells nobody, and the disk's fault must not look like the peer's.
+// notSent is the error of a block that was not sent whole. The library tells nobody, and the disk's fault must not look
+// like the peer's.
 func (c *conn) notSent(err error) error {
 	err = fmt.Errorf("send a block of %s to peer %s: %w", c.t.m.Digest, c.address.addr, err)
 	if !ofPeer(err) && !errors.Is(err, os.ErrClosed) { // closed: the blob was evicted, or the swarm is

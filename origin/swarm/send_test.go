@@ -155,7 +155,8 @@ func TestBlocksThatCannotBeSent(t *testing.T) {
 	}
 }
 
-// A block on its way to a peer that has stopped reading does not hold up the commit, for which the library's lock may wait.
+// A block on its way to a peer that has stopped reading does not hold up the commit, for which the library's lock may
+// wait.
 func TestCommitWhileAPeerDoesNotRead(t *testing.T) {
 	b := randomBytes(92, 3*blob.MinPieceLength)
 	c, m, other := sending(t, b, nil)
@@ -167,7 +168,8 @@ func TestCommitWhileAPeerDoesNotRead(t *testing.T) {
 		_, err := c.Write(pp.Message{Type: pp.Piece, Piece: make([]byte, len(b))}.MustMarshalBinary())
 		sent <- err
 	}()
-	if _, err := io.ReadFull(other, make([]byte, blockHead+1)); err != nil { // the block is on its way, and too long for the buffers
+	// the block is on its way, and too long for the buffers
+	if _, err := io.ReadFull(other, make([]byte, blockHead+1)); err != nil {
 		t.Fatal(err)
 	}
 	r, err := c.s.cfg.Store.Open(m.Digest)
@@ -304,8 +306,8 @@ func TestUnreadableBlocksAreTold(t *testing.T) {
 	}
 }
 
-// TestTorrentAddedAgainSinceTheHandshake: a connection that was introduced to a torrent which is not there any more would be booked there, and its
-// blocks be sent as the old one decided.
+// TestTorrentAddedAgainSinceTheHandshake: a connection that was introduced to a torrent which is not there any more
+// would be booked there, and its blocks be sent as the old one decided.
 func TestTorrentAddedAgainSinceTheHandshake(t *testing.T) {
 	c, m, _ := sending(t, randomBytes(97, 3*blob.MinPieceLength), nil)
 	pc := &torrent.PeerConn{}

@@ -36,9 +36,9 @@ func sendMore(to syscall.RawConn, b []byte) error {
 	return err
 }
 
-// sendFile sends n bytes of f from off on without a copy of them in this process, sendfile(2), and says how many it sent. os.ErrClosed: f
-// was closed before it began; later it does no harm. io.ErrUnexpectedEOF: the file ends before. errors.ErrUnsupported: the kernel
-// can't do it with this file.
+// sendFile sends n bytes of f from off on without a copy of them in this process, sendfile(2), and says how many it
+// sent. os.ErrClosed: f was closed before it began; later it does no harm. io.ErrUnexpectedEOF: the file ends before.
+// errors.ErrUnsupported: the kernel can't do it with this file.
 func sendFile(to syscall.RawConn, f *os.File, off, n int64) (sent int64, err error) {
 	from, err := f.SyscallConn()
 	if err != nil {
@@ -81,8 +81,8 @@ func sendFile(to syscall.RawConn, f *os.File, off, n int64) (sent int64, err err
 	return sent, serr
 }
 
-// sendOpen sends n bytes from the file that open names, by sendfile where the kernel can do it, and goes on with the next file when that one was
-// closed before it began. copied writes what is copied.
+// sendOpen sends n bytes from the file that open names, by sendfile where the kernel can do it, and goes on with the
+// next file when that one was closed before it began. copied writes what is copied.
 func sendOpen(to syscall.RawConn, copied io.Writer, open func() *os.File, off, n int64) error {
 	for before := (*os.File)(nil); ; {
 		f := open()

@@ -14,8 +14,9 @@ import (
 	"time"
 )
 
-// An ordinary BitTorrent client downloads from a node, every byte by the peer protocol, in plain and with an obfuscated handshake
-// (MSE), although the node has no torrent for the blob when it comes. One of ours, whose blocks are sent another way, downloads beside it.
+// An ordinary BitTorrent client downloads from a node, every byte by the peer protocol, in plain and with an obfuscated
+// handshake (MSE), although the node has no torrent for the blob when it comes. One of ours, whose blocks are sent
+// another way, downloads beside it.
 func TestStockClientDownloads(t *testing.T) {
 	aria2c, err := exec.LookPath("aria2c")
 	if err != nil {

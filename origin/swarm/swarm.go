@@ -1,9 +1,10 @@
-// Package swarm moves blobs between nodes by the BitTorrent protocol (BEP 3, 6, 20, 23, 27). It is the only package that meets
-// the anacrolix client, and its interface is small enough to put that client into a process of its own one day.
+// Package swarm moves blobs between nodes by the BitTorrent protocol (BEP 3, 6, 20, 23, 27). It is the only package
+// that meets the anacrolix client, and its interface is small enough to put that client into a process of its own one
+// day.
 //
-// A Swarm seeds every whole blob of a store without an object per blob: a torrent is added when a peer asks for it and dropped
-// when nobody does any more. A Fetch fills one partial blob of the store from peers and from Sources (origins that lease pieces
-// over HTTP). The package knows no tracker: its user announces, and feeds the peers it was told of.
+// A Swarm seeds every whole blob of a store without an object per blob: a torrent is added when a peer asks for it and
+// dropped when nobody does any more. A Fetch fills one partial blob of the store from peers and from Sources (origins
+// that lease pieces over HTTP). The package knows no tracker: its user announces, and feeds the peers it was told of.
 package swarm
 
 import (
@@ -41,23 +42,24 @@ type Config struct {
 	Listen string
 	// Store holds the blobs. It must outlive the Swarm.
 	Store *store.Store
-	// StockPeers admits any BitTorrent client. Without it, peers whose id does not begin like ours are refused. A peer id proves
-	// nothing: only TLS keeps strangers out.
+	// StockPeers admits any BitTorrent client. Without it, peers whose id does not begin like ours are refused. A peer
+	// id proves nothing: only TLS keeps strangers out.
 	StockPeers bool
 	// TLS, where set, is spoken on every connection, accepted (Server) and dialled (Client). It excludes StockPeers.
 	TLS TLS
 	// Rates are the limits to begin with; SetRates changes them.
 	Rates
-	// LinkRate is the speed of this node's link where that is what bounds pulls, in bytes a second: what peers have on their way here
-	// at once is bounded, so that less of it is lost, and what comes from Sources waits behind less. 0: not known.
+	// LinkRate is the speed of this node's link where that is what bounds pulls, in bytes a second: what peers have on
+	// their way here at once is bounded, so that less of it is lost, and what comes from Sources waits behind less. 0:
+	// not known.
 	LinkRate config.Rate
-	// MaxConns bounds the connections with peers in all, MaxConnsPerBlob the ones of one blob. Defaults 1000 and 50. Accepted ones count once
-	// their handshakes are done.
+	// MaxConns bounds the connections with peers in all, MaxConnsPerBlob the ones of one blob. Defaults 1000 and 50.
+	// Accepted ones count once their handshakes are done.
 	MaxConns, MaxConnsPerBlob int
 	// BanTime is how long a peer that sent wrong bytes stays out, default 1h.
 	BanTime time.Duration
-	// StallTimeout is how long a Fetch may go without a new piece before it takes what is left from Sources without leases, and
-	// how long one source may go without sending, default 2s.
+	// StallTimeout is how long a Fetch may go without a new piece before it takes what is left from Sources without
+	// leases, and how long one source may go without sending, default 2s.
 	StallTimeout time.Duration
 	// GiveUp is how long a Fetch may go without a new piece until it fails with ErrNoProgress, default 1m.
 	GiveUp time.Duration
@@ -67,7 +69,8 @@ type Config struct {
 	Registerer  prometheus.Registerer // may be nil
 }
 
-// TLS is both sides of mutual TLS between peers. Check, where set, says whether a connection may stay: it is asked again and again.
+// TLS is both sides of mutual TLS between peers. Check, where set, says whether a connection may stay: it is asked
+// again and again.
 type TLS struct {
 	Server, Client *tls.Config
 	Check          func(tls.ConnectionState) error
@@ -106,8 +109,9 @@ func (c *Config) setDefaults() error {
 
 // Swarm is one peer of all swarms. It is safe for concurrent use.
 //
-// Locks, outermost first: loadMu, loaded.libMu, the library's client lock, and then, held for moments only, mu and the locks of
-// boards, bans and connections. The library calls back with its lock held, so whoever holds one of the last must not call it.
+// Locks, outermost first: loadMu, loaded.libMu, the library's client lock, and then, held for moments only, mu and the
+// locks of boards, bans and connections. The library calls back with its lock held, so whoever holds one of the last
+// must not call it.
 type Swarm struct {
 	cfg      Config
 	log      *slog.Logger
@@ -122,9 +126,10 @@ type Swarm struct {
 
 	ratesMu sync.Mutex // changing limits
 
-	loadMu sync.Mutex              // adding and dropping torrents
-	closed bool                    // under loadMu
-	sent   map[digest.Digest]int64 // under loadMu: bytes of torrents that were dropped since, for each blob that peers may ask for
+	loadMu sync.Mutex // adding and dropping torrents
+	closed bool       // under loadMu
+	// under loadMu: bytes of torrents that were dropped since, for each blob that peers may ask for
+	sent map[digest.Digest]int64
 
 	mu         sync.Mutex
 	loaded     map[blob.InfoHash]*loaded
@@ -278,7 +283,8 @@ func (s *Swarm) Forget(d digest.Digest) {
 	delete(s.sent, d)
 }
 
-// Sent is how many bytes of each blob went to peers since the start; a blob that none has asked for, or that was forgotten, is not in it.
+// Sent is how many bytes of each blob went to peers since the start; a blob that none has asked for, or that was
+// forgotten, is not in it.
 func (s *Swarm) Sent() map[digest.Digest]int64 {
 	s.loadMu.Lock() // so that no torrent is dropped, and counted twice or not at all, meanwhile
 	defer s.loadMu.Unlock()

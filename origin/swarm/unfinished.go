@@ -6,8 +6,9 @@ import (
 	"time"
 )
 
-// Accepted connections whose handshakes, TLS and BitTorrent, are not done have a quota of their own: whoever says nothing takes no place
-// of who does. An honest handshake takes some round trips, so where there are too many the oldest goes.
+// Accepted connections whose handshakes, TLS and BitTorrent, are not done have a quota of their own: whoever says
+// nothing takes no place of who does. An honest handshake takes some round trips, so where there are too many the
+// oldest goes.
 const (
 	// handshakeTime is what both handshakes may take together.
 	handshakeTime = 5 * time.Second
@@ -63,7 +64,8 @@ func (u *unfinished) remove(c *conn) bool {
 	return i >= 0
 }
 
-// establish counts c among the peers from now on: its handshakes are done. It is false when there is no room for one more.
+// establish counts c among the peers from now on: its handshakes are done. It is false when there is no room for one
+// more.
 func (s *Swarm) establish(c *conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

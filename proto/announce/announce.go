@@ -1,5 +1,5 @@
-// Package announce is the agreement about who has what: the BEP 3 announce that any BitTorrent client speaks, and the batched
-// announce of Kraken's own agents, which answers with metainfo, peers and origins in one round trip.
+// Package announce is the agreement about who has what: the BEP 3 announce that any BitTorrent client speaks, and the
+// batched announce of Kraken's own agents, which answers with metainfo, peers and origins in one round trip.
 package announce
 
 import (
@@ -33,8 +33,8 @@ type Peer struct {
 	ID   string   `json:"id"`             // peer id, 40 hex digits
 	Addr []string `json:"addr"`           // ip:port of the peer listener, at most one of each family
 	Node string   `json:"node,omitempty"` // name for people
-	// Key is a secret of the peer's, at most MaxKey bytes; only in requests. While a peer lives, its id belongs to who announced it first: who
-	// shows the same key may go on from another address.
+	// Key is a secret of the peer's, at most MaxKey bytes; only in requests. While a peer lives, its id belongs to who
+	// announced it first: who shows the same key may go on from another address.
 	Key string `json:"key,omitempty"`
 	// Complete says that the peer has the whole blob; only in answers.
 	Complete bool `json:"complete,omitempty"`

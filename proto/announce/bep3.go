@@ -26,8 +26,8 @@ func (id PeerID) String() string { return hex.EncodeToString(id[:]) }
 type Query struct {
 	InfoHash blob.InfoHash
 	PeerID   PeerID
-	// IP is what the client says of itself, the zero Addr when it says nothing or no IP literal. Only a tracker that is told to
-	// trust it may use it: it lets anyone announce anyone.
+	// IP is what the client says of itself, the zero Addr when it says nothing or no IP literal. Only a tracker that is
+	// told to trust it may use it: it lets anyone announce anyone.
 	IP         netip.Addr
 	Key        string // secret of the client's, at most MaxKey bytes, by which it is known at another address
 	Port       uint16 // of the peer listener; 0: the client can't be dialled
@@ -172,7 +172,8 @@ func (r Reply) Compact() []byte {
 	return append(r.warning(b), 'e')
 }
 
-// Dictionaries is the bencoded answer of BEP 3 proper: a list of dictionaries with ip, peer id and port, both families in one.
+// Dictionaries is the bencoded answer of BEP 3 proper: a list of dictionaries with ip, peer id and port, both families
+// in one.
 func (r Reply) Dictionaries() []byte {
 	b := append(r.counts(make([]byte, 0, 96+80*len(r.Peers))), "5:peersl"...)
 	for _, p := range r.Peers {

@@ -8,7 +8,8 @@ import (
 	"github.com/anacrolix/torrent/bencode"
 )
 
-// FuzzReply has any BitTorrent client read what a tracker answers: as many peers of each family as there are, whatever their addresses.
+// FuzzReply has any BitTorrent client read what a tracker answers: as many peers of each family as there are, whatever
+// their addresses.
 func FuzzReply(f *testing.F) {
 	f.Add([]byte{10, 0, 0, 1}, uint16(6881), "-KN0001-abcdefghijkl", int64(10), 3, 4)
 	f.Add([]byte("0123456789abcdef"), uint16(0), "", int64(-1), -1, 0)

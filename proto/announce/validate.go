@@ -86,8 +86,8 @@ func (p *Peer) PeerID() (PeerID, error) {
 	return id, nil
 }
 
-// Addrs are the addresses in their binary form, the zero value for a family that is not there. A peer without any can ask, and
-// is given to nobody.
+// Addrs are the addresses in their binary form, the zero value for a family that is not there. A peer without any can
+// ask, and is given to nobody.
 func (p *Peer) Addrs() (a [2]netip.AddrPort, err error) {
 	if len(p.Addr) > len(a) {
 		return a, fmt.Errorf("%d addresses, at most one of each family is allowed", len(p.Addr))
@@ -113,14 +113,15 @@ func (p *Peer) Addrs() (a [2]netip.AddrPort, err error) {
 	return a, nil
 }
 
-// metadata are the addresses at which clouds give secrets to whoever asks from one of their machines and that are not link-local: Azure's,
-// Alibaba's and Oracle's, and Amazon's IPv6 one.
+// metadata are the addresses at which clouds give secrets to whoever asks from one of their machines and that are not
+// link-local: Azure's, Alibaba's and Oracle's, and Amazon's IPv6 one.
 var metadata = []netip.Addr{
 	netip.MustParseAddr("168.63.129.16"), netip.MustParseAddr("100.100.100.200"), netip.MustParseAddr("192.0.0.192"), netip.MustParseAddr("fd00:ec2::254"),
 }
 
-// Dialable reports whether an address may be given to others to dial: a unicast IP address without a zone, and a port. Link-local addresses are
-// not: they mean another machine on each link, and on most clouds the one with the machine's secrets.
+// Dialable reports whether an address may be given to others to dial: a unicast IP address without a zone, and a port.
+// Link-local addresses are not: they mean another machine on each link, and on most clouds the one with the machine's
+// secrets.
 func Dialable(ap netip.AddrPort) bool {
 	a := ap.Addr().Unmap()
 	return ap.IsValid() && ap.Port() != 0 && a.Zone() == "" && !a.IsUnspecified() && !a.IsMulticast() && !a.IsLinkLocalUnicast() &&

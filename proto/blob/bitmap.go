@@ -6,8 +6,8 @@ import (
 	"math/bits"
 )
 
-// Bitmap says which pieces are there, in BEP 3's bit order: piece 0 is the high bit of the first byte. It is a value like a
-// slice: copies share the bits, Clone does not. Not safe for concurrent use.
+// Bitmap says which pieces are there, in BEP 3's bit order: piece 0 is the high bit of the first byte. It is a value
+// like a slice: copies share the bits, Clone does not. Not safe for concurrent use.
 type Bitmap struct {
 	n int
 	b []byte

@@ -1,5 +1,5 @@
-// Package blob says what a blob is: its digest, its size, its pieces, its metainfo and its info-hash. It is pure, and every
-// role computes the same bytes from it. It knows neither disks nor networks.
+// Package blob says what a blob is: its digest, its size, its pieces, its metainfo and its info-hash. It is pure, and
+// every role computes the same bytes from it. It knows neither disks nor networks.
 package blob
 
 import (
@@ -14,7 +14,8 @@ import (
 // ErrDigestInvalid is a digest that is malformed or of an algorithm other than sha256 and sha512.
 var ErrDigestInvalid = errors.New("digest is malformed or of an unknown algorithm")
 
-// ParseDigest accepts sha256:<64 lower hex> and sha512:<128 lower hex> and nothing else, so that a digest is a safe path.
+// ParseDigest accepts sha256:<64 lower hex> and sha512:<128 lower hex> and nothing else, so that a digest is a safe
+// path.
 func ParseDigest(s string) (digest.Digest, error) {
 	d := digest.Digest(s)
 	if len(s) > len("sha512:")+128 {

@@ -42,7 +42,8 @@ type InfoHash [sha1.Size]byte
 // String is the hexadecimal form.
 func (h InfoHash) String() string { return hex.EncodeToString(h[:]) }
 
-// Metainfo is what a peer needs to know to fetch and check a blob piece by piece. It is immutable and safe for concurrent use.
+// Metainfo is what a peer needs to know to fetch and check a blob piece by piece. It is immutable and safe for
+// concurrent use.
 type Metainfo struct {
 	Digest digest.Digest
 	Size   int64 // bytes

@@ -23,8 +23,9 @@ import (
 // maxFile bounds what is read of a configuration or secret file.
 const maxFile = 1 << 20
 
-// Load decodes a file into a pointer to a configuration and, where it has a method Validate() error, validates it. The error tells
-// every mistake, with the path of its key and its line. Values may hold ${NAME}, a variable of the environment.
+// Load decodes a file into a pointer to a configuration and, where it has a method Validate() error, validates it. The
+// error tells every mistake, with the path of its key and its line. Values may hold ${NAME}, a variable of the
+// environment.
 func Load(path string, into any) error {
 	f, err := os.Open(path)
 	if err != nil {

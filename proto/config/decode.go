@@ -11,7 +11,8 @@ import (
 	"github.com/goccy/go-yaml/ast"
 )
 
-// decoder fills a configuration from a parsed file and collects what is wrong, rather than to stop at the first mistake.
+// decoder fills a configuration from a parsed file and collects what is wrong, rather than to stop at the first
+// mistake.
 type decoder struct {
 	mistakes Mistakes
 	lines    map[string]int // of each key, by its path

@@ -10,8 +10,9 @@ import (
 // variable is ${NAME}, its escape $${, or a ${ that is neither.
 var variable = regexp.MustCompile(`\$\$\{|\$\{[A-Za-z_][A-Za-z0-9_]*\}|\$\{`)
 
-// expand puts environment variables into a value: ${NAME} is the variable's content, $${ stands for ${ itself. It works on values that
-// were parsed already, so whatever a variable holds stays within its value. The error names every variable that is not set.
+// expand puts environment variables into a value: ${NAME} is the variable's content, $${ stands for ${ itself. It works
+// on values that were parsed already, so whatever a variable holds stays within its value. The error names every
+// variable that is not set.
 func expand(value string) (string, error) {
 	if !strings.Contains(value, "${") {
 		return value, nil

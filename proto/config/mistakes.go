@@ -32,8 +32,8 @@ func (m Mistake) Error() string {
 // Unwrap returns what is wrong, without the place.
 func (m Mistake) Unwrap() error { return m.Err }
 
-// Mistakes collects all that is wrong in a configuration, so that one reading tells everything. Each message says what was found and
-// what is expected in its place.
+// Mistakes collects all that is wrong in a configuration, so that one reading tells everything. Each message says what
+// was found and what is expected in its place.
 type Mistakes []Mistake
 
 // Add notes what is wrong with a key.

@@ -1,6 +1,7 @@
-// Package layout is where things are in a bucket, for all who write to it or read from it. The keys are those that registries already
-// use (distribution's storage, version 2), so that an existing bucket stays readable and ours can be served by others; what Kraken
-// adds lies beside them under names that others ignore. It opens no bucket: that is origin/bucket.
+// Package layout is where things are in a bucket, for all who write to it or read from it. The keys are those that
+// registries already use (distribution's storage, version 2), so that an existing bucket stays readable and ours can be
+// served by others; what Kraken adds lies beside them under names that others ignore. It opens no bucket: that is
+// origin/bucket.
 package layout
 
 import (
@@ -82,7 +83,8 @@ const (
 	KindTagRecord
 )
 
-// ParseKey is the inverse of the functions above, for restoring names from a bucket. What no client could have pushed is KindOther.
+// ParseKey is the inverse of the functions above, for restoring names from a bucket. What no client could have pushed
+// is KindOther.
 func ParseKey(key string) (kind Kind, repo, tag string, d digest.Digest) {
 	rest, ok := strings.CutPrefix(key, RepositoriesRoot)
 	if !ok {

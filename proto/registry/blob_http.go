@@ -83,9 +83,9 @@ func blobHeaders(h http.Header, d digest.Digest) {
 	}
 }
 
-// ServeContent sends an open blob, by sendfile where it is a file, and closes it. A range that the blob does not have is
-// ErrRangeNotSatisfiable, with nothing sent; more than MaxRanges, or more than two that overlap, are answered with the whole. A body
-// that fails midway resets the connection: a clean end would make a cut or wrong blob look whole.
+// ServeContent sends an open blob, by sendfile where it is a file, and closes it. A range that the blob does not have
+// is ErrRangeNotSatisfiable, with nothing sent; more than MaxRanges, or more than two that overlap, are answered with
+// the whole. A body that fails midway resets the connection: a clean end would make a cut or wrong blob look whole.
 func ServeContent(w http.ResponseWriter, r *http.Request, c *Content) error {
 	defer c.Close()
 	blobHeaders(w.Header(), c.Digest)
@@ -114,8 +114,9 @@ func ServeContent(w http.ResponseWriter, r *http.Request, c *Content) error {
 	return nil
 }
 
-// withoutEmptyRanges returns r without the ranges of the last 0 bytes, "-0", which can't be satisfied (RFC 9110, 14.1.2) and which
-// http.ServeContent answers with a part that ends before it begins. It returns false, and r as it is, when no other is left.
+// withoutEmptyRanges returns r without the ranges of the last 0 bytes, "-0", which can't be satisfied (RFC 9110,
+// 14.1.2) and which http.ServeContent answers with a part that ends before it begins. It returns false, and r as it is,
+// when no other is left.
 func withoutEmptyRanges(r *http.Request, c *Content) (*http.Request, bool) {
 	spec, ok := strings.CutPrefix(r.Header.Get("Range"), "bytes=")
 	if condition := r.Header.Get("If-Range"); !ok || (condition != "" && condition != etag(c.Digest)) {
@@ -177,7 +178,8 @@ func (w *watched) Read(b []byte) (int, error) {
 // startUpload is POST: a mount, a whole blob (?digest=), or a session.
 func (s Server) startUpload(w http.ResponseWriter, r *http.Request, repo string) error {
 	ctx, q := r.Context(), r.URL.Query()
-	if d, merr := parseDigest(q.Get("mount")); merr == nil && s.Mounter != nil { // what can't be a blob can't be mounted, and is uploaded
+	// what can't be a blob can't be mounted, and is uploaded
+	if d, merr := parseDigest(q.Get("mount")); merr == nil && s.Mounter != nil {
 		from := q.Get("from")
 		if CheckName(from) != nil {
 			from = "" // a hint that is none
@@ -314,8 +316,8 @@ func (s Server) upload(w http.ResponseWriter, r *http.Request, repo, arg string)
 	return s.unsupported(r)
 }
 
-// uploadQuery returns the id of a session and the query of a request to it. Clients that have only seen Locations with a query add theirs with
-// "&", so that it arrives in the path; an id has no "&".
+// uploadQuery returns the id of a session and the query of a request to it. Clients that have only seen Locations with
+// a query add theirs with "&", so that it arrives in the path; an id has no "&".
 func uploadQuery(r *http.Request, arg string) (id string, query url.Values) {
 	id, added, _ := strings.Cut(arg, "&")
 	query = r.URL.Query()
@@ -336,8 +338,8 @@ func sessionID(s string) bool {
 	return s != "" && len(s) <= 1024
 }
 
-// chunkOf reads Content-Range, in the specification's form "0-99" and in HTTP's "bytes 0-99/*". Of an empty body it is not looked at: no
-// range has no bytes, and clients make up various ones.
+// chunkOf reads Content-Range, in the specification's form "0-99" and in HTTP's "bytes 0-99/*". Of an empty body it is
+// not looked at: no range has no bytes, and clients make up various ones.
 func chunkOf(r *http.Request) (Chunk, error) {
 	c := Chunk{-1, r.ContentLength, r.Body}
 	h := r.Header.Get("Content-Range")

@@ -14,8 +14,8 @@ var (
 	errBodySlow = &Error{"UNSUPPORTED", http.StatusRequestTimeout, "the request's body did not come in time"}
 )
 
-// requestBody is a request's body that remembers why it could not be read: broken chunks, or a connection that ended before it.
-// Whoever reads sees the error as it is.
+// requestBody is a request's body that remembers why it could not be read: broken chunks, or a connection that ended
+// before it. Whoever reads sees the error as it is.
 type requestBody struct {
 	io.ReadCloser
 	failed atomic.Pointer[error]
@@ -29,8 +29,8 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// blame returns err, or the client's mistake in its place where err is the server's and the body could not be read: what then failed was
-// the reading, and not the disk or the origins that the bytes go to.
+// blame returns err, or the client's mistake in its place where err is the server's and the body could not be read:
+// what then failed was the reading, and not the disk or the origins that the bytes go to.
 func (b *requestBody) blame(err error) error {
 	failed := b.failed.Load()
 	if err == nil || failed == nil {

@@ -21,8 +21,8 @@ import (
 	"kraken/proto/transport"
 )
 
-// Client speaks to one registry and implements the interfaces of this package over HTTP. Errors of the table come back as the
-// same values; what could not be reached is ErrUnavailable. It is safe for concurrent use.
+// Client speaks to one registry and implements the interfaces of this package over HTTP. Errors of the table come back
+// as the same values; what could not be reached is ErrUnavailable. It is safe for concurrent use.
 type Client struct {
 	base   string // scheme://host, no slash at the end
 	hc     *http.Client
@@ -190,8 +190,8 @@ func lookup(code string, status int) *Error {
 	return ErrInternal
 }
 
-// uploadOf reads a session from Location and Range. A session without bytes also says 0-0; one of a single byte can't be
-// told from it, which the header Kraken-Offset does.
+// uploadOf reads a session from Location and Range. A session without bytes also says 0-0; one of a single byte can't
+// be told from it, which the header Kraken-Offset does.
 func uploadOf(h http.Header) (Upload, bool) {
 	_, id, ok := cutLast(h.Get("Location"))
 	if !ok || !sessionID(id) {
@@ -419,7 +419,8 @@ func (b *remoteBody) read(body io.Reader, p []byte) (n int, err error) {
 	return n, err
 }
 
-// Close ends the request under way, also while a Read waits. A body that was read to its end has given its connection back.
+// Close ends the request under way, also while a Read waits. A body that was read to its end has given its connection
+// back.
 func (b *remoteBody) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()

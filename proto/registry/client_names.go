@@ -23,7 +23,8 @@ import (
 // manifestAccept asks for whatever is stored.
 var manifestAccept = []string{strings.Join([]string{v1.MediaTypeImageManifest, v1.MediaTypeImageIndex, MediaTypeDockerManifest, MediaTypeDockerManifestList, "*/*"}, ", ")}
 
-// GetManifest is GET, conditional when the caller has one already. Bytes that are not what was asked for are ErrUnavailable.
+// GetManifest is GET, conditional when the caller has one already. Bytes that are not what was asked for are
+// ErrUnavailable.
 func (c *Client) GetManifest(ctx context.Context, repo string, ref Reference, o GetOptions) (*Manifest, error) {
 	h := http.Header{"Accept": manifestAccept}
 	if o.Have != "" {
@@ -250,7 +251,8 @@ func (c *Client) DeleteName(ctx context.Context, d NameDeletion) error {
 	return err
 }
 
-// Names calls fn with the JSON of every record that an origin keeps, unchecked: ParseNameRecord reads it. The bytes are fn's until it returns.
+// Names calls fn with the JSON of every record that an origin keeps, unchecked: ParseNameRecord reads it. The bytes are
+// fn's until it returns.
 func (c *Client) Names(ctx context.Context, fn func(line []byte) error) error {
 	return lines(ctx, c, resourcePath("", "names"), fn)
 }

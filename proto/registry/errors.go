@@ -8,7 +8,8 @@ import (
 )
 
 // Error is a kind of failure that both ends know: a code of the specification ("Error Codes") with its status.
-// Wrap one with %w to say what was attempted; compare with errors.Is. The client turns a response back into the same value.
+// Wrap one with %w to say what was attempted; compare with errors.Is. The client turns a response back into the same
+// value.
 type Error struct {
 	Code    string
 	Status  int
@@ -46,7 +47,8 @@ var (
 	ErrInternal            = &Error{"UNKNOWN", http.StatusInternalServerError, "internal error"}
 )
 
-// table holds every Error in the order in which the client matches a response: code and status first, then status alone.
+// table holds every Error in the order in which the client matches a response: code and status first, then status
+// alone.
 var table = []*Error{
 	ErrBlobUnknown, ErrBlobUploadInvalid, ErrBlobUploadUnknown, ErrRangeInvalid, ErrRangeNotSatisfiable, ErrDigestInvalid, ErrManifestBlobUnknown,
 	ErrManifestInvalid, ErrManifestTooLarge, ErrManifestUnknown, ErrNameInvalid, ErrTooManyTags, ErrNameUnknown, ErrSizeInvalid,
@@ -54,8 +56,8 @@ var table = []*Error{
 	ErrStorageFull, ErrInternal, ErrRecordInvalid,
 }
 
-// RangeError is a chunk that does not start where the session stands. It is an ErrRangeInvalid; the answer is 416 with the
-// session's Location and Range.
+// RangeError is a chunk that does not start where the session stands. It is an ErrRangeInvalid; the answer is 416 with
+// the session's Location and Range.
 type RangeError struct {
 	Upload Upload
 	Got    int64 // where the chunk started

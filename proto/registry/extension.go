@@ -6,8 +6,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// What the specification lacks lives under /v2/<name>/_kraken/ (its "extensions" path form). The messages are here, the text is
-// in proto/README.md.
+// What the specification lacks lives under /v2/<name>/_kraken/ (its "extensions" path form). The messages are here, the
+// text is in proto/README.md.
 
 // ExtensionVersion is the version of these messages, sent by every Client as header Kraken-Version. A server refuses a
 // greater major version with 400.
@@ -23,11 +23,14 @@ const (
 
 // LeaseRequest asks an origin for pieces to fetch from it (POST lease/<digest>).
 type LeaseRequest struct {
-	Peer string `json:"peer"`           // peer id, at most 40 hex digits: whose turn it is; an origin forgets it after seconds
-	Have []byte `json:"have"`           // bitmap of the pieces that the agent has or will get from peers, BEP 3 bit order
+	// peer id, at most 40 hex digits: whose turn it is; an origin forgets it after seconds
+	Peer string `json:"peer"`
+	// bitmap of the pieces that the agent has or will get from peers, BEP 3 bit order
+	Have []byte `json:"have"`
 	Want []int  `json:"want,omitempty"` // pieces that a reader waits for, most urgent first
 	Max  int    `json:"max"`            // at most so many pieces, 1..MaxLeasePieces
-	// Alone says that the agent knows no other that might have pieces: the first of Want is not left to trade although it was sent lately.
+	// Alone says that the agent knows no other that might have pieces: the first of Want is not left to trade although
+	// it was sent lately.
 	Alone bool `json:"alone,omitempty"`
 	// Stalled says that nothing has come to the agent for its stall timeout: where nothing else is to be leased,
 	// any missing piece is, although it was sent lately.
@@ -51,7 +54,8 @@ type DurableRequest struct {
 	Digests []digest.Digest `json:"digests"`
 }
 
-// DurableResponse divides the digests asked for. Pending ones are held here and on their way; Unknown ones may be at others.
+// DurableResponse divides the digests asked for. Pending ones are held here and on their way; Unknown ones may be at
+// others.
 type DurableResponse struct {
 	Durable []digest.Digest `json:"durable"`
 	Pending []digest.Digest `json:"pending"`
@@ -72,7 +76,8 @@ type WritebackStatus struct {
 	Names   int    `json:"names"`   // name records that are held
 	Oldest  string `json:"oldest,omitempty"`
 	Error   string `json:"error,omitempty"` // of the last try
-	// SetAside are changes and name records that can't go on for a reason of their own, while others do; at most MaxSetAside are listed.
+	// SetAside are changes and name records that can't go on for a reason of their own, while others do; at most
+	// MaxSetAside are listed.
 	SetAside []SetAside `json:"set_aside,omitempty"`
 	// SetAsideCount is how many there are.
 	SetAsideCount int `json:"set_aside_count,omitempty"`

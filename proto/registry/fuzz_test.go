@@ -162,8 +162,8 @@ func FuzzAnswers(f *testing.F) {
 	})
 }
 
-// Whatever an origin is sent as a record, or a build-index is given back, is refused in words or is what its fields say; its key is the name
-// of a file.
+// Whatever an origin is sent as a record, or a build-index is given back, is refused in words or is what its fields
+// say; its key is the name of a file.
 func FuzzNameRecord(f *testing.F) {
 	f.Add([]byte(`{"version":1,"kind":"deleted","repository":"../a","tag":"/v1","digest":"sha256:00","media_type":"layer"}`))
 	f.Add([]byte(`{"version":1,"kind":"manifest","repository":"a/b","tag":"v1","digest":"` + digest.FromString("{}").String() + `","media_type":"a/b","size":2,"bytes":"e30=","generation":5}`))

@@ -74,8 +74,8 @@ func parseETag(h string) digest.Digest {
 	return d
 }
 
-// etags reads a list of entity tags (RFC 9110 section 13.1). What is none of ours can't match and is left out; any says that the list
-// is "*". The result is nil only without a header.
+// etags reads a list of entity tags (RFC 9110 section 13.1). What is none of ours can't match and is left out; any says
+// that the list is "*". The result is nil only without a header.
 func etags(values []string) (ds []digest.Digest, any bool) {
 	if len(values) == 0 {
 		return nil, false
@@ -179,8 +179,8 @@ func (s Server) referrers(w http.ResponseWriter, r *http.Request, repo, arg stri
 	return writeJSON(w, v1.MediaTypeImageIndex, idx)
 }
 
-// SniffMediaType tells the media type of a manifest by its content: its own mediaType field, else what it lists. Empty when it
-// is no manifest.
+// SniffMediaType tells the media type of a manifest by its content: its own mediaType field, else what it lists. Empty
+// when it is no manifest.
 func SniffMediaType(raw []byte) string {
 	var doc struct {
 		MediaType string          `json:"mediaType"`

@@ -40,8 +40,8 @@ func (s Server) allow(kind string) []string {
 
 func reads(r *http.Request) bool { return r.Method == http.MethodGet || r.Method == http.MethodHead }
 
-// checkMethod answers what asks for the methods alone, and refuses a method that the route does not have; done says that it did one of both.
-// The extension's routes differ by resource, and check for themselves.
+// checkMethod answers what asks for the methods alone, and refuses a method that the route does not have; done says
+// that it did one of both. The extension's routes differ by resource, and check for themselves.
 func (s Server) checkMethod(w http.ResponseWriter, r *http.Request, kind string) (done bool, err error) {
 	allow := s.allow(kind)
 	switch {

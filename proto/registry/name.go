@@ -18,9 +18,10 @@ var (
 
 const maxName = 255
 
-// reserved are the routes that consist of words which could all be elements of a name. Below a repository of that name every path would begin
-// like a route of a shorter one: /v2/a/blobs/uploads/… is the upload sessions of a. Other words of the API (manifests, blobs, …) are fine,
-// because the one segment after them decides, and paths are read from the right.
+// reserved are the routes that consist of words which could all be elements of a name. Below a repository of that name
+// every path would begin like a route of a shorter one: /v2/a/blobs/uploads/… is the upload sessions of a. Other words
+// of the API (manifests, blobs, …) are fine, because the one segment after them decides, and paths are read from the
+// right.
 var reserved = []string{"blobs/uploads", "tags/list"}
 
 // CheckName refuses what is no repository name, ErrNameInvalid.
@@ -99,14 +100,15 @@ func parseRoute(p string) (rt route, ok bool) {
 	return route{}, false
 }
 
-// isResource reports whether p is a resource of the extension, or one with a key: one or two segments, none of them empty.
+// isResource reports whether p is a resource of the extension, or one with a key: one or two segments, none of them
+// empty.
 func isResource(p string) bool {
 	resource, key, found := strings.Cut(p, "/")
 	return resource != "" && (key != "") == found && !strings.Contains(key, "/")
 }
 
-// hidesSlash reports whether a path as it was sent has an escaped slash or backslash. Decoded it would have other segments than the ones that
-// whoever stands in front has seen. Nothing of the API needs one.
+// hidesSlash reports whether a path as it was sent has an escaped slash or backslash. Decoded it would have other
+// segments than the ones that whoever stands in front has seen. Nothing of the API needs one.
 func hidesSlash(raw string) bool {
 	raw = strings.ToLower(raw)
 	return strings.Contains(raw, "%2f") || strings.Contains(raw, "%5c")

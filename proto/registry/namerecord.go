@@ -24,7 +24,8 @@ const (
 // Versions of name records.
 const (
 	NameWhole = 1 // a manifest's record has the manifest's bytes
-	NameRef   = 2 // a tag's record names a manifest whose bytes are in another record of the same digest, in SQL or in the bucket
+	// a tag's record names a manifest whose bytes are in another record of the same digest, in SQL or in the bucket
+	NameRef = 2
 )
 
 // MaxGenerationSkew is how far ahead of the reader's clock a record's generation and time may be. It bounds how far

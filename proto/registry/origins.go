@@ -22,8 +22,8 @@ type Origin struct {
 	*Client
 }
 
-// Origins are all origins of a cluster, with passive health: one that could not be reached is asked last for a while. It
-// implements Blobs over them.
+// Origins are all origins of a cluster, with passive health: one that could not be reached is asked last for a while.
+// It implements Blobs over them.
 type Origins struct {
 	ring *ring.Ring
 	byID map[string]*Origin
@@ -103,8 +103,8 @@ func (o *Origins) For(d digest.Digest) []*Origin { return o.pick(o.ring.Order(d)
 // Owners are the owners of d, those that could not be reached lately last.
 func (o *Origins) Owners(d digest.Digest) []*Origin { return o.pick(o.ring.Owners(d)) }
 
-// walk asks origin after origin until one has the blob. An owner looks at the others and at the bucket by itself, so one
-// owner's answer is everybody's: 404 when one could ask all, ErrUnavailable when none could.
+// walk asks origin after origin until one has the blob. An owner looks at the others and at the bucket by itself, so
+// one owner's answer is everybody's: 404 when one could ask all, ErrUnavailable when none could.
 func walk[T any](ctx context.Context, o *Origins, d digest.Digest, ask func(*Origin) (T, error)) (T, error) {
 	var zero T
 	var errs []error

@@ -9,8 +9,9 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// endpoint is where a Client's request goes. Only route.endpoint makes one that can be sent: each part has been checked against the grammar
-// of its kind and is escaped as one path segment, so that no value leads to another route than the one that was meant.
+// endpoint is where a Client's request goes. Only route.endpoint makes one that can be sent: each part has been checked
+// against the grammar of its kind and is escaped as one path segment, so that no value leads to another route than the
+// one that was meant.
 type endpoint struct {
 	path string // begins with /v2/
 	err  error  // why there is none; the request is not sent

@@ -73,7 +73,8 @@ func FuzzRoutePath(f *testing.F) {
 	})
 }
 
-// call is one method of a Client, given one hostile text wherever it takes a repository, a digest, a tag or a session's id.
+// call is one method of a Client, given one hostile text wherever it takes a repository, a digest, a tag or a session's
+// id.
 type call struct {
 	kind string
 	do   func(t *testing.T, c *Client, repo, arg string) error

@@ -14,7 +14,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// FuzzRange asks a blob for whatever a client may write: the answer is the whole blob, 416, or parts of it, each where it says it is.
+// FuzzRange asks a blob for whatever a client may write: the answer is the whole blob, 416, or parts of it, each where
+// it says it is.
 func FuzzRange(f *testing.F) {
 	for _, s := range []string{"bytes=0-0", "bytes=-1", "bytes=5-", "bytes=0-1,3-4", "bytes=-0", "bytes=9223372036854775807-", "bytes= 1 - 2", "lines=1-2", "bytes=3-2,-5", "BYTES=1-2"} {
 		f.Add(s)

@@ -7,16 +7,17 @@ import (
 	"strings"
 )
 
-// MaxRanges is how many ranges of one request are served as such. More, or more than two that overlap, are answered with the whole blob and 200, as RFC
-// 9110 section 14.2 allows: each range costs a seek here and perhaps a request elsewhere, and its answer's headers are longer than it may be.
+// MaxRanges is how many ranges of one request are served as such. More, or more than two that overlap, are answered
+// with the whole blob and 200, as RFC 9110 section 14.2 allows: each range costs a seek here and perhaps a request
+// elsewhere, and its answer's headers are longer than it may be.
 const MaxRanges = 32
 
-// readThrough is the gap in bytes between two ranges up to which both are read by one request of another registry, and the gap is thrown
-// away: a request costs more than so many bytes.
+// readThrough is the gap in bytes between two ranges up to which both are read by one request of another registry, and
+// the gap is thrown away: a request costs more than so many bytes.
 const readThrough = 64 << 10
 
-// knownUnit drops a Range of another unit than bytes, which a server must ignore, and writes that of bytes in lower case: units have none
-// (RFC 9110, 14.1 and 14.2).
+// knownUnit drops a Range of another unit than bytes, which a server must ignore, and writes that of bytes in lower
+// case: units have none (RFC 9110, 14.1 and 14.2).
 func knownUnit(h http.Header) {
 	if v := h.Get("Range"); v != "" {
 		if unit, spec, ok := strings.Cut(v, "="); ok && strings.EqualFold(strings.TrimSpace(unit), "bytes") {
@@ -27,7 +28,8 @@ func knownUnit(h http.Header) {
 	}
 }
 
-// byteRange is first-last of a Range header. A negative first means the last so many bytes, a negative last means to the end.
+// byteRange is first-last of a Range header. A negative first means the last so many bytes, a negative last means to
+// the end.
 type byteRange struct{ first, last int64 }
 
 // parseRanges reads a Range header; ok is false for what is none, which http.ServeContent answers.
@@ -82,7 +84,8 @@ func resolve(rs []byteRange, size int64) []Range {
 	return out
 }
 
-// overlaps returns how many pairs of ranges overlap. One pair is served, more are not (RFC 9110 section 14.2: "more than two overlapping ranges").
+// overlaps returns how many pairs of ranges overlap. One pair is served, more are not (RFC 9110 section 14.2: "more
+// than two overlapping ranges").
 func overlaps(rs []Range) (pairs int) {
 	for i, a := range rs {
 		for _, b := range rs[:i] {
@@ -94,8 +97,8 @@ func overlaps(rs []Range) (pairs int) {
 	return pairs
 }
 
-// chooseRanges returns the ranges of a blob that a request is answered with, and the request for http.ServeContent: without Range where the
-// answer is the whole.
+// chooseRanges returns the ranges of a blob that a request is answered with, and the request for http.ServeContent:
+// without Range where the answer is the whole.
 func chooseRanges(r *http.Request, size int64) (*http.Request, []Range) {
 	rs, ok := parseRanges(r.Header.Get("Range"))
 	if !ok {
@@ -111,8 +114,9 @@ func chooseRanges(r *http.Request, size int64) (*http.Request, []Range) {
 	return r, nil
 }
 
-// run returns the range of bytes to ask another registry for, so that pos can be read: to the end of the planned range that has pos, and of
-// those after it that follow in order within small gaps. Without a plan it is to the end of the blob.
+// run returns the range of bytes to ask another registry for, so that pos can be read: to the end of the planned range
+// that has pos, and of those after it that follow in order within small gaps. Without a plan it is to the end of the
+// blob.
 func run(plan []Range, pos int64) Range {
 	at, end := -1, int64(0)
 	for i, r := range plan {
@@ -132,7 +136,8 @@ func run(plan []Range, pos int64) Range {
 	return Range{pos, end - pos}
 }
 
-// rangeHint is what a request will read first, to open the blob there: of several ranges the first, with those that are read with it.
+// rangeHint is what a request will read first, to open the blob there: of several ranges the first, with those that are
+// read with it.
 func rangeHint(header string) Range {
 	rs, ok := parseRanges(header)
 	if !ok || len(rs) > MaxRanges || rs[0].first < 0 {

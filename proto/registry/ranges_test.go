@@ -28,7 +28,8 @@ func (w countingBody) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// behind is a proxy: a server over a client of an origin with one blob. What the origin was asked for and wrote is counted.
+// behind is a proxy: a server over a client of an origin with one blob. What the origin was asked for and wrote is
+// counted.
 func behind(t *testing.T, b []byte) (url string, requests, written *atomic.Int64) {
 	t.Helper()
 	m := newMemory()

@@ -1,7 +1,7 @@
 // Package registry is the OCI Distribution API v1.1 as a pair: an [http.Handler] over small interfaces ([Server]) and a
 // client that implements the same interfaces ([Client]). A registry is a value that stacks: a server over a client is a
-// proxy. Every role of a cluster mounts the parts that it answers for: proxy all of it, origin the blob half, build-index the
-// manifest half, agent the read half.
+// proxy. Every role of a cluster mounts the parts that it answers for: proxy all of it, origin the blob half,
+// build-index the manifest half, agent the read half.
 //
 // The package knows no storage, no membership and no policy. Its errors are the ones of the specification, see [Error].
 package registry
@@ -32,14 +32,15 @@ type Range struct{ Offset, Length int64 }
 var Whole = Range{0, -1}
 
 // Content is an open blob. Body is an *os.File where the bytes are a file, so that a server can hand it to sendfile:
-// don't wrap it. Reads may block while bytes are still arriving. Body fails, and never ends clean, when the bytes turn out
-// not to match Digest. Whoever opened the Content calls Close once.
+// don't wrap it. Reads may block while bytes are still arriving. Body fails, and never ends clean, when the bytes turn
+// out not to match Digest. Whoever opened the Content calls Close once.
 type Content struct {
 	Digest digest.Digest
 	Size   int64
 	Body   io.ReadSeeker
 	Close  func() error
-	// Plan, where set, is told before the first read which ranges will be read, in this order, so that no more is asked for elsewhere.
+	// Plan, where set, is told before the first read which ranges will be read, in this order, so that no more is asked
+	// for elsewhere.
 	Plan func([]Range)
 }
 
@@ -58,8 +59,8 @@ type BlobDeleter interface {
 	DeleteBlob(ctx context.Context, repo string, d digest.Digest) error
 }
 
-// Mounter makes a blob that some repository has a member of repo without moving bytes. From, which may be empty, is a hint.
-// ErrBlobUnknown: no repository has it, the client is given an upload session instead.
+// Mounter makes a blob that some repository has a member of repo without moving bytes. From, which may be empty, is a
+// hint. ErrBlobUnknown: no repository has it, the client is given an upload session instead.
 type Mounter interface {
 	MountBlob(ctx context.Context, repo, from string, d digest.Digest) (v1.Descriptor, error)
 }
@@ -86,8 +87,8 @@ type Chunk struct {
 
 // Uploads is the write half for blobs.
 //
-// ErrBlobUploadUnknown: no such session in this repository. A *RangeError (416) when a chunk does not start at the session's
-// offset; the session survives it. After any other error the session's offset is what UploadStatus says.
+// ErrBlobUploadUnknown: no such session in this repository. A *RangeError (416) when a chunk does not start at the
+// session's offset; the session survives it. After any other error the session's offset is what UploadStatus says.
 type Uploads interface {
 	StartUpload(ctx context.Context, repo string, o UploadOptions) (Upload, error)
 	UploadStatus(ctx context.Context, repo, id string) (Upload, error)
@@ -131,8 +132,8 @@ type Manifests interface {
 	GetManifest(ctx context.Context, repo string, ref Reference, o GetOptions) (*Manifest, error)
 }
 
-// PutOptions refines a manifest write. The conditions are on every tag that is written, or on the manifest when there is none;
-// ErrPrecondition when one does not hold.
+// PutOptions refines a manifest write. The conditions are on every tag that is written, or on the manifest when there
+// is none; ErrPrecondition when one does not hold.
 type PutOptions struct {
 	// Tags are set in the same step, for a manifest that is pushed by digest (?tag=, at most MaxTagParameters).
 	Tags []string

@@ -288,7 +288,8 @@ func TestClientSpeaksToServer(t *testing.T) {
 	}
 }
 
-// TestServerWithoutRanges: one that answers 200 to a request for a range gives the bytes that were asked for all the same, by one request.
+// TestServerWithoutRanges: one that answers 200 to a request for a range gives the bytes that were asked for all the
+// same, by one request.
 func TestServerWithoutRanges(t *testing.T) {
 	b := make([]byte, 100_000)
 	for i := range b {
@@ -338,7 +339,8 @@ func TestServerWithoutRanges(t *testing.T) {
 	}
 }
 
-// TestServerSendsMoreThanItSaid: what follows the last byte that was announced is not read, so that a size that was found small enough holds.
+// TestServerSendsMoreThanItSaid: what follows the last byte that was announced is not read, so that a size that was
+// found small enough holds.
 func TestServerSendsMoreThanItSaid(t *testing.T) {
 	for name, first := range map[string]int64{"from the start": 0, "midway": 4} {
 		t.Run(name, func(t *testing.T) {
@@ -367,7 +369,8 @@ func TestServerSendsMoreThanItSaid(t *testing.T) {
 	}
 }
 
-// TestRangeRefused: a server that has the bytes and refuses the range fails at once; one that does not have them has none to read.
+// TestRangeRefused: a server that has the bytes and refuses the range fails at once; one that does not have them has
+// none to read.
 func TestRangeRefused(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Range", "bytes */100")

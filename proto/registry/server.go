@@ -17,7 +17,8 @@ import (
 	"kraken/proto/transport"
 )
 
-// ExtensionPath is a request under _kraken/: /v2/<Repository>/_kraken/<Resource>/<Key>. Repository and Key may be empty.
+// ExtensionPath is a request under _kraken/: /v2/<Repository>/_kraken/<Resource>/<Key>. Repository and Key may be
+// empty.
 type ExtensionPath struct{ Repository, Resource, Key string }
 
 // Server serves the parts that are set; a nil part answers 405 UNSUPPORTED.
@@ -35,11 +36,11 @@ type Server struct {
 	Extension func(w http.ResponseWriter, r *http.Request, x ExtensionPath) error
 	// Namespaces are the registry names (?ns=) that this server answers for, in any case; empty: all.
 	Namespaces []string
-	// ChunkMinLength, where set, is the length in bytes that clients are asked to give their chunks at least (OCI-Chunk-Min-Length).
-	// Shorter ones are taken as well: which one is the last can't be told from a chunk.
+	// ChunkMinLength, where set, is the length in bytes that clients are asked to give their chunks at least
+	// (OCI-Chunk-Min-Length). Shorter ones are taken as well: which one is the last can't be told from a chunk.
 	ChunkMinLength int64
-	// TrustSource, where set, reports whether a request may be a proxy's, whose header Kraken-Source names the source of an upload. Else an
-	// upload's source is the connection's address.
+	// TrustSource, where set, reports whether a request may be a proxy's, whose header Kraken-Source names the source
+	// of an upload. Else an upload's source is the connection's address.
 	TrustSource func(r *http.Request) bool
 	// Private says that who may read what is controlled, so that no cache that several share may keep a blob.
 	Private bool
@@ -66,7 +67,8 @@ func (s Server) Handler() http.Handler {
 	return r
 }
 
-// UnknownMethod answers methods that chi has never heard of, which it would do without a body. A router around a Server's Handler needs it too.
+// UnknownMethod answers methods that chi has never heard of, which it would do without a body. A router around a
+// Server's Handler needs it too.
 func UnknownMethod(w http.ResponseWriter, r *http.Request) {
 	WriteError(w, r, fmt.Errorf("%w: %.20q", ErrUnsupported, r.Method))
 }
@@ -83,7 +85,8 @@ func (s Server) serve(w http.ResponseWriter, r *http.Request) {
 	switch kind := kindOf(err); {
 	case r.Context().Err() != nil:
 		s.Log.Debug("client went away", "method", r.Method, "path", r.URL.Path, "error", err)
-		panic(http.ErrAbortHandler) // nobody is there for an answer, and one of 500 would be counted as this server's error
+		// nobody is there for an answer, and one of 500 would be counted as this server's error
+		panic(http.ErrAbortHandler)
 	case kind.Status >= 500:
 		s.Log.Warn("request failed", "method", r.Method, "path", r.URL.Path, "status", kind.Status, "error", err)
 	}
@@ -239,8 +242,9 @@ type errorDetail struct {
 	Detail  any    `json:"detail,omitempty"`
 }
 
-// messageOf is what a client is told: the whole of err is for the log. What broke inside is not said at all; failures of this side are said
-// without addresses, files and URLs; mistakes of the client quote its request, which may have some.
+// messageOf is what a client is told: the whole of err is for the log. What broke inside is not said at all; failures
+// of this side are said without addresses, files and URLs; mistakes of the client quote its request, which may have
+// some.
 func messageOf(kind *Error, err error) string {
 	switch {
 	case kind == ErrInternal:
@@ -251,7 +255,8 @@ func messageOf(kind *Error, err error) string {
 	return transport.PublicCause(err)
 }
 
-// WriteError answers by the table, and says nothing of addresses. A *RangeError adds the session's Location and Range, a *RetryError Retry-After.
+// WriteError answers by the table, and says nothing of addresses. A *RangeError adds the session's Location and Range,
+// a *RetryError Retry-After.
 func WriteError(w http.ResponseWriter, r *http.Request, err error) {
 	kind := kindOf(err)
 	h := w.Header()

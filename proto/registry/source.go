@@ -6,8 +6,8 @@ import (
 	"net/netip"
 )
 
-// SourceOf returns whom a request from addr, host:port, is counted to: an IPv4 address, or the network of 64 bits of an IPv6 one, whose
-// owner has all of it. Empty for what is no address.
+// SourceOf returns whom a request from addr, host:port, is counted to: an IPv4 address, or the network of 64 bits of an
+// IPv6 one, whose owner has all of it. Empty for what is no address.
 func SourceOf(addr string) string {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -32,7 +32,8 @@ func sourceOf(ip netip.Addr) string {
 	return p.String()
 }
 
-// sourceOf returns whose upload a request begins: who a proxy says, where it is to be believed, else the connection's address.
+// sourceOf returns whose upload a request begins: who a proxy says, where it is to be believed, else the connection's
+// address.
 func (s Server) sourceOf(r *http.Request) string {
 	if s.TrustSource != nil && s.TrustSource(r) {
 		h := r.Header.Get("Kraken-Source")

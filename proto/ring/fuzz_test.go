@@ -8,7 +8,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// FuzzOrder has every set of ids ordered completely, the same whatever order they are configured in; and who leaves moves nobody else.
+// FuzzOrder has every set of ids ordered completely, the same whatever order they are configured in; and who leaves
+// moves nobody else.
 func FuzzOrder(f *testing.F) {
 	f.Add("origin-01,origin-02,origin-03", "sha256:00", 2)
 	f.Add(",,a,a", "", -1)

@@ -1,9 +1,9 @@
-// Package ring says who owns a digest: rendezvous hashing (Thaler and Ravishankar, "Using name-based mappings to increase
-// hit rates", 1998) over configured member ids. It is pure: who is alive is the caller's knowledge.
+// Package ring says who owns a digest: rendezvous hashing (Thaler and Ravishankar, "Using name-based mappings to
+// increase hit rates", 1998) over configured member ids. It is pure: who is alive is the caller's knowledge.
 //
-// A member's score for a digest is the first 8 bytes, big-endian, of SHA-256(id, 0x00, digest), with the digest in its text
-// form. Members are ordered by descending score, ties by id. This is part of the wire: every role must compute the same
-// order, see the golden values in the tests.
+// A member's score for a digest is the first 8 bytes, big-endian, of SHA-256(id, 0x00, digest), with the digest in its
+// text form. Members are ordered by descending score, ties by id. This is part of the wire: every role must compute the
+// same order, see the golden values in the tests.
 package ring
 
 import (

@@ -25,8 +25,8 @@ func members(n int) []string {
 	return out
 }
 
-// TestGolden pins the order: it is part of the wire, and another order would look for every blob in the wrong place. The values
-// were computed apart from this code, from the text of proto/README.md section 3.
+// TestGolden pins the order: it is part of the wire, and another order would look for every blob in the wrong place.
+// The values were computed apart from this code, from the text of proto/README.md section 3.
 func TestGolden(t *testing.T) {
 	for d, want := range map[digest.Digest][]string{
 		"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855":                                                                 {"origin-05", "é", "origin-01", "origin-04", "origin-02", "a b", "origin-03"},
@@ -101,7 +101,8 @@ func TestRemoveMovesOnlyItsShare(t *testing.T) {
 	}
 }
 
-// TestAddTakesItsShare: what a new member owns was taken from others only by it, and it is about replicas/n of everything.
+// TestAddTakesItsShare: what a new member owns was taken from others only by it, and it is about replicas/n of
+// everything.
 func TestAddTakesItsShare(t *testing.T) {
 	const n, replicas, blobs = 9, 2, 9000
 	before, after := New(members(n), replicas), New(members(n+1), replicas)

@@ -15,8 +15,8 @@ import (
 	"kraken/proto/config"
 )
 
-// Main is the process of one role: it reads the command line and the configuration, opens the role, runs it until SIGTERM or SIGINT,
-// and exits with 0, or with 1 and the reason on stderr.
+// Main is the process of one role: it reads the command line and the configuration, opens the role, runs it until
+// SIGTERM or SIGINT, and exits with 0, or with 1 and the reason on stderr.
 func Main[C any, P settings[C], R Runner](name, short string, open func(C, Deps) (R, error)) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	code := Execute(ctx, Command[C, P](name, short, open), os.Args[1:], os.Stdout, os.Stderr)
@@ -67,7 +67,8 @@ func Command[C any, P settings[C], R Runner](name, short string, open func(C, De
 			if err != nil {
 				return err
 			}
-			// The collector gets its own memory and threads in its first cycle, which would otherwise fall into the first request.
+			// The collector gets its own memory and threads in its first cycle, which would otherwise fall into the
+			// first request.
 			runtime.GC()
 			return r.Run(c.Context())
 		},

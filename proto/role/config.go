@@ -22,7 +22,8 @@ type Config struct {
 	Client transport.ClientConfig `yaml:"client"`
 	// Origins are all origins of the cluster. Ids decide who owns what: never rename one.
 	Origins []ring.Member `yaml:"origins"`
-	// Replicas is the number of origins that hold a blob, default 2, or 1 where there is one origin, at most 5; the same in every role.
+	// Replicas is the number of origins that hold a blob, default 2, or 1 where there is one origin, at most 5; the
+	// same in every role.
 	Replicas int `yaml:"replicas" config:"positive"`
 }
 
@@ -42,8 +43,8 @@ const MaxReplicas = 5
 
 const defaultReplicas = 2
 
-// Validate fills in defaults and puts what is wrong into m. more are the listeners that the role binds beside server and admin; they
-// were validated by the role.
+// Validate fills in defaults and puts what is wrong into m. more are the listeners that the role binds beside server
+// and admin; they were validated by the role.
 func (c *Config) Validate(m *config.Mistakes, more ...Listener) {
 	c.Server.Validate(m, "server")
 	if c.Server.Control || c.Server.PProf {
@@ -69,7 +70,8 @@ func (c *Config) Validate(m *config.Mistakes, more ...Listener) {
 	c.validateOrigins(m)
 }
 
-// overlap reports whether two listeners can't be bound at once: their ports are equal, and their hosts, or one of these is all.
+// overlap reports whether two listeners can't be bound at once: their ports are equal, and their hosts, or one of these
+// is all.
 func overlap(a, b string) bool {
 	hostA, portA, errA := net.SplitHostPort(a)
 	hostB, portB, errB := net.SplitHostPort(b)

@@ -75,8 +75,8 @@ func Version() string {
 	return version
 }
 
-// NewRegistry is the metrics of one process: what the Go runtime and the kernel count (memory, CPU, descriptors), and kraken_build_info,
-// whose labels say what runs here.
+// NewRegistry is the metrics of one process: what the Go runtime and the kernel count (memory, CPU, descriptors), and
+// kraken_build_info, whose labels say what runs here.
 func NewRegistry(role string) *prometheus.Registry {
 	r := prometheus.NewRegistry()
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
@@ -88,8 +88,9 @@ func NewRegistry(role string) *prometheus.Registry {
 	return r
 }
 
-// Group runs the parts of a process together. The first one that fails ends all, one that is done just ends; they are ended in the reverse order of Add, one
-// after the other, so that a part may rely on those before it until it is done itself.
+// Group runs the parts of a process together. The first one that fails ends all, one that is done just ends; they are
+// ended in the reverse order of Add, one after the other, so that a part may rely on those before it until it is done
+// itself.
 type Group struct {
 	names []string
 	parts []func(context.Context) error

@@ -1,5 +1,5 @@
-// Package role is what the five roles have in common as processes: their command line, the configuration that each has, the log, the
-// metrics, and the order in which they open, run and end. It knows nothing of what any of them does.
+// Package role is what the five roles have in common as processes: their command line, the configuration that each has,
+// the log, the metrics, and the order in which they open, run and end. It knows nothing of what any of them does.
 package role
 
 import (

@@ -10,8 +10,8 @@ import (
 	"kraken/proto/config"
 )
 
-// ResolvePeer is the IP address, or ip:port, that others dial: value itself, or with the name of a network interface in the place
-// of the address, that interface's. Empty stays empty; what is neither is put into m under key.
+// ResolvePeer is the IP address, or ip:port, that others dial: value itself, or with the name of a network interface in
+// the place of the address, that interface's. Empty stays empty; what is neither is put into m under key.
 func ResolvePeer(m *config.Mistakes, key, value string) string {
 	if _, err := netip.ParseAddr(value); err == nil || value == "" {
 		return value
@@ -34,8 +34,8 @@ func ResolvePeer(m *config.Mistakes, key, value string) string {
 	return net.JoinHostPort(a.String(), port)
 }
 
-// resolveServer is the host:port, or the host alone where the port is the listener's, that others reach a server at. A name without
-// a port is a network interface's; one with a port is an interface's where there is such, else a host's.
+// resolveServer is the host:port, or the host alone where the port is the listener's, that others reach a server at. A
+// name without a port is a network interface's; one with a port is an interface's where there is such, else a host's.
 func resolveServer(m *config.Mistakes, key, value string) string {
 	if _, err := netip.ParseAddr(value); err == nil || value == "" {
 		return value

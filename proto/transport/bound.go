@@ -11,8 +11,8 @@ import (
 // unboundFor is how long connections are made without the wanted address after one could be made only so.
 const unboundFor = time.Minute
 
-// boundDialer makes connections from one address of this machine, so that the other end knows the caller by it. Where that does not work, because
-// the address is no address of this machine, or has no way there, it makes them from any.
+// boundDialer makes connections from one address of this machine, so that the other end knows the caller by it. Where
+// that does not work, because the address is no address of this machine, or has no way there, it makes them from any.
 type boundDialer struct {
 	net.Dialer
 	from    netip.Addr

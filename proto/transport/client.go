@@ -27,17 +27,20 @@ const (
 
 // ClientConfig configures how a role speaks to the others.
 type ClientConfig struct {
-	CA   string `yaml:"ca"`   // PEM file of trusted roots, default the system's; read again when it changes, like all files here
+	// PEM file of trusted roots, default the system's; read again when it changes, like all files here
+	CA   string `yaml:"ca"`
 	Cert string `yaml:"cert"` // PEM file; with key: mutual TLS
 	Key  string `yaml:"key"`  // PEM file
-	// DeniedSerials is a file of serial numbers, hexadecimal, one a line: servers with such certificates are not spoken to.
+	// DeniedSerials is a file of serial numbers, hexadecimal, one a line: servers with such certificates are not spoken
+	// to.
 	DeniedSerials string `yaml:"denied_serials"`
 	// DialTimeout bounds the making of a connection, default 1s.
 	DialTimeout config.Duration `yaml:"dial_timeout"`
-	// ProgressTimeout is how long a request may go without a byte moving in either direction, default 30s. There is no limit on
-	// its whole length.
+	// ProgressTimeout is how long a request may go without a byte moving in either direction, default 30s. There is no
+	// limit on its whole length.
 	ProgressTimeout config.Duration `yaml:"progress_timeout"`
-	// From is the address that connections are made from where that works, default whatever the system chooses. Set by the role.
+	// From is the address that connections are made from where that works, default whatever the system chooses. Set by
+	// the role.
 	From netip.Addr `yaml:"-"`
 }
 
@@ -134,8 +137,8 @@ func dialTLS(dial dialFunc, current func() (*tls.Config, error)) dialFunc {
 
 type progressTimeout struct{}
 
-// WithProgressTimeout lets a request with this context go without a byte moving for d, where that is less than the client's own
-// progress timeout: for who has somebody else to ask.
+// WithProgressTimeout lets a request with this context go without a byte moving for d, where that is less than the
+// client's own progress timeout: for who has somebody else to ask.
 func WithProgressTimeout(ctx context.Context, d time.Duration) context.Context {
 	return context.WithValue(ctx, progressTimeout{}, d)
 }
@@ -190,8 +193,8 @@ func because(ctx context.Context, err error) error {
 	return err
 }
 
-// sentBody stops the clock while the source is read: its slowness is not the other side's. Once there is an answer the clock is the
-// answer's, although the rest of the body may still be on its way.
+// sentBody stops the clock while the source is read: its slowness is not the other side's. Once there is an answer the
+// clock is the answer's, although the rest of the body may still be on its way.
 type sentBody struct {
 	io.ReadCloser
 	timeout time.Duration

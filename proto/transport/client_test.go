@@ -61,7 +61,8 @@ func TestClientGivesUpOnSilence(t *testing.T) {
 	}
 }
 
-// TestRequestsMayBeImpatient: a context's progress timeout shortens the client's for every phase of its requests, and never lengthens it.
+// TestRequestsMayBeImpatient: a context's progress timeout shortens the client's for every phase of its requests, and
+// never lengthens it.
 func TestRequestsMayBeImpatient(t *testing.T) {
 	for name, tc := range map[string]struct {
 		asked, want time.Duration
@@ -156,8 +157,8 @@ func givesUpOnUnread(t *testing.T, body io.Reader) {
 	})
 }
 
-// TestSlowIsNotSilent: a transfer of any length goes on as long as bytes move, and neither a slow source nor a slow reader of ours is
-// the other side's fault.
+// TestSlowIsNotSilent: a transfer of any length goes on as long as bytes move, and neither a slow source nor a slow
+// reader of ours is the other side's fault.
 func TestSlowIsNotSilent(t *testing.T) {
 	const step = patience - time.Second
 	t.Run("slow answer", func(t *testing.T) {
@@ -219,7 +220,8 @@ func TestSlowIsNotSilent(t *testing.T) {
 	})
 }
 
-// TestAnswerBeforeTheBodyEnds: a source that goes on after the answer has begun does not start the clock of an answer that nobody reads yet.
+// TestAnswerBeforeTheBodyEnds: a source that goes on after the answer has begun does not start the clock of an answer
+// that nobody reads yet.
 func TestAnswerBeforeTheBodyEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := overPipes(t, onPipes(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -16,9 +16,9 @@ import (
 const (
 	// CongestionSystem is what the system uses.
 	CongestionSystem = "system"
-	// CongestionAuto is what the system uses, but cubic in place of BBR on short paths. BBR paces itself to the share of a link that it had
-	// lately; beside many senders that fill the link's queue that is little, and stays little. On long paths, which lose segments
-	// without being full, it is better than cubic.
+	// CongestionAuto is what the system uses, but cubic in place of BBR on short paths. BBR paces itself to the share
+	// of a link that it had lately; beside many senders that fill the link's queue that is little, and stays little. On
+	// long paths, which lose segments without being full, it is better than cubic.
 	CongestionAuto = "auto"
 )
 
@@ -44,7 +44,8 @@ func listenConfig(choice string) (lc net.ListenConfig) {
 	return lc
 }
 
-// avoidBBR is CongestionAuto for a connection, which works without as well. done: there is no more to do, as far as is known of the path.
+// avoidBBR is CongestionAuto for a connection, which works without as well. done: there is no more to do, as far as is
+// known of the path.
 func avoidBBR(c net.Conn) (done bool, err error) {
 	tc := tcpOf(c)
 	if tc == nil {

@@ -7,8 +7,8 @@ import (
 	"net/netip"
 )
 
-// gate is the way to what operators may change, and to profiles: open only where the configuration says so, to clients on this machine and
-// to ones with a certificate, and to no page that a browser shows.
+// gate is the way to what operators may change, and to profiles: open only where the configuration says so, to clients
+// on this machine and to ones with a certificate, and to no page that a browser shows.
 type gate struct {
 	cfg    ServerConfig
 	routes *http.ServeMux

@@ -13,7 +13,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// TestControl: what changes the process, and profiles, are for operators on this machine or with a certificate, and for no page of a browser.
+// TestControl: what changes the process, and profiles, are for operators on this machine or with a certificate, and for
+// no page of a browser.
 func TestControl(t *testing.T) {
 	on := ServerConfig{Control: true, PProf: true}
 	const here, elsewhere = "127.0.0.1:1000", "192.0.2.7:1000"

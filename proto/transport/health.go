@@ -18,8 +18,8 @@ const (
 	checkFresh   = time.Second
 )
 
-// Health answers GET /health (the process is alive) and GET /readiness (it can do its work). Readiness must not cascade: only what
-// the role can't do without is required, the rest is listed as degraded.
+// Health answers GET /health (the process is alive) and GET /readiness (it can do its work). Readiness must not
+// cascade: only what the role can't do without is required, the rest is listed as degraded.
 type Health struct {
 	mu       sync.Mutex
 	checks   []check
@@ -69,8 +69,8 @@ func (h *Health) Health(w http.ResponseWriter, _ *http.Request) {
 	answer(w, http.StatusOK, readiness{Status: "ok"})
 }
 
-// Readiness handles GET /readiness where clients may ask: what it says names no address. Checks run together, at most once a second
-// whoever asks.
+// Readiness handles GET /readiness where clients may ask: what it says names no address. Checks run together, at most
+// once a second whoever asks.
 func (h *Health) Readiness(w http.ResponseWriter, r *http.Request) {
 	h.readiness(w, r, func() readiness { return h.public })
 }
@@ -143,8 +143,8 @@ func (h *Health) summary(errs []error, say func(error) string) readiness {
 	return out
 }
 
-// ask runs the checks together and returns what they say, in their order. A check that does not return in time, because it waits for a disk,
-// has failed; it is not begun again before it returns.
+// ask runs the checks together and returns what they say, in their order. A check that does not return in time, because
+// it waits for a disk, has failed; it is not begun again before it returns.
 func (h *Health) ask(ctx context.Context) []error {
 	type result struct {
 		i   int
@@ -186,8 +186,8 @@ func answer(w http.ResponseWriter, status int, v any) {
 	_ = json.NewEncoder(w).Encode(v)
 }
 
-// AdminHandler serves health, readiness and metrics. A role may add routes of its own that only read. What control adds, and profiles where
-// cfg.PProf is set, are for operators alone: see cfg.Control.
+// AdminHandler serves health, readiness and metrics. A role may add routes of its own that only read. What control
+// adds, and profiles where cfg.PProf is set, are for operators alone: see cfg.Control.
 func AdminHandler(cfg ServerConfig, h *Health, g prometheus.Gatherer, control ...func(*http.ServeMux)) *http.ServeMux {
 	m := http.NewServeMux()
 	m.HandleFunc("GET /health", h.Health)

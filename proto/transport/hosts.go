@@ -10,9 +10,10 @@ import (
 	"strings"
 )
 
-// OwnHosts lets requests through whose Host is this listener's own: localhost, a loopback address, the address that the connection came to,
-// the host of Listen and Advertise, and the names in Hosts ("*" is every name). Others are answered 421: a page that a browser loaded from
-// elsewhere, and whose name was made to mean this machine since, reads nothing here.
+// OwnHosts lets requests through whose Host is this listener's own: localhost, a loopback address, the address that the
+// connection came to, the host of Listen and Advertise, and the names in Hosts ("*" is every name). Others are answered
+// 421: a page that a browser loaded from elsewhere, and whose name was made to mean this machine since, reads nothing
+// here.
 func OwnHosts(cfg ServerConfig) func(http.Handler) http.Handler {
 	names := []string{"localhost"}
 	for _, hostPort := range []string{cfg.Listen, cfg.Advertise} {

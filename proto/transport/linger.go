@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// An answer that comes before its request's body was read is lost when the connection is closed at once: what the client still sends makes the
-// kernel reset the connection, and the client, or a load balancer between, sees that in the place of the answer. So what follows is read
-// and thrown away, so many bytes and so long.
+// An answer that comes before its request's body was read is lost when the connection is closed at once: what the
+// client still sends makes the kernel reset the connection, and the client, or a load balancer between, sees that in
+// the place of the answer. So what follows is read and thrown away, so many bytes and so long.
 const (
 	lingerBytes = 16 << 20
 	lingerTime  = 5 * time.Second
@@ -34,8 +34,9 @@ func (w *writer) linger(b *requestBody) {
 	_, _ = io.CopyN(io.Discard, b.ReadCloser, lingerBytes) // an end of any kind is one
 }
 
-// AnswerHalfClosed lets a request go on for ten seconds after its client has shut its sending half, which net/http takes for gone. Whether it
-// has gone altogether can't be told before it is written to, so this is for requests that cost little when nobody waits for them any more.
+// AnswerHalfClosed lets a request go on for ten seconds after its client has shut its sending half, which net/http
+// takes for gone. Whether it has gone altogether can't be told before it is written to, so this is for requests that
+// cost little when nobody waits for them any more.
 func AnswerHalfClosed(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.Context()))

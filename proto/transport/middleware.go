@@ -18,14 +18,15 @@ import (
 	"kraken/proto/config"
 )
 
-// stallTimeout is how long a client may take no byte, or send none, before its connection is cut; and the time over which the least rate of
-// a request is averaged.
+// stallTimeout is how long a client may take no byte, or send none, before its connection is cut; and the time over
+// which the least rate of a request is averaged.
 const stallTimeout = time.Minute
 
 // chunk is how much goes to sendfile before the deadline is moved on: a client is cut below 4 KiB a second, not above.
 const chunk = 256 << 10
 
-// Middleware counts requests, moves deadlines while bytes move, and keeps a panic from ending the process. It keeps sendfile.
+// Middleware counts requests, moves deadlines while bytes move, and keeps a panic from ending the process. It keeps
+// sendfile.
 func Middleware(role string, log *slog.Logger, reg prometheus.Registerer) func(http.Handler) http.Handler {
 	labels := prometheus.Labels{"role": role}
 	requests := prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -89,8 +90,8 @@ var ErrTooSlow = errors.New("the request's body comes too slowly")
 
 type leastRate struct{}
 
-// requestBody lets a client send as slowly as the least rate, averaged over stallTimeout. Only the time in which it is waited for counts:
-// what the handler does between two reads is its own time.
+// requestBody lets a client send as slowly as the least rate, averaged over stallTimeout. Only the time in which it is
+// waited for counts: what the handler does between two reads is its own time.
 type requestBody struct {
 	io.ReadCloser
 	w        *writer
@@ -134,7 +135,8 @@ type writer struct {
 	rc     *http.ResponseController
 	status int
 	n      int64
-	// tooSlow is whether the request was cut for its slowness, so that an error is 408 whatever the handler makes of it.
+	// tooSlow is whether the request was cut for its slowness, so that an error is 408 whatever the handler makes of
+	// it.
 	tooSlow bool
 	body    *requestBody // nil without one
 	lingers bool         // the answer went out before the body was read

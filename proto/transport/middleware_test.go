@@ -137,7 +137,8 @@ func TestPanics(t *testing.T) {
 	})
 }
 
-// TestStalledClients: a client that sends or takes nothing is cut off after stallTimeout, one that is merely slow is not.
+// TestStalledClients: a client that sends or takes nothing is cut off after stallTimeout, one that is merely slow is
+// not.
 func TestStalledClients(t *testing.T) {
 	t.Run("slow upload goes on", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {

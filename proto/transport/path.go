@@ -11,7 +11,8 @@ import (
 
 // Path is what the kernel knows of the way between the two ends of a connection.
 type Path struct {
-	// RoundTrip is the shortest of late. Of a connection that was just made it is the handshake's, which may have waited in queues.
+	// RoundTrip is the shortest of late. Of a connection that was just made it is the handshake's, which may have
+	// waited in queues.
 	RoundTrip time.Duration
 	// Segment is how many bytes of data one segment carries, in the direction that carries less.
 	Segment int
@@ -27,10 +28,11 @@ func PathOf(c *net.TCPConn) (Path, bool) {
 	return Path{time.Duration(info.Min_rtt) * time.Microsecond, int(min(info.Snd_mss, info.Advmss))}, true
 }
 
-// SetReceiveWindow bounds how many bytes the other end may have on the way to this one, which the kernel otherwise finds out by itself
-// and never does again on this connection. What it was allowed before it may still send.
+// SetReceiveWindow bounds how many bytes the other end may have on the way to this one, which the kernel otherwise
+// finds out by itself and never does again on this connection. What it was allowed before it may still send.
 func SetReceiveWindow(c *net.TCPConn, n int) error {
-	if err := c.SetReadBuffer(n); err != nil { // twice as much, of which half is for the kernel's bookkeeping (socket(7))
+	// twice as much, of which half is for the kernel's bookkeeping (socket(7))
+	if err := c.SetReadBuffer(n); err != nil {
 		return err
 	}
 	raw, err := c.SyscallConn()

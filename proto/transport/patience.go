@@ -21,9 +21,10 @@ type patient struct {
 	since    atomic.Int64 // when the other side went away, in nanoseconds of Unix time; 0 while it answers
 }
 
-// Patient returns a client like hc for one other role, whose short absence fails no request: what the role refuses to connect for, or answers
-// 503, is asked again, and what a broken connection may have reached it with where asking twice does no harm. It waits for patience from the moment
-// the role went away, all requests together; a role that is away for longer fails each at once.
+// Patient returns a client like hc for one other role, whose short absence fails no request: what the role refuses to
+// connect for, or answers 503, is asked again, and what a broken connection may have reached it with where asking twice
+// does no harm. It waits for patience from the moment the role went away, all requests together; a role that is away
+// for longer fails each at once.
 func Patient(hc *http.Client, patience time.Duration) *http.Client {
 	out := *hc
 	out.Transport = &patient{next: hc.Transport, patience: patience}
@@ -92,8 +93,8 @@ func again(req *http.Request) (*http.Request, error) {
 	return out, nil
 }
 
-// mayRepeat reports whether a request that failed so may be made again: its body can be had again, and either no byte of it was sent, or it
-// does the same when it is done twice and sets no conditions.
+// mayRepeat reports whether a request that failed so may be made again: its body can be had again, and either no byte
+// of it was sent, or it does the same when it is done twice and sets no conditions.
 func mayRepeat(req *http.Request, err error) bool {
 	if req.Body != nil && req.Body != http.NoBody && req.GetBody == nil || errors.Is(err, context.Canceled) {
 		return false

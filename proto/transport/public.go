@@ -12,8 +12,8 @@ import (
 	"strings"
 )
 
-// Public returns what err says to clients: no address, no URL and no file name of this cluster, and each cause once. The whole of err is
-// for the log.
+// Public returns what err says to clients: no address, no URL and no file name of this cluster, and each cause once.
+// The whole of err is for the log.
 func Public(err error) string {
 	text := hidden(err)
 	for _, m := range masks {
@@ -22,8 +22,8 @@ func Public(err error) string {
 	return once(text)
 }
 
-// PublicCause is Public for errors about a request, whose text quotes the request: addresses are taken away where Go's errors hold them, and
-// stay where they are words, such as a registry's name or a tag.
+// PublicCause is Public for errors about a request, whose text quotes the request: addresses are taken away where Go's
+// errors hold them, and stay where they are words, such as a registry's name or a tag.
 func PublicCause(err error) string { return once(hidden(err)) }
 
 // masks take away what was an error once and is text now: of another process, or formatted without %w.
@@ -39,7 +39,8 @@ var masks = []struct {
 	{regexp.MustCompile(`\[[0-9a-fA-F:]*:[0-9a-fA-F:.]*(%\w+)?\](:\d{1,5})?`), "…"},
 }
 
-// hidden is the text of err with those parts of its chain that know addresses replaced by what they say about the failure.
+// hidden is the text of err with those parts of its chain that know addresses replaced by what they say about the
+// failure.
 func hidden(err error) string {
 	switch e := err.(type) {
 	case *url.Error:
@@ -88,8 +89,8 @@ func causes(err error) []error {
 	return nil
 }
 
-// once joins the lines of text, which errors.Join made, and drops what was said before: of the parts between colons those that are there
-// already, save a line's last, which is its cause; and lines that say nothing new.
+// once joins the lines of text, which errors.Join made, and drops what was said before: of the parts between colons
+// those that are there already, save a line's last, which is its cause; and lines that say nothing new.
 func once(text string) string {
 	seen := map[string]bool{}
 	var lines []string

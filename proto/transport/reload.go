@@ -117,8 +117,8 @@ func newPool(file string, log *slog.Logger) (*reloaded[*x509.CertPool], error) {
 	}, file)
 }
 
-// parseSerials reads hexadecimal numbers, one a line, as openssl x509 -serial prints them: colons and "serial=" are passed over, and what
-// follows a #.
+// parseSerials reads hexadecimal numbers, one a line, as openssl x509 -serial prints them: colons and "serial=" are
+// passed over, and what follows a #.
 func parseSerials(files [][]byte) (map[string]bool, error) {
 	out := map[string]bool{}
 	n := 0

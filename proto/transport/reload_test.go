@@ -67,7 +67,8 @@ func newParty(t *testing.T, a *authority, name string) party {
 	return p
 }
 
-// TestAuthorityIsReloaded: whom a listener and a client trust follows the files, on connections that are made and on ones that are open.
+// TestAuthorityIsReloaded: whom a listener and a client trust follows the files, on connections that are made and on
+// ones that are open.
 func TestAuthorityIsReloaded(t *testing.T) {
 	t.Parallel()
 	ca, next := newAuthority(t), newAuthority(t)
@@ -175,8 +176,8 @@ func TestPeerAuthorityIsReloaded(t *testing.T) {
 	shake("who accepts is denied", false)
 }
 
-// A read that fails for a reason of its own, too many open files say, is made again although the files do not change, and is
-// logged once. A file that takes another's name is read, though it has the same size and time.
+// A read that fails for a reason of its own, too many open files say, is made again although the files do not change,
+// and is logged once. A file that takes another's name is read, though it has the same size and time.
 func TestReadAgain(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "file")

@@ -8,11 +8,11 @@ import (
 	"time"
 )
 
-// On a short path the kernel's own send buffer grows to megabytes, and what is in it waits for a reader that is the slower side. Where
-// more bodies are sent than there are processors it leaves the processors' caches meanwhile, and goes out in the bits that the reader's
-// window opens by, each in an interrupt. A bounded one keeps the writer just ahead: sixteen pulls over loopback took a quarter less
-// time. Few have nothing from it, and longer paths need what the kernel finds out; 512 KiB over half a millisecond are still a
-// gigabyte a second.
+// On a short path the kernel's own send buffer grows to megabytes, and what is in it waits for a reader that is the
+// slower side. Where more bodies are sent than there are processors it leaves the processors' caches meanwhile, and
+// goes out in the bits that the reader's window opens by, each in an interrupt. A bounded one keeps the writer just
+// ahead: sixteen pulls over loopback took a quarter less time. Few have nothing from it, and longer paths need what the
+// kernel finds out; 512 KiB over half a millisecond are still a gigabyte a second.
 const (
 	shortPath  = 500 * time.Microsecond
 	shortQueue = 256 << 10 // the kernel doubles it, for its own bookkeeping (socket(7))

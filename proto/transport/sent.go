@@ -18,9 +18,10 @@ func withConn(ctx context.Context, c net.Conn) context.Context {
 // sentPoll is how often AwaitSent looks, at first and at most.
 const sentPoll, sentPollMost = 100 * time.Microsecond, 4 * time.Millisecond
 
-// AwaitSent waits until the kernel has sent what was written to the connection of the request whose context this is, until ctx is done,
-// or until nothing more was sent for limit. The kernel takes megabytes for a slow link at once, so that the end of a write says little. It looks again and again
-// (SIOCOUTQNSD of Linux, at most every 4 ms), for nothing reports it. A request that came another way is not waited for.
+// AwaitSent waits until the kernel has sent what was written to the connection of the request whose context this is,
+// until ctx is done, or until nothing more was sent for limit. The kernel takes megabytes for a slow link at once, so
+// that the end of a write says little. It looks again and again (SIOCOUTQNSD of Linux, at most every 4 ms), for nothing
+// reports it. A request that came another way is not waited for.
 func AwaitSent(ctx context.Context, limit time.Duration) {
 	c, _ := ctx.Value(connKey{}).(net.Conn)
 	tc := tcpOf(c)

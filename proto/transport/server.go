@@ -1,5 +1,5 @@
-// Package transport is HTTP between roles, both ends: listeners with TLS that reloads, clients that give up on lack of progress
-// and never on length, draining, health and metrics. It knows no route and no message.
+// Package transport is HTTP between roles, both ends: listeners with TLS that reloads, clients that give up on lack of
+// progress and never on length, draining, health and metrics. It knows no route and no message.
 package transport
 
 import (
@@ -22,24 +22,27 @@ import (
 type ServerConfig struct {
 	// Listen is host:port. Port 0 takes a free one.
 	Listen string `yaml:"listen"`
-	// Advertise is the host:port that others reach this listener at, default the listener's own. In the place of host, or alone, it may be
-	// the name of a network interface: its first global address, IPv4 first, and the listener's port where none is given.
+	// Advertise is the host:port that others reach this listener at, default the listener's own. In the place of host,
+	// or alone, it may be the name of a network interface: its first global address, IPv4 first, and the listener's
+	// port where none is given.
 	Advertise string `yaml:"advertise"`
 	// TLS makes the listener speak TLS; without a certificate it is plain HTTP.
 	TLS TLS `yaml:"tls"`
-	// CongestionControl of the connections that come in here: a name (TCP_CONGESTION of tcp(7)), "system" for what the system uses, or "auto"
-	// for the same but cubic in place of BBR on paths shorter than 10 ms. Default "auto" at an origin's registry API, else "system".
+	// CongestionControl of the connections that come in here: a name (TCP_CONGESTION of tcp(7)), "system" for what the
+	// system uses, or "auto" for the same but cubic in place of BBR on paths shorter than 10 ms. Default "auto" at an
+	// origin's registry API, else "system".
 	CongestionControl string `yaml:"congestion_control"`
 	// DrainTimeout is how long requests in flight may take after the end was asked for, default 30s.
 	DrainTimeout config.Duration `yaml:"drain_timeout"`
-	// LeastRate is how slowly a client may send a request's body, in bytes a second averaged over a minute, default 1KiB/s. Slower ones are
-	// answered 408. A request's whole length is not limited.
+	// LeastRate is how slowly a client may send a request's body, in bytes a second averaged over a minute, default
+	// 1KiB/s. Slower ones are answered 408. A request's whole length is not limited.
 	LeastRate config.Rate `yaml:"least_rate"`
-	// Hosts are further names that clients reach this listener by, "*" for every name: an agent's registry, the tracker's page and all admin
-	// listeners answer only for these, localhost, the names in Listen and Advertise, and the address that a connection came to.
+	// Hosts are further names that clients reach this listener by, "*" for every name: an agent's registry, the
+	// tracker's page and all admin listeners answer only for these, localhost, the names in Listen and Advertise, and
+	// the address that a connection came to.
 	Hosts []string `yaml:"hosts"`
-	// Control, of an admin listener, turns on what changes the process (limits, pins, scrub), for clients on this machine and for ones with
-	// a certificate of TLS.ClientCA. Default off.
+	// Control, of an admin listener, turns on what changes the process (limits, pins, scrub), for clients on this
+	// machine and for ones with a certificate of TLS.ClientCA. Default off.
 	Control bool `yaml:"control"`
 	// PProf, of an admin listener with Control, serves /debug/pprof/ to the same clients. Default off.
 	PProf bool `yaml:"pprof"`
@@ -123,8 +126,8 @@ func refuseDenied(h http.Handler, d *denied) http.Handler {
 	})
 }
 
-// avoidBBR is http.Server's ConnState for CongestionAuto. It looks again at each request until it is done: the handshake may have waited in a
-// queue, so that a short path seems long.
+// avoidBBR is http.Server's ConnState for CongestionAuto. It looks again at each request until it is done: the
+// handshake may have waited in a queue, so that a short path seems long.
 func (s *Server) avoidBBR(c net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateActive:

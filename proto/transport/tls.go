@@ -14,12 +14,13 @@ type TLS struct {
 	Key  string `yaml:"key"`  // PEM file
 	// ClientCA makes clients show a certificate of this authority (mutual TLS).
 	ClientCA string `yaml:"client_ca"`
-	// DeniedSerials is a file of serial numbers, hexadecimal, one a line: whoever shows such a certificate is refused, and its connections
-	// are cut. It needs ClientCA.
+	// DeniedSerials is a file of serial numbers, hexadecimal, one a line: whoever shows such a certificate is refused,
+	// and its connections are cut. It needs ClientCA.
 	DeniedSerials string `yaml:"denied_serials"`
 }
 
-// server returns the configuration of the listener, and the list of denied serial numbers. Both are nil when no certificate is configured.
+// server returns the configuration of the listener, and the list of denied serial numbers. Both are nil when no
+// certificate is configured.
 func (t TLS) server(log *slog.Logger) (*tls.Config, *denied, error) {
 	if t == (TLS{}) {
 		return nil, nil, nil
@@ -41,14 +42,16 @@ func (t TLS) server(log *slog.Logger) (*tls.Config, *denied, error) {
 	return c, d, err
 }
 
-// PeerTLS names the files of a node's identity in the swarm: mutual TLS, both for connections that it accepts and ones that it dials. All
-// are read again when they change.
+// PeerTLS names the files of a node's identity in the swarm: mutual TLS, both for connections that it accepts and ones
+// that it dials. All are read again when they change.
 type PeerTLS struct {
 	Cert string `yaml:"cert"` // PEM file; its extended key usages are server and client
 	Key  string `yaml:"key"`  // PEM file
-	// CA is the PEM file of the authority that issues the cluster's nodes, and nobody else's: whoever has its certificate may join.
+	// CA is the PEM file of the authority that issues the cluster's nodes, and nobody else's: whoever has its
+	// certificate may join.
 	CA string `yaml:"ca"`
-	// DeniedSerials is a file of serial numbers, hexadecimal, one a line: such certificates are refused, and connections with them cut.
+	// DeniedSerials is a file of serial numbers, hexadecimal, one a line: such certificates are refused, and
+	// connections with them cut.
 	DeniedSerials string `yaml:"denied_serials"`
 }
 
@@ -58,8 +61,9 @@ type PeerConfigs struct {
 	Check          func(tls.ConnectionState) error
 }
 
-// Configs returns both sides; nothing is set, without an error, when nothing is configured. A peer is dialled by an address that another
-// role announced and that changes with the node, so the authority alone vouches for it: names are not compared.
+// Configs returns both sides; nothing is set, without an error, when nothing is configured. A peer is dialled by an
+// address that another role announced and that changes with the node, so the authority alone vouches for it: names are
+// not compared.
 func (t PeerTLS) Configs(log *slog.Logger) (PeerConfigs, error) {
 	if t == (PeerTLS{}) {
 		return PeerConfigs{}, nil
@@ -94,8 +98,8 @@ func (t PeerTLS) Configs(log *slog.Logger) (PeerConfigs, error) {
 	return PeerConfigs{server, client, d.check}, nil
 }
 
-// verifyClients makes c ask for certificates of the authority in the file ca that are not on the list in the file serials, as both files are
-// when a client comes. A resumed session is verified again.
+// verifyClients makes c ask for certificates of the authority in the file ca that are not on the list in the file
+// serials, as both files are when a client comes. A resumed session is verified again.
 func verifyClients(c *tls.Config, ca, serials string, log *slog.Logger) (*denied, error) {
 	roots, err := newPool(ca, log)
 	if err != nil {

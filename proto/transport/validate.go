@@ -13,8 +13,8 @@ import (
 	"kraken/proto/config"
 )
 
-// Validate puts what is wrong into m, under key, and replaces an interface's name in Advertise by its address. It reads the files that TLS
-// names, and binds nothing.
+// Validate puts what is wrong into m, under key, and replaces an interface's name in Advertise by its address. It reads
+// the files that TLS names, and binds nothing.
 func (c *ServerConfig) Validate(m *config.Mistakes, key string) {
 	m.Listen(key+".listen", c.Listen)
 	c.Advertise = resolveServer(m, key+".advertise", c.Advertise)
@@ -93,7 +93,8 @@ func validCA(m *config.Mistakes, key, path string) {
 	}
 }
 
-// validPair refuses a certificate without a key, the other way round, and two that don't belong together. Both empty is nothing.
+// validPair refuses a certificate without a key, the other way round, and two that don't belong together. Both empty is
+// nothing.
 func validPair(m *config.Mistakes, under, cert, key string) {
 	switch {
 	case cert == "" && key == "":

@@ -23,7 +23,8 @@ import (
 type options struct {
 	agents    int
 	mutualTLS bool // see devcluster.Options
-	// config is laid over the roles' configuration, by role ("agent") or component ("kraken-agent-01"), see devcluster.Options.
+	// config is laid over the roles' configuration, by role ("agent") or component ("kraken-agent-01"), see
+	// devcluster.Options.
 	config map[string]map[string]any
 }
 
@@ -81,8 +82,9 @@ func endCommon() error {
 	return errors.Join(errs...)
 }
 
-// shared is a cluster with two agents and the dev cluster's configuration, started once for all tests. Who uses it leaves every
-// process running and reachable, and uses repositories of its own. What is to be counted or measured needs a cluster of its own.
+// shared is a cluster with two agents and the dev cluster's configuration, started once for all tests. Who uses it
+// leaves every process running and reachable, and uses repositories of its own. What is to be counted or measured needs
+// a cluster of its own.
 func shared(t *testing.T) *cluster { return sharedOf(t, 0) }
 
 // sharedTLS is the same with mutual TLS.
@@ -137,7 +139,8 @@ func open(ctx context.Context, dir string, o options) (*cluster, error) {
 	return c, nil
 }
 
-// close ends what runs. Nothing here is worth waiting 30 s for a request that a test left open, so it is killed, agents first.
+// close ends what runs. Nothing here is worth waiting 30 s for a request that a test left open, so it is killed, agents
+// first.
 func (c *cluster) close() error {
 	var errs []error
 	for i := len(c.plan.Components) - 1; i >= 0; i-- {
@@ -166,11 +169,12 @@ func (c *cluster) all() []*process {
 	return append(append(out, c.Origins...), c.Agents...)
 }
 
-// client is a client without a certificate, which trusts the cluster's authority where there is one. Redirects are not followed.
+// client is a client without a certificate, which trusts the cluster's authority where there is one. Redirects are not
+// followed.
 func (c *cluster) client(t *testing.T) *http.Client { return c.clientOf(t, "") }
 
-// clientOf is a client with a certificate of the cluster's authority for id: of a component ("agent-01"), or a new one. For clusters
-// with mutual TLS.
+// clientOf is a client with a certificate of the cluster's authority for id: of a component ("agent-01"), or a new one.
+// For clusters with mutual TLS.
 func (c *cluster) clientOf(t *testing.T, id string) *http.Client {
 	t.Helper()
 	tr := &http.Transport{}

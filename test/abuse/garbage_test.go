@@ -22,8 +22,8 @@ type garbage struct {
 	closes bool // the sending half is shut after it
 }
 
-// TestGarbage throws garbage at every listener of every role, plain and with mutual TLS. Each is answered by a 4xx or by closing the
-// connection; no process ends, grows, or keeps a descriptor or a goroutine of it.
+// TestGarbage throws garbage at every listener of every role, plain and with mutual TLS. Each is answered by a 4xx or
+// by closing the connection; no process ends, grows, or keeps a descriptor or a goroutine of it.
 func TestGarbage(t *testing.T) {
 	t.Run("plain", func(t *testing.T) { throw(t, start(t, options{agents: 1})) })
 	t.Run("mutual TLS", func(t *testing.T) { throw(t, start(t, options{agents: 1, mutualTLS: true})) })
@@ -214,8 +214,8 @@ func bodies(t *testing.T, c *cluster, p *process) (out []garbage) {
 	return out
 }
 
-// noTLS is what a TLS listener, or one of BitTorrent, is asked by who speaks something else. To BitTorrent without TLS it may be the
-// begin of an obfuscated handshake, which is answered by random bytes and waited for.
+// noTLS is what a TLS listener, or one of BitTorrent, is asked by who speaks something else. To BitTorrent without TLS
+// it may be the begin of an obfuscated handshake, which is answered by random bytes and waited for.
 func noTLS(obfuscated bool) []garbage {
 	hello := "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
 	out := []garbage{
@@ -239,7 +239,8 @@ func (c *cluster) metainfo(t *testing.T, repository string, content []byte) *blo
 	var m *blob.Metainfo
 	d := pushBlob(t, c.client(t), c.Proxy.URL, repository, content)
 	asked := 0
-	eventually(t, 10*time.Second, func() error { // at each in turn: who does not own it has it fetched by an owner first
+	// at each in turn: who does not own it has it fetched by an owner first
+	eventually(t, 10*time.Second, func() error {
 		asked++
 		a, err := try(hc, "GET", c.Origins[asked%len(c.Origins)].URL, "/v2/"+repository+"/_kraken/metainfo/"+d.String(), nil)
 		if err != nil {

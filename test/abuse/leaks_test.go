@@ -13,8 +13,8 @@ import (
 // inside is what no client needs to know of a cluster.
 var inside = regexp.MustCompile(`127\.0\.0\.1|localhost|\[::1\]|https?://|dial tcp|kraken-(origin|build-index|tracker|testfs)|\.sock\b|/state-process|/tmp/`)
 
-// TestErrorsSayNoAddress: with the bucket, the origins and then build-index away, no answer of the proxy and of an agent has an address,
-// a port, a URL or a path of this machine in it.
+// TestErrorsSayNoAddress: with the bucket, the origins and then build-index away, no answer of the proxy and of an
+// agent has an address, a port, a URL or a path of this machine in it.
 func TestErrorsSayNoAddress(t *testing.T) {
 	c := start(t, options{agents: 1})
 	hc := c.client(t)

@@ -18,9 +18,9 @@ import (
 	"kraken/proto/registry"
 )
 
-// TestLeasesNotFetched: somebody leases the pieces of a blob that a node pulls, as fast as 66 connections go and under an invented
-// peer id each time, and fetches none. The pull takes little longer than that of another blob of the same size, whether he is at
-// another address than the node or at the same.
+// TestLeasesNotFetched: somebody leases the pieces of a blob that a node pulls, as fast as 66 connections go and under
+// an invented peer id each time, and fetches none. The pull takes little longer than that of another blob of the same
+// size, whether he is at another address than the node or at the same.
 func TestLeasesNotFetched(t *testing.T) {
 	const size = 32 << 20
 	c := start(t, options{agents: 1})
@@ -51,8 +51,8 @@ func TestLeasesNotFetched(t *testing.T) {
 	}
 }
 
-// hoard leases a blob's pieces at all origins from an address and fetches none, until the result is called. It returns when each
-// of its 66 connections has had an answer.
+// hoard leases a blob's pieces at all origins from an address and fetches none, until the result is called. It returns
+// when each of its 66 connections has had an answer.
 func (c *cluster) hoard(t *testing.T, from string, m *blob.Metainfo) (end func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -109,8 +109,8 @@ func leaseAs(ctx context.Context, hc *http.Client, origin string, m *blob.Metain
 	return err
 }
 
-// TestManySmallRanges: a request of 4 kB for 1,000 ranges of a blob is answered with what the blob has, and the origins send the
-// proxy no more than that and a little.
+// TestManySmallRanges: a request of 4 kB for 1,000 ranges of a blob is answered with what the blob has, and the origins
+// send the proxy no more than that and a little.
 func TestManySmallRanges(t *testing.T) {
 	c := start(t, options{})
 	hc := c.client(t)

@@ -1,9 +1,9 @@
-// Package abuse attacks a cluster of real processes, as somebody would who can reach its listeners: what must not be possible is
-// not, nothing dies, and nobody takes the memory, the descriptors or the disk of the others. It is not about what a cluster does
-// for those who behave; test/cluster and test/python have that.
+// Package abuse attacks a cluster of real processes, as somebody would who can reach its listeners: what must not be
+// possible is not, nothing dies, and nobody takes the memory, the descriptors or the disk of the others. It is not
+// about what a cluster does for those who behave; test/cluster and test/python have that.
 //
-// A test gets a cluster of its own from start, with whatever configuration it needs, or, when it leaves everything as it was, the one
-// that all tests share from shared.
+// A test gets a cluster of its own from start, with whatever configuration it needs, or, when it leaves everything as
+// it was, the one that all tests share from shared.
 package abuse
 
 import (
@@ -43,7 +43,8 @@ func run(m *testing.M) int {
 	return code
 }
 
-// build makes every binary, with no flags of its own, so that what `go build ./...` and `go vet ./...` left in the cache is used.
+// build makes every binary, with no flags of its own, so that what `go build ./...` and `go vet ./...` left in the
+// cache is used.
 func build(ctx context.Context, into string) error {
 	cmd := exec.CommandContext(ctx, "go", "build", "-o", into+"/",
 		"./proxy/cmd/...", "./origin/cmd/...", "./buildindex/cmd/...", "./tracker/cmd/...", "./agent/cmd/...", "./test/testfs/cmd/...")

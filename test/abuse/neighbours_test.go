@@ -21,8 +21,8 @@ import (
 	"time"
 )
 
-// TestControlIsApart: what changes a process is neither at its main listener nor, unless configured, at its admin listener, and no page of a
-// browser gets there; metrics and health go on.
+// TestControlIsApart: what changes a process is neither at its main listener nor, unless configured, at its admin
+// listener, and no page of a browser gets there; metrics and health go on.
 func TestControlIsApart(t *testing.T) {
 	off := map[string]any{"admin": map[string]any{"control": false, "pprof": false}}
 	c := start(t, options{agents: 1, config: map[string]map[string]any{"agent": off, "kraken-origin-02": off, "tracker": off, "build-index": off, "proxy": off}})
@@ -56,8 +56,8 @@ func TestControlIsApart(t *testing.T) {
 	do(t, hc, "GET", on.AdminURL, "/limits", nil).want(t, http.StatusOK, "an operator")
 }
 
-// TestOtherHosts: a page of a browser, whose name was made to mean this machine, gets nothing from an agent, the tracker's page and the
-// admin listeners.
+// TestOtherHosts: a page of a browser, whose name was made to mean this machine, gets nothing from an agent, the
+// tracker's page and the admin listeners.
 func TestOtherHosts(t *testing.T) {
 	c := shared(t)
 	ask := func(addr, path, host string) int {
@@ -80,8 +80,8 @@ func TestOtherHosts(t *testing.T) {
 	}
 }
 
-// TestSilentPeers: a thousand connections to a node's peer listener say nothing, and are opened again when they are closed. Another node
-// gets a blob from it all the same, which is nowhere else.
+// TestSilentPeers: a thousand connections to a node's peer listener say nothing, and are opened again when they are
+// closed. Another node gets a blob from it all the same, which is nowhere else.
 func TestSilentPeers(t *testing.T) {
 	for _, mutual := range []bool{false, true} {
 		t.Run(fmt.Sprintf("mutual TLS %v", mutual), func(t *testing.T) {

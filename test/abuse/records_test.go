@@ -25,7 +25,8 @@ func forged(repository, tag string, manifest []byte) registry.NameRecord {
 	}
 }
 
-// forgeries are records that would take a tag over, drive the counter of generations to its end, or stop the restoration of names.
+// forgeries are records that would take a tag over, drive the counter of generations to its end, or stop the
+// restoration of names.
 func forgeries(t *testing.T, repository, tag string, genuine []byte) map[string]registry.NameRecord {
 	t.Helper()
 	evil := manifestOf(t, []byte("evil"))
@@ -61,9 +62,10 @@ func forgeries(t *testing.T, repository, tag string, genuine []byte) map[string]
 	}
 }
 
-// TestForgedRecords writes forged name records to the origins: with plain HTTP as whoever reaches them, with mutual TLS as a node whose
-// key was stolen. None is taken, and neither is the deletion of one. Then somebody who has an origin's disk writes them there, and
-// build-index loses its database: all names come back, the forged ones change none, and readiness names them.
+// TestForgedRecords writes forged name records to the origins: with plain HTTP as whoever reaches them, with mutual TLS
+// as a node whose key was stolen. None is taken, and neither is the deletion of one. Then somebody who has an origin's
+// disk writes them there, and build-index loses its database: all names come back, the forged ones change none, and
+// readiness names them.
 func TestForgedRecords(t *testing.T) {
 	t.Run("plain", func(t *testing.T) { forgeRecords(t, start(t, options{agents: 1})) })
 	t.Run("mutual TLS", func(t *testing.T) { forgeRecords(t, start(t, options{agents: 1, mutualTLS: true})) })
@@ -152,7 +154,8 @@ func forgeRecords(t *testing.T, c *cluster) {
 	})
 }
 
-// TestUnsignedRecords: without keys a record in the right form is believed, as documented, but no generation from the far future.
+// TestUnsignedRecords: without keys a record in the right form is believed, as documented, but no generation from the
+// far future.
 func TestUnsignedRecords(t *testing.T) {
 	c := start(t, options{config: map[string]map[string]any{"origin": {"record_keys": []string{}}, "build-index": {"record_key_file": ""}}})
 	hc := c.client(t)
@@ -174,8 +177,8 @@ func TestUnsignedRecords(t *testing.T) {
 	c.settled(t)
 }
 
-// TestManyReferences: a manifest with more references than anybody needs is refused, or taken; either way the names of others get to
-// the bucket.
+// TestManyReferences: a manifest with more references than anybody needs is refused, or taken; either way the names of
+// others get to the bucket.
 func TestManyReferences(t *testing.T) {
 	c := shared(t)
 	hc := c.client(t)

@@ -140,9 +140,10 @@ func pull(t *testing.T, hc *http.Client, base, repository, tag string) (manifest
 	return a.body, layers
 }
 
-// raw opens a connection, over TLS unless cfg is nil, sends these bytes, shuts its sending half if it is to, and reads until the other
-// side closes or nothing came for patience. It returns what was read, at most 1 MiB, and whether the other side closed. That it
-// closes while it is being sent to is no error: what it answered before is returned as far as it arrived.
+// raw opens a connection, over TLS unless cfg is nil, sends these bytes, shuts its sending half if it is to, and reads
+// until the other side closes or nothing came for patience. It returns what was read, at most 1 MiB, and whether the
+// other side closed. That it closes while it is being sent to is no error: what it answered before is returned as far
+// as it arrived.
 func raw(t *testing.T, addr string, cfg *tls.Config, patience time.Duration, shut bool, send ...[]byte) (got []byte, closed bool) {
 	t.Helper()
 	conn, err := net.DialTimeout("tcp", addr, 5*time.Second)

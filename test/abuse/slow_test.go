@@ -63,7 +63,8 @@ func (r *relay) pass(c net.Conn) {
 	}
 }
 
-// TestSlowBuildIndex: while build-index answers after a second, a tag that was moved is served with what it is now, by whichever agent.
+// TestSlowBuildIndex: while build-index answers after a second, a tag that was moved is served with what it is now, by
+// whichever agent.
 func TestSlowBuildIndex(t *testing.T) {
 	r := newRelay(t)
 	c := start(t, options{agents: 1, config: map[string]map[string]any{"agent": {"build_index": map[string]any{"url": "http://" + r.Addr().String()}}}})

@@ -15,8 +15,8 @@ func random(n int) []byte {
 	return b
 }
 
-// TestImage is what all attacks are beside: an image goes in through the proxy and comes out of an agent, byte for byte, the same
-// with mutual TLS.
+// TestImage is what all attacks are beside: an image goes in through the proxy and comes out of an agent, byte for
+// byte, the same with mutual TLS.
 func TestImage(t *testing.T) {
 	check := func(t *testing.T, c *cluster) {
 		hc := c.client(t)
@@ -50,7 +50,8 @@ func TestImage(t *testing.T) {
 	})
 }
 
-// TestInternalPaths asks the front doors for what roles say to each other: never 2xx, and nothing is changed behind them.
+// TestInternalPaths asks the front doors for what roles say to each other: never 2xx, and nothing is changed behind
+// them.
 func TestInternalPaths(t *testing.T) {
 	c := shared(t)
 	hc := c.client(t)

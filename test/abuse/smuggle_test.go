@@ -7,8 +7,9 @@ import (
 	"time"
 )
 
-// TestSmuggledRequests: a request says the end of its body twice, by a length and by chunks. What follows it on the connection is never
-// answered, so nobody who shares a connection through a proxy in front can slip a request under another's name.
+// TestSmuggledRequests: a request says the end of its body twice, by a length and by chunks. What follows it on the
+// connection is never answered, so nobody who shares a connection through a proxy in front can slip a request under
+// another's name.
 func TestSmuggledRequests(t *testing.T) {
 	c := shared(t)
 	for _, door := range []*process{c.Proxy, c.Agents[0]} {

@@ -43,8 +43,8 @@ func (p *process) writeback(t *testing.T) (s registry.WritebackStatus) {
 	return s
 }
 
-// held is the content of every file that origins keep of a blob, and of every name record, by path, with its time: what an attack
-// through the front door must not change.
+// held is the content of every file that origins keep of a blob, and of every name record, by path, with its time: what
+// an attack through the front door must not change.
 func (c *cluster) held(t *testing.T, d digest.Digest) string {
 	t.Helper()
 	var out strings.Builder
@@ -64,8 +64,9 @@ func (c *cluster) held(t *testing.T, d digest.Digest) string {
 	return out.String()
 }
 
-// uploadIDs are ids that somebody makes who knows how a proxy writes them, but not its key: with none, with an empty and with another
-// signature, in both forms that there were. Each names what is to be reached at an origin in the place of a session.
+// uploadIDs are ids that somebody makes who knows how a proxy writes them, but not its key: with none, with an empty
+// and with another signature, in both forms that there were. Each names what is to be reached at an origin in the place
+// of a session.
 func uploadIDs(repository, origin, target string) (ids []string) {
 	e := base64.RawURLEncoding.EncodeToString
 	v1 := fmt.Appendf(nil, `{"v":1,"r":%q,"s":[{"o":%q,"u":%q}]}`, repository, origin, target)
@@ -78,9 +79,9 @@ func uploadIDs(repository, origin, target string) (ids []string) {
 	return ids
 }
 
-// TestUploadIDs: whoever may push to one repository writes ids of uploads himself, and reaches nothing at an origin with them:
-// another's blob stays, its metainfo too, and name records are neither planted nor removed. With mutual TLS the proxy's certificate
-// would open all of that.
+// TestUploadIDs: whoever may push to one repository writes ids of uploads himself, and reaches nothing at an origin
+// with them: another's blob stays, its metainfo too, and name records are neither planted nor removed. With mutual TLS
+// the proxy's certificate would open all of that.
 func TestUploadIDs(t *testing.T) {
 	t.Run("plain", func(t *testing.T) { forgeUploads(t, shared(t)) })
 	t.Run("mutual TLS", func(t *testing.T) { forgeUploads(t, sharedTLS(t)) })
@@ -124,8 +125,8 @@ func forgeUploads(t *testing.T, c *cluster) {
 	do(t, hc, "HEAD", c.Proxy.URL, "/v2/victim/app/blobs/"+d.String(), nil).want(t, http.StatusOK, "the blob afterwards")
 }
 
-// TestOthersUploads: the id of somebody else's upload does nothing in another repository, nor does one with a character more, less or
-// changed; and the upload goes on.
+// TestOthersUploads: the id of somebody else's upload does nothing in another repository, nor does one with a character
+// more, less or changed; and the upload goes on.
 func TestOthersUploads(t *testing.T) {
 	c := shared(t)
 	hc := c.client(t)
@@ -156,8 +157,8 @@ func TestOthersUploads(t *testing.T) {
 		want(t, http.StatusCreated, "the end of the upload")
 }
 
-// TestNamesLikeRoutes: a repository may be called by words of the API, but never so that a path below it is read as another
-// repository's.
+// TestNamesLikeRoutes: a repository may be called by words of the API, but never so that a path below it is read as
+// another repository's.
 func TestNamesLikeRoutes(t *testing.T) {
 	c := shared(t)
 	hc := c.client(t)
@@ -178,7 +179,8 @@ func TestNamesLikeRoutes(t *testing.T) {
 	}
 }
 
-// TestFreeSessions: a client begins uploads and ends none. It is told to stop, the origins keep no file open for it, and others push.
+// TestFreeSessions: a client begins uploads and ends none. It is told to stop, the origins keep no file open for it,
+// and others push.
 func TestFreeSessions(t *testing.T) {
 	c := start(t, options{})
 	before := map[string]int{}

@@ -19,8 +19,8 @@ const (
 	root   = "../.."
 )
 
-// floors is the law: a package may import packages of lower floors only. A package that no line names is refused: give it an
-// owner first.
+// floors is the law: a package may import packages of lower floors only. A package that no line names is refused: give
+// it an owner first.
 var floors = [][]string{
 	{"proto/blob", "proto/ring", "proto/config"},
 	{"proto/transport"},
@@ -39,7 +39,8 @@ var floors = [][]string{
 // free packages may import anything of the project; nothing of the product imports them.
 var free = []string{"deploy", "test"}
 
-// suites are the tests that come with an interface: every implementation runs them, also one on a lower floor, and nothing else does.
+// suites are the tests that come with an interface: every implementation runs them, also one on a lower floor, and
+// nothing else does.
 var suites = []string{"origin/bucket/buckettest", "buildindex/names/namestest"}
 
 // homes says which packages, or which of their files, may import a library. A library that no line names is refused.

@@ -12,7 +12,8 @@ import (
 	"kraken/proto/registry"
 )
 
-// A commit whose answer was lost is asked for again, here or at another proxy. Only the session that brought the bytes is answered.
+// A commit whose answer was lost is asked for again, here or at another proxy. Only the session that brought the bytes
+// is answered.
 func TestCommitMayBeRepeated(t *testing.T) {
 	c := New(t, 0)
 	ctx, repo := t.Context(), "demo/again"
@@ -57,7 +58,8 @@ func TestCommitMayBeRepeated(t *testing.T) {
 	}
 }
 
-// A PUT that was cut is sent again as it was, to the same Location, as a load balancer does by itself: as the whole blob, or as its end.
+// A PUT that was cut is sent again as it was, to the same Location, as a load balancer does by itself: as the whole
+// blob, or as its end.
 func TestCutPutIsSentAgain(t *testing.T) {
 	c := New(t, 0)
 	ctx, repo := t.Context(), "demo/cut"
@@ -87,7 +89,8 @@ func TestCutPutIsSentAgain(t *testing.T) {
 	wantBlob(t, c.OtherProxy, repo, b)
 }
 
-// A push goes through a restart of build-index at any of its steps; while build-index stays away it is refused before any byte.
+// A push goes through a restart of build-index at any of its steps; while build-index stays away it is refused before
+// any byte.
 func TestBuildIndexRestartsDuringAPush(t *testing.T) {
 	c := New(t, 0)
 	ctx, repo := t.Context(), "demo/restart"

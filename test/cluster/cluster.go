@@ -1,5 +1,5 @@
-// Package cluster runs every role of a cluster in one process, on loopback with real disks, a real bucket server and real
-// BitTorrent, for tests.
+// Package cluster runs every role of a cluster in one process, on loopback with real disks, a real bucket server and
+// real BitTorrent, for tests.
 package cluster
 
 import (
@@ -247,8 +247,8 @@ func (c *Cluster) part(name string, mk func() (Role, error)) *Part {
 	return p
 }
 
-// nextPort walks a range below the one that the kernel takes ports of outgoing connections from (32768 and up), so that no
-// connection gets a port between the choice and the listener.
+// nextPort walks a range below the one that the kernel takes ports of outgoing connections from (32768 and up), so that
+// no connection gets a port between the choice and the listener.
 var nextPort atomic.Int32
 
 const firstPort, ports = 20_000, 10_000

@@ -20,12 +20,14 @@ import (
 	"kraken/proto/transport"
 )
 
-// forgedIDs are upload ids that a client writes itself: one for each origin, with target where a session's id should be.
+// forgedIDs are upload ids that a client writes itself: one for each origin, with target where a session's id should
+// be.
 func forgedIDs(version int, repo, target string) (ids []string) {
 	for i := range 3 {
 		b := fmt.Appendf(nil, `{"v":%d,"s":[{"o":"origin-%02d","u":%q}],"r":%q}`, version, i+1, target, repo)
 		ids = append(ids, base64.RawURLEncoding.EncodeToString(b))
-		ids = append(ids, base64.RawURLEncoding.EncodeToString(append(make([]byte, 32), b...))) // with room for a signature
+		// with room for a signature
+		ids = append(ids, base64.RawURLEncoding.EncodeToString(append(make([]byte, 32), b...)))
 	}
 	return ids
 }
@@ -125,7 +127,8 @@ func TestProxyOffersNoExtension(t *testing.T) {
 	}
 }
 
-// One client that begins uploads and never ends them is told to stop; names are pushed all the same, by that client, too.
+// One client that begins uploads and never ends them is told to stop; names are pushed all the same, by that client,
+// too.
 func TestSessionsOfOneClientAreBounded(t *testing.T) {
 	c := New(t, 0)
 	raw, _ := image(t, c.Proxy, "demo/app", "v1", noise(1000, 1))

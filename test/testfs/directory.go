@@ -20,8 +20,8 @@ import (
 	"github.com/johannesboyne/gofakes3"
 )
 
-// directory keeps each object as a file below bucket/key. Objects become visible whole, by renaming, and survive a restart. It keeps
-// no metadata and no versions.
+// directory keeps each object as a file below bucket/key. Objects become visible whole, by renaming, and survive a
+// restart. It keeps no metadata and no versions.
 type directory struct{ root *os.Root }
 
 const (

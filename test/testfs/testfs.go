@@ -1,5 +1,6 @@
-// Package testfs is the stand-in bucket of the dev cluster and the tests: a small S3-compatible server over a directory, so that a
-// cluster uses the driver it uses in production. It asks nobody for credentials and is no production server.
+// Package testfs is the stand-in bucket of the dev cluster and the tests: a small S3-compatible server over a
+// directory, so that a cluster uses the driver it uses in production. It asks nobody for credentials and is no
+// production server.
 package testfs
 
 import (

@@ -1,5 +1,5 @@
-// Package dashboard is the tracker's page for operators: what the swarms do now, in HTML that refreshes itself without a script, and
-// the same as JSON. It only shows a Snapshot; what goes into one is the tracker's business.
+// Package dashboard is the tracker's page for operators: what the swarms do now, in HTML that refreshes itself without
+// a script, and the same as JSON. It only shows a Snapshot; what goes into one is the tracker's business.
 package dashboard
 
 import (

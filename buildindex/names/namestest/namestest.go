@@ -16,8 +16,8 @@ import (
 	"kraken/proto/registry"
 )
 
-// Run tests a driver. fresh makes an empty database and returns what opens it: each call of that is a further Store of the same
-// database, as of another process, which the driver's test closes.
+// Run tests a driver. fresh makes an empty database and returns what opens it: each call of that is a further Store of
+// the same database, as of another process, which the driver's test closes.
 func Run(t *testing.T, fresh func(t *testing.T) (open func() names.Store)) {
 	for name, test := range map[string]func(*suite){
 		"condition":              (*suite).condition,
@@ -260,8 +260,8 @@ func (t *suite) anyOrder() {
 	}
 }
 
-// race runs f in n writers at once, by turns through two stores of one database, and returns how many had no error. The others
-// must have a conflict of this kind.
+// race runs f in n writers at once, by turns through two stores of one database, and returns how many had no error. The
+// others must have a conflict of this kind.
 func (t *suite) race(n int, kind error, f func(i int, tx names.Tx) error) int {
 	t.Helper()
 	stores := []names.Store{t.s, t.open()}

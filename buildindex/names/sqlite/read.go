@@ -98,8 +98,8 @@ func (s *Store) Repositories(ctx context.Context, last string, n int) ([]string,
 	return s.page(ctx, queryRepositories, last, n)
 }
 
-// page reads a paging query's names as one value, in less than half the time of a row each: a page can have thousands. No name has a line
-// break in it.
+// page reads a paging query's names as one value, in less than half the time of a row each: a page can have thousands.
+// No name has a line break in it.
 func (s *Store) page(ctx context.Context, q string, args ...any) ([]string, error) {
 	var all sql.NullString
 	if err := s.r.QueryRowContext(ctx, `SELECT group_concat(name, char(10)) FROM (`+q+`)`, args...).Scan(&all); err != nil || !all.Valid {

@@ -1,7 +1,7 @@
 // Package sqlite keeps names in a SQLite file. It hides database/sql and knows no policy.
 //
-// A write is one transaction that takes the file's write lock before it reads (BEGIN IMMEDIATE), so what it reads is still so
-// when it commits, whatever other processes do.
+// A write is one transaction that takes the file's write lock before it reads (BEGIN IMMEDIATE), so what it reads is
+// still so when it commits, whatever other processes do.
 package sqlite
 
 import (
@@ -24,7 +24,8 @@ import (
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// Store is one database. It implements names.Store. Writes go through one connection, reads through a pool; both see committed changes only.
+// Store is one database. It implements names.Store. Writes go through one connection, reads through a pool; both see
+// committed changes only.
 type Store struct {
 	w, r *sql.DB
 

@@ -68,7 +68,8 @@ func update(t *testing.T, s *Store, f func(names.Tx) error) {
 	}
 }
 
-// Writers that come together share a transaction: one that fails takes nothing of the others with it, and its own writes are undone.
+// Writers that come together share a transaction: one that fails takes nothing of the others with it, and its own
+// writes are undone.
 func TestWritersTogether(t *testing.T) {
 	s, _ := open(t)
 	no := errors.New("no")

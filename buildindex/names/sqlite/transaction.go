@@ -24,8 +24,8 @@ type write struct {
 // errLost is a write whose transaction ended in a panic.
 var errLost = errors.New("the transaction was given up")
 
-// Update implements names.Store. Callers that come while the disk is waited for share the next transaction, each behind a
-// savepoint of its own: one that fails takes nothing of the others with it.
+// Update implements names.Store. Callers that come while the disk is waited for share the next transaction, each behind
+// a savepoint of its own: one that fails takes nothing of the others with it.
 func (s *Store) Update(ctx context.Context, f func(names.Tx) error) error {
 	if err := context.Cause(ctx); err != nil {
 		return err

@@ -62,8 +62,8 @@ func (t *transaction) notDeletedSince(kind, repo string, ref registry.Reference,
 	return err
 }
 
-// bury notes the deletion of a name, unless what is there is newer, a *names.Conflict, and forgets old tombstones. It returns
-// names.ErrNotFound when nothing is there; the deletion is noted all the same.
+// bury notes the deletion of a name, unless what is there is newer, a *names.Conflict, and forgets old tombstones. It
+// returns names.ErrNotFound when nothing is there; the deletion is noted all the same.
 func (t *transaction) bury(kind, repo string, ref registry.Reference, now names.Version, generation int64) error {
 	if now.Digest != "" && now.Generation > generation {
 		return &names.Conflict{Kind: names.ErrNewer, Repository: repo, Name: ref, Now: now}
@@ -154,8 +154,8 @@ func (t *transaction) DeleteManifest(repo string, d digest.Digest, generation in
 	return tags, t.emptied(repo)
 }
 
-// deleteTagsOf removes the tags that name a manifest, and returns them. What is newer than such a tag was may set it again, also
-// when it is older than the deletion of the manifest: it names another one.
+// deleteTagsOf removes the tags that name a manifest, and returns them. What is newer than such a tag was may set it
+// again, also when it is older than the deletion of the manifest: it names another one.
 func (t *transaction) deleteTagsOf(repo string, d digest.Digest) (tags []string, err error) {
 	rows, err := t.tx.QueryContext(t.ctx, `SELECT tag, generation FROM tags WHERE repository = ? AND digest = ?`, repo, d)
 	if err != nil {

@@ -22,8 +22,8 @@ const (
 	seeders        = 16
 )
 
-// client speaks to one registry as docker and crane do: HEAD, POST, PATCH and PUT for a blob, PUT for a manifest. It is a program of
-// its own, not Kraken's, so that it favours nobody.
+// client speaks to one registry as docker and crane do: HEAD, POST, PATCH and PUT for a blob, PUT for a manifest. It is
+// a program of its own, not Kraken's, so that it favours nobody.
 type client struct {
 	base string
 	http *http.Client

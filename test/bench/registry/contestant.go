@@ -192,7 +192,8 @@ func (c *contestant) start(name, path string, args ...string) error {
 	}
 	defer log.Close()
 	p.cmd.Stdout, p.cmd.Stderr = log, log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // the terminal's interrupt ends this program, which then ends them
+	// the terminal's interrupt ends this program, which then ends them
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := p.cmd.Start(); err != nil {
 		return fmt.Errorf("start %s of %s: %w", name, c.name, err)
 	}

@@ -15,7 +15,8 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// layers makes images of one random layer as layouts that crane pushes as they are: it neither compresses nor hashes them first.
+// layers makes images of one random layer as layouts that crane pushes as they are: it neither compresses nor hashes
+// them first.
 type layers struct{ dir string }
 
 func newLayers(dir string) (*layers, error) { return &layers{dir}, os.MkdirAll(dir, 0o755) }

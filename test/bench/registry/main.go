@@ -1,19 +1,21 @@
-// Command registry measures Kraken's front door beside Debian's docker-registry: pushes of many small images, push and pull of a
-// large layer through crane, and lists, each with 1 and with 16 clients. A value is a ratio of times, so that it means the same on
-// any machine; the times themselves stand beside it.
+// Command registry measures Kraken's front door beside Debian's docker-registry: pushes of many small images, push and
+// pull of a large layer through crane, and lists, each with 1 and with 16 clients. A value is a ratio of times, so that
+// it means the same on any machine; the times themselves stand beside it.
 //
 // The contestants are processes of its own on loopback, with all their data in one fresh folder on one disk:
 //
 //	docker-registry  Debian's package, files on disk, Debian's settings without the login
-//	kraken-1         proxy, build-index, tracker, agent and one origin that keeps every blob, and a folder as the bucket
+//	kraken-1         proxy, build-index, tracker, agent and one origin that keeps every blob, a folder as bucket
 //	kraken-2         the same with two origins that both keep every blob
 //
-// They are measured in turn, again and again, never at once, and not before whatever one of them still writes in the background is
-// on the disk. What Kraken writes back to its bucket meanwhile counts for the push it belongs to as far as both overlap.
+// They are measured in turn, again and again, never at once, and not before whatever one of them still writes in the
+// background is on the disk. What Kraken writes back to its bucket meanwhile counts for the push it belongs to as far
+// as both overlap.
 //
-// Both sides make durable what they acknowledge. docker-registry 2.8.2 syncs each file that it writes, twice (seen by strace: 40 calls of
-// fsync for 20 files of an image of config and layer), but no folder, and it writes a tag's link in place, without a rename: after a
-// power cut a name can be missing or torn. Kraken syncs files and folders, and its database's log; with two origins what they hold twice.
+// Both sides make durable what they acknowledge. docker-registry 2.8.2 syncs each file that it writes, twice (seen by
+// strace: 40 calls of fsync for 20 files of an image of config and layer), but no folder, and it writes a tag's link in
+// place, without a rename: after a power cut a name can be missing or torn. Kraken syncs files and folders, and its
+// database's log; with two origins what they hold twice.
 package main
 
 import (

@@ -51,7 +51,8 @@ type bench struct {
 	pulled  map[string]string // by contestant, what pullLayer reads
 }
 
-// measure returns the seconds of every run, by number of clients and contestant. Contestants take turns within each repetition.
+// measure returns the seconds of every run, by number of clients and contestant. Contestants take turns within each
+// repetition.
 func measure(ctx context.Context, o options, r row, ps peaks) (times map[int]map[string][]float64, err error) {
 	b := &bench{options: o, pulled: map[string]string{}}
 	dir := filepath.Join(o.dir, "client")

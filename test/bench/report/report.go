@@ -1,8 +1,8 @@
-// Package report is what a benchmark says: rows of a measured value and its goal, as a table for people and as a JSON array for
-// programs. It measures nothing and decides no goal; it only sees to it that every benchmark says it in the same form, and that a
-// row says whether its goal holds in words that agree with its numbers.
+// Package report is what a benchmark says: rows of a measured value and its goal, as a table for people and as a JSON
+// array for programs. It measures nothing and decides no goal; it only sees to it that every benchmark says it in the
+// same form, and that a row says whether its goal holds in words that agree with its numbers.
 //
-//	rows := []report.Row{report.AtMost("push of a layer", map[string]any{"clients": 1}, 0.93, "x docker-registry", 1.0,
+//	rows := []report.Row{report.AtMost("push", map[string]any{"clients": 1}, 0.93, "x docker-registry", 1.0,
 //		map[string]any{"kraken_s": 1.86, "docker_registry_s": 2.0})}
 //	err := errors.Join(report.Table(os.Stdout, rows), report.WriteFile("test/bench/out/x.json", rows))
 package report

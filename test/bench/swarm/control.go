@@ -25,7 +25,8 @@ import (
 
 func infoBytes(i metainfo.Info) ([]byte, error) { return bencode.Marshal(i) }
 
-// firstByte is the time to the first byte of a blob that an agent lacks. Every measurement has a new agent with an empty cache.
+// firstByte is the time to the first byte of a blob that an agent lacks. Every measurement has a new agent with an
+// empty cache.
 func firstByte(b *bench, ctx context.Context) (err error) {
 	c, err := b.newCluster(ctx, options{agents: 1})
 	if err != nil {
@@ -130,7 +131,8 @@ func small(b *bench, ctx context.Context) (err error) {
 	return nil
 }
 
-// published waits until the build-index has written to the bucket what was pushed, some thousand files with an fsync each, which is no part of a pull.
+// published waits until the build-index has written to the bucket what was pushed, some thousand files with an fsync
+// each, which is no part of a pull.
 func (c *cluster) published(ctx context.Context) error {
 	const name = "kraken_build_index_outbox_rows "
 	hc := c.core.client()
@@ -281,7 +283,8 @@ func tracker(b *bench, ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, c.close()) }()
 	p := c.procs["core-tracker"]
 	p.end()
-	conf := map[string]any{"trust_announced_ip": true, "limits": map[string]any{"source_pairs": 1_000_000}} // one client plays all peers
+	// one client plays all peers
+	conf := map[string]any{"trust_announced_ip": true, "limits": map[string]any{"source_pairs": 1_000_000}}
 	if err := errors.Join(c.run(c.core, "tracker", []string{"GOMAXPROCS=1"}, conf), c.await(ctx, c.core, "tracker")); err != nil {
 		return err
 	}

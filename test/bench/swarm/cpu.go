@@ -23,8 +23,8 @@ import (
 
 const cpuSize = 1 << 30
 
-// cpuRow measures CPU seconds of a GiB delivered to n agents on loopback: all Kraken processes, without the client that reads from the
-// agent; beside a plain HTTP server whose clients write and hash the file, and beside the library alone.
+// cpuRow measures CPU seconds of a GiB delivered to n agents on loopback: all Kraken processes, without the client that
+// reads from the agent; beside a plain HTTP server whose clients write and hash the file, and beside the library alone.
 func cpuRow(n int) func(*bench, context.Context) error {
 	return func(b *bench, ctx context.Context) (err error) {
 		c, err := b.newCluster(ctx, options{agents: n})
@@ -109,7 +109,8 @@ func writeBlob(path string, b blobOf) error {
 	return errors.Join(err, f.Close())
 }
 
-// child runs this program once more for one of the contestants, so that its CPU can be told from ours, and returns its CPU seconds.
+// child runs this program once more for one of the contestants, so that its CPU can be told from ours, and returns its
+// CPU seconds.
 func (b *bench) child(ctx context.Context, what string, n int, file string) (float64, error) {
 	self, err := os.Executable()
 	if err != nil {

@@ -1,9 +1,10 @@
-// Command swarm measures pulls through the swarm against the physical limit: on shaped links between network namespaces, and on loopback
-// beside a plain HTTP server and the bare BitTorrent library. It needs root and Linux; it makes everything that it uses and removes it.
+// Command swarm measures pulls through the swarm against the physical limit: on shaped links between network
+// namespaces, and on loopback beside a plain HTTP server and the bare BitTorrent library. It needs root and Linux; it
+// makes everything that it uses and removes it.
 //
-// The processes are the shipped binaries with their default configuration, except for addresses, folders, and, where a row says so,
-// the speed of the link. Every time is a ratio to the lower bound max(F/u, F/min d, N·F/(u + Σu_i)) at the link's nominal rate: what
-// Ethernet, IP and TCP add (4.4 %) is part of what is measured.
+// The processes are the shipped binaries with their default configuration, except for addresses, folders, and, where a
+// row says so, the speed of the link. Every time is a ratio to the lower bound max(F/u, F/min d, N·F/(u + Σu_i)) at the
+// link's nominal rate: what Ethernet, IP and TCP add (4.4 %) is part of what is measured.
 package main
 
 import (
@@ -123,8 +124,8 @@ func run(ctx context.Context) error {
 	return errors.Join(append(errs, report.Table(os.Stdout, b.rows), report.WriteFile(filepath.Join(b.out, "swarm.json"), b.rows), context.Cause(ctx))...)
 }
 
-// choose gives the sections whose names begin with what the pattern matches. What is no option is refused: whoever forgets --rows would
-// measure everything, for half an hour.
+// choose gives the sections whose names begin with what the pattern matches. What is no option is refused: whoever
+// forgets --rows would measure everything, for half an hour.
 func choose(pattern string, args []string) ([]section, error) {
 	if len(args) > 0 {
 		return nil, fmt.Errorf("%q is no option; sections are chosen with --rows", args[0])

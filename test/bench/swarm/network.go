@@ -81,9 +81,9 @@ func newNetwork(names ...string) (_ *network, err error) {
 	return n, n.introduce()
 }
 
-// introduce tells the nodes each other's hardware addresses. All namespaces share one table of what ARP has found, which the kernel cleans
-// from 512 entries on and ends at 1,024 (gc_thresh2 and 3 of arp(7)): 33 nodes that all talk to each other need 1,056, and the last ones
-// would reach nobody. Permanent entries don't count.
+// introduce tells the nodes each other's hardware addresses. All namespaces share one table of what ARP has found,
+// which the kernel cleans from 512 entries on and ends at 1,024 (gc_thresh2 and 3 of arp(7)): 33 nodes that all talk to
+// each other need 1,056, and the last ones would reach nobody. Permanent entries don't count.
 func (n *network) introduce() error {
 	for _, x := range n.nodes {
 		var lines strings.Builder
@@ -127,7 +127,8 @@ func (n *network) shape(mbit int, nodes []*node) error {
 	return nil
 }
 
-// enter calls fn on a thread that is in a network namespace; sockets that fn makes stay in it. The empty name is the machine's own.
+// enter calls fn on a thread that is in a network namespace; sockets that fn makes stay in it. The empty name is the
+// machine's own.
 func enter(ns string, fn func() error) error {
 	if ns == "" {
 		return fn()
@@ -174,8 +175,8 @@ func (x *node) listen(port int) (l net.Listener, err error) {
 	return l, err
 }
 
-// headers are of a frame: 14 bytes of Ethernet, 20 of IPv4, 32 of TCP with time stamps. The kernel counts a frame that is not segmented
-// yet, of up to 64 KiB, as one.
+// headers are of a frame: 14 bytes of Ethernet, 20 of IPv4, 32 of TCP with time stamps. The kernel counts a frame that
+// is not segmented yet, of up to 64 KiB, as one.
 const headers = 66
 
 // traffic is the payload that each node has received and sent, by name, as the kernel counted it at the bridge.
@@ -202,7 +203,8 @@ func (n *network) traffic() (traffic, error) {
 						frames, _ := strconv.ParseInt(fields[at+1], 10, 64)
 						return bytes - headers*frames
 					}
-					out[x.name] = struct{ received, sent int64 }{payload(8), payload(0)} // the bridge sends what the node receives
+					// the bridge sends what the node receives
+					out[x.name] = struct{ received, sent int64 }{payload(8), payload(0)}
 				}
 			}
 		}

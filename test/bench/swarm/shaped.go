@@ -41,8 +41,8 @@ type round struct {
 func (r round) median() float64 { return report.Median(r.took) }
 func (r round) last() float64   { return r.took[len(r.took)-1] }
 
-// race shapes the links and calls pull for each agent at once. midway, if not nil, runs beside the pulls; agents that it reports as
-// gone may fail.
+// race shapes the links and calls pull for each agent at once. midway, if not nil, runs beside the pulls; agents that
+// it reports as gone may fail.
 func (c *cluster) race(ctx context.Context, mbit int, size int64, pull func(context.Context, int) (float64, error), midway func(context.Context) (gone []int, err error)) (r round, err error) {
 	limited := append([]*node{c.origin}, c.agents...)
 	if err := c.net.shape(mbit, limited); err != nil {
@@ -199,8 +199,8 @@ func shaped(n, mbit int, told bool) func(*bench, context.Context) error {
 	}
 }
 
-// overHTTP is the same with a plain HTTP server in the origin's place, as a ratio to the bound. The blob is smaller: the ratio does not
-// depend on it, and the time is N times that of one copy.
+// overHTTP is the same with a plain HTTP server in the origin's place, as a ratio to the bound. The blob is smaller:
+// the ratio does not depend on it, and the time is N times that of one copy.
 func (c *cluster) overHTTP(ctx context.Context, mbit, n int) (float64, error) {
 	const size = 4 * mib
 	blob, err := newBlob(size)
@@ -305,7 +305,8 @@ func arrivals(b *bench, ctx context.Context) error {
 	})
 }
 
-// left is the bound of what agents still lack, from what they have received so far: the slowest link, and all links together.
+// left is the bound of what agents still lack, from what they have received so far: the slowest link, and all links
+// together.
 func left(got traffic, agents []*node, size int64, mbit, uplinks int) float64 {
 	var most, all int64
 	for _, a := range agents {
@@ -326,8 +327,9 @@ func (n *network) since(before traffic) (traffic, error) {
 	return now, err
 }
 
-// kill pulls one blob with n agents and kills processes when the traffic since the start says so. killed does it; it returns the agents
-// that are gone, and how many links can still send. The time is measured from there, against the bound of what is left.
+// kill pulls one blob with n agents and kills processes when the traffic since the start says so. killed does it; it
+// returns the agents that are gone, and how many links can still send. The time is measured from there, against the
+// bound of what is left.
 func (b *bench) kill(ctx context.Context, name string, n int, when func(*cluster, traffic) bool, killed func(*cluster) (gone []int, uplinks int)) error {
 	return b.special(ctx, n, func(c *cluster) error {
 		blob, err := c.push(ctx, killSize)
@@ -382,8 +384,8 @@ func killThird(b *bench, ctx context.Context) error {
 }
 
 func killOrigin(b *bench, ctx context.Context) error {
-	// One copy was sent when every piece was: the origin's traffic is more than the blob, and it has nothing left to send that nobody
-	// has. Without the second, pieces that it sent twice could stand for others.
+	// One copy was sent when every piece was: the origin's traffic is more than the blob, and it has nothing left to
+	// send that nobody has. Without the second, pieces that it sent twice could stand for others.
 	var before int64
 	since := time.Now()
 	return b.kill(ctx, "origin killed after one copy", eight, func(c *cluster, got traffic) bool {

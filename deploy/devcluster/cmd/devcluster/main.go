@@ -1,6 +1,6 @@
-// Command devcluster runs a whole Kraken cluster on this machine's loopback for development: a stand-in bucket, three origins, a
-// tracker, a build-index, a proxy and agents, as separate processes or as containers. State, configuration and logs are in one
-// folder; `down` ends exactly what `up` started.
+// Command devcluster runs a whole Kraken cluster on this machine's loopback for development: a stand-in bucket, three
+// origins, a tracker, a build-index, a proxy and agents, as separate processes or as containers. State, configuration
+// and logs are in one folder; `down` ends exactly what `up` started.
 package main
 
 import (
