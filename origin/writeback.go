@@ -3,9 +3,10 @@ package origin
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
+	"net/http"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -203,97 +204,6 @@ func (o *Origin) upload(ctx context.Context, d digest.Digest, b bucket.Bucket) e
 	return b.Put(ctx, layout.MetainfoKey(d), bytes.NewReader(mi.Marshal()))
 }
 
-// spread sees to it that every other owner has a copy: one may have been down when the blob was pushed.
-func (o *Origin) spread(ctx context.Context, d digest.Digest, m store.Marker) error {
-	var errs []error
-	for _, or := range o.origins.Owners(d) {
-		if or.ID == o.cfg.ID {
-			continue
-		}
-		if err := o.give(ctx, or, d, m); err != nil {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// give copies the blob to an origin that lacks it, with the debt to the bucket.
-func (o *Origin) give(ctx context.Context, or *registry.Origin, d digest.Digest, m store.Marker) error {
-	repo := m.Repositories[0]
-	_, err := or.LocalStat(ctx, repo, d)
-	if err == nil {
-		return nil
-	}
-	if !errors.Is(err, registry.ErrBlobUnknown) {
-		return fmt.Errorf("ask %s for %s: %w", or.ID, d, err)
-	}
-	for _, repo := range m.Repositories {
-		c, err := o.local(d)
-		if err != nil {
-			return err
-		}
-		err = or.Replicate(ctx, repo, d, c.Size, true, c.Body)
-		c.Close()
-		if err != nil {
-			return fmt.Errorf("copy %s to %s: %w", d, or.ID, err)
-		}
-	}
-	o.m.replicated.Inc()
-	return nil
-}
-
-// moveToOwners gives a blob that was pushed before its digest was known to those whose it is, then drops it here. Until
-// then this origin keeps it, and lookups find it by walking the rendezvous order.
-func (o *Origin) moveToOwners(ctx context.Context, d digest.Digest, m store.Marker) (wait time.Duration, err error) {
-	if len(m.Repositories) == 0 {
-		return 0, fmt.Errorf("marker of %s names no repository", d)
-	}
-	if err := o.spread(ctx, d, m); err != nil {
-		return 0, err
-	}
-	// Two others have it now, and owe it to the bucket.
-	for _, target := range slices.Clone(m.Targets) {
-		if err := o.store.Unmark(d, m, target); err != nil {
-			return 0, err
-		}
-	}
-	if err := o.DeleteBlob(ctx, "", d); err != nil && !errors.Is(err, registry.ErrUnsupported) {
-		return 0, err
-	}
-	return 0, nil
-}
-
-// durableIn answers which digests are in the bucket of a repository.
-func (o *Origin) durableIn(ctx context.Context, repo string, ds []digest.Digest) (registry.DurableResponse, error) {
-	var out registry.DurableResponse
-	name, b, ok := o.buckets.For(repo)
-	if !ok {
-		return out, fmt.Errorf("%w: no bucket is configured for repository %s", registry.ErrDenied, repo)
-	}
-	for _, d := range ds {
-		if m, err := o.store.Marker(d); err == nil && slices.Contains(m.Targets, name) {
-			out.Pending = append(out.Pending, d)
-			continue
-		}
-		key := name + " " + d.String()
-		if _, ok := o.durable.Get(key); ok {
-			out.Durable = append(out.Durable, d)
-			continue
-		}
-		_, err := b.Stat(ctx, layout.BlobKey(d))
-		switch {
-		case err == nil:
-			o.durable.Add(key, true)
-			out.Durable = append(out.Durable, d)
-		case errors.Is(err, bucket.ErrNotFound):
-			out.Unknown = append(out.Unknown, d)
-		default:
-			return out, fmt.Errorf("%w: %w", registry.ErrUnavailable, err)
-		}
-	}
-	return out, nil
-}
-
 // status is what is left to write back. It is answered from memory.
 func (o *Origin) status() registry.WritebackStatus {
 	n, oldest := o.store.Debts()
@@ -310,4 +220,29 @@ func (o *Origin) status() registry.WritebackStatus {
 		s.Error = o.lastErr.Error()
 	}
 	return s
+}
+
+func (o *Origin) pending(w http.ResponseWriter, r *http.Request) error {
+	if r.Method != http.MethodGet {
+		return fmt.Errorf("%w: %s pending", registry.ErrUnsupported, r.Method)
+	}
+	if o.store.Scanning() { // part of the list would be taken for all of it
+		return &registry.RetryError{Err: fmt.Errorf("%w: the store is being scanned", registry.ErrUnavailable), After: time.Second}
+	}
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	enc := json.NewEncoder(w)
+	for _, d := range o.store.Marked() {
+		m, err := o.store.Marker(d)
+		if err != nil {
+			continue // settled meanwhile
+		}
+		i, err := o.store.Stat(d)
+		if err != nil {
+			continue
+		}
+		if err := enc.Encode(registry.PendingBlob{Digest: d, Size: i.Size, Repositories: m.Repositories, Since: m.Created}); err != nil {
+			return ignoreWrite(err)
+		}
+	}
+	return nil
 }

@@ -1,0 +1,109 @@
+package origin
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/proto/blob"
+	"kraken/proto/registry"
+	"kraken/proto/transport"
+)
+
+// counting tells the leases which ranges are read, and keeps their reading to the upload rates.
+type counting struct{ *Origin }
+
+// OpenBlob implements registry.Blobs.
+func (c counting) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint registry.Range) (*registry.Content, error) {
+	content, err := c.Origin.OpenBlob(ctx, repo, d, hint)
+	if err == nil {
+		if n := c.leases.sending(d, hint, content.Size); n > 0 {
+			who, _ := ctx.Value(askerKey{}).(asker)
+			pl := blob.PieceLength(content.Size)
+			read := c.budgets.reading(who, d, int(hint.Offset/pl), int((hint.Offset+n-1)/pl))
+			sent, closed := c.turns.fetch(n), content.Close
+			content.Close = func() error {
+				limit, stop := context.WithTimeout(ctx, leaseFor)
+				transport.AwaitSent(limit, turnLimit)
+				stop()
+				sent()
+				at, err := content.Body.Seek(0, io.SeekCurrent)
+				read(err == nil && at >= hint.Offset+n)
+				return closed()
+			}
+		}
+		content.Body = c.swarm.LimitUpload(ctx, d, content.Body)
+	}
+	return content, err
+}
+
+func (o *Origin) leaseRoute(w http.ResponseWriter, r *http.Request, d digest.Digest) error {
+	var q registry.LeaseRequest
+	if err := decode(r, blob.MaxMetainfo/16, &q); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), time.Second)
+	defer cancel()
+	m, err := o.metainfo(ctx, d)
+	if err != nil {
+		return err
+	}
+	have, err := blob.ParseBitmap(m.NumPieces(), q.Have)
+	if err != nil {
+		return fmt.Errorf("%w: have: %w", errBody, err)
+	}
+	if len(q.Peer) > maxPeer {
+		return fmt.Errorf("%w: peer %.50q: want 40 hex digits", errBody, q.Peer)
+	}
+	if q.Max < 1 || q.Max > registry.MaxLeasePieces || len(q.Want) > 10*registry.MaxLeasePieces {
+		return fmt.Errorf("%w: max is %d, want names %d pieces", errBody, q.Max, len(q.Want))
+	}
+	out, err := o.lease(r.Context(), m, have, asker{sourceOf(r), q.Peer}, q)
+	if err != nil {
+		return err
+	}
+	o.m.leased.Add(float64(len(out.Pieces)))
+	return ignoreWrite(answer(w, http.StatusOK, out))
+}
+
+// lease hands out pieces when the turn of who asks has come, as far as its budget allows.
+func (o *Origin) lease(ctx context.Context, m *blob.Metainfo, have blob.Bitmap, who asker, q registry.LeaseRequest) (registry.LeaseResponse, error) {
+	most, doubtful, refused, leave := o.budgets.enter(who, q.Max)
+	if most == 0 { // the answer waits here, so that who asks again at once costs little
+		select {
+		case <-time.After(budgetWait):
+		case <-ctx.Done():
+		}
+		return registry.LeaseResponse{RetryAfter: soon, HeldBack: refused}, nil
+	}
+	defer leave()
+	if !o.leases.enter(m) {
+		return registry.LeaseResponse{}, &registry.RetryError{Err: fmt.Errorf("%w: %s is leased to many agents now", registry.ErrTooManyRequests, m.Digest), After: time.Second}
+	}
+	defer o.leases.leave(m.Digest)
+	take := o.turns.take
+	if doubtful {
+		take = o.turns.takeLast
+	}
+	if q.Max = take(ctx, who.share(), m.PieceLength(), most); q.Max == 0 {
+		return registry.LeaseResponse{RetryAfter: soon}, nil
+	}
+	ring := o.origins.Ring()
+	replica := max(0, slices.Index(ring.Owners(m.Digest), o.cfg.ID))
+	hand := o.leases.hand
+	if doubtful {
+		hand = o.leases.handAside
+	}
+	out := hand(m, have, q, replica, ring.Replicas())
+	o.turns.unused(who.share(), int64(q.Max-len(out.Pieces))*m.PieceLength())
+	o.budgets.lend(who, m.Digest, out.Pieces)
+	return out, nil
+}
+
+// budgetWait is how long who has leased as much as it may waits for being told so.
+const budgetWait = 100 * time.Millisecond

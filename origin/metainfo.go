@@ -1,0 +1,109 @@
+package origin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/proto/blob"
+	"kraken/proto/layout"
+	"kraken/proto/registry"
+)
+
+// metainfo is the sidecar of a blob on this disk, computed when it is missing.
+func (o *Origin) metainfo(ctx context.Context, d digest.Digest) (*blob.Metainfo, error) {
+	if m, err := o.store.Metainfo(d); err == nil {
+		o.swarm.Register(m)
+		return m, nil
+	}
+	if _, err := o.store.Stat(d); err != nil {
+		return nil, wire(err)
+	}
+	ch := o.hashing.DoChan(d.String(), func() (any, error) {
+		m, err := o.store.ComputeMetainfo(o.ctx, d)
+		if err == nil {
+			o.swarm.Register(m)
+		}
+		return m, err
+	})
+	select {
+	case r := <-ch:
+		if r.Err != nil {
+			return nil, wire(r.Err)
+		}
+		return r.Val.(*blob.Metainfo), nil
+	case <-ctx.Done():
+		return nil, &registry.RetryError{Err: fmt.Errorf("%w: metainfo of %s is being computed", registry.ErrUnavailable, d), After: time.Second}
+	}
+}
+
+// findMetainfo answers other roles: this disk, the bucket's copy, else another origin has to be asked.
+func (o *Origin) findMetainfo(ctx context.Context, repo string, d digest.Digest) (*blob.Metainfo, error) {
+	m, err := o.metainfo(ctx, d)
+	if err == nil || !errors.Is(err, registry.ErrBlobUnknown) {
+		return m, err
+	}
+	var unsure []error
+	for _, or := range o.others(d) {
+		if _, err := or.LocalStat(ctx, repo, d); err == nil {
+			// Misplaced, or this owner has lost it: make a copy, then compute.
+			if o.origins.Ring().Owns(o.cfg.ID, d) {
+				o.background(func(ctx context.Context) { o.copyFrom(ctx, or, repo, d) })
+			}
+			return nil, &registry.RetryError{Err: fmt.Errorf("%w: blob %s is on its way from %s", registry.ErrUnavailable, d, or.ID), After: time.Second}
+		} else if !errors.Is(err, registry.ErrBlobUnknown) {
+			unsure = append(unsure, err)
+		}
+	}
+	b, _, err := o.inBucket(ctx, repo, d)
+	if err != nil {
+		return nil, o.missing(d, unsure, err)
+	}
+	if _, err := o.readThrough(ctx, repo, d); err != nil {
+		return nil, o.missing(d, unsure, err)
+	}
+	r, err := b.Open(ctx, layout.MetainfoKey(d), 0, -1)
+	if err != nil {
+		return nil, &registry.RetryError{Err: fmt.Errorf("%w: metainfo of %s: %w", registry.ErrUnavailable, d, err), After: time.Second}
+	}
+	defer r.Close()
+	raw, err := io.ReadAll(io.LimitReader(r, blob.MaxMetainfo+1))
+	if err == nil {
+		m, err = blob.ParseMetainfo(raw)
+	}
+	if err != nil || m.Digest != d {
+		return nil, &registry.RetryError{Err: fmt.Errorf("%w: metainfo of %s in the bucket is unusable: %w", registry.ErrUnavailable, d, err), After: time.Second}
+	}
+	return m, nil
+}
+
+// metainfoRoute answers other roles with metainfo, and takes an agent's word that it is wrong.
+func (o *Origin) metainfoRoute(w http.ResponseWriter, r *http.Request, repo string, d digest.Digest) error {
+	switch r.Method {
+	case http.MethodGet:
+		ctx, cancel := context.WithTimeout(r.Context(), time.Second)
+		defer cancel()
+		m, err := o.findMetainfo(ctx, repo, d)
+		if err != nil {
+			return err
+		}
+		b := m.Marshal()
+		w.Header().Set("Content-Type", "application/x-bittorrent")
+		w.Header().Set("Content-Length", strconv.Itoa(len(b)))
+		_, err = w.Write(b)
+		return ignoreWrite(err)
+	case http.MethodDelete:
+		if err := o.doubtMetainfo(d, registry.SourceOf(r.RemoteAddr)); err != nil {
+			return err
+		}
+		w.WriteHeader(http.StatusAccepted)
+		return nil
+	}
+	return fmt.Errorf("%w: %s metainfo", registry.ErrUnsupported, r.Method)
+}

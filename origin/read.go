@@ -1,0 +1,125 @@
+package origin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"kraken/origin/bucket"
+	"kraken/proto/layout"
+	"kraken/proto/registry"
+)
+
+// local opens what is on this disk.
+func (o *Origin) local(d digest.Digest) (*registry.Content, error) {
+	r, err := o.store.Open(d)
+	if err != nil {
+		return nil, wire(err)
+	}
+	return &registry.Content{Digest: d, Size: r.Info().Size, Body: r.File(), Close: r.Close}, nil
+}
+
+// StatBlob asks this disk, the other origins' disks and the bucket, in this order, and moves no bytes.
+func (o *Origin) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.Descriptor, error) {
+	if i, err := o.store.Stat(d); err == nil {
+		return v1.Descriptor{Digest: d, Size: i.Size}, nil
+	}
+	var unsure []error
+	for _, or := range o.others(d) {
+		desc, err := or.LocalStat(ctx, repo, d)
+		if err == nil {
+			return desc, nil
+		}
+		if !errors.Is(err, registry.ErrBlobUnknown) {
+			unsure = append(unsure, fmt.Errorf("origin %s: %w", or.ID, err))
+		}
+	}
+	_, obj, err := o.inBucket(ctx, repo, d)
+	if err == nil {
+		return v1.Descriptor{Digest: d, Size: obj.Size}, nil
+	}
+	return v1.Descriptor{}, o.missing(d, unsure, err)
+}
+
+// missing is 404 only when everybody who may have the blob said no.
+func (o *Origin) missing(d digest.Digest, unsure []error, bucketErr error) error {
+	if !errors.Is(bucketErr, bucket.ErrNotFound) {
+		unsure = append(unsure, bucketErr)
+	}
+	if len(unsure) == 0 {
+		return fmt.Errorf("%w: %s", registry.ErrBlobUnknown, d)
+	}
+	return &registry.RetryError{Err: fmt.Errorf("%w: blob %s: %w", registry.ErrUnavailable, d, errors.Join(unsure...)), After: time.Second}
+}
+
+// inBucket finds the blob in the bucket of the repository, else in any: bytes are global.
+func (o *Origin) inBucket(ctx context.Context, repo string, d digest.Digest) (b bucket.Bucket, obj bucket.Object, err error) {
+	name, first, ok := o.buckets.For(repo)
+	var errs []error
+	ask := func(c bucket.Bucket) bool {
+		var err error
+		if obj, err = c.Stat(ctx, layout.BlobKey(d)); err == nil {
+			b = c
+			return true
+		}
+		if !errors.Is(err, bucket.ErrNotFound) {
+			errs = append(errs, err)
+		}
+		return false
+	}
+	if ok && ask(first) {
+		return b, obj, nil
+	}
+	if err := o.buckets.All(func(n string, c bucket.Bucket) error {
+		if (!ok || n != name) && ask(c) {
+			return io.EOF // found
+		}
+		return nil
+	}); err != nil {
+		return b, obj, nil
+	}
+	if len(errs) > 0 {
+		return nil, obj, errors.Join(errs...)
+	}
+	return nil, obj, fmt.Errorf("blob %s: %w", d, bucket.ErrNotFound)
+}
+
+// OpenBlob reads from this disk, from another origin's, or through from the bucket while the bytes come to this disk.
+func (o *Origin) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint registry.Range) (*registry.Content, error) {
+	if c, err := o.local(d); err == nil {
+		return c, nil
+	}
+	var unsure []error
+	for _, or := range o.others(d) {
+		c, err := or.LocalOpen(ctx, repo, d, hint)
+		if err == nil {
+			if o.origins.Ring().Owns(o.cfg.ID, d) {
+				o.background(func(ctx context.Context) { o.copyFrom(ctx, or, repo, d) })
+			}
+			return c, nil
+		}
+		if !errors.Is(err, registry.ErrBlobUnknown) {
+			unsure = append(unsure, fmt.Errorf("origin %s: %w", or.ID, err))
+		}
+	}
+	f, err := o.readThrough(ctx, repo, d)
+	if err != nil {
+		return nil, o.missing(d, unsure, err)
+	}
+	return f.open(ctx)
+}
+
+// DeleteBlob removes this disk's copy, unless it is owed to the bucket.
+func (o *Origin) DeleteBlob(_ context.Context, _ string, d digest.Digest) error {
+	if err := o.store.Delete(d); err != nil {
+		return wire(err)
+	}
+	o.swarm.Forget(d)
+	o.leases.drop(d)
+	return nil
+}
