@@ -24,8 +24,8 @@ var (
 	errShuttingDown = errors.New("the agent is shutting down")
 )
 
-// ended is closed.
-var ended = func() <-chan struct{} {
+// closedChan is closed from the start.
+var closedChan = func() <-chan struct{} {
 	c := make(chan struct{})
 	close(c)
 	return c
@@ -66,8 +66,10 @@ type body interface {
 	// wait blocks until the byte at off has been verified, or received where nothing can be verified yet, and returns
 	// the end of what can be read from off on.
 	wait(ctx context.Context, off int64) (end int64, err error)
-	// want says that a reader will read from off on; the body fetches that first. A negative off ends the wish.
+	// want says that a reader will read from off on; the body fetches that first.
 	want(reader int64, off int64)
+	// unwant ends the wish of a reader that has gone.
+	unwant(reader int64)
 	// close is called once, when the pull is over and its last reader has gone.
 	close()
 }
@@ -91,7 +93,7 @@ func (a *Agent) join(repo string, d digest.Digest, lacked bool) (p *pull, wait <
 		return nil, nil, fmt.Errorf("%w: %w", registry.ErrUnavailable, errShuttingDown)
 	}
 	if _, err := a.store.Stat(d); err == nil && lacked {
-		return nil, ended, nil
+		return nil, closedChan, nil
 	}
 	p = a.begin(repo, d, nil)
 	p.readers++
@@ -126,7 +128,7 @@ func (a *Agent) download(p *pull) (second *pull) {
 	p.cancel(nil)
 	a.mu.Lock()
 	delete(a.pulls, d)
-	if err != nil && p.wrong == nil && len(p.suspects) > 0 && !a.closing && len(a.rest(d, p.suspects)) > 0 {
+	if err != nil && p.wrong == nil && len(p.suspects) > 0 && !a.closing && len(a.originsBut(d, p.suspects)) > 0 {
 		second = a.begin(p.repo, d, p.suspects)
 		p.second = second
 	}
@@ -283,7 +285,7 @@ func (a *Agent) overSwarm(ctx context.Context, p *pull, m *blob.Metainfo, peers 
 	}
 	var sources []swarm.Source
 	for _, o := range a.origins.Owners(p.digest) {
-		sources = append(sources, &lease{origin: o, repo: p.repo, peer: a.swarm.PeerID(), bytes: a.m.fromOrigins, swarm: a.swarm})
+		sources = append(sources, &leaseSource{origin: o, repo: p.repo, peer: a.swarm.PeerID(), bytes: a.m.fromOrigins, swarm: a.swarm})
 	}
 	f, err := a.swarm.Fetch(ctx, swarm.Request{Partial: part, Sources: sources, Peers: peers})
 	if err != nil {
@@ -294,7 +296,7 @@ func (a *Agent) overSwarm(ctx context.Context, p *pull, m *blob.Metainfo, peers 
 			a.log.Warn("fetch did not end well", "digest", p.digest, "error", err)
 		}
 	}()
-	b := &swarmBody{part: part, fetch: f, m: m, done: p.done}
+	b := &swarmBody{part: part, fetch: f, m: m}
 	p.mu.Lock()
 	p.fetch = f
 	p.mu.Unlock()
@@ -356,7 +358,7 @@ const heldWhole = 64 << 10
 // overHTTP streams the blob from its origins into the cache, mostly from one. Readers follow the bytes as they arrive,
 // or get them from memory once all are there.
 func (a *Agent) overHTTP(ctx context.Context, p *pull) error {
-	r := a.relay(ctx, p.repo, p.digest, p.wrong)
+	r := a.newHTTPSource(ctx, p.repo, p.digest, p.wrong)
 	defer r.Close()
 	if err := r.open(); err != nil {
 		return err

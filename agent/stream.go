@@ -23,20 +23,22 @@ const readAhead = 8 << 20
 
 // stream reads a blob while it arrives. One stream belongs to one request.
 type stream struct {
-	ctx   context.Context
-	p     *pull
-	id    int64
-	pos   int64
-	end   int64 // what can be read from pos on without asking again
-	holds bool  // the last byte back, until the whole blob was verified: it began at 0 and never went elsewhere
-	wish  int64 // position of the last want, -1 for none
+	ctx context.Context
+	p   *pull
+	id  int64
+	pos int64
+	end int64 // what lies between pos and it can be read without asking the body again
+	// holdLast: this reader has read sequentially from 0, so its last byte is withheld until the digest is verified.
+	holdLast bool
+	wished   bool  // want was called
+	wish     int64 // the position of its last call
 }
 
 var streamIDs atomic.Int64
 
 func newStream(ctx context.Context, p *pull) *stream {
 	_, verified := p.body.(heldBody)
-	return &stream{ctx: ctx, p: p, id: streamIDs.Add(1), holds: !verified, wish: -1}
+	return &stream{ctx: ctx, p: p, id: streamIDs.Add(1), holdLast: !verified}
 }
 
 // Seek implements io.Seeker; it moves no bytes.
@@ -63,12 +65,12 @@ func (s *stream) Read(b []byte) (int, error) {
 	if s.pos >= s.p.size {
 		return 0, io.EOF
 	}
-	if s.wish < 0 && s.pos != 0 {
-		s.holds = false
+	if !s.wished && s.pos != 0 {
+		s.holdLast = false
 	}
-	if s.wish < 0 || s.pos-s.wish >= readAhead/4 || s.pos < s.wish {
+	if !s.wished || s.pos-s.wish >= readAhead/4 || s.pos < s.wish {
 		s.p.body.want(s.id, s.pos)
-		s.wish = s.pos
+		s.wished, s.wish = true, s.pos
 	}
 	if s.end <= s.pos {
 		end, err := s.p.body.wait(s.ctx, s.pos)
@@ -78,7 +80,7 @@ func (s *stream) Read(b []byte) (int, error) {
 		s.end = end
 	}
 	n := min(int64(len(b)), s.end-s.pos)
-	if s.holds && s.pos+n == s.p.size {
+	if s.holdLast && s.pos+n == s.p.size {
 		if n > 1 {
 			n--
 		} else if err := s.verified(); err != nil {
@@ -102,14 +104,13 @@ func (s *stream) verified() error {
 	}
 }
 
-func (s *stream) close() { s.p.body.want(s.id, -1) }
+func (s *stream) close() { s.p.body.unwant(s.id) }
 
 // swarmBody reads pieces of a partial blob.
 type swarmBody struct {
 	part  *store.Partial
 	fetch *swarm.Fetch
 	m     *blob.Metainfo
-	done  <-chan struct{}
 }
 
 func (b *swarmBody) ReadAt(p []byte, off int64) (int, error) { return b.part.ReadAt(p, off) }
@@ -126,22 +127,19 @@ func (b *swarmBody) wait(ctx context.Context, off int64) (int64, error) {
 
 func (b *swarmBody) close() { b.part.Close() }
 
-func (b *swarmBody) want(reader, off int64) {
-	if off < 0 {
-		b.fetch.DropWindow(reader)
-		return
-	}
-	b.fetch.SetWindow(reader, off, readAhead)
-}
+func (b *swarmBody) want(reader, off int64) { b.fetch.SetWindow(reader, off, readAhead) }
+
+func (b *swarmBody) unwant(reader int64) { b.fetch.DropWindow(reader) }
 
 // heldBody is a blob all of whose bytes were verified before it was published.
 type heldBody struct{ *bytes.Reader }
 
 func (b heldBody) wait(context.Context, int64) (end int64, err error) { return b.Size(), nil }
 func (b heldBody) want(int64, int64)                                  {}
+func (b heldBody) unwant(int64)                                       {}
 func (b heldBody) close()                                             {}
 
-// followed is an upload session that is read while it is written.
+// followed reads an upload session while it is written.
 type followed struct {
 	u    *store.Upload
 	f    *os.File
@@ -165,6 +163,8 @@ func (f *followed) ReadAt(p []byte, off int64) (int, error) { return f.f.ReadAt(
 func (f *followed) close() { f.f.Close() }
 
 func (f *followed) want(int64, int64) {}
+
+func (f *followed) unwant(int64) {}
 
 func (f *followed) written() int64 {
 	f.mu.Lock()

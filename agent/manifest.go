@@ -143,7 +143,7 @@ func (a *Agent) manifestFromOrigins(ctx context.Context, repo string, d digest.D
 	ctx, cancel := context.WithTimeout(ctx, metainfoBudget)
 	defer cancel()
 	raw, suspects, err := a.readManifest(ctx, repo, d, nil)
-	if len(suspects) > 0 && len(a.rest(d, suspects)) > 0 {
+	if len(suspects) > 0 && len(a.originsBut(d, suspects)) > 0 {
 		raw, _, err = a.readManifest(ctx, repo, d, suspects)
 	}
 	if err != nil {
@@ -154,7 +154,7 @@ func (a *Agent) manifestFromOrigins(ctx context.Context, repo string, d digest.D
 
 // readManifest also says which origins are to blame where the bytes are others.
 func (a *Agent) readManifest(ctx context.Context, repo string, d digest.Digest, wrong []string) (raw []byte, suspects []string, err error) {
-	r := a.relay(ctx, repo, d, wrong)
+	r := a.newHTTPSource(ctx, repo, d, wrong)
 	defer r.Close()
 	if err := r.open(); err != nil {
 		return nil, nil, err

@@ -15,8 +15,8 @@ import (
 	"kraken/proto/registry"
 )
 
-// lease is one origin as a source of pieces (architecture: agents lease from an origin the pieces that nobody has yet).
-type lease struct {
+// leaseSource is one origin as a swarm.Source of one repository: an agent leases from it the pieces that nobody has yet.
+type leaseSource struct {
 	origin *registry.Origin
 	repo   string
 	peer   [20]byte
@@ -25,10 +25,10 @@ type lease struct {
 }
 
 // Name is the origin's id.
-func (l *lease) Name() string { return l.origin.ID }
+func (l *leaseSource) Name() string { return l.origin.ID }
 
-// Lease asks the origin which pieces to fetch from it now.
-func (l *lease) Lease(ctx context.Context, m *blob.Metainfo, r swarm.LeaseRequest) ([]int, time.Duration, error) {
+// Lease implements swarm.Source: it asks the origin which pieces to fetch from it now.
+func (l *leaseSource) Lease(ctx context.Context, m *blob.Metainfo, r swarm.LeaseRequest) ([]int, time.Duration, error) {
 	resp, err := l.origin.Lease(ctx, l.repo, m.Digest, registry.LeaseRequest{
 		Peer: hex.EncodeToString(l.peer[:]), Have: r.Have.Bytes(), Want: r.Want, Max: r.Max, Alone: r.Alone, Stalled: r.Stalled,
 	})
@@ -49,8 +49,8 @@ func (l *lease) Lease(ctx context.Context, m *blob.Metainfo, r swarm.LeaseReques
 	return nil, 0, fmt.Errorf("lease pieces of %s from %s: %w", m.Digest, l.origin.ID, err)
 }
 
-// ReadRange reads n bytes at off.
-func (l *lease) ReadRange(ctx context.Context, m *blob.Metainfo, off, n int64) (io.ReadCloser, error) {
+// ReadRange implements swarm.Source: the body of n bytes at off keeps to the download rates and is counted.
+func (l *leaseSource) ReadRange(ctx context.Context, m *blob.Metainfo, off, n int64) (io.ReadCloser, error) {
 	c, err := l.origin.OpenBlob(registry.WithPeer(ctx, hex.EncodeToString(l.peer[:])), l.repo, m.Digest, registry.Range{Offset: off, Length: n})
 	if err != nil {
 		return nil, fmt.Errorf("read %d bytes at %d of %s from %s: %w", n, off, m.Digest, l.origin.ID, err)
@@ -65,7 +65,7 @@ func (l *lease) ReadRange(ctx context.Context, m *blob.Metainfo, off, n int64) (
 	return &ranged{l.swarm.LimitDownload(ctx, m.Digest, io.LimitReader(c.Body, n)), l.bytes, c.Close}, nil
 }
 
-// ranged counts what is read of a range.
+// ranged counts in bytes what is read of a range.
 type ranged struct {
 	r     io.Reader
 	bytes prometheus.Counter

@@ -16,24 +16,24 @@ import (
 	"kraken/proto/transport"
 )
 
-// errOtherSize is an origin that says another size than the one before: one of the two does not have the blob.
+// errOtherSize says that an origin named another size than the one before it: one of the two does not have the blob.
 var errOtherSize = errors.New("origins disagree about the size")
 
-// relay reads one blob over HTTP from the origins that may have it. Where one refuses, breaks off, or sends nothing for
-// the stall timeout, the next goes on at the byte that is missing. It verifies nothing, but it never ends clean before
-// all bytes were read.
+// httpSource reads one blob over HTTP from the origins that may have it. Where one refuses, breaks off, or sends nothing
+// for the stall timeout, the next goes on at the byte that is missing. It verifies nothing, but it never ends clean
+// before all bytes were read. One goroutine uses it.
 //
-// Each is asked in turn, owners first. After a second turn that brought nothing the relay fails, unless somebody was
+// Each is asked in turn, owners first. After a second turn that brought nothing the source fails, unless somebody was
 // merely silent, as an origin is that waits for the bucket: then further turns follow, each with twice the patience of
 // the one before, until nothing has come for the client's progress timeout. Who says that it does not know the blob is
 // not asked again.
-type relay struct {
+type httpSource struct {
 	a      *Agent
 	ctx    context.Context
 	repo   string
 	digest digest.Digest
 
-	origins []runner
+	origins []originState
 	owners  int  // the first so many, the others are helpers
 	all     bool // the helpers are in origins
 
@@ -44,15 +44,18 @@ type relay struct {
 	since   time.Time // something came, or the beginning
 	counted int64     // pos, when something came
 
-	body   *registry.Content // nil: the next one has to be asked
-	runner int               // whose body it is
-	size   int64             // -1: not known yet
-	sizer  int               // who said so
-	pos    int64
+	body    *registry.Content // nil: the next one has to be asked
+	current int               // the index in origins of who is asked, or whose body it is
+	size    int64             // bytes; sizeUnknown before the first answer
+	sizer   int               // the index in origins of who said so
+	pos     int64             // of the next byte to read
 }
 
-// runner is one origin as a relay sees it.
-type runner struct {
+// sizeUnknown is the size of a blob of which no origin has said one.
+const sizeUnknown = -1
+
+// originState is one origin as an httpSource knows it.
+type originState struct {
 	*registry.Origin
 	err     error // of its last try
 	unknown bool  // it does not know the blob
@@ -64,22 +67,24 @@ type runner struct {
 // in a stall timeout. It bounds the tries by the blob's size.
 const worthwhile = 32 << 10
 
-// relay begins to read d. The origins in wrong have sent other bytes before: a single one is not asked; of several, of
-// which some are innocent, the last is asked first, and all of them after everybody else. Close must be called.
-func (a *Agent) relay(ctx context.Context, repo string, d digest.Digest, wrong []string) *relay {
-	r := &relay{a: a, ctx: ctx, repo: repo, digest: d, size: -1, since: time.Now()}
+// newHTTPSource returns a source of d that has asked nobody yet. The origins in wrong have sent other bytes before: a
+// single one is not asked; of several, of which some are innocent, the last is asked first, and all of them after
+// everybody else. Close must be called.
+func (a *Agent) newHTTPSource(ctx context.Context, repo string, d digest.Digest, wrong []string) *httpSource {
+	r := &httpSource{a: a, ctx: ctx, repo: repo, digest: d, size: sizeUnknown, since: time.Now()}
 	if len(wrong) == 0 {
 		r.add(a.origins.Owners(d))
 	} else {
-		r.add(a.rest(d, wrong))
+		r.add(a.originsBut(d, wrong))
 		r.all = true
 	}
 	r.owners = len(r.origins)
 	return r
 }
 
-// rest is who may be asked for d when some have sent other bytes.
-func (a *Agent) rest(d digest.Digest, wrong []string) []*registry.Origin {
+// originsBut returns whom to ask for d, in order, when some have sent other bytes: everybody else, and where several are
+// suspected, these at the end. It is empty when the only one that is left is the single suspect.
+func (a *Agent) originsBut(d digest.Digest, wrong []string) []*registry.Origin {
 	out := a.others(d, wrong)
 	if len(wrong) > 1 {
 		for _, id := range slices.Backward(wrong) {
@@ -89,31 +94,31 @@ func (a *Agent) rest(d digest.Digest, wrong []string) []*registry.Origin {
 	return out
 }
 
-// others are all origins but some, in the order in which to ask for d.
+// others returns all origins but the ones named, in the order in which to ask for d.
 func (a *Agent) others(d digest.Digest, but []string) []*registry.Origin {
 	return slices.DeleteFunc(a.origins.For(d), func(o *registry.Origin) bool { return slices.Contains(but, o.ID) })
 }
 
-func (r *relay) add(origins []*registry.Origin) {
+func (r *httpSource) add(origins []*registry.Origin) {
 	r.origins = slices.Grow(r.origins, len(origins))
 	for _, o := range origins {
-		r.origins = append(r.origins, runner{Origin: o})
+		r.origins = append(r.origins, originState{Origin: o})
 	}
 }
 
-// open asks for what is missing until somebody answers; size is known then.
-func (r *relay) open() error {
+// open asks one origin after the other for what is missing until one answers, and sets body and size.
+func (r *httpSource) open() error {
 	for r.body == nil {
 		if err := r.choose(); err != nil {
 			return err
 		}
-		o := r.origins[r.runner]
+		o := r.origins[r.current]
 		c, err := o.OpenBlob(transport.WithProgressTimeout(r.ctx, r.patience()), r.repo, r.digest, registry.Range{Offset: r.pos, Length: -1})
 		if err == nil {
 			err = r.take(c)
 		}
 		if err != nil {
-			if err := r.failed(err); err != nil {
+			if err := r.tryFailed(err); err != nil {
 				return err
 			}
 		}
@@ -121,10 +126,10 @@ func (r *relay) open() error {
 	return nil
 }
 
-// take makes c what is read.
-func (r *relay) take(c *registry.Content) error {
+// take makes c the body that is read, from pos on. It is closed where its size is not the one that was said before.
+func (r *httpSource) take(c *registry.Content) error {
 	if r.size < 0 {
-		r.size, r.sizer = c.Size, r.runner
+		r.size, r.sizer = c.Size, r.current
 	}
 	if c.Size != r.size {
 		return errors.Join(fmt.Errorf("%w: %d bytes, and %s said %d", errOtherSize, c.Size, r.origins[r.sizer].ID, r.size), c.Close())
@@ -137,7 +142,7 @@ func (r *relay) take(c *registry.Content) error {
 }
 
 // Read implements io.Reader. An error is final.
-func (r *relay) Read(b []byte) (int, error) {
+func (r *httpSource) Read(b []byte) (int, error) {
 	for r.size < 0 || r.pos < r.size {
 		if err := r.open(); err != nil {
 			return 0, err
@@ -145,11 +150,11 @@ func (r *relay) Read(b []byte) (int, error) {
 		n, err := r.body.Body.Read(b)
 		if n > 0 {
 			r.pos += int64(n)
-			r.origins[r.runner].last = r.pos
+			r.origins[r.current].last = r.pos
 		}
 		if err != nil {
 			r.Close()
-			if err := r.failed(err); err != nil {
+			if err := r.tryFailed(err); err != nil {
 				return n, err
 			}
 		}
@@ -161,7 +166,7 @@ func (r *relay) Read(b []byte) (int, error) {
 }
 
 // Close ends the request under way.
-func (r *relay) Close() error {
+func (r *httpSource) Close() error {
 	if r.body == nil {
 		return nil
 	}
@@ -170,9 +175,9 @@ func (r *relay) Close() error {
 	return c.Close()
 }
 
-// failed notes why the runner's try ended; an error of its own ends the relay.
-func (r *relay) failed(err error) error {
-	o := &r.origins[r.runner]
+// tryFailed notes why the current origin's try ended. It returns an error where asking others is of no use.
+func (r *httpSource) tryFailed(err error) error {
+	o := &r.origins[r.current]
 	if r.ctx.Err() != nil {
 		return errors.Join(context.Cause(r.ctx), r.reasons())
 	}
@@ -190,7 +195,7 @@ func (r *relay) failed(err error) error {
 	}
 	if o.stalled {
 		r.silent = true
-		if r.runner >= r.owners {
+		if r.current >= r.owners {
 			// Every helper would read it from the bucket, too.
 			r.next = len(r.origins)
 		}
@@ -201,17 +206,17 @@ func (r *relay) failed(err error) error {
 	return nil
 }
 
-// choose sets the runner to who is asked next.
-func (r *relay) choose() error {
+// choose sets current to the origin that is asked next, or returns why the source fails.
+func (r *httpSource) choose() error {
 	for {
 		for ; r.next < len(r.origins); r.next++ {
 			if !r.origins[r.next].unknown {
-				r.runner = r.next
+				r.current = r.next
 				r.next++
 				return nil
 			}
 		}
-		if r.count(func(o *runner) bool { return o.unknown }) == r.owners {
+		if r.count(func(o *originState) bool { return o.unknown }) == r.owners {
 			return fmt.Errorf("%w: %s", registry.ErrBlobUnknown, r.digest)
 		}
 		if r.widen() {
@@ -223,8 +228,8 @@ func (r *relay) choose() error {
 	}
 }
 
-// count says how many owners are so.
-func (r *relay) count(so func(*runner) bool) (n int) {
+// count returns for how many owners so is true.
+func (r *httpSource) count(so func(*originState) bool) (n int) {
 	for i := range r.owners {
 		if so(&r.origins[i]) {
 			n++
@@ -233,11 +238,11 @@ func (r *relay) count(so func(*runner) bool) (n int) {
 	return n
 }
 
-// widen goes on to origins that don't own the blob: any can get it from the bucket, or from who owns it and is not
+// widen adds the origins that don't own the blob, and reports whether there are such: any can get it from the bucket, or from who owns it and is not
 // reached from here. When all owners are silent that is more likely the bucket's fault than theirs, so they are given a
 // second turn first.
-func (r *relay) widen() bool {
-	if r.all || (r.turn == 0 && r.count(func(o *runner) bool { return !o.stalled }) == 0) {
+func (r *httpSource) widen() bool {
+	if r.all || (r.turn == 0 && r.count(func(o *originState) bool { return !o.stalled }) == 0) {
 		return false
 	}
 	r.all = true
@@ -249,9 +254,9 @@ func (r *relay) widen() bool {
 	return r.next < len(r.origins)
 }
 
-// again begins another turn, or says that it is over.
-func (r *relay) again() error {
-	unknown := r.count(func(o *runner) bool { return o.unknown }) > 0
+// again begins another turn, after a moment where nobody was silent, or returns why there is none.
+func (r *httpSource) again() error {
+	unknown := r.count(func(o *originState) bool { return o.unknown }) > 0
 	if r.turn > 0 && (!r.silent || unknown || time.Since(r.since) >= r.limit()) {
 		return &registry.RetryError{Err: fmt.Errorf("%w: blob %s: %w", registry.ErrUnavailable, r.digest, r.reasons()), After: time.Second}
 	}
@@ -270,11 +275,11 @@ func (r *relay) again() error {
 	return nil
 }
 
-func (r *relay) stall() time.Duration { return time.Duration(r.a.cfg.Peer.StallTimeout) }
-func (r *relay) limit() time.Duration { return time.Duration(r.a.cfg.Client.ProgressTimeout) }
+func (r *httpSource) stall() time.Duration { return time.Duration(r.a.cfg.Peer.StallTimeout) }
+func (r *httpSource) limit() time.Duration { return time.Duration(r.a.cfg.Client.ProgressTimeout) }
 
-// patience is for how long the runner may be silent.
-func (r *relay) patience() time.Duration {
+// patience returns for how long the current origin may be silent.
+func (r *httpSource) patience() time.Duration {
 	if r.turn == 0 {
 		return r.stall()
 	}
@@ -282,8 +287,8 @@ func (r *relay) patience() time.Duration {
 	return max(r.stall(), min(r.stall()<<min(r.turn, 16), left))
 }
 
-// reasons are why all that were asked did not deliver.
-func (r *relay) reasons() error {
+// reasons joins the errors of the last try of each origin.
+func (r *httpSource) reasons() error {
 	var errs []error
 	for i := range r.origins {
 		errs = append(errs, r.origins[i].err)
@@ -291,17 +296,17 @@ func (r *relay) reasons() error {
 	return errors.Join(errs...)
 }
 
-// suspects are the origins of which one at least is to blame for err: who sent the bytes that turned out to be others,
-// in this order, and who said a size that somebody else denies. None: err says nothing of the kind.
-func (r *relay) suspects(err error) []string {
+// suspects returns the ids of the origins of which one at least is to blame for err: who sent the bytes that turned out
+// to be others, in this order, and who said a size that somebody else denies. It is nil when err is of another kind.
+func (r *httpSource) suspects(err error) []string {
 	size := errors.Is(err, errOtherSize)
 	if !size && !errors.Is(err, store.ErrDigestMismatch) {
 		return nil
 	}
 	read := slices.Clone(r.origins)
 	sizer := r.origins[r.sizer].ID
-	read = slices.DeleteFunc(read, func(o runner) bool { return o.last == 0 && !((size || r.size == 0) && o.ID == sizer) })
-	slices.SortStableFunc(read, func(a, b runner) int { return cmp.Compare(a.last, b.last) })
+	read = slices.DeleteFunc(read, func(o originState) bool { return o.last == 0 && !((size || r.size == 0) && o.ID == sizer) })
+	slices.SortStableFunc(read, func(a, b originState) int { return cmp.Compare(a.last, b.last) })
 	var ids []string
 	for _, o := range read {
 		ids = append(ids, o.ID)
