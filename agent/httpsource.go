@@ -19,9 +19,9 @@ import (
 // errOtherSize says that an origin named another size than the one before it: one of the two does not have the blob.
 var errOtherSize = errors.New("origins disagree about the size")
 
-// httpSource reads one blob over HTTP from the origins that may have it. Where one refuses, breaks off, or sends nothing
-// for the stall timeout, the next goes on at the byte that is missing. It verifies nothing, but it never ends clean
-// before all bytes were read. One goroutine uses it.
+// httpSource reads one blob over HTTP from the origins that may have it. Where one refuses, breaks off, or sends
+// nothing for the stall timeout, the next goes on at the byte that is missing. It verifies nothing, but it never ends
+// clean before all bytes were read. One goroutine uses it.
 //
 // Each is asked in turn, owners first. After a second turn that brought nothing the source fails, unless somebody was
 // merely silent, as an origin is that waits for the bucket: then further turns follow, each with twice the patience of
@@ -82,8 +82,8 @@ func (a *Agent) newHTTPSource(ctx context.Context, repo string, d digest.Digest,
 	return r
 }
 
-// originsBut returns whom to ask for d, in order, when some have sent other bytes: everybody else, and where several are
-// suspected, these at the end. It is empty when the only one that is left is the single suspect.
+// originsBut returns whom to ask for d, in order, when some have sent other bytes: everybody else, and where several
+// are suspected, these at the end. It is empty when the only one that is left is the single suspect.
 func (a *Agent) originsBut(d digest.Digest, wrong []string) []*registry.Origin {
 	out := a.others(d, wrong)
 	if len(wrong) > 1 {
@@ -238,9 +238,9 @@ func (r *httpSource) count(so func(*originState) bool) (n int) {
 	return n
 }
 
-// widen adds the origins that don't own the blob, and reports whether there are such: any can get it from the bucket, or from who owns it and is not
-// reached from here. When all owners are silent that is more likely the bucket's fault than theirs, so they are given a
-// second turn first.
+// widen adds the origins that don't own the blob, and reports whether there are such: any can get it from the bucket,
+// or from who owns it and is not reached from here. When all owners are silent that is more likely the bucket's fault
+// than theirs, so they are given a second turn first.
 func (r *httpSource) widen() bool {
 	if r.all || (r.turn == 0 && r.count(func(o *originState) bool { return !o.stalled }) == 0) {
 		return false

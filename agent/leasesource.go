@@ -15,7 +15,8 @@ import (
 	"kraken/proto/registry"
 )
 
-// leaseSource is one origin as a swarm.Source of one repository: an agent leases from it the pieces that nobody has yet.
+// leaseSource is one origin as a swarm.Source of one repository: an agent leases from it the pieces that nobody has
+// yet.
 type leaseSource struct {
 	origin *registry.Origin
 	repo   string
