@@ -410,13 +410,13 @@ func (a *Agent) overHTTP(ctx context.Context, p *pull) error {
 
 // follow writes from to u, with readers behind it until end is called.
 func (a *Agent) follow(ctx context.Context, p *pull, u *store.Upload, from io.Reader, size int64) (end func(error), err error) {
-	b, err := newFollowed(u)
+	g, err := u.Growth()
 	if err != nil {
 		return func(error) {}, err
 	}
-	p.publish(size, b, func() int64 { return size - b.written() })
-	_, err = u.Write(ctx, 0, &counted{from, b, a.m.fromHTTP})
-	return b.end, err
+	p.publish(size, followed{g}, func() int64 { return size - g.Written() })
+	_, err = u.Write(ctx, 0, &counted{from, a.m.fromHTTP})
+	return g.End, err
 }
 
 // hold writes from to u, and returns what it wrote.

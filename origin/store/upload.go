@@ -62,6 +62,8 @@ type Upload struct {
 	ended  bool
 	last   *int64 // where the last WriteLast began, nil when something else came since
 
+	growth atomic.Pointer[Growth] // nil when nobody reads it while it is written
+
 	staged  bool // a commit that failed may have left files
 	adopted bool // its bytes are a blob's now
 	renamed bool // its folder, too
@@ -329,6 +331,9 @@ func (u *Upload) append(b []byte, at int64) error {
 		}
 	}
 	u.off.Store(at + int64(len(b)))
+	if g := u.growth.Load(); g != nil {
+		g.wake()
+	}
 	u.touch()
 	return nil
 }
