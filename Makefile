@@ -12,7 +12,7 @@ BUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X kraken/proto/rol
 TOOL := $(GO) tool -modfile=test/tools/go.mod
 
 .DEFAULT_GOAL := help
-.PHONY: help check-go quick build images devcluster stop-devcluster test test-go test-setup test-python test-containers test-tools conformance bench-registry bench-swarm lint fuzz clean
+.PHONY: help check-go quick build images devcluster stop-devcluster test test-go test-setup test-python test-containers test-tools chaos conformance bench-registry bench-swarm lint fuzz clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -62,6 +62,10 @@ test-tools: check-go ## build the test programs that are Go modules, into bin/to
 
 test-python: build test-setup test-tools ## tests with real clients and processes
 	cd test/python && /usr/bin/python3 -m pytest -v
+
+chaos: check-go ## faults against a cluster of real processes under load (FAULTS=200 SEED=n KINDS=kill,hang,…); root for all kinds
+	@test/setup.sh chaos
+	$(GO) test -v -timeout 3h -run '^TestChaos$$' ./test/chaos -args -goals -faults $(or $(FAULTS),200) -seed $(or $(SEED),0) -kinds '$(KINDS)'
 
 conformance: build test-tools ## run the distribution specification's own conformance suite, at the proxy and at an agent
 	cd test/python && /usr/bin/python3 -m pytest -q -s test_conformance.py

@@ -1,18 +1,22 @@
 #!/usr/bin/env bash
 # Installs what tests need from Debian's packages.
-#   setup.sh gcc    what the race detector needs
+#   setup.sh gcc    what Go tests need: a compiler for the race detector, and what cuts networks and fills disks
 #   setup.sh all    clients and runtimes as well, and a docker daemon when none answers
+#   setup.sh chaos  what cuts networks and fills disks
 #   setup.sh bench  what benchmarks run beside Kraken; its service is not started
 # Without root nothing is installed: what is missing is named, and with KRAKEN_TEST_REQUIRE=1 that is an error.
 set -euo pipefail
-what=${1:?usage: setup.sh gcc|all|bench}
+what=${1:?usage: setup.sh gcc|all|chaos|bench}
 
 # command:package
-need=(gcc:gcc)
+need=(gcc:gcc iptables:iptables ip:iproute2 unshare:util-linux mkfs.ext4:e2fsprogs mount:mount)
 if [ "$what" = all ]; then
   need+=(docker:docker.io dockerd:docker.io skopeo:skopeo podman:podman buildah:buildah zstd:zstd containerd:containerd ctr:containerd runc:runc
     aria2c:aria2 nginx:nginx-light ip:iproute2 curl:curl openssl:openssl unshare:util-linux /usr/share/doc/python3-pytest:python3-pytest
     /usr/share/doc/python3-requests:python3-requests)
+fi
+if [ "$what" = chaos ]; then
+  need=(iptables:iptables ip:iproute2 unshare:util-linux mkfs.ext4:e2fsprogs mount:mount)
 fi
 if [ "$what" = bench ]; then
   need=(docker-registry:docker-registry)
