@@ -194,14 +194,14 @@ func (s Server) startUpload(w http.ResponseWriter, r *http.Request, repo string)
 	}
 	o := UploadOptions{Size: -1, Source: s.sourceOf(r)}
 	var err error
-	if h := r.Header.Get("Kraken-Digest"); h != "" {
+	if h := s.Dialect.get(r.Header, s.Dialect.Digest); h != "" {
 		if o.Digest, err = parseDigest(h); err != nil {
 			return err
 		}
 	}
-	if h := r.Header.Get("Kraken-Size"); h != "" {
+	if h := s.Dialect.get(r.Header, s.Dialect.Size); h != "" {
 		if o.Size, err = strconv.ParseInt(h, 10, 64); err != nil || o.Size < 0 {
-			return fmt.Errorf("%w: Kraken-Size %.30q", ErrSizeInvalid, h)
+			return fmt.Errorf("%w: %s %.30q", ErrSizeInvalid, s.Dialect.Size, h)
 		}
 	}
 	whole := q.Get("digest")
@@ -210,7 +210,7 @@ func (s Server) startUpload(w http.ResponseWriter, r *http.Request, repo string)
 		if err != nil {
 			return err
 		}
-		uploadHeaders(w.Header(), uploadsOf(repo), u)
+		s.Dialect.uploadHeaders(w.Header(), uploadsOf(repo), u)
 		if s.ChunkMinLength > 0 {
 			w.Header().Set("OCI-Chunk-Min-Length", strconv.FormatInt(s.ChunkMinLength, 10))
 		}
@@ -252,11 +252,13 @@ func sessionsOf(p string) string {
 }
 
 // uploadHeaders say where a session is and how far. A session without bytes says 0-0, as clients expect.
-func uploadHeaders(h http.Header, base string, u Upload) {
+func (d Dialect) uploadHeaders(h http.Header, base string, u Upload) {
 	h.Set("Location", base+u.ID)
 	h.Set("Docker-Upload-UUID", u.ID)
 	h.Set("Range", fmt.Sprintf("0-%d", max(0, u.Offset-1)))
-	h.Set("Kraken-Offset", strconv.FormatInt(u.Offset, 10))
+	if d.Offset != "" {
+		h.Set(d.Offset, strconv.FormatInt(u.Offset, 10))
+	}
 	h.Set("Content-Length", "0")
 }
 
@@ -273,11 +275,11 @@ func (s Server) upload(w http.ResponseWriter, r *http.Request, repo, arg string)
 		if err != nil {
 			return err
 		}
-		uploadHeaders(w.Header(), base, u)
+		s.Dialect.uploadHeaders(w.Header(), base, u)
 		w.WriteHeader(http.StatusNoContent)
 		return nil
 	case http.MethodPatch:
-		c, err := chunkOf(r)
+		c, err := s.Dialect.chunkOf(r)
 		if err != nil {
 			return err
 		}
@@ -285,7 +287,7 @@ func (s Server) upload(w http.ResponseWriter, r *http.Request, repo, arg string)
 		if err != nil {
 			return err
 		}
-		uploadHeaders(w.Header(), base, u)
+		s.Dialect.uploadHeaders(w.Header(), base, u)
 		w.WriteHeader(http.StatusAccepted)
 		return nil
 	case http.MethodPut:
@@ -293,7 +295,7 @@ func (s Server) upload(w http.ResponseWriter, r *http.Request, repo, arg string)
 		if err != nil {
 			return err
 		}
-		c, err := chunkOf(r)
+		c, err := s.Dialect.chunkOf(r)
 		if err != nil {
 			return err
 		}
@@ -304,7 +306,9 @@ func (s Server) upload(w http.ResponseWriter, r *http.Request, repo, arg string)
 		if err != nil {
 			return err
 		}
-		w.Header().Set("Kraken-Size", strconv.FormatInt(desc.Size, 10))
+		if name := s.Dialect.Size; name != "" {
+			w.Header().Set(name, strconv.FormatInt(desc.Size, 10))
+		}
 		return created(w, repo, d)
 	case http.MethodDelete:
 		if err := s.Uploads.AbortUpload(ctx, repo, id); err != nil {
@@ -340,14 +344,14 @@ func sessionID(s string) bool {
 
 // chunkOf reads Content-Range, in the specification's form "0-99" and in HTTP's "bytes 0-99/*". Of an empty body it is
 // not looked at: no range has no bytes, and clients make up various ones.
-func chunkOf(r *http.Request) (Chunk, error) {
+func (d Dialect) chunkOf(r *http.Request) (Chunk, error) {
 	c := Chunk{-1, r.ContentLength, r.Body}
 	h := r.Header.Get("Content-Range")
 	if h == "" || r.ContentLength == 0 {
-		if at := r.Header.Get("Kraken-Offset"); at != "" {
+		if at := d.get(r.Header, d.Offset); at != "" {
 			n, err := strconv.ParseInt(at, 10, 64)
 			if err != nil || n < 0 {
-				return c, fmt.Errorf("%w: Kraken-Offset %.30q", ErrBlobUploadInvalid, at)
+				return c, fmt.Errorf("%w: %s %.30q", ErrBlobUploadInvalid, d.Offset, at)
 			}
 			c.Offset = n
 		}

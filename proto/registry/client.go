@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -24,18 +23,40 @@ import (
 // Client speaks to one registry and implements the interfaces of this package over HTTP. Errors of the table come back
 // as the same values; what could not be reached is ErrUnavailable. It is safe for concurrent use.
 type Client struct {
-	base   string // scheme://host, no slash at the end
-	hc     *http.Client
-	health *passive // nil for a client of its own
+	base string // scheme://host, no slash at the end
+	hc   *http.Client
+	o    ClientOptions
 }
 
-// NewClient takes the URL of a registry without /v2/.
+// ClientOptions are what a Client does beyond the specification. The zero value is nothing.
+type ClientOptions struct {
+	Dialect Dialect
+	// Reached, where set, is called after each request with whether the registry could be reached, and with false when
+	// the body of an answer stood still for too long.
+	Reached func(bool)
+}
+
+// NewClient returns a client of the registry at a URL without /v2/, which speaks the specification alone.
 func NewClient(base string, hc *http.Client) (*Client, error) {
+	return NewClientWith(base, hc, ClientOptions{})
+}
+
+// NewClientWith is NewClient with options.
+func NewClientWith(base string, hc *http.Client, o ClientOptions) (*Client, error) {
 	u, err := url.Parse(base)
 	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
 		return nil, fmt.Errorf("%q is no URL of a registry: want http://host:port", base)
 	}
-	return &Client{base: strings.TrimSuffix(base, "/"), hc: hc}, nil
+	return &Client{base: strings.TrimSuffix(base, "/"), hc: hc, o: o}, nil
+}
+
+// Base returns the URL of the registry, without a slash at its end.
+func (c *Client) Base() string { return c.base }
+
+func (c *Client) reached(ok bool) {
+	if c.o.Reached != nil {
+		c.o.Reached(ok)
+	}
 }
 
 // maxErrorBody bounds what is read of an error, maxList of a list.
@@ -44,60 +65,60 @@ const (
 	maxList      = 16 << 20
 )
 
-type request struct {
-	method string
-	to     endpoint
-	query  url.Values
-	header http.Header
-	body   io.Reader
-	length int64 // of body, -1 when not known
+// Request is one request of a Client, for what the interfaces of this package have no method for.
+type Request struct {
+	Method string
+	To     Endpoint
+	Query  url.Values
+	Header http.Header
+	Body   io.Reader
+	Length int64 // of Body in bytes, -1 when not known
 }
 
-// do sends a request and returns the response when its status is one of want; the caller closes its body.
-func (c *Client) do(ctx context.Context, q request, want ...int) (*http.Response, error) {
-	if q.to.err != nil || q.to.path == "" {
-		return nil, fmt.Errorf("%s: %w", q.method, cmp.Or(q.to.err, error(ErrInternal)))
+// Do sends a request and returns the response when its status is one of want; the caller closes its body.
+func (c *Client) Do(ctx context.Context, q Request, want ...int) (*http.Response, error) {
+	if q.To.err != nil || q.To.path == "" {
+		return nil, fmt.Errorf("%s: %w", q.Method, cmp.Or(q.To.err, error(ErrInternal)))
 	}
-	u := c.base + q.to.path
-	if len(q.query) > 0 {
-		u += "?" + q.query.Encode()
+	u := c.base + q.To.path
+	if len(q.Query) > 0 {
+		u += "?" + q.Query.Encode()
 	}
-	req, err := http.NewRequestWithContext(ctx, q.method, u, q.body)
+	req, err := http.NewRequestWithContext(ctx, q.Method, u, q.Body)
 	if err != nil {
-		return nil, fmt.Errorf("%s %s: %w", q.method, q.to.path, err)
+		return nil, fmt.Errorf("%s %s: %w", q.Method, q.To.path, err)
 	}
-	if q.body != nil {
-		req.ContentLength = q.length
-		if q.length == 0 {
+	if q.Body != nil {
+		req.ContentLength = q.Length
+		if q.Length == 0 {
 			req.Body = http.NoBody
 		}
 	}
-	for k, v := range q.header {
+	for k, v := range q.Header {
 		req.Header[k] = v
 	}
-	req.Header.Set("Kraken-Version", strconv.Itoa(ExtensionVersion))
-	if peer, ok := ctx.Value(peerKey{}).(string); ok {
-		req.Header.Set(PeerHeader, peer)
+	if c.o.Dialect.Decorate != nil {
+		c.o.Dialect.Decorate(req)
 	}
 	resp, err := c.hc.Do(req)
 	if err != nil {
 		if ctx.Err() == nil {
-			c.health.failed()
+			c.reached(false)
 		}
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, &url.Error{Op: q.method, URL: u, Err: unwrapURL(err)})
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, &url.Error{Op: q.Method, URL: u, Err: unwrapURL(err)})
 	}
-	c.health.ok()
+	c.reached(true)
 	for _, s := range want {
 		if resp.StatusCode == s {
 			return resp, nil
 		}
 	}
 	defer resp.Body.Close()
-	err = decodeError(resp)
+	err = c.o.Dialect.decodeError(resp)
 	if resp.StatusCode < http.StatusInternalServerError {
 		return nil, err // the caller's mistake is passed on to who made it, who need not know where this registry asked
 	}
-	return nil, &url.Error{Op: q.method, URL: u, Err: err} // which answers to clients leave out
+	return nil, &url.Error{Op: q.Method, URL: u, Err: err} // which answers to clients leave out
 }
 
 // unwrapURL drops the URL that net/http puts into errors: it is named already.
@@ -109,9 +130,9 @@ func unwrapURL(err error) error {
 	return err
 }
 
-// call is do for answers without a body that matters.
-func (c *Client) call(ctx context.Context, q request, want ...int) (http.Header, error) {
-	resp, err := c.do(ctx, q, want...)
+// Call is Do for answers without a body that matters.
+func (c *Client) Call(ctx context.Context, q Request, want ...int) (http.Header, error) {
+	resp, err := c.Do(ctx, q, want...)
 	if err != nil {
 		return nil, err
 	}
@@ -121,22 +142,17 @@ func (c *Client) call(ctx context.Context, q request, want ...int) (http.Header,
 	return resp.Header, err
 }
 
-// callJSON is do for JSON answers of bounded size.
-func (c *Client) callJSON(ctx context.Context, q request, into any, want ...int) (http.Header, error) {
-	resp, err := c.do(ctx, q, want...)
+// CallJSON is Do for JSON answers of bounded size.
+func (c *Client) CallJSON(ctx context.Context, q Request, into any, want ...int) (http.Header, error) {
+	resp, err := c.Do(ctx, q, want...)
 	if err != nil {
 		return nil, err
 	}
 	defer resp.Body.Close()
 	if err := json.NewDecoder(io.LimitReader(resp.Body, maxList)).Decode(into); err != nil {
-		return nil, fmt.Errorf("%w: %s %s: answer: %w", ErrUnavailable, q.method, q.to.path, err)
+		return nil, fmt.Errorf("%w: %s %s: answer: %w", ErrUnavailable, q.Method, q.To.path, err)
 	}
 	return resp.Header, nil
-}
-
-func jsonBody(v any) (io.Reader, int64, error) {
-	b, err := json.Marshal(v)
-	return bytes.NewReader(b), int64(len(b)), err
 }
 
 // remoteError is an error of the table as another registry said it.
@@ -149,7 +165,7 @@ func (e *remoteError) Error() string { return e.message }
 func (e *remoteError) Unwrap() error { return e.kind }
 
 // decodeError turns a response back into the error that made it.
-func decodeError(resp *http.Response) error {
+func (d Dialect) decodeError(resp *http.Response) error {
 	var body errorBody
 	b, rerr := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
 	jerr := json.Unmarshal(b, &body)
@@ -163,7 +179,7 @@ func decodeError(resp *http.Response) error {
 	}
 	var err error = &remoteError{kind, message}
 	if kind == ErrRangeInvalid {
-		if u, ok := uploadOf(resp.Header); ok {
+		if u, ok := d.uploadOf(resp.Header); ok {
 			return &RangeError{Upload: u, Got: -1}
 		}
 	}
@@ -191,13 +207,13 @@ func lookup(code string, status int) *Error {
 }
 
 // uploadOf reads a session from Location and Range. A session without bytes also says 0-0; one of a single byte can't
-// be told from it, which the header Kraken-Offset does.
-func uploadOf(h http.Header) (Upload, bool) {
+// be told from it, which the dialect's Offset does.
+func (d Dialect) uploadOf(h http.Header) (Upload, bool) {
 	_, id, ok := cutLast(h.Get("Location"))
 	if !ok || !sessionID(id) {
 		return Upload{}, false
 	}
-	if n, err := strconv.ParseInt(h.Get("Kraken-Offset"), 10, 64); err == nil && n >= 0 {
+	if n, err := strconv.ParseInt(d.get(h, d.Offset), 10, 64); err == nil && n >= 0 {
 		return Upload{id, n}, true
 	}
 	_, last, err := parseContentRange(h.Get("Range"))
@@ -212,17 +228,18 @@ func uploadOf(h http.Header) (Upload, bool) {
 
 // Ping asks GET /v2/.
 func (c *Client) Ping(ctx context.Context) error {
-	_, err := c.call(ctx, request{method: http.MethodGet, to: route{}.endpoint()}, http.StatusOK)
+	_, err := c.Call(ctx, Request{Method: http.MethodGet, To: route{}.endpoint()}, http.StatusOK)
 	return err
 }
 
 // StatBlob is HEAD.
 func (c *Client) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.Descriptor, error) {
-	return c.stat(ctx, blobPath(repo, d), d)
+	return c.StatAt(ctx, blobPath(repo, d), d)
 }
 
-func (c *Client) stat(ctx context.Context, to endpoint, d digest.Digest) (v1.Descriptor, error) {
-	resp, err := c.do(ctx, request{method: http.MethodHead, to: to}, http.StatusOK)
+// StatAt is HEAD of where a blob's bytes are.
+func (c *Client) StatAt(ctx context.Context, to Endpoint, d digest.Digest) (v1.Descriptor, error) {
+	resp, err := c.Do(ctx, Request{Method: http.MethodHead, To: to}, http.StatusOK)
 	if err != nil {
 		// HEAD has no body: a bare 404 is the blob's.
 		if errors.Is(err, ErrBlobUnknown) {
@@ -239,10 +256,11 @@ func (c *Client) stat(ctx context.Context, to endpoint, d digest.Digest) (v1.Des
 
 // OpenBlob asks for the hinted range at once, one round trip; reading elsewhere asks again.
 func (c *Client) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint Range) (*Content, error) {
-	return c.open(ctx, blobPath(repo, d), d, hint)
+	return c.OpenAt(ctx, blobPath(repo, d), d, hint)
 }
 
-func (c *Client) open(ctx context.Context, to endpoint, d digest.Digest, hint Range) (*Content, error) {
+// OpenAt is OpenBlob of where a blob's bytes are.
+func (c *Client) OpenAt(ctx context.Context, to Endpoint, d digest.Digest, hint Range) (*Content, error) {
 	b := &remoteBody{c: c, ctx: ctx, to: to}
 	if err := b.get(hint); err != nil {
 		return nil, err
@@ -254,7 +272,7 @@ func (c *Client) open(ctx context.Context, to endpoint, d digest.Digest, hint Ra
 type remoteBody struct {
 	c    *Client
 	ctx  context.Context
-	to   endpoint
+	to   Endpoint
 	size int64
 
 	mu     sync.Mutex // Close may come while a Read waits
@@ -272,15 +290,15 @@ type remoteBody struct {
 func (b *remoteBody) reads(plan []Range) { b.plan = plan }
 
 func (b *remoteBody) get(r Range) error {
-	q := request{method: http.MethodGet, to: b.to}
+	q := Request{Method: http.MethodGet, To: b.to}
 	if r != Whole {
 		v := fmt.Sprintf("bytes=%d-", r.Offset)
 		if r.Length > 0 {
 			v += strconv.FormatInt(r.Offset+r.Length-1, 10)
 		}
-		q.header = http.Header{"Range": {v}}
+		q.Header = http.Header{"Range": {v}}
 	}
-	resp, err := b.c.do(b.ctx, q, http.StatusOK, http.StatusPartialContent, http.StatusRequestedRangeNotSatisfiable)
+	resp, err := b.c.Do(b.ctx, q, http.StatusOK, http.StatusPartialContent, http.StatusRequestedRangeNotSatisfiable)
 	if err != nil {
 		return err
 	}
@@ -393,7 +411,7 @@ func (b *remoteBody) Read(p []byte) (int, error) {
 	}
 	n, err := b.read(resp.Body, p)
 	if errors.Is(err, transport.ErrNoProgress) {
-		b.c.health.failed()
+		b.c.reached(false)
 	}
 	if err == io.EOF {
 		if b.at < b.end {
@@ -435,7 +453,7 @@ func (b *remoteBody) Close() error {
 
 // DeleteBlob is DELETE.
 func (c *Client) DeleteBlob(ctx context.Context, repo string, d digest.Digest) error {
-	_, err := c.call(ctx, request{method: http.MethodDelete, to: blobPath(repo, d)}, http.StatusAccepted)
+	_, err := c.Call(ctx, Request{Method: http.MethodDelete, To: blobPath(repo, d)}, http.StatusAccepted)
 	return err
 }
 
@@ -445,7 +463,7 @@ func (c *Client) MountBlob(ctx context.Context, repo, from string, d digest.Dige
 	if from != "" {
 		q.Set("from", from)
 	}
-	resp, err := c.do(ctx, request{method: http.MethodPost, to: uploadsPath(repo), query: q}, http.StatusCreated, http.StatusAccepted)
+	resp, err := c.Do(ctx, Request{Method: http.MethodPost, To: uploadsPath(repo), Query: q}, http.StatusCreated, http.StatusAccepted)
 	if err != nil {
 		return v1.Descriptor{}, err
 	}
@@ -454,7 +472,7 @@ func (c *Client) MountBlob(ctx context.Context, repo, from string, d digest.Dige
 		return v1.Descriptor{MediaType: octets, Digest: d}, nil
 	}
 	err = fmt.Errorf("%w: %s can't be mounted from %q", ErrBlobUnknown, d, from)
-	if u, ok := uploadOf(resp.Header); ok {
+	if u, ok := c.o.Dialect.uploadOf(resp.Header); ok {
 		err = errors.Join(err, c.AbortUpload(ctx, repo, u.ID))
 	}
 	return v1.Descriptor{}, err
@@ -463,66 +481,58 @@ func (c *Client) MountBlob(ctx context.Context, repo, from string, d digest.Dige
 // StartUpload is POST; what is known goes as hints.
 func (c *Client) StartUpload(ctx context.Context, repo string, o UploadOptions) (Upload, error) {
 	h := http.Header{}
-	if o.Digest != "" {
-		h.Set("Kraken-Digest", o.Digest.String())
-	}
-	if o.Size >= 0 {
-		h.Set("Kraken-Size", strconv.FormatInt(o.Size, 10))
-	}
-	if o.Source != "" {
-		h.Set("Kraken-Source", o.Source)
-	}
-	return c.session(ctx, request{method: http.MethodPost, to: uploadsPath(repo), header: h}, http.StatusAccepted)
+	c.o.Dialect.hint(h, o)
+	return c.session(ctx, Request{Method: http.MethodPost, To: uploadsPath(repo), Header: h}, http.StatusAccepted)
 }
 
-func (c *Client) session(ctx context.Context, q request, want int) (Upload, error) {
-	h, err := c.call(ctx, q, want)
+func (c *Client) session(ctx context.Context, q Request, want int) (Upload, error) {
+	h, err := c.Call(ctx, q, want)
 	if err != nil {
 		return Upload{}, err
 	}
-	u, ok := uploadOf(h)
+	u, ok := c.o.Dialect.uploadOf(h)
 	if !ok {
-		return Upload{}, fmt.Errorf("%w: %s %s: answer without Location and Range", ErrUnavailable, q.method, q.to.path)
+		return Upload{}, fmt.Errorf("%w: %s %s: answer without Location and Range", ErrUnavailable, q.Method, q.To.path)
 	}
 	return u, nil
 }
 
 // UploadStatus is GET.
 func (c *Client) UploadStatus(ctx context.Context, repo, id string) (Upload, error) {
-	return c.session(ctx, request{method: http.MethodGet, to: uploadPath(repo, id)}, http.StatusNoContent)
+	return c.session(ctx, Request{Method: http.MethodGet, To: uploadPath(repo, id)}, http.StatusNoContent)
 }
 
 // WriteUpload is PATCH.
 func (c *Client) WriteUpload(ctx context.Context, repo, id string, k Chunk) (Upload, error) {
-	q := request{method: http.MethodPatch, to: uploadPath(repo, id), header: chunkHeader(k), body: k.Body, length: k.Length}
+	q := Request{Method: http.MethodPatch, To: uploadPath(repo, id), Header: c.o.Dialect.chunkHeader(k), Body: k.Body, Length: k.Length}
 	u, err := c.session(ctx, q, http.StatusAccepted)
 	return u, gotOffset(err, k)
 }
 
 // CommitUpload is PUT with the last chunk, if any.
 func (c *Client) CommitUpload(ctx context.Context, repo, id string, d digest.Digest, k Chunk) (v1.Descriptor, error) {
-	q := request{method: http.MethodPut, to: uploadPath(repo, id), query: url.Values{"digest": {d.String()}}, body: k.Body, length: k.Length}
+	q := Request{Method: http.MethodPut, To: uploadPath(repo, id), Query: url.Values{"digest": {d.String()}}, Body: k.Body, Length: k.Length}
 	if k.Body != nil {
-		q.header = chunkHeader(k)
+		q.Header = c.o.Dialect.chunkHeader(k)
 	}
-	h, err := c.call(ctx, q, http.StatusCreated)
+	h, err := c.Call(ctx, q, http.StatusCreated)
 	if err != nil {
 		return v1.Descriptor{}, gotOffset(err, k)
 	}
 	desc := v1.Descriptor{MediaType: octets, Digest: d}
-	if n, err := strconv.ParseInt(h.Get("Kraken-Size"), 10, 64); err == nil {
+	if n, err := strconv.ParseInt(c.o.Dialect.get(h, c.o.Dialect.Size), 10, 64); err == nil {
 		desc.Size = n
 	}
 	return desc, nil
 }
 
-func chunkHeader(k Chunk) http.Header {
+func (d Dialect) chunkHeader(k Chunk) http.Header {
 	h := http.Header{"Content-Type": {octets}}
 	switch {
 	case k.Offset >= 0 && k.Length > 0:
 		h.Set("Content-Range", fmt.Sprintf("%d-%d", k.Offset, k.Offset+k.Length-1))
-	case k.Offset >= 0:
-		h.Set("Kraken-Offset", strconv.FormatInt(k.Offset, 10))
+	case k.Offset >= 0 && d.Offset != "":
+		h.Set(d.Offset, strconv.FormatInt(k.Offset, 10))
 	}
 	return h
 }
@@ -538,6 +548,6 @@ func gotOffset(err error, k Chunk) error {
 
 // AbortUpload is DELETE.
 func (c *Client) AbortUpload(ctx context.Context, repo, id string) error {
-	_, err := c.call(ctx, request{method: http.MethodDelete, to: uploadPath(repo, id)}, http.StatusNoContent)
+	_, err := c.Call(ctx, Request{Method: http.MethodDelete, To: uploadPath(repo, id)}, http.StatusNoContent)
 	return err
 }

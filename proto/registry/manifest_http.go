@@ -101,8 +101,8 @@ func putOptions(r *http.Request, ref Reference) (o PutOptions, err error) {
 		return o, nil
 	}
 	for _, t := range r.URL.Query()["tag"] {
-		if !tagGrammar.MatchString(t) {
-			return o, badTag(t)
+		if err := CheckTag(t); err != nil {
+			return o, err
 		}
 		if !slices.Contains(o.Tags, t) {
 			o.Tags = append(o.Tags, t)

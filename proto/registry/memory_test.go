@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/http"
 	"slices"
 	"sync"
 
@@ -291,5 +292,18 @@ func (m *memory) ListReferrers(_ context.Context, _ string, d digest.Digest, art
 }
 
 func (m *memory) server() Server {
-	return Server{Blobs: m, BlobDeleter: m, Uploads: m, Mounter: m, Manifests: m, ManifestWriter: m, Tags: m, Catalog: m, Referrers: m}
+	return Server{Dialect: dialect(), Blobs: m, BlobDeleter: m, Uploads: m, Mounter: m, Manifests: m, ManifestWriter: m, Tags: m, Catalog: m, Referrers: m}
+}
+
+// dialect is one like that of a cluster's roles.
+func dialect() Dialect {
+	return Dialect{
+		Extension: "_kraken", Digest: "Kraken-Digest", Size: "Kraken-Size", Source: "Kraken-Source", Offset: "Kraken-Offset",
+		Check: func(r *http.Request) error {
+			if r.Header.Get("Kraken-Version") == "99" {
+				return &Error{"UNSUPPORTED", http.StatusBadRequest, "version 99 is not supported"}
+			}
+			return nil
+		},
+	}
 }

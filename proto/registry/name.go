@@ -3,6 +3,7 @@ package registry
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -43,13 +44,17 @@ func ParseReference(s string) (Reference, error) {
 		d, err := parseDigest(s)
 		return Reference{Digest: d}, err
 	}
-	if !tagGrammar.MatchString(s) {
-		return Reference{}, badTag(s)
+	if err := CheckTag(s); err != nil {
+		return Reference{}, err
 	}
 	return Reference{Tag: s}, nil
 }
 
-func badTag(s string) error {
+// CheckTag refuses what is no tag, ErrTagInvalid.
+func CheckTag(s string) error {
+	if tagGrammar.MatchString(s) {
+		return nil
+	}
 	return fmt.Errorf("%w: %.200q: want at most 128 of [a-zA-Z0-9._-], not beginning with . or -", ErrTagInvalid, s)
 }
 
@@ -65,7 +70,7 @@ func parseDigest(s string) (digest.Digest, error) {
 type route struct {
 	kind string // "", catalog, blob, uploads, upload, manifest, tags, referrers, extension
 	repo string
-	arg  string // digest, reference, session id, or what follows _kraken/
+	arg  string // digest, reference, session id, or what begins with an extension's name
 }
 
 // parseRoute splits the path after "/v2/". ok is false for a path that is no route.
@@ -76,11 +81,8 @@ func parseRoute(p string) (rt route, ok bool) {
 	if p == "_catalog" {
 		return route{kind: "catalog"}, true
 	}
-	if rest, found := strings.CutPrefix(p, "_kraken/"); found {
-		return route{kind: "extension", arg: rest}, isResource(rest)
-	}
-	if repo, rest, found := strings.Cut(p, "/_kraken/"); found { // _kraken is no element of a name
-		return route{"extension", repo, rest}, repo != "" && isResource(rest)
+	if repo, rest, found := cutExtension(p); found {
+		return route{"extension", repo, rest}, isResource(rest)
 	}
 	if repo, found := strings.CutSuffix(p, "/tags/list"); found {
 		return route{kind: "tags", repo: repo}, true
@@ -100,11 +102,26 @@ func parseRoute(p string) (rt route, ok bool) {
 	return route{}, false
 }
 
-// isResource reports whether p is a resource of the extension, or one with a key: one or two segments, none of them
-// empty.
+// cutExtension returns what is before the first segment that begins with an underscore, and the rest from there; such a
+// segment is no element of a name. The last segment may be a tag or the id of a session, and is not looked at.
+func cutExtension(p string) (repo, rest string, found bool) {
+	for at := 0; ; {
+		n := strings.IndexByte(p[at:], '/')
+		switch {
+		case n < 0:
+			return "", "", false
+		case p[at] == '_':
+			return strings.TrimSuffix(p[:at], "/"), p[at:], at != 1
+		}
+		at += n + 1
+	}
+}
+
+// isResource reports whether p is an extension's name and a resource of it, with a key or without: two or three
+// segments, none of them empty.
 func isResource(p string) bool {
-	resource, key, found := strings.Cut(p, "/")
-	return resource != "" && (key != "") == found && !strings.Contains(key, "/")
+	parts := strings.Split(p, "/")
+	return (len(parts) == 2 || len(parts) == 3) && !slices.Contains(parts, "")
 }
 
 // hidesSlash reports whether a path as it was sent has an escaped slash or backslash. Decoded it would have other

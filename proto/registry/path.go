@@ -9,21 +9,21 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// endpoint is where a Client's request goes. Only route.endpoint makes one that can be sent: each part has been checked
+// Endpoint is where a Client's request goes. Only route.endpoint makes one that can be sent: each part has been checked
 // against the grammar of its kind and is escaped as one path segment, so that no value leads to another route than the
 // one that was meant.
-type endpoint struct {
+type Endpoint struct {
 	path string // begins with /v2/
 	err  error  // why there is none; the request is not sent
 }
 
 // endpoint returns the path of a route, or the error of the first part that is not of its grammar.
-func (rt route) endpoint() endpoint {
+func (rt route) endpoint() Endpoint {
 	p, err := rt.path()
 	if err != nil {
-		return endpoint{err: err}
+		return Endpoint{err: err}
 	}
-	return endpoint{path: "/v2/" + p}
+	return Endpoint{path: "/v2/" + p}
 }
 
 // path is the inverse of parseRoute for every route whose parts are valid.
@@ -65,8 +65,11 @@ func (rt route) path() (string, error) {
 // routeWords are the fixed segments of each kind of route, between the repository and the argument.
 var routeWords = map[string][]string{
 	"blob": {"blobs"}, "uploads": {"blobs", "uploads"}, "upload": {"blobs", "uploads"}, "manifest": {"manifests"},
-	"tags": {"tags", "list"}, "referrers": {"referrers"}, "extension": {"_kraken"},
+	"tags": {"tags", "list"}, "referrers": {"referrers"}, "extension": {},
 }
+
+// extensionGrammar is an extension's name, a resource, and a key that is no relative path.
+var extensionGrammar = regexp.MustCompile(`^_[a-z0-9]+/[a-z]+(/[A-Za-z0-9][A-Za-z0-9:._-]*)?$`)
 
 // checkArg refuses an argument that is not of the grammar of the route's kind.
 func (rt route) checkArg() error {
@@ -81,8 +84,9 @@ func (rt route) checkArg() error {
 			err = fmt.Errorf("%w: %.80q", ErrBlobUploadUnknown, rt.arg)
 		}
 	case "extension":
-		resource, key, _ := strings.Cut(rt.arg, "/")
-		err = checkResource(resource, key)
+		if !extensionGrammar.MatchString(rt.arg) {
+			err = fmt.Errorf("%w: no such resource: %.80q", errPath, rt.arg)
+		}
 	default:
 		if rt.arg != "" {
 			err = fmt.Errorf("%w: %s with %.80q", errPath, rt.kind, rt.arg)
@@ -91,55 +95,31 @@ func (rt route) checkArg() error {
 	return err
 }
 
-var recordKey = regexp.MustCompile(`^[0-9a-f]{64}$`)
-
-// checkResource knows the resources of the extension and what their keys are.
-func checkResource(resource, key string) error {
-	switch resource {
-	case "blobs", "metainfo", "lease", "layers", "mount":
-		_, err := parseDigest(key)
-		return err
-	case "names":
-		if key == "" || recordKey.MatchString(key) {
-			return nil
-		}
-	case "pending", "durable":
-		if key == "" {
-			return nil
-		}
-	}
-	return fmt.Errorf("%w: no such resource: %.80q, %.80q", errPath, resource, key)
-}
-
-func blobPath(repo string, d digest.Digest) endpoint {
+func blobPath(repo string, d digest.Digest) Endpoint {
 	return route{"blob", repo, d.String()}.endpoint()
 }
 
-func uploadsPath(repo string) endpoint { return route{"uploads", repo, ""}.endpoint() }
+func uploadsPath(repo string) Endpoint { return route{"uploads", repo, ""}.endpoint() }
 
-func uploadPath(repo, id string) endpoint { return route{"upload", repo, id}.endpoint() }
+func uploadPath(repo, id string) Endpoint { return route{"upload", repo, id}.endpoint() }
 
-func manifestPath(repo string, ref Reference) endpoint {
+func manifestPath(repo string, ref Reference) Endpoint {
 	return route{"manifest", repo, ref.String()}.endpoint()
 }
 
-func tagsPath(repo string) endpoint { return route{"tags", repo, ""}.endpoint() }
+func tagsPath(repo string) Endpoint { return route{"tags", repo, ""}.endpoint() }
 
-func referrersPath(repo string, d digest.Digest) endpoint {
+func referrersPath(repo string, d digest.Digest) Endpoint {
 	return route{"referrers", repo, d.String()}.endpoint()
 }
 
-// extensionPath is a resource about one digest.
-func extensionPath(repo, resource string, d digest.Digest) endpoint {
-	return route{"extension", repo, resource + "/" + d.String()}.endpoint()
+// Endpoint returns where a Client finds the resource.
+func (x ExtensionPath) Endpoint() Endpoint {
+	return route{"extension", x.Repository, strings.TrimSuffix(x.Extension+"/"+x.Resource+"/"+x.Key, "/")}.endpoint()
 }
 
-// recordPath is where an origin keeps the record of a NameKey.
-func recordPath(repo, key string) endpoint {
-	return route{"extension", repo, "names/" + key}.endpoint()
-}
+// NoEndpoint is what a Client refuses to ask for, with the reason.
+func NoEndpoint(err error) Endpoint { return Endpoint{err: err} }
 
-// resourcePath is a resource without a key; repo may be empty for those that are about all repositories.
-func resourcePath(repo, resource string) endpoint {
-	return route{"extension", repo, resource}.endpoint()
-}
+// String returns the path.
+func (e Endpoint) String() string { return e.path }

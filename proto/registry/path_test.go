@@ -13,8 +13,6 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
-
-	"kraken/proto/ring"
 )
 
 // A route whose parts are valid is written as a path that is read as the same route.
@@ -130,34 +128,14 @@ func clientCalls() []call {
 		{"referrers", func(t *testing.T, c *Client, r, a string) error {
 			return ignore(c.ListReferrers(t.Context(), r, d(a), a, a))
 		}},
-		{"extension", func(t *testing.T, c *Client, r, a string) error { return ignore(c.LocalStat(t.Context(), r, d(a))) }},
 		{"extension", func(t *testing.T, c *Client, r, a string) error {
-			return opened(c.LocalOpen(t.Context(), r, d(a), Whole))
+			return ignore(c.StatAt(t.Context(), ExtensionPath{"_kraken", r, "blobs", a}.Endpoint(), d(a)))
 		}},
 		{"extension", func(t *testing.T, c *Client, r, a string) error {
-			return c.Replicate(t.Context(), r, d(a), 0, false, none(t))
-		}},
-		{"extension", func(t *testing.T, c *Client, r, a string) error { return ignore(c.Metainfo(t.Context(), r, d(a))) }},
-		{"extension", func(t *testing.T, c *Client, r, a string) error { return c.DropMetainfo(t.Context(), r, d(a)) }},
-		{"extension", func(t *testing.T, c *Client, r, a string) error {
-			return ignore(c.Lease(t.Context(), r, d(a), LeaseRequest{}))
+			return opened(c.OpenAt(t.Context(), ExtensionPath{"_kraken", r, "blobs", a}.Endpoint(), d(a), Whole))
 		}},
 		{"extension", func(t *testing.T, c *Client, r, a string) error {
-			return ignore(c.Durable(t.Context(), r, []digest.Digest{d(a)}))
-		}},
-		{"extension", func(t *testing.T, c *Client, r, a string) error {
-			return c.PutName(t.Context(), NameRecord{Kind: a, Repository: r, Tag: a, Digest: d(a)})
-		}},
-		{"extension", func(t *testing.T, c *Client, r, a string) error {
-			return c.DeleteName(t.Context(), (*NameSigner)(nil).Deletion(NameRecord{Kind: a, Repository: r, Tag: a, Digest: d(a)}))
-		}},
-		{"extension", func(t *testing.T, c *Client, r, a string) error {
-			return c.PutLayer(t.Context(), r, Layer{Digest: d(a)})
-		}},
-		{"extension", func(t *testing.T, c *Client, r, a string) error { return ignore(c.GetLayer(t.Context(), r, d(a))) }},
-		{"extension", func(t *testing.T, c *Client, r, a string) error { return c.DeleteLayer(t.Context(), r, d(a)) }},
-		{"extension", func(t *testing.T, c *Client, r, a string) error {
-			return ignore(c.MountLayer(t.Context(), r, a, d(a)))
+			return ignore(c.CallJSON(t.Context(), Request{Method: http.MethodGet, To: ExtensionPath{a, r, "blobs", a}.Endpoint()}, nil, http.StatusOK))
 		}},
 	}
 }
@@ -179,12 +157,11 @@ func TestNoValueLeadsToAnotherRoute(t *testing.T) {
 		w.WriteHeader(http.StatusNotFound)
 	}))
 	defer srv.Close()
-	o, err := NewOrigins([]ring.Member{{ID: "o1", URL: srv.URL}}, 1, srv.Client())
+	c, err := NewClient(srv.URL, srv.Client())
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := o.All()[0].Client
-	const known = 31 // methods that are in clientCalls, and Names, Pending and Ping, which take no value
+	const known = 22 // methods that are in clientCalls, and Base, Call, Do and Ping
 	if n := reflect.TypeFor[*Client]().NumMethod(); n != known {
 		t.Errorf("the client has %d methods, and this test knows %d: add the others to clientCalls", n, known)
 	}
@@ -210,7 +187,7 @@ func TestNoValueLeadsToAnotherRoute(t *testing.T) {
 			}
 		}
 	}
-	if _, err := c.call(t.Context(), request{method: http.MethodGet}, http.StatusOK); err == nil {
+	if _, err := c.Call(t.Context(), Request{Method: http.MethodGet}, http.StatusOK); err == nil {
 		t.Error("a request without a path was sent")
 	}
 }

@@ -17,9 +17,9 @@ import (
 	"kraken/proto/transport"
 )
 
-// ExtensionPath is a request under _kraken/: /v2/<Repository>/_kraken/<Resource>/<Key>. Repository and Key may be
-// empty.
-type ExtensionPath struct{ Repository, Resource, Key string }
+// ExtensionPath is what an extension is asked for: /v2/<Repository>/<Extension>/<Resource>/<Key>. Repository and Key may
+// be empty; Extension begins with an underscore.
+type ExtensionPath struct{ Extension, Repository, Resource, Key string }
 
 // Server serves the parts that are set; a nil part answers 405 UNSUPPORTED.
 type Server struct {
@@ -32,15 +32,17 @@ type Server struct {
 	Tags           Tags
 	Catalog        Catalog
 	Referrers      Referrers
-	// Extension serves what the specification lacks; an error is answered by the table.
+	// Dialect is what requests and answers may have beyond the specification.
+	Dialect Dialect
+	// Extension serves what is below the dialect's extension; an error is answered by the table.
 	Extension func(w http.ResponseWriter, r *http.Request, x ExtensionPath) error
 	// Namespaces are the registry names (?ns=) that this server answers for, in any case; empty: all.
 	Namespaces []string
 	// ChunkMinLength, where set, is the length in bytes that clients are asked to give their chunks at least
 	// (OCI-Chunk-Min-Length). Shorter ones are taken as well: which one is the last can't be told from a chunk.
 	ChunkMinLength int64
-	// TrustSource, where set, reports whether a request may be a proxy's, whose header Kraken-Source names the source
-	// of an upload. Else an upload's source is the connection's address.
+	// TrustSource, where set, reports whether a request may be a proxy's, whose header (Dialect.Source) names the
+	// source of an upload. Else an upload's source is the connection's address.
 	TrustSource func(r *http.Request) bool
 	// Private says that who may read what is controlled, so that no cache that several share may keep a blob.
 	Private bool
@@ -90,7 +92,7 @@ func (s Server) serve(w http.ResponseWriter, r *http.Request) {
 	case kind.Status >= 500:
 		s.Log.Warn("request failed", "method", r.Method, "path", r.URL.Path, "status", kind.Status, "error", err)
 	}
-	WriteError(w, r, err)
+	s.Dialect.writeError(w, r, err)
 }
 
 func (s Server) dispatch(w http.ResponseWriter, r *http.Request) error {
@@ -128,18 +130,19 @@ func (s Server) dispatch(w http.ResponseWriter, r *http.Request) error {
 	case "upload":
 		return s.upload(w, r, rt.repo, rt.arg)
 	}
-	if s.Extension == nil {
+	x := ExtensionPath{Repository: rt.repo}
+	x.Extension, x.Resource, _ = strings.Cut(rt.arg, "/")
+	x.Resource, x.Key, _ = strings.Cut(x.Resource, "/")
+	if s.Extension == nil || x.Extension != s.Dialect.Extension {
 		return fmt.Errorf("%w: no such path %.200q", errPath, r.URL.Path)
 	}
-	x := ExtensionPath{Repository: rt.repo}
-	x.Resource, x.Key, _ = strings.Cut(rt.arg, "/")
 	return s.Extension(w, r, x)
 }
 
 func (s Server) checkRequest(w http.ResponseWriter, r *http.Request) error {
-	if v := r.Header.Get("Kraken-Version"); v != "" {
-		if n, err := strconv.Atoi(v); err != nil || n > ExtensionVersion {
-			return fmt.Errorf("%w: Kraken-Version %.20q, this server knows up to %d", errVersion, v, ExtensionVersion)
+	if s.Dialect.Check != nil {
+		if err := s.Dialect.Check(r); err != nil {
+			return err
 		}
 	}
 	if ns := r.URL.Query().Get("ns"); ns != "" {
@@ -150,8 +153,6 @@ func (s Server) checkRequest(w http.ResponseWriter, r *http.Request) error {
 	}
 	return nil
 }
-
-var errVersion = &Error{"UNSUPPORTED", http.StatusBadRequest, "version is not supported"}
 
 func writeJSON(w http.ResponseWriter, mediaType string, v any) error {
 	b, err := json.Marshal(v)
@@ -258,11 +259,15 @@ func messageOf(kind *Error, err error) string {
 // WriteError answers by the table, and says nothing of addresses. A *RangeError adds the session's Location and Range,
 // a *RetryError Retry-After.
 func WriteError(w http.ResponseWriter, r *http.Request, err error) {
+	Dialect{}.writeError(w, r, err)
+}
+
+func (d Dialect) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	kind := kindOf(err)
 	h := w.Header()
 	var re *RangeError
 	if errors.As(err, &re) {
-		uploadHeaders(h, sessionsOf(r.URL.Path), re.Upload)
+		d.uploadHeaders(h, sessionsOf(r.URL.Path), re.Upload)
 	}
 	var retry *RetryError
 	if errors.As(err, &retry) {

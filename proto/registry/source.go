@@ -36,7 +36,7 @@ func sourceOf(ip netip.Addr) string {
 // address.
 func (s Server) sourceOf(r *http.Request) string {
 	if s.TrustSource != nil && s.TrustSource(r) {
-		h := r.Header.Get("Kraken-Source")
+		h := s.Dialect.get(r.Header, s.Dialect.Source)
 		if ip, err := netip.ParseAddr(h); err == nil {
 			return sourceOf(ip)
 		}

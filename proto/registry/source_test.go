@@ -25,7 +25,7 @@ func TestSourceOfAnUpload(t *testing.T) {
 		r := httptest.NewRequest(http.MethodPost, "/", nil)
 		r.RemoteAddr = c.addr
 		r.Header.Set("Kraken-Source", c.says)
-		if got := (Server{TrustSource: func(*http.Request) bool { return c.proxy }}).sourceOf(r); got != c.want {
+		if got := (Server{Dialect: dialect(), TrustSource: func(*http.Request) bool { return c.proxy }}).sourceOf(r); got != c.want {
 			t.Errorf("%s: %q, want %q", name, got, c.want)
 		}
 	}

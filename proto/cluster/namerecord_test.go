@@ -1,4 +1,4 @@
-package registry
+package cluster
 
 import (
 	"crypto/ed25519"
@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"kraken/proto/registry"
 )
 
 // A signature covers every field, and only the keys that are configured make one.
@@ -47,7 +49,7 @@ func TestSignatureCoversEveryField(t *testing.T) {
 		"signature": func(r *NameRecord) { r.Signature = nil },
 	} {
 		other := r
-		if change(&other); !errors.Is(keys.Verify(other), ErrDenied) {
+		if change(&other); !errors.Is(keys.Verify(other), registry.ErrDenied) {
 			t.Errorf("another %s is believed", name)
 		}
 	}
@@ -56,7 +58,7 @@ func TestSignatureCoversEveryField(t *testing.T) {
 		t.Error(err)
 	}
 	d.Generation++
-	if !errors.Is(keys.VerifyDeletion(d), ErrDenied) {
+	if !errors.Is(keys.VerifyDeletion(d), registry.ErrDenied) {
 		t.Error("a deletion of a later generation is believed")
 	}
 }

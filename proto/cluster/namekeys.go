@@ -1,4 +1,4 @@
-package registry
+package cluster
 
 import (
 	"crypto/ed25519"
@@ -16,6 +16,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"kraken/proto/registry"
 )
 
 // NameSigner signs the records and deletions of a build-index. A nil signer leaves them as they are.
@@ -82,9 +84,9 @@ func (k NameKeys) verify(what string, text, signature []byte) error {
 		return nil
 	}
 	if len(signature) == 0 {
-		return fmt.Errorf("%w: the %s is not signed", ErrDenied, what)
+		return fmt.Errorf("%w: the %s is not signed", registry.ErrDenied, what)
 	}
-	return fmt.Errorf("%w: the %s is signed by none of the keys that are configured", ErrDenied, what)
+	return fmt.Errorf("%w: the %s is signed by none of the keys that are configured", registry.ErrDenied, what)
 }
 
 // ParseNameKeys reads configured keys: each is the 32 bytes of an Ed25519 public key in base64, or "file:" and the path

@@ -1,4 +1,4 @@
-package registry
+package cluster
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"kraken/proto/registry"
 	"kraken/proto/ring"
 )
 
@@ -19,11 +20,12 @@ type Origin struct {
 	ID   string
 	URL  string
 	Peer string // host:port of its peer listener
-	*Client
+	*OriginClient
+	health *passive
 }
 
 // Origins are all origins of a cluster, with passive health: one that could not be reached is asked last for a while.
-// It implements Blobs over them.
+// It implements registry.Blobs over them.
 type Origins struct {
 	ring *ring.Ring
 	byID map[string]*Origin
@@ -36,14 +38,11 @@ const deadFor = 2 * time.Second
 // passive remembers when a peer could not be reached.
 type passive struct{ until atomic.Int64 }
 
-func (p *passive) failed() {
-	if p != nil {
+func (p *passive) observe(reached bool) {
+	switch {
+	case !reached:
 		p.until.Store(time.Now().Add(deadFor).UnixNano())
-	}
-}
-
-func (p *passive) ok() {
-	if p != nil && p.until.Load() != 0 {
+	case p.until.Load() != 0:
 		p.until.Store(0)
 	}
 }
@@ -55,12 +54,12 @@ func NewOrigins(members []ring.Member, replicas int, hc *http.Client) (*Origins,
 	o := &Origins{byID: map[string]*Origin{}}
 	var ids []string
 	for _, m := range members {
-		c, err := NewClient(m.URL, hc)
+		health := &passive{}
+		c, err := newOriginClient(m.URL, hc, health.observe)
 		if err != nil {
 			return nil, fmt.Errorf("origin %s: %w", m.ID, err)
 		}
-		c.health = &passive{}
-		or := &Origin{ID: m.ID, URL: c.base, Peer: m.Peer, Client: c}
+		or := &Origin{ID: m.ID, URL: c.Base(), Peer: m.Peer, OriginClient: c, health: health}
 		if o.byID[m.ID] != nil {
 			return nil, fmt.Errorf("origin %s is configured twice", m.ID)
 		}
@@ -113,20 +112,22 @@ func walk[T any](ctx context.Context, o *Origins, d digest.Digest, ask func(*Ori
 		if err == nil {
 			return v, nil
 		}
-		if ctx.Err() != nil || errors.Is(err, ErrBlobUnknown) || errors.Is(err, ErrDigestInvalid) || errors.Is(err, ErrNameInvalid) {
+		if ctx.Err() != nil || errors.Is(err, registry.ErrBlobUnknown) || errors.Is(err, registry.ErrDigestInvalid) || errors.Is(err, registry.ErrNameInvalid) {
 			return zero, err
 		}
 		errs = append(errs, err)
 	}
-	return zero, &RetryError{Err: fmt.Errorf("%w: blob %s: %w", ErrUnavailable, d, errors.Join(errs...)), After: time.Second}
+	return zero, &registry.RetryError{Err: fmt.Errorf("%w: blob %s: %w", registry.ErrUnavailable, d, errors.Join(errs...)), After: time.Second}
 }
 
-// StatBlob implements Blobs.
+// StatBlob implements registry.Blobs.
 func (o *Origins) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.Descriptor, error) {
 	return walk(ctx, o, d, func(or *Origin) (v1.Descriptor, error) { return or.StatBlob(ctx, repo, d) })
 }
 
-// OpenBlob implements Blobs.
-func (o *Origins) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint Range) (*Content, error) {
-	return walk(ctx, o, d, func(or *Origin) (*Content, error) { return or.OpenBlob(ctx, repo, d, hint) })
+// OpenBlob implements registry.Blobs.
+func (o *Origins) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint registry.Range) (*registry.Content, error) {
+	return walk(ctx, o, d, func(or *Origin) (*registry.Content, error) { return or.OpenBlob(ctx, repo, d, hint) })
 }
+
+var errNoOrigin = errors.New("no origin is configured")

@@ -1,24 +1,19 @@
-package registry
+package cluster
 
 import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"kraken/proto/registry"
 )
-
-// What the specification lacks lives under /v2/<name>/_kraken/ (its "extensions" path form). The messages are here, the
-// text is in proto/README.md.
-
-// ExtensionVersion is the version of these messages, sent by every Client as header Kraken-Version. A server refuses a
-// greater major version with 400.
-const ExtensionVersion = 1
 
 // Limits of extension messages.
 const (
 	MaxDurableDigests = 10_000
 	MaxLeasePieces    = 256
 	MaxMetainfo       = 64 << 20 // bytes of an encoded metainfo
-	MaxNameRecord     = MaxManifest*2 + 64<<10
+	MaxNameRecord     = registry.MaxManifest*2 + 64<<10
 )
 
 // LeaseRequest asks an origin for pieces to fetch from it (POST lease/<digest>).

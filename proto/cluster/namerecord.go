@@ -1,4 +1,4 @@
-package registry
+package cluster
 
 import (
 	"crypto/sha256"
@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"kraken/proto/blob"
+	"kraken/proto/registry"
 )
 
 // Kinds of name records.
@@ -78,10 +79,10 @@ var mediaTypeGrammar = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,12
 func ParseNameRecord(b []byte, keys NameKeys, now time.Time) (NameRecord, error) {
 	var r NameRecord
 	if len(b) > MaxNameRecord {
-		return r, fmt.Errorf("%w: it has %d bytes, at most %d", ErrRecordInvalid, len(b), MaxNameRecord)
+		return r, fmt.Errorf("%w: it has %d bytes, at most %d", registry.ErrRecordInvalid, len(b), MaxNameRecord)
 	}
 	if err := json.Unmarshal(b, &r); err != nil {
-		return r, fmt.Errorf("%w: %w", ErrRecordInvalid, err)
+		return r, fmt.Errorf("%w: %w", registry.ErrRecordInvalid, err)
 	}
 	if err := r.Check(now); err != nil {
 		return r, err
@@ -92,16 +93,18 @@ func ParseNameRecord(b []byte, keys NameKeys, now time.Time) (NameRecord, error)
 // Check says what of a record can't be, ErrRecordInvalid, as far as the record alone tells.
 func (r NameRecord) Check(now time.Time) error {
 	bad := func(format string, args ...any) error {
-		return fmt.Errorf("%w: %w", ErrRecordInvalid, fmt.Errorf(format, args...))
+		return fmt.Errorf("%w: %w", registry.ErrRecordInvalid, fmt.Errorf(format, args...))
 	}
 	if r.Version != NameWhole && r.Version != NameRef {
 		return bad("version %d, this program knows %d and %d", r.Version, NameWhole, NameRef)
 	}
-	if err := CheckName(r.Repository); err != nil {
+	if err := registry.CheckName(r.Repository); err != nil {
 		return bad("repository: %w", err)
 	}
-	if r.Tag != "" && !tagGrammar.MatchString(r.Tag) {
-		return bad("tag: %w", badTag(r.Tag))
+	if r.Tag != "" {
+		if err := registry.CheckTag(r.Tag); err != nil {
+			return bad("tag: %w", err)
+		}
 	}
 	if _, err := blob.ParseDigest(r.Digest.String()); err != nil && (r.Digest != "" || r.Kind != NameDeleted) {
 		return bad("digest: %w", err)
@@ -129,11 +132,11 @@ func (r NameRecord) checkKind() error {
 		if !mediaTypeGrammar.MatchString(r.MediaType) {
 			return fmt.Errorf("media type %.200q", r.MediaType)
 		}
-		if r.Version == NameRef && r.Tag != "" && len(r.Bytes) == 0 && r.Size <= MaxManifest {
+		if r.Version == NameRef && r.Tag != "" && len(r.Bytes) == 0 && r.Size <= registry.MaxManifest {
 			return nil
 		}
-		if int64(len(r.Bytes)) != r.Size || len(r.Bytes) > MaxManifest {
-			return fmt.Errorf("size is %d, at most %d, and there are %d bytes", r.Size, MaxManifest, len(r.Bytes))
+		if int64(len(r.Bytes)) != r.Size || len(r.Bytes) > registry.MaxManifest {
+			return fmt.Errorf("size is %d, at most %d, and there are %d bytes", r.Size, registry.MaxManifest, len(r.Bytes))
 		}
 		if got := r.Digest.Algorithm().FromBytes(r.Bytes); got != r.Digest {
 			return fmt.Errorf("the bytes are %s, not %s", got, r.Digest)

@@ -1,0 +1,122 @@
+// Package cluster is what the roles of a cluster say to each other beyond the OCI Distribution API: the messages and
+// headers of the extension /v2/<name>/_kraken/, a client of an origin and one of a build-index, the origins of a cluster
+// with who owns what, and records of names. Content itself goes by package registry. The text is in proto/README.md,
+// section 5.
+//
+// The package holds no state of a role and decides nothing for one.
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"regexp"
+	"strconv"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/proto/blob"
+	"kraken/proto/registry"
+)
+
+// ExtensionName is the path element below which the extension is.
+const ExtensionName = "_kraken"
+
+// ExtensionVersion is the version of the messages, sent with every request. A server refuses a greater one with 400.
+const ExtensionVersion = 1
+
+// Headers between roles.
+const (
+	VersionHeader = "Kraken-Version"
+	// PeerHeader is the peer id of an agent in its reads of ranges, so that an origin knows who fetches what it leases.
+	PeerHeader = "Kraken-Peer"
+	// WritebackHeader makes who is given a copy of a blob owe it to the bucket too.
+	WritebackHeader = "Kraken-Writeback"
+)
+
+// Dialect returns what makes a registry's client and server speak the extension.
+func Dialect() registry.Dialect {
+	return registry.Dialect{
+		Extension: ExtensionName,
+		Digest:    "Kraken-Digest", Size: "Kraken-Size", Source: "Kraken-Source", Offset: "Kraken-Offset",
+		Decorate: decorate, Check: checkVersion,
+	}
+}
+
+// decorate adds to a request what all requests between roles have.
+func decorate(r *http.Request) {
+	r.Header.Set(VersionHeader, strconv.Itoa(ExtensionVersion))
+	if peer, ok := r.Context().Value(peerKey{}).(string); ok {
+		r.Header.Set(PeerHeader, peer)
+	}
+}
+
+var errVersion = &registry.Error{Code: "UNSUPPORTED", Status: http.StatusBadRequest, Message: "version is not supported"}
+
+// checkVersion refuses requests of a version that is not known here.
+func checkVersion(r *http.Request) error {
+	if v := r.Header.Get(VersionHeader); v != "" {
+		if n, err := strconv.Atoi(v); err != nil || n > ExtensionVersion {
+			return fmt.Errorf("%w: %s %.20q, this server knows up to %d", errVersion, VersionHeader, v, ExtensionVersion)
+		}
+	}
+	return nil
+}
+
+type peerKey struct{}
+
+// WithPeer makes requests with this context say which agent reads.
+func WithPeer(ctx context.Context, peer string) context.Context {
+	return context.WithValue(ctx, peerKey{}, peer)
+}
+
+// endpoint is a resource of the extension in a repository; key may be empty.
+func endpoint(repo, resource, key string) registry.Endpoint {
+	if err := registry.CheckName(repo); err != nil {
+		return registry.NoEndpoint(err)
+	}
+	return registry.ExtensionPath{Extension: ExtensionName, Repository: repo, Resource: resource, Key: key}.Endpoint()
+}
+
+// everywhere is a resource that is about all repositories.
+func everywhere(resource string) registry.Endpoint {
+	return registry.ExtensionPath{Extension: ExtensionName, Resource: resource}.Endpoint()
+}
+
+// about is a resource about one digest.
+func about(repo, resource string, d digest.Digest) registry.Endpoint {
+	if _, err := blob.ParseDigest(d.String()); err != nil {
+		return registry.NoEndpoint(fmt.Errorf("%w: %w", registry.ErrDigestInvalid, err))
+	}
+	return endpoint(repo, resource, d.String())
+}
+
+var recordKey = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+// recordOf is where an origin keeps the record of a NameKey.
+func recordOf(repo, key string) registry.Endpoint {
+	if !recordKey.MatchString(key) {
+		return registry.NoEndpoint(fmt.Errorf("%w: key %.80q", registry.ErrRecordInvalid, key))
+	}
+	return endpoint(repo, "names", key)
+}
+
+func jsonBody(v any) (io.Reader, int64, error) {
+	b, err := json.Marshal(v)
+	return bytes.NewReader(b), int64(len(b)), err
+}
+
+// post sends and reads JSON.
+func post(ctx context.Context, c *registry.Client, to registry.Endpoint, in, out any) error {
+	body, n, err := jsonBody(in)
+	if err != nil {
+		return err
+	}
+	_, err = c.CallJSON(ctx, registry.Request{Method: http.MethodPost, To: to, Header: jsonType, Body: body, Length: n}, out, http.StatusOK)
+	return err
+}
+
+var jsonType = http.Header{"Content-Type": {"application/json"}}

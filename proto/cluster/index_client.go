@@ -1,0 +1,58 @@
+package cluster
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/proto/registry"
+)
+
+// IndexClient speaks to a build-index: the manifest half of a registry, and the memberships of blobs in repositories.
+// It is safe for concurrent use.
+type IndexClient struct{ *registry.Client }
+
+// NewIndexClient returns a client of the build-index at a URL without /v2/.
+func NewIndexClient(base string, hc *http.Client) (*IndexClient, error) {
+	c, err := registry.NewClientWith(base, hc, registry.ClientOptions{Dialect: Dialect()})
+	if err != nil {
+		return nil, err
+	}
+	return &IndexClient{c}, nil
+}
+
+// PutLayer makes a blob a member of a repository.
+func (c *IndexClient) PutLayer(ctx context.Context, repo string, l Layer) error {
+	body, n, err := jsonBody(l)
+	if err != nil {
+		return err
+	}
+	_, err = c.Call(ctx, registry.Request{Method: http.MethodPut, To: about(repo, "layers", l.Digest), Header: jsonType, Body: body, Length: n}, http.StatusCreated)
+	return err
+}
+
+// GetLayer is registry.ErrBlobUnknown for what is no member.
+func (c *IndexClient) GetLayer(ctx context.Context, repo string, d digest.Digest) (Layer, error) {
+	var l Layer
+	_, err := c.CallJSON(ctx, registry.Request{Method: http.MethodGet, To: about(repo, "layers", d)}, &l, http.StatusOK)
+	return l, err
+}
+
+// DeleteLayer ends a membership.
+func (c *IndexClient) DeleteLayer(ctx context.Context, repo string, d digest.Digest) error {
+	_, err := c.Call(ctx, registry.Request{Method: http.MethodDelete, To: about(repo, "layers", d)}, http.StatusAccepted)
+	return err
+}
+
+// MountLayer makes a member of from, or of any other repository, a member of repo.
+func (c *IndexClient) MountLayer(ctx context.Context, repo, from string, d digest.Digest) (Layer, error) {
+	q := url.Values{}
+	if from != "" {
+		q.Set("from", from)
+	}
+	var l Layer
+	_, err := c.CallJSON(ctx, registry.Request{Method: http.MethodPost, To: about(repo, "mount", d), Query: q}, &l, http.StatusCreated)
+	return l, err
+}

@@ -1,0 +1,154 @@
+package cluster
+
+import (
+	"bufio"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"kraken/proto/blob"
+	"kraken/proto/registry"
+)
+
+// OriginClient speaks to one origin: the blob half of a registry, and what an origin offers beside it. It is safe for
+// concurrent use.
+type OriginClient struct{ *registry.Client }
+
+// NewOriginClient returns a client of the origin at a URL without /v2/.
+func NewOriginClient(base string, hc *http.Client) (*OriginClient, error) {
+	return newOriginClient(base, hc, nil)
+}
+
+func newOriginClient(base string, hc *http.Client, reached func(bool)) (*OriginClient, error) {
+	c, err := registry.NewClientWith(base, hc, registry.ClientOptions{Dialect: Dialect(), Reached: reached})
+	if err != nil {
+		return nil, err
+	}
+	return &OriginClient{c}, nil
+}
+
+// LocalStat asks an origin for what is on its own disk, and nowhere else.
+func (c *OriginClient) LocalStat(ctx context.Context, repo string, d digest.Digest) (v1.Descriptor, error) {
+	return c.StatAt(ctx, about(repo, "blobs", d), d)
+}
+
+// LocalOpen reads what is on an origin's own disk.
+func (c *OriginClient) LocalOpen(ctx context.Context, repo string, d digest.Digest, hint registry.Range) (*registry.Content, error) {
+	return c.OpenAt(ctx, about(repo, "blobs", d), d, hint)
+}
+
+// Replicate gives an origin a copy. With writeback it owes the bucket the blob too.
+func (c *OriginClient) Replicate(ctx context.Context, repo string, d digest.Digest, size int64, writeback bool, r io.Reader) error {
+	h := http.Header{"Content-Type": {"application/octet-stream"}}
+	if writeback {
+		h.Set(WritebackHeader, "true")
+	}
+	_, err := c.Call(ctx, registry.Request{Method: http.MethodPut, To: about(repo, "blobs", d), Header: h, Body: r, Length: size}, http.StatusOK, http.StatusCreated)
+	return err
+}
+
+// Metainfo asks an origin. registry.ErrUnavailable, with a time to retry, while it is being computed.
+func (c *OriginClient) Metainfo(ctx context.Context, repo string, d digest.Digest) (*blob.Metainfo, error) {
+	to := about(repo, "metainfo", d)
+	resp, err := c.Do(ctx, registry.Request{Method: http.MethodGet, To: to}, http.StatusOK)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, MaxMetainfo+1))
+	if err != nil {
+		return nil, fmt.Errorf("%w: read metainfo of %s: %w", registry.ErrUnavailable, d, err)
+	}
+	m, err := blob.ParseMetainfo(b)
+	if err == nil && m.Digest != d {
+		err = fmt.Errorf("it is of %s", m.Digest)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: GET %s: %w", registry.ErrUnavailable, to, err)
+	}
+	return m, nil
+}
+
+// DropMetainfo makes an origin compute a blob's metainfo again.
+func (c *OriginClient) DropMetainfo(ctx context.Context, repo string, d digest.Digest) error {
+	_, err := c.Call(ctx, registry.Request{Method: http.MethodDelete, To: about(repo, "metainfo", d)}, http.StatusAccepted)
+	return err
+}
+
+// Lease asks an origin for pieces to fetch now.
+func (c *OriginClient) Lease(ctx context.Context, repo string, d digest.Digest, l LeaseRequest) (LeaseResponse, error) {
+	var out LeaseResponse
+	return out, post(ctx, c.Client, about(repo, "lease", d), l, &out)
+}
+
+// Durable asks an origin which blobs are in the bucket of the repository.
+func (c *OriginClient) Durable(ctx context.Context, repo string, ds []digest.Digest) (DurableResponse, error) {
+	var out DurableResponse
+	return out, post(ctx, c.Client, endpoint(repo, "durable", ""), DurableRequest{ds}, &out)
+}
+
+// PutName makes an origin keep a record, durably.
+func (c *OriginClient) PutName(ctx context.Context, r NameRecord) error {
+	body, n, err := jsonBody(r)
+	if err != nil {
+		return err
+	}
+	_, err = c.Call(ctx, registry.Request{Method: http.MethodPut, To: recordOf(r.Repository, NameKey(r)), Header: jsonType, Body: body, Length: n}, http.StatusOK, http.StatusCreated)
+	return err
+}
+
+// DeleteName makes an origin forget the record of a key, if it is of this generation or an older one.
+func (c *OriginClient) DeleteName(ctx context.Context, d NameDeletion) error {
+	q := url.Values{"generation": {strconv.FormatInt(d.Generation, 10)}}
+	if len(d.Signature) > 0 {
+		q.Set("signature", base64.RawURLEncoding.EncodeToString(d.Signature))
+	}
+	_, err := c.Call(ctx, registry.Request{Method: http.MethodDelete, To: recordOf(d.Repository, d.Key), Query: q}, http.StatusAccepted)
+	return err
+}
+
+// Names calls fn with the JSON of every record that an origin keeps, unchecked: ParseNameRecord reads it. The bytes are
+// fn's until it returns.
+func (c *OriginClient) Names(ctx context.Context, fn func(line []byte) error) error {
+	return lines(ctx, c, everywhere("names"), fn)
+}
+
+// Pending calls fn for every blob that an origin has not written back.
+func (c *OriginClient) Pending(ctx context.Context, fn func(PendingBlob) error) error {
+	to := everywhere("pending")
+	return lines(ctx, c, to, func(line []byte) error {
+		var p PendingBlob
+		if err := json.Unmarshal(line, &p); err != nil {
+			return fmt.Errorf("%w: GET %s: %w", registry.ErrUnavailable, to, err)
+		}
+		return fn(p)
+	})
+}
+
+// lines reads newline-delimited JSON.
+func lines(ctx context.Context, c *OriginClient, to registry.Endpoint, fn func(line []byte) error) error {
+	resp, err := c.Do(ctx, registry.Request{Method: http.MethodGet, To: to}, http.StatusOK)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	sc := bufio.NewScanner(resp.Body)
+	sc.Buffer(nil, 2*MaxNameRecord)
+	for sc.Scan() {
+		if err := fn(sc.Bytes()); err != nil {
+			return err
+		}
+	}
+	if err := sc.Err(); err != nil {
+		return fmt.Errorf("%w: GET %s: %w", registry.ErrUnavailable, to, err)
+	}
+	return nil
+}

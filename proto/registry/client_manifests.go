@@ -1,0 +1,145 @@
+package registry
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// manifestAccept asks for whatever is stored.
+var manifestAccept = []string{strings.Join([]string{v1.MediaTypeImageManifest, v1.MediaTypeImageIndex, MediaTypeDockerManifest, MediaTypeDockerManifestList, "*/*"}, ", ")}
+
+// GetManifest is GET, conditional when the caller has one already. Bytes that are not what was asked for are
+// ErrUnavailable.
+func (c *Client) GetManifest(ctx context.Context, repo string, ref Reference, o GetOptions) (*Manifest, error) {
+	h := http.Header{"Accept": manifestAccept}
+	if o.Have != "" {
+		h.Set("If-None-Match", etag(o.Have))
+	}
+	resp, err := c.Do(ctx, Request{Method: http.MethodGet, To: manifestPath(repo, ref), Header: h}, http.StatusOK, http.StatusNotModified)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	m := &Manifest{MediaType: resp.Header.Get("Content-Type"), Warning: resp.Header.Get("Warning")}
+	if resp.StatusCode == http.StatusNotModified {
+		if o.Have == "" || ref.Digest != "" && ref.Digest != o.Have {
+			return nil, fmt.Errorf("%w: manifest %s of %s: 304, and the caller has %q", ErrUnavailable, ref, repo, o.Have)
+		}
+		m.Digest = o.Have
+		return m, nil
+	}
+	if m.Bytes, err = io.ReadAll(io.LimitReader(resp.Body, MaxManifest+1)); err != nil {
+		return nil, fmt.Errorf("%w: read manifest %s of %s: %w", ErrUnavailable, ref, repo, err)
+	}
+	if len(m.Bytes) > MaxManifest {
+		return nil, fmt.Errorf("%w: manifest %s of %s", ErrManifestTooLarge, ref, repo)
+	}
+	m.Digest = ref.Digest
+	if m.Digest == "" {
+		if m.Digest, err = parseDigest(resp.Header.Get("Docker-Content-Digest")); err != nil {
+			m.Digest = digest.FromBytes(m.Bytes)
+		}
+	}
+	if got := m.Digest.Algorithm().FromBytes(m.Bytes); got != m.Digest {
+		return nil, fmt.Errorf("%w: manifest %s of %s: the answer's bytes are %s, not %s", ErrUnavailable, ref, repo, got, m.Digest)
+	}
+	return m, nil
+}
+
+// PutManifest is PUT.
+func (c *Client) PutManifest(ctx context.Context, repo string, ref Reference, mediaType string, raw []byte, o PutOptions) (PutResult, error) {
+	h := http.Header{"Content-Type": {mediaType}}
+	switch {
+	case o.IfExists:
+		h.Set("If-Match", "*")
+	case o.IfMatch != nil:
+		h.Set("If-Match", `""`) // matches nothing
+		for _, d := range o.IfMatch {
+			h.Add("If-Match", etag(d))
+		}
+	}
+	if o.IfAbsent {
+		h.Set("If-None-Match", "*")
+	}
+	for _, d := range o.IfNoneMatch {
+		h.Add("If-None-Match", etag(d))
+	}
+	got, err := c.Call(ctx, Request{Method: http.MethodPut, To: manifestPath(repo, ref), Query: url.Values{"tag": o.Tags}, Header: h, Body: bytes.NewReader(raw), Length: int64(len(raw))}, http.StatusCreated)
+	if err != nil {
+		return PutResult{}, err
+	}
+	res := PutResult{Tags: got.Values("OCI-Tag")}
+	if res.Digest, err = parseDigest(got.Get("Docker-Content-Digest")); err != nil {
+		return PutResult{}, fmt.Errorf("%w: put manifest %s of %s: answer: %w", ErrUnavailable, ref, repo, err)
+	}
+	if s := got.Get("OCI-Subject"); s != "" {
+		if res.Subject, err = parseDigest(s); err != nil {
+			return PutResult{}, fmt.Errorf("%w: put manifest %s of %s: answer: %w", ErrUnavailable, ref, repo, err)
+		}
+	}
+	return res, nil
+}
+
+// DeleteManifest is DELETE.
+func (c *Client) DeleteManifest(ctx context.Context, repo string, ref Reference) error {
+	_, err := c.Call(ctx, Request{Method: http.MethodDelete, To: manifestPath(repo, ref)}, http.StatusAccepted)
+	return err
+}
+
+func (p Page) query() url.Values {
+	q := url.Values{}
+	if p.N >= 0 {
+		q.Set("n", strconv.Itoa(p.N))
+	}
+	if p.Last != "" {
+		q.Set("last", p.Last)
+	}
+	return q
+}
+
+// ListTags is one page.
+func (c *Client) ListTags(ctx context.Context, repo string, p Page) (Names, error) {
+	var l tagList
+	h, err := c.CallJSON(ctx, Request{Method: http.MethodGet, To: tagsPath(repo), Query: p.query()}, &l, http.StatusOK)
+	return Names{l.Tags, h.Get("Link") != ""}, err
+}
+
+// ListRepositories is one page.
+func (c *Client) ListRepositories(ctx context.Context, p Page) (Names, error) {
+	var l repositoryList
+	h, err := c.CallJSON(ctx, Request{Method: http.MethodGet, To: route{kind: "catalog"}.endpoint(), Query: p.query()}, &l, http.StatusOK)
+	return Names{l.Repositories, h.Get("Link") != ""}, err
+}
+
+// ListReferrers is one page.
+func (c *Client) ListReferrers(ctx context.Context, repo string, d digest.Digest, artifactType, cursor string) (ReferrersPage, error) {
+	q := url.Values{}
+	if artifactType != "" {
+		q.Set("artifactType", artifactType)
+	}
+	if cursor != "" {
+		q.Set("last", cursor)
+	}
+	var idx v1.Index
+	h, err := c.CallJSON(ctx, Request{Method: http.MethodGet, To: referrersPath(repo, d), Query: q}, &idx, http.StatusOK)
+	if err != nil {
+		return ReferrersPage{}, err
+	}
+	p := ReferrersPage{Descriptors: idx.Manifests, Filtered: h.Get("OCI-Filters-Applied") != ""}
+	if link := h.Get("Link"); link != "" {
+		target, _, _ := strings.Cut(strings.TrimPrefix(link, "<"), ">")
+		if u, err := url.Parse(target); err == nil {
+			p.Next = u.Query().Get("last")
+		}
+	}
+	return p, nil
+}
