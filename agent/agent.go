@@ -21,6 +21,7 @@ import (
 	"kraken/origin/store"
 	"kraken/origin/swarm"
 	"kraken/proto/announce"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 	"kraken/proto/role"
 	"kraken/proto/transport"
@@ -34,19 +35,19 @@ const (
 
 // Agent is one running agent.
 type Agent struct {
-	cfg       Config
-	log       *slog.Logger
-	m         *metrics
-	store     *store.Store
-	swarm     *swarm.Swarm
-	origins   *registry.Origins
-	names     *registry.Client // build-index
-	index     *index           // whether it answers
-	announcer *announcer
-	health    *transport.Health
-	server    *transport.Server
-	admin     *transport.Server
-	smallBlob int64
+	cfg         Config
+	log         *slog.Logger
+	m           *metrics
+	store       *store.Store
+	swarm       *swarm.Swarm
+	origins     *cluster.Origins
+	index       *cluster.IndexClient // build-index
+	indexHealth *indexHealth         // whether it answers
+	announcer   *announcer
+	health      *transport.Health
+	server      *transport.Server
+	admin       *transport.Server
+	smallBlob   int64
 
 	sizes   *lru.Cache[digest.Digest, int64] // of blobs, from the manifests that passed by
 	checked *expirable.LRU[string, string]   // "repo@digest" → media type: manifests lately confirmed
@@ -81,13 +82,13 @@ func New(cfg Config, deps role.Deps) (_ *Agent, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("client: %w", err)
 	}
-	if a.origins, err = registry.NewOrigins(cfg.Origins, cfg.Replicas, hc); err != nil {
+	if a.origins, err = cluster.NewOrigins(cfg.Origins, cfg.Replicas, hc); err != nil {
 		return nil, err
 	}
-	if a.names, err = registry.NewClient(cfg.BuildIndex.URL, hc); err != nil {
+	if a.index, err = cluster.NewIndexClient(cfg.BuildIndex.URL, hc); err != nil {
 		return nil, fmt.Errorf("build_index: %w", err)
 	}
-	if a.index, err = newIndex(cfg.BuildIndex.URL, time.Duration(cfg.BuildIndexWait), time.Duration(cfg.Client.DialTimeout)); err != nil {
+	if a.indexHealth, err = newIndexHealth(cfg.BuildIndex.URL, time.Duration(cfg.BuildIndexWait), time.Duration(cfg.Client.DialTimeout)); err != nil {
 		return nil, err
 	}
 	if a.sizes, err = lru.New[digest.Digest, int64](knownSizes); err != nil {
@@ -124,7 +125,7 @@ func New(cfg Config, deps role.Deps) (_ *Agent, err error) {
 	a.announcer = newAnnouncer(a, announce.NewClient(cfg.Tracker.URL, th), a.self(addr), deps.Log, a.m.trackerErrors)
 
 	a.health = transport.NewHealth()
-	a.health.AddCheck("build-index", false, func(ctx context.Context) error { return a.names.Ping(ctx) })
+	a.health.AddCheck("build-index", false, func(ctx context.Context) error { return a.index.Ping(ctx) })
 	a.health.AddCheck("tracker", false, func(context.Context) error { return a.announcer.state() })
 	if a.server, err = transport.NewServer("registry", cfg.Server, a.handler(deps.Registry), deps.Log); err != nil {
 		return nil, err

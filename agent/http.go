@@ -7,6 +7,7 @@ import (
 	"github.com/go-chi/chi/v5"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 	"kraken/proto/transport"
 )
@@ -19,7 +20,7 @@ func (a *Agent) handler(reg *prometheus.Registry) http.Handler {
 	r.Get("/readiness", a.health.Readiness)
 	r.MethodNotAllowed(registry.UnknownMethod)
 	r.Mount("/", registry.Server{
-		Blobs: a, Manifests: a, Tags: a.names, Catalog: a.names, Referrers: a.names,
+		Dialect: cluster.Dialect(), Blobs: a, Manifests: a, Tags: a.index, Catalog: a.index, Referrers: a.index,
 		Namespaces: a.cfg.Names, ReadOnly: "an agent only serves pulls; push to the proxy", Log: a.log,
 	}.Handler())
 	return r

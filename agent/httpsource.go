@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"kraken/origin/store"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 	"kraken/proto/transport"
 )
@@ -56,7 +57,7 @@ const sizeUnknown = -1
 
 // originState is one origin as an httpSource knows it.
 type originState struct {
-	*registry.Origin
+	*cluster.Origin
 	err     error // of its last try
 	unknown bool  // it does not know the blob
 	stalled bool  // its last try ended because it was silent
@@ -84,7 +85,7 @@ func (a *Agent) newHTTPSource(ctx context.Context, repo string, d digest.Digest,
 
 // originsBut returns whom to ask for d, in order, when some have sent other bytes: everybody else, and where several
 // are suspected, these at the end. It is empty when the only one that is left is the single suspect.
-func (a *Agent) originsBut(d digest.Digest, wrong []string) []*registry.Origin {
+func (a *Agent) originsBut(d digest.Digest, wrong []string) []*cluster.Origin {
 	out := a.others(d, wrong)
 	if len(wrong) > 1 {
 		for _, id := range slices.Backward(wrong) {
@@ -95,11 +96,11 @@ func (a *Agent) originsBut(d digest.Digest, wrong []string) []*registry.Origin {
 }
 
 // others returns all origins but the ones named, in the order in which to ask for d.
-func (a *Agent) others(d digest.Digest, but []string) []*registry.Origin {
-	return slices.DeleteFunc(a.origins.For(d), func(o *registry.Origin) bool { return slices.Contains(but, o.ID) })
+func (a *Agent) others(d digest.Digest, but []string) []*cluster.Origin {
+	return slices.DeleteFunc(a.origins.For(d), func(o *cluster.Origin) bool { return slices.Contains(but, o.ID) })
 }
 
-func (r *httpSource) add(origins []*registry.Origin) {
+func (r *httpSource) add(origins []*cluster.Origin) {
 	r.origins = slices.Grow(r.origins, len(origins))
 	for _, o := range origins {
 		r.origins = append(r.origins, originState{Origin: o})

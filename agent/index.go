@@ -28,17 +28,17 @@ var (
 	errSilent       = errors.New("build-index did not answer in time")
 )
 
-// index is this agent's view of whether build-index answers. Slow is not unreachable: while connections to it can be
-// made, a question is waited for, because an older answer would be a wrong one.
-type index struct {
+// indexHealth is this agent's view of whether build-index answers. Slow is not unreachable: while connections to it can
+// be made, a question is waited for, because an older answer would be a wrong one.
+type indexHealth struct {
 	patience time.Duration // how long an answer is waited for
 	address  string        // host and port
 	dial     func(ctx context.Context, network, address string) (net.Conn, error)
 	silent   atomic.Int64 // until when it counts as silent, in ns since the epoch
 }
 
-// newIndex returns the view of the build-index at a URL. A connection is tried for at most dialTimeout.
-func newIndex(base string, patience, dialTimeout time.Duration) (*index, error) {
+// newIndexHealth returns the view of the build-index at a URL. A connection is tried for at most dialTimeout.
+func newIndexHealth(base string, patience, dialTimeout time.Duration) (*indexHealth, error) {
 	u, err := url.Parse(base)
 	if err != nil {
 		return nil, fmt.Errorf("build_index: %w", err)
@@ -50,14 +50,14 @@ func newIndex(base string, patience, dialTimeout time.Duration) (*index, error) 
 	if port == "" {
 		port = "80"
 	}
-	return &index{patience: patience, address: net.JoinHostPort(u.Hostname(), port), dial: (&net.Dialer{Timeout: dialTimeout}).DialContext}, nil
+	return &indexHealth{patience: patience, address: net.JoinHostPort(u.Hostname(), port), dial: (&net.Dialer{Timeout: dialTimeout}).DialContext}, nil
 }
 
 // ask calls a question with a context that ends when its answer is not to be waited for any longer: after the patience
 // and up to a tenth more, so that the agents of a cluster don't give up at one moment, or as soon as a new connection
 // can't be made. It returns the question's error, and nil or the reason why build-index counts as unreachable: it was
 // not waited for any longer, or refused, broke off or answered 5xx.
-func (x *index) ask(ctx context.Context, question func(context.Context) error) (err, unreachable error) {
+func (x *indexHealth) ask(ctx context.Context, question func(context.Context) error) (err, unreachable error) {
 	wait := x.patience + rand.N(x.patience/10+1)
 	if time.Now().UnixNano() < x.silent.Load() {
 		wait = min(wait, silentPatience)
@@ -92,7 +92,7 @@ func (x *index) ask(ctx context.Context, question func(context.Context) error) (
 
 // probe connects to build-index again and again and cancels when that fails. A connection that was made before the
 // network broke says nothing for minutes.
-func (x *index) probe(ctx context.Context, cancel context.CancelCauseFunc) {
+func (x *indexHealth) probe(ctx context.Context, cancel context.CancelCauseFunc) {
 	t := time.NewTicker(probeEvery)
 	defer t.Stop()
 	for {

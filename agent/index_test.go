@@ -143,7 +143,7 @@ func TestUnreachableBuildIndex(t *testing.T) {
 }
 
 // askIn asks in virtual time and returns why build-index counts as unreachable, and after how long.
-func askIn(x *index, question func(context.Context) error) (took time.Duration, unreachable error) {
+func askIn(x *indexHealth, question func(context.Context) error) (took time.Duration, unreachable error) {
 	began := time.Now()
 	_, unreachable = x.ask(context.Background(), question)
 	return time.Since(began), unreachable
@@ -166,8 +166,8 @@ func answeredAfter(d time.Duration, err error) func(context.Context) error {
 }
 
 // testIndex has a network that works while up says so; where it does not, a connection is tried for a second.
-func testIndex(up *atomic.Bool) *index {
-	return &index{patience: 10 * time.Second, dial: func(context.Context, string, string) (net.Conn, error) {
+func testIndex(up *atomic.Bool) *indexHealth {
+	return &indexHealth{patience: 10 * time.Second, dial: func(context.Context, string, string) (net.Conn, error) {
 		if !up.Load() {
 			time.Sleep(time.Second)
 			return nil, errors.New("no route")

@@ -12,13 +12,14 @@ import (
 
 	"kraken/origin/swarm"
 	"kraken/proto/blob"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 )
 
 // leaseSource is one origin as a swarm.Source of one repository: an agent leases from it the pieces that nobody has
 // yet.
 type leaseSource struct {
-	origin *registry.Origin
+	origin *cluster.Origin
 	repo   string
 	peer   [20]byte
 	bytes  prometheus.Counter
@@ -30,7 +31,7 @@ func (l *leaseSource) Name() string { return l.origin.ID }
 
 // Lease implements swarm.Source: it asks the origin which pieces to fetch from it now.
 func (l *leaseSource) Lease(ctx context.Context, m *blob.Metainfo, r swarm.LeaseRequest) ([]int, time.Duration, error) {
-	resp, err := l.origin.Lease(ctx, l.repo, m.Digest, registry.LeaseRequest{
+	resp, err := l.origin.Lease(ctx, l.repo, m.Digest, cluster.LeaseRequest{
 		Peer: hex.EncodeToString(l.peer[:]), Have: r.Have.Bytes(), Want: r.Want, Max: r.Max, Alone: r.Alone, Stalled: r.Stalled,
 	})
 	var later *registry.RetryError
@@ -52,7 +53,7 @@ func (l *leaseSource) Lease(ctx context.Context, m *blob.Metainfo, r swarm.Lease
 
 // ReadRange implements swarm.Source: the body of n bytes at off keeps to the download rates and is counted.
 func (l *leaseSource) ReadRange(ctx context.Context, m *blob.Metainfo, off, n int64) (io.ReadCloser, error) {
-	c, err := l.origin.OpenBlob(registry.WithPeer(ctx, hex.EncodeToString(l.peer[:])), l.repo, m.Digest, registry.Range{Offset: off, Length: n})
+	c, err := l.origin.OpenBlob(cluster.WithPeer(ctx, hex.EncodeToString(l.peer[:])), l.repo, m.Digest, registry.Range{Offset: off, Length: n})
 	if err != nil {
 		return nil, fmt.Errorf("read %d bytes at %d of %s from %s: %w", n, off, m.Digest, l.origin.ID, err)
 	}

@@ -92,8 +92,8 @@ func (a *Agent) byTag(ctx context.Context, repo string, ref registry.Reference) 
 
 // askManifest asks build-index. unreachable is why it counts as such, nil when it has answered, be it with an error.
 func (a *Agent) askManifest(ctx context.Context, repo string, ref registry.Reference, o registry.GetOptions) (m *registry.Manifest, err, unreachable error) {
-	err, unreachable = a.index.ask(ctx, func(ctx context.Context) (err error) {
-		m, err = a.names.GetManifest(ctx, repo, ref, o)
+	err, unreachable = a.indexHealth.ask(ctx, func(ctx context.Context) (err error) {
+		m, err = a.index.GetManifest(ctx, repo, ref, o)
 		return err
 	})
 	return m, err, unreachable

@@ -25,6 +25,7 @@ import (
 
 	"kraken/proto/announce"
 	"kraken/proto/blob"
+	"kraken/proto/cluster"
 	"kraken/proto/config"
 	"kraken/proto/registry"
 	"kraken/proto/ring"
@@ -44,7 +45,7 @@ type source struct {
 	room     int64         // bytes that may be sent yet
 	more     chan struct{} // closed and replaced when there is more
 	open     int           // bodies that are being sent
-	asked    []registry.LeaseRequest
+	asked    []cluster.LeaseRequest
 	conns    int
 	mostConn int // at once
 }
@@ -67,7 +68,7 @@ func newSource(t *testing.T, blobs ...[]byte) *source {
 		}
 		o.blobs[d], o.infos[d] = b, m
 	}
-	o.Server = httptest.NewUnstartedServer(registry.Server{Blobs: o, Extension: o.extension}.Handler())
+	o.Server = httptest.NewUnstartedServer(registry.Server{Dialect: cluster.Dialect(), Blobs: o, Extension: o.extension}.Handler())
 	o.Config.ConnState = func(_ net.Conn, s http.ConnState) {
 		o.mu.Lock()
 		defer o.mu.Unlock()
@@ -100,7 +101,7 @@ func (o *source) bodies() int {
 }
 
 // requests are the leases that were asked for since the first so many.
-func (o *source) requests(since int) []registry.LeaseRequest {
+func (o *source) requests(since int) []cluster.LeaseRequest {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return slices.Clone(o.asked[min(since, len(o.asked)):])
@@ -168,7 +169,7 @@ func (o *source) extension(w http.ResponseWriter, r *http.Request, x registry.Ex
 	case x.Resource != "lease" || m == nil:
 		return registry.ErrUnsupported
 	}
-	var q registry.LeaseRequest
+	var q cluster.LeaseRequest
 	if err := json.NewDecoder(r.Body).Decode(&q); err != nil {
 		return err
 	}
@@ -179,7 +180,7 @@ func (o *source) extension(w http.ResponseWriter, r *http.Request, x registry.Ex
 	o.mu.Lock()
 	o.asked = append(o.asked, q)
 	o.mu.Unlock()
-	var out registry.LeaseResponse
+	var out cluster.LeaseResponse
 	give := func(i int) {
 		if len(out.Pieces) < q.Max && !have.Has(i) {
 			have.Set(i)
@@ -543,7 +544,7 @@ func TestAbandonedTailIsNotWanted(t *testing.T) {
 	tracker, _ := lonely(t, atOnce(), nil)
 	r := start(t, o, tracker)
 	const far = 48 << 20 // beyond the read-ahead of the one who stays
-	tail := func(q registry.LeaseRequest) bool {
+	tail := func(q cluster.LeaseRequest) bool {
 		for _, i := range q.Want {
 			if int64(i)*m.PieceLength() >= far {
 				return true

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"kraken/buildindex/names"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 )
 
@@ -26,13 +27,13 @@ const (
 // asideRecord is a name record at an origin that was not adopted. It stays where it is, is looked at again in every
 // round, and is taken back by nobody but an operator.
 type asideRecord struct {
-	registry.SetAside
+	cluster.SetAside
 	Key string `json:"key"`
 }
 
 // asideRow is an outbox row that failed for a reason of its own.
 type asideRow struct {
-	registry.SetAside
+	cluster.SetAside
 	tries int
 }
 
@@ -44,8 +45,8 @@ type aside struct {
 	rows    map[int64]*asideRow
 }
 
-func describe(where string, r registry.NameRecord, err error) registry.SetAside {
-	return registry.SetAside{
+func describe(where string, r cluster.NameRecord, err error) cluster.SetAside {
+	return cluster.SetAside{
 		Where: where, Kind: cut(r.Kind), Repository: cut(r.Repository), Tag: cut(r.Tag), Digest: r.Digest[:min(len(r.Digest), 150)],
 		Generation: r.Generation, Error: err.Error(), Since: time.Now().UTC(),
 	}
@@ -147,7 +148,7 @@ func (a *aside) done(id int64) {
 }
 
 // list returns up to n of what is set aside, oldest first, and how many there are.
-func (a *aside) list(n int) (out []registry.SetAside, count int) {
+func (a *aside) list(n int) (out []cluster.SetAside, count int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, r := range a.records {
@@ -157,7 +158,7 @@ func (a *aside) list(n int) (out []registry.SetAside, count int) {
 		out = append(out, r.SetAside)
 	}
 	count = len(out) + a.more
-	slices.SortFunc(out, func(x, y registry.SetAside) int {
+	slices.SortFunc(out, func(x, y cluster.SetAside) int {
 		return cmp.Or(x.Since.Compare(y.Since), cmp.Compare(x.Generation, y.Generation))
 	})
 	return out[:min(n, len(out))], count

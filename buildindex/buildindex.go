@@ -19,6 +19,7 @@ import (
 	"kraken/buildindex/names"
 	"kraken/buildindex/names/sqlite"
 	"kraken/origin/bucket"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 	"kraken/proto/role"
 	"kraken/proto/transport"
@@ -31,7 +32,7 @@ type Index struct {
 	m       *metrics
 	db      names.Store
 	buckets *bucket.Set
-	origins *registry.Origins
+	origins *cluster.Origins
 	health  *transport.Health
 	server  *transport.Server
 	admin   *transport.Server
@@ -41,8 +42,8 @@ type Index struct {
 	kick       chan struct{}
 	lastErr    atomic.Pointer[string] // of the outbox
 	aside      aside                  // what can't go on for a reason of its own
-	signer     *registry.NameSigner   // nil where none is configured
-	keys       registry.NameKeys      // whose records are believed; all where there is none
+	signer     *cluster.NameSigner    // nil where none is configured
+	keys       cluster.NameKeys       // whose records are believed; all where there is none
 	stripes    [256]sync.Mutex        // one writer per name
 	seed       maphash.Seed
 }
@@ -58,7 +59,7 @@ func New(cfg Config, deps role.Deps) (_ *Index, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("client: %w", err)
 	}
-	if x.origins, err = registry.NewOrigins(cfg.Origins, cfg.Replicas, hc); err != nil {
+	if x.origins, err = cluster.NewOrigins(cfg.Origins, cfg.Replicas, hc); err != nil {
 		return nil, err
 	}
 	if x.buckets, err = bucket.OpenAll(ctx, cfg.Buckets, bucket.NewMetrics(deps.Registry)); err != nil {
@@ -149,13 +150,13 @@ func (x *Index) Run(ctx context.Context) error {
 
 // openKeys reads the keys of name records, and makes the private one where it is missing.
 func (x *Index) openKeys() (err error) {
-	if x.keys, err = registry.ParseNameKeys(x.cfg.RecordKeys); err != nil {
+	if x.keys, err = cluster.ParseNameKeys(x.cfg.RecordKeys); err != nil {
 		return fmt.Errorf("record_keys: %w", err)
 	}
 	if x.cfg.RecordKeyFile == "" {
 		return nil
 	}
-	signer, made, err := registry.OpenNameSigner(x.cfg.RecordKeyFile)
+	signer, made, err := cluster.OpenNameSigner(x.cfg.RecordKeyFile)
 	if err != nil {
 		return fmt.Errorf("record_key_file: %w", err)
 	}

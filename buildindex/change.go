@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"kraken/buildindex/names"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 )
 
@@ -20,8 +21,8 @@ import (
 var errClock = errors.New("the counter of changes is further ahead of this machine's clock than a change may be: set the clock right")
 
 func generationHolds(n int64) error {
-	if limit := time.Now().Add(registry.MaxGenerationSkew); n >= limit.UnixMicro() {
-		return fmt.Errorf("%w: it stands at %d, and %s from now is %d", errClock, n, registry.MaxGenerationSkew, limit.UnixMicro())
+	if limit := time.Now().Add(cluster.MaxGenerationSkew); n >= limit.UnixMicro() {
+		return fmt.Errorf("%w: it stands at %d, and %s from now is %d", errClock, n, cluster.MaxGenerationSkew, limit.UnixMicro())
 	}
 	return nil
 }
@@ -71,7 +72,7 @@ func (x *Index) lock(repo string, names ...string) (unlock func()) {
 // storeRecord writes r to cfg.Replicas origins in parallel, trying further ones for those that fail. One copy is
 // success with a warning; none is ErrUnavailable. raw is the manifest's bytes, for origins that know whole records
 // only.
-func (x *Index) storeRecord(ctx context.Context, r registry.NameRecord, raw []byte) error {
+func (x *Index) storeRecord(ctx context.Context, r cluster.NameRecord, raw []byte) error {
 	var failed []error
 	copies := 0
 	for left := x.origins.For(placeOf(r)); len(left) > 0 && copies < x.cfg.Replicas; {
@@ -106,27 +107,27 @@ func (x *Index) storeRecord(ctx context.Context, r registry.NameRecord, raw []by
 }
 
 // placeOf is what decides which origins keep a record: all of one manifest's are together.
-func placeOf(r registry.NameRecord) digest.Digest {
-	if r.Kind == registry.NameManifest {
+func placeOf(r cluster.NameRecord) digest.Digest {
+	if r.Kind == cluster.NameManifest {
 		return digest.FromString(r.Repository + "\x00" + r.Digest.String())
 	}
-	return digest.FromString(registry.NameKey(r))
+	return digest.FromString(cluster.NameKey(r))
 }
 
-func (x *Index) putName(ctx context.Context, o *registry.Origin, r registry.NameRecord, raw []byte) error {
+func (x *Index) putName(ctx context.Context, o *cluster.Origin, r cluster.NameRecord, raw []byte) error {
 	err := o.PutName(ctx, r)
 	var kind *registry.Error
-	if err == nil || r.Version == registry.NameWhole || !errors.As(err, &kind) || kind.Status != http.StatusBadRequest || kind == registry.ErrRecordInvalid {
+	if err == nil || r.Version == cluster.NameWhole || !errors.As(err, &kind) || kind.Status != http.StatusBadRequest || kind == registry.ErrRecordInvalid {
 		return err
 	}
 	// An origin of the version before knows whole records only.
-	r.Version, r.Bytes = registry.NameWhole, raw
+	r.Version, r.Bytes = cluster.NameWhole, raw
 	return o.PutName(ctx, x.signer.Sign(r))
 }
 
 // change makes changes durable in their second place and commits them in SQL with their outbox rows, all or none. Of
 // records of one manifest the first has the bytes.
-func (x *Index) change(ctx context.Context, rs []registry.NameRecord, f func(names.Tx) error) error {
+func (x *Index) change(ctx context.Context, rs []cluster.NameRecord, f func(names.Tx) error) error {
 	// What has begun is finished: a client that goes away must not leave one place ahead of the other.
 	ctx = context.WithoutCancel(ctx)
 	undo := func(n int) {
@@ -178,7 +179,7 @@ func (x *Index) conflict(err error) error {
 }
 
 // forget takes a record back from the origins. One that can't be reached is told by the next reconciliation.
-func (x *Index) forget(ctx context.Context, r registry.NameRecord) {
+func (x *Index) forget(ctx context.Context, r cluster.NameRecord) {
 	for _, o := range x.origins.All() {
 		if err := o.DeleteName(ctx, x.signer.Deletion(r)); err != nil {
 			x.log.Debug("origin still keeps a name", "origin", o.ID, "error", err)
@@ -186,13 +187,13 @@ func (x *Index) forget(ctx context.Context, r registry.NameRecord) {
 	}
 }
 
-func (x *Index) record(kind, repo, tag string, d digest.Digest) (registry.NameRecord, error) {
+func (x *Index) record(kind, repo, tag string, d digest.Digest) (cluster.NameRecord, error) {
 	n, err := x.nextGeneration()
-	return registry.NameRecord{Version: registry.NameWhole, Kind: kind, Repository: repo, Tag: tag, Digest: d, Generation: n, Time: time.Now().UTC()}, err
+	return cluster.NameRecord{Version: cluster.NameWhole, Kind: kind, Repository: repo, Tag: tag, Digest: d, Generation: n, Time: time.Now().UTC()}, err
 }
 
 // apply writes a manifest's record to SQL.
-func (x *Index) apply(tx names.Tx, r registry.NameRecord, p *parsed) error {
+func (x *Index) apply(tx names.Tx, r cluster.NameRecord, p *parsed) error {
 	err := tx.PutManifest(names.Manifest{
 		Repository: r.Repository, Digest: r.Digest, MediaType: r.MediaType, ArtifactType: p.artifactType, Subject: p.subject,
 		Generation: r.Generation, Bytes: r.Bytes,
@@ -204,7 +205,7 @@ func (x *Index) apply(tx names.Tx, r registry.NameRecord, p *parsed) error {
 }
 
 // applyDeletion deletes a manifest with its tags, and returns these; ErrDenied when one of them is immutable.
-func (x *Index) applyDeletion(tx names.Tx, r registry.NameRecord) ([]string, error) {
+func (x *Index) applyDeletion(tx names.Tx, r cluster.NameRecord) ([]string, error) {
 	tags, err := tx.DeleteManifest(r.Repository, r.Digest, r.Generation)
 	if err != nil {
 		return nil, err

@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"kraken/proto/blob"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 	"kraken/proto/transport"
 )
@@ -22,7 +23,7 @@ func (x *Index) handler(reg *prometheus.Registry) http.Handler {
 	r.Get("/readiness", x.health.Readiness)
 	r.MethodNotAllowed(registry.UnknownMethod)
 	r.Mount("/", registry.Server{
-		Manifests: x, ManifestWriter: x, Tags: x, Catalog: x, Referrers: x, Extension: x.extension, Log: x.log,
+		Dialect: cluster.Dialect(), Manifests: x, ManifestWriter: x, Tags: x, Catalog: x, Referrers: x, Extension: x.extension, Log: x.log,
 	}.Handler())
 	return r
 }
@@ -41,7 +42,7 @@ func (x *Index) adminHandler(reg *prometheus.Registry) http.Handler {
 }
 
 // status is what the bucket still lacks.
-func (x *Index) status(ctx context.Context) (s registry.WritebackStatus, err error) {
+func (x *Index) status(ctx context.Context) (s cluster.WritebackStatus, err error) {
 	state, err := x.db.State(ctx)
 	if err != nil {
 		return s, err
@@ -53,7 +54,7 @@ func (x *Index) status(ctx context.Context) (s registry.WritebackStatus, err err
 	if e := x.lastErr.Load(); e != nil {
 		s.Error = *e
 	}
-	s.SetAside, s.SetAsideCount = x.aside.list(registry.MaxSetAside)
+	s.SetAside, s.SetAsideCount = x.aside.list(cluster.MaxSetAside)
 	return s, nil
 }
 
@@ -78,7 +79,7 @@ func (x *Index) extension(w http.ResponseWriter, r *http.Request, p registry.Ext
 	ctx := r.Context()
 	switch r.Method + " " + p.Resource {
 	case "PUT layers":
-		var l registry.Layer
+		var l cluster.Layer
 		b, err := io.ReadAll(io.LimitReader(r.Body, 4<<10))
 		if err == nil {
 			err = json.Unmarshal(b, &l)

@@ -8,6 +8,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"kraken/buildindex/names"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 )
 
@@ -82,12 +83,12 @@ func (x *Index) PutManifest(ctx context.Context, repo string, ref registry.Refer
 }
 
 // manifestRecords are the records of a push: one for each tag, or one. The first has the bytes, the others name them.
-func (x *Index) manifestRecords(repo string, tags []string, d digest.Digest, mediaType string, raw []byte) (rs []registry.NameRecord, err error) {
+func (x *Index) manifestRecords(repo string, tags []string, d digest.Digest, mediaType string, raw []byte) (rs []cluster.NameRecord, err error) {
 	if len(tags) == 0 {
 		tags = []string{""}
 	}
 	for i, tag := range tags {
-		r, err := x.record(registry.NameManifest, repo, tag, d)
+		r, err := x.record(cluster.NameManifest, repo, tag, d)
 		if err != nil {
 			return nil, err
 		}
@@ -95,7 +96,7 @@ func (x *Index) manifestRecords(repo string, tags []string, d digest.Digest, med
 		if i == 0 {
 			r.Bytes = raw
 		} else {
-			r.Version = registry.NameRef
+			r.Version = cluster.NameRef
 		}
 		rs = append(rs, r)
 	}
@@ -207,11 +208,11 @@ func (x *Index) DeleteManifest(ctx context.Context, repo string, ref registry.Re
 	if err := x.mayDelete(ctx, repo, ref); err != nil {
 		return err
 	}
-	r, err := x.record(registry.NameDeleted, repo, ref.Tag, ref.Digest)
+	r, err := x.record(cluster.NameDeleted, repo, ref.Tag, ref.Digest)
 	if err != nil {
 		return fmt.Errorf("delete %s of %s: %w", ref, repo, err)
 	}
-	err = x.change(ctx, []registry.NameRecord{r}, func(tx names.Tx) error {
+	err = x.change(ctx, []cluster.NameRecord{r}, func(tx names.Tx) error {
 		if ref.Tag != "" {
 			return tx.DeleteTag(repo, ref.Tag, r.Generation)
 		}

@@ -8,12 +8,13 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"kraken/buildindex/names"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 )
 
 // putLayer makes a blob that was pushed a member of the repository. Its second place is the marker of the blob on the
 // origins, which names the repository and which they turn into the bucket's link.
-func (x *Index) putLayer(ctx context.Context, repo string, l registry.Layer) error {
+func (x *Index) putLayer(ctx context.Context, repo string, l cluster.Layer) error {
 	err := x.db.Update(ctx, func(tx names.Tx) error { return tx.PutLayer(repo, l.Digest, l.Size, names.NoGeneration) })
 	if err != nil {
 		return fmt.Errorf("make %s a member of %s: %w", l.Digest, repo, err)
@@ -21,15 +22,15 @@ func (x *Index) putLayer(ctx context.Context, repo string, l registry.Layer) err
 	return nil
 }
 
-func (x *Index) getLayer(ctx context.Context, repo string, d digest.Digest) (registry.Layer, error) {
+func (x *Index) getLayer(ctx context.Context, repo string, d digest.Digest) (cluster.Layer, error) {
 	size, err := x.db.Layer(ctx, repo, d)
 	if errors.Is(err, names.ErrNotFound) {
-		return registry.Layer{}, x.miss(registry.ErrBlobUnknown, "blob %s of %s", d, repo)
+		return cluster.Layer{}, x.miss(registry.ErrBlobUnknown, "blob %s of %s", d, repo)
 	}
 	if err != nil {
-		return registry.Layer{}, fmt.Errorf("blob %s of %s: %w", d, repo, err)
+		return cluster.Layer{}, fmt.Errorf("blob %s of %s: %w", d, repo, err)
 	}
-	return registry.Layer{Digest: d, Size: size}, nil
+	return cluster.Layer{Digest: d, Size: size}, nil
 }
 
 func (x *Index) deleteLayer(ctx context.Context, repo string, d digest.Digest) error {
@@ -37,12 +38,12 @@ func (x *Index) deleteLayer(ctx context.Context, repo string, d digest.Digest) e
 	if _, err := x.getLayer(ctx, repo, d); err != nil {
 		return err
 	}
-	r, err := x.record(registry.NameDeleted, repo, "", d)
+	r, err := x.record(cluster.NameDeleted, repo, "", d)
 	if err != nil {
 		return fmt.Errorf("delete blob %s of %s: %w", d, repo, err)
 	}
-	r.MediaType = registry.NameLayer // of two things with this digest, the membership is meant
-	if err := x.change(ctx, []registry.NameRecord{r}, func(tx names.Tx) error { return tx.DeleteLayer(repo, d, r.Generation) }); err != nil {
+	r.MediaType = cluster.NameLayer // of two things with this digest, the membership is meant
+	if err := x.change(ctx, []cluster.NameRecord{r}, func(tx names.Tx) error { return tx.DeleteLayer(repo, d, r.Generation) }); err != nil {
 		if errors.Is(err, names.ErrNotFound) {
 			return x.miss(registry.ErrBlobUnknown, "blob %s of %s", d, repo)
 		}
@@ -54,23 +55,23 @@ func (x *Index) deleteLayer(ctx context.Context, repo string, d digest.Digest) e
 // mount makes a blob that some repository has a member of this one. From is where the client saw it, a hint: clients
 // remember blobs for longer than repositories keep them, and there is nothing that may be pulled from one repository
 // and not from another.
-func (x *Index) mount(ctx context.Context, repo, from string, d digest.Digest) (registry.Layer, error) {
+func (x *Index) mount(ctx context.Context, repo, from string, d digest.Digest) (cluster.Layer, error) {
 	size, err := x.db.Layer(ctx, "", d)
 	if errors.Is(err, names.ErrNotFound) {
 		// Never a reason to wait: the client then pushes the bytes.
-		return registry.Layer{}, fmt.Errorf("%w: %s is neither in %q nor in another repository", registry.ErrBlobUnknown, d, from)
+		return cluster.Layer{}, fmt.Errorf("%w: %s is neither in %q nor in another repository", registry.ErrBlobUnknown, d, from)
 	}
 	if err != nil {
-		return registry.Layer{}, fmt.Errorf("mount %s from %q: %w", d, from, err)
+		return cluster.Layer{}, fmt.Errorf("mount %s from %q: %w", d, from, err)
 	}
 	defer x.lock(repo, d.String())()
-	r, err := x.record(registry.NameLayer, repo, "", d)
+	r, err := x.record(cluster.NameLayer, repo, "", d)
 	if err != nil {
-		return registry.Layer{}, fmt.Errorf("mount %s into %s: %w", d, repo, err)
+		return cluster.Layer{}, fmt.Errorf("mount %s into %s: %w", d, repo, err)
 	}
 	r.Size = size
-	if err := x.change(ctx, []registry.NameRecord{r}, func(tx names.Tx) error { return tx.PutLayer(repo, d, size, r.Generation) }); err != nil {
-		return registry.Layer{}, fmt.Errorf("mount %s into %s: %w", d, repo, err)
+	if err := x.change(ctx, []cluster.NameRecord{r}, func(tx names.Tx) error { return tx.PutLayer(repo, d, size, r.Generation) }); err != nil {
+		return cluster.Layer{}, fmt.Errorf("mount %s into %s: %w", d, repo, err)
 	}
-	return registry.Layer{Digest: d, Size: size}, nil
+	return cluster.Layer{Digest: d, Size: size}, nil
 }

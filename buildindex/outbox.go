@@ -14,6 +14,7 @@ import (
 
 	"kraken/buildindex/names"
 	"kraken/origin/bucket"
+	"kraken/proto/cluster"
 	"kraken/proto/layout"
 	"kraken/proto/registry"
 )
@@ -82,7 +83,7 @@ func (x *Index) drain(ctx context.Context) (left bool, err error) {
 		var done []names.OutboxRow
 		for _, row := range rows {
 			after = row.ID
-			if row.Record.Kind == registry.NameDeleted && waiting[tombKey(row.Record)] {
+			if row.Record.Kind == cluster.NameDeleted && waiting[tombKey(row.Record)] {
 				left = true
 				continue
 			}
@@ -178,15 +179,15 @@ func (x *Index) published(ctx context.Context, rows []names.OutboxRow) error {
 }
 
 // publish writes one change to the bucket.
-func (x *Index) publish(ctx context.Context, r registry.NameRecord, last *revision) error {
+func (x *Index) publish(ctx context.Context, r cluster.NameRecord, last *revision) error {
 	_, b, ok := x.buckets.For(r.Repository)
 	if !ok {
 		return fmt.Errorf("no bucket is configured for repository %s", r.Repository)
 	}
 	switch r.Kind {
-	case registry.NameManifest:
+	case cluster.NameManifest:
 		return x.publishManifest(ctx, b, r, last)
-	case registry.NameLayer:
+	case cluster.NameLayer:
 		if _, err := x.db.Layer(ctx, r.Repository, r.Digest); err != nil {
 			return ignoreMissing(err) // deleted before it was written
 		}
@@ -194,7 +195,7 @@ func (x *Index) publish(ctx context.Context, r registry.NameRecord, last *revisi
 			return err
 		}
 		return b.Put(ctx, layout.LayerLink(r.Repository, r.Digest), link(r.Digest))
-	case registry.NameDeleted:
+	case cluster.NameDeleted:
 		*last = revision{}
 		return x.publishDeletion(ctx, b, r)
 	}
@@ -211,7 +212,7 @@ type tagRecord struct {
 	Time       time.Time     `json:"time"`
 }
 
-func (x *Index) publishManifest(ctx context.Context, b bucket.Bucket, r registry.NameRecord, last *revision) error {
+func (x *Index) publishManifest(ctx context.Context, b bucket.Bucket, r cluster.NameRecord, last *revision) error {
 	if last.repository != r.Repository || last.digest != r.Digest {
 		m, err := x.db.Manifest(ctx, r.Repository, registry.Reference{Digest: r.Digest})
 		if err != nil {
@@ -286,7 +287,7 @@ func (x *Index) referencesDurable(ctx context.Context, b bucket.Bucket, repo str
 	return nil
 }
 
-func (x *Index) publishTag(ctx context.Context, b bucket.Bucket, r registry.NameRecord, mediaType string) error {
+func (x *Index) publishTag(ctx context.Context, b bucket.Bucket, r cluster.NameRecord, mediaType string) error {
 	// A tag that has moved on meanwhile is written by its own row.
 	if now, err := x.db.Tag(ctx, r.Repository, r.Tag); errors.Is(err, names.ErrNotFound) || (err == nil && (now.Generation > r.Generation || now.Digest != r.Digest)) {
 		return nil
@@ -306,7 +307,7 @@ func (x *Index) publishTag(ctx context.Context, b bucket.Bucket, r registry.Name
 	return b.Put(ctx, layout.TagCurrentLink(r.Repository, r.Tag), link(r.Digest))
 }
 
-func (x *Index) publishDeletion(ctx context.Context, b bucket.Bucket, r registry.NameRecord) error {
+func (x *Index) publishDeletion(ctx context.Context, b bucket.Bucket, r cluster.NameRecord) error {
 	switch {
 	case r.Tag != "":
 		if now, err := x.db.Tag(ctx, r.Repository, r.Tag); err == nil && now.Generation > r.Generation {
@@ -317,7 +318,7 @@ func (x *Index) publishDeletion(ctx context.Context, b bucket.Bucket, r registry
 		return errors.Join(
 			b.Delete(ctx, layout.TagCurrentLink(r.Repository, r.Tag)),
 			b.Delete(ctx, layout.TagRecordKey(r.Repository, r.Tag)))
-	case r.MediaType == registry.NameLayer:
+	case r.MediaType == cluster.NameLayer:
 		if _, err := x.db.Layer(ctx, r.Repository, r.Digest); err == nil {
 			return nil
 		} else if !errors.Is(err, names.ErrNotFound) {
@@ -339,7 +340,7 @@ func (x *Index) durable(ctx context.Context, repo string, ds []digest.Digest) er
 		left[d] = true
 	}
 	for rank := range x.cfg.Replicas {
-		byOrigin := map[*registry.Origin][]digest.Digest{}
+		byOrigin := map[*cluster.Origin][]digest.Digest{}
 		for d := range left {
 			if owners := x.origins.Owners(d); rank < len(owners) {
 				byOrigin[owners[rank]] = append(byOrigin[owners[rank]], d)
@@ -347,7 +348,7 @@ func (x *Index) durable(ctx context.Context, repo string, ds []digest.Digest) er
 		}
 		var errs []error
 		for o, all := range byOrigin {
-			for asked := range slices.Chunk(all, registry.MaxDurableDigests) {
+			for asked := range slices.Chunk(all, cluster.MaxDurableDigests) {
 				resp, err := o.Durable(ctx, repo, asked)
 				if err != nil {
 					errs = append(errs, fmt.Errorf("origin %s: %w", o.ID, err))

@@ -16,6 +16,7 @@ import (
 
 	"kraken/buildindex/names"
 	"kraken/origin/bucket"
+	"kraken/proto/cluster"
 	"kraken/proto/layout"
 	"kraken/proto/registry"
 )
@@ -55,7 +56,7 @@ func (r *rig) queue(repo, tag string, raw []byte) digest.Digest {
 	r.Helper()
 	p, err := parseManifest("", raw)
 	r.must(err)
-	rec := registry.NameRecord{Version: 1, Kind: registry.NameManifest, Repository: repo, Tag: tag, Digest: digest.FromBytes(raw), MediaType: p.mediaType, Size: int64(len(raw)), Bytes: raw}
+	rec := cluster.NameRecord{Version: 1, Kind: cluster.NameManifest, Repository: repo, Tag: tag, Digest: digest.FromBytes(raw), MediaType: p.mediaType, Size: int64(len(raw)), Bytes: raw}
 	rec.Generation = time.Now().UnixMicro()
 	r.must(r.x.db.Update(r.Context(), func(tx names.Tx) error { return errors.Join(r.x.apply(tx, rec, p), tx.Enqueue(rec)) }))
 	return rec.Digest
@@ -75,7 +76,7 @@ func TestManyReferencesStopNobody(t *testing.T) {
 		t.Errorf("%d changes stay in the outbox, %v", s.OutboxRows, err)
 	}
 	// one of two origins is asked for more than it takes
-	if err := r.x.durable(t.Context(), "repo", distinct(2*registry.MaxDurableDigests+1)); err != nil {
+	if err := r.x.durable(t.Context(), "repo", distinct(2*cluster.MaxDurableDigests+1)); err != nil {
 		t.Error(err)
 	}
 }
@@ -145,7 +146,7 @@ func TestManyTagsWriteOneManifest(t *testing.T) {
 	publish := func(tag string) {
 		t.Helper()
 		d := r.queue("repo", tag, raw)
-		r.must(r.x.publishManifest(t.Context(), b, registry.NameRecord{Repository: "repo", Tag: tag, Digest: d, Generation: 1 << 62}, &last))
+		r.must(r.x.publishManifest(t.Context(), b, cluster.NameRecord{Repository: "repo", Tag: tag, Digest: d, Generation: 1 << 62}, &last))
 	}
 	for i := range 10 {
 		publish(fmt.Sprintf("v%d", i))
@@ -161,7 +162,7 @@ func TestManyTagsWriteOneManifest(t *testing.T) {
 			t.Errorf("%s was written %d times", key, b.all[key])
 		}
 	}
-	r.must(r.x.publish(t.Context(), registry.NameRecord{Kind: registry.NameDeleted, Repository: "repo", Tag: "v0", Generation: 1}, &last))
+	r.must(r.x.publish(t.Context(), cluster.NameRecord{Kind: cluster.NameDeleted, Repository: "repo", Tag: "v0", Generation: 1}, &last))
 	publish("v10")
 	if n := b.all[layout.RevisionLink("repo", d)]; n != 2 {
 		t.Errorf("after a deletion: the manifest was written %d times", n)

@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"kraken/buildindex/names"
+	"kraken/proto/cluster"
 	"kraken/proto/layout"
 	"kraken/proto/registry"
 )
@@ -22,7 +23,7 @@ var errAside = errors.New("set aside")
 // entry is a record at an origin; err says why it can't be believed.
 type entry struct {
 	origin string
-	record registry.NameRecord
+	record cluster.NameRecord
 	err    error
 }
 
@@ -37,14 +38,14 @@ type round struct {
 }
 
 func (t *round) setAside(e entry) {
-	t.aside = append(t.aside, asideRecord{describe(e.origin, e.record, e.err), registry.NameKey(e.record)})
+	t.aside = append(t.aside, asideRecord{describe(e.origin, e.record, e.err), cluster.NameKey(e.record)})
 }
 
 // recordsOf reads and checks what an origin keeps. Only a record that holds raises the counter of generations.
-func (x *Index) recordsOf(ctx context.Context, o *registry.Origin) (out []entry, err error) {
+func (x *Index) recordsOf(ctx context.Context, o *cluster.Origin) (out []entry, err error) {
 	now := time.Now()
 	err = o.Names(ctx, func(line []byte) error {
-		r, err := registry.ParseNameRecord(line, x.keys, now)
+		r, err := cluster.ParseNameRecord(line, x.keys, now)
 		if err != nil {
 			r.Bytes = nil
 		} else {
@@ -61,7 +62,7 @@ func (x *Index) tombstones(entries []entry) map[string]int64 {
 	dead := map[string]int64{}
 	for _, e := range entries {
 		r := e.record
-		if r.Kind != registry.NameDeleted {
+		if r.Kind != cluster.NameDeleted {
 			continue
 		}
 		if r.Tag != "" && x.cfg.immutable(r.Repository, r.Tag) || r.Tag == "" && r.MediaType == "" && x.cfg.policy(r.Repository).immutable != nil {
@@ -74,19 +75,19 @@ func (x *Index) tombstones(entries []entry) map[string]int64 {
 }
 
 // tombKey is the name that a record changes: a tag, a manifest, or a membership.
-func tombKey(r registry.NameRecord) string {
+func tombKey(r cluster.NameRecord) string {
 	switch {
 	case r.Tag != "":
 		return tagName(r.Repository, r.Tag)
-	case r.Kind == registry.NameLayer || r.MediaType == registry.NameLayer:
+	case r.Kind == cluster.NameLayer || r.MediaType == cluster.NameLayer:
 		return layerName(r.Repository, r.Digest)
 	}
 	return manifestName(r.Repository, r.Digest)
 }
 
 // namesOf are all names that a record changes: a push by tag changes the tag and the manifest.
-func namesOf(r registry.NameRecord) []string {
-	if r.Kind == registry.NameManifest && r.Tag != "" {
+func namesOf(r cluster.NameRecord) []string {
+	if r.Kind == cluster.NameManifest && r.Tag != "" {
 		return []string{tombKey(r), manifestName(r.Repository, r.Digest)}
 	}
 	return []string{tombKey(r)}
@@ -100,10 +101,10 @@ func layerName(repo string, d digest.Digest) string    { return repo + "\x00laye
 // not be adopted is set aside.
 func (x *Index) adoptAll(ctx context.Context, t *round, dead map[string]int64) error {
 	slices.SortFunc(t.adopt, func(a, b entry) int {
-		return cmp.Or(cmp.Compare(a.record.Generation, b.record.Generation), strings.Compare(registry.NameKey(a.record), registry.NameKey(b.record)))
+		return cmp.Or(cmp.Compare(a.record.Generation, b.record.Generation), strings.Compare(cluster.NameKey(a.record), cluster.NameKey(b.record)))
 	})
 	entries := slices.CompactFunc(slices.Clone(t.adopt), func(a, b entry) bool { // replicas
-		return a.record.Generation == b.record.Generation && registry.NameKey(a.record) == registry.NameKey(b.record)
+		return a.record.Generation == b.record.Generation && cluster.NameKey(a.record) == cluster.NameKey(b.record)
 	})
 	whole := map[digest.Digest][]byte{}
 	for _, e := range entries {
@@ -116,7 +117,7 @@ func (x *Index) adoptAll(ctx context.Context, t *round, dead map[string]int64) e
 		err := x.adopt(ctx, e.record, dead, whole)
 		if errors.Is(err, errAside) {
 			for _, copy := range t.adopt {
-				if copy.record.Generation == e.record.Generation && registry.NameKey(copy.record) == registry.NameKey(e.record) {
+				if copy.record.Generation == e.record.Generation && cluster.NameKey(copy.record) == cluster.NameKey(e.record) {
 					copy.err = err
 					t.setAside(copy)
 				}
@@ -140,22 +141,22 @@ func (x *Index) adoptAll(ctx context.Context, t *round, dead map[string]int64) e
 }
 
 // adopt takes over one record that was checked, errAside when it must not or can't be.
-func (x *Index) adopt(ctx context.Context, r registry.NameRecord, dead map[string]int64, whole map[digest.Digest][]byte) error {
-	if r.Kind == registry.NameManifest {
+func (x *Index) adopt(ctx context.Context, r cluster.NameRecord, dead map[string]int64, whole map[digest.Digest][]byte) error {
+	if r.Kind == cluster.NameManifest {
 		if dead[manifestName(r.Repository, r.Digest)] > r.Generation {
 			return nil
 		}
 		if r.Tag != "" && dead[tagName(r.Repository, r.Tag)] > r.Generation {
 			r.Tag = "" // the tag is gone, the manifest is not
 		}
-	} else if r.Kind == registry.NameLayer && dead[tombKey(r)] > r.Generation {
+	} else if r.Kind == cluster.NameLayer && dead[tombKey(r)] > r.Generation {
 		return nil
 	}
 	if known, err := x.known(ctx, r); err != nil || known {
 		return err
 	}
 	var p *parsed
-	if r.Kind == registry.NameManifest {
+	if r.Kind == cluster.NameManifest {
 		var err error
 		if r.Bytes, err = x.bytesOf(ctx, r, whole); err != nil {
 			return err
@@ -174,11 +175,11 @@ func (x *Index) adopt(ctx context.Context, r registry.NameRecord, dead map[strin
 
 // adoptIn writes a record to SQL. What a later generation has changed meanwhile stays. It is errAside for a record that
 // moves or deletes an immutable tag, or deletes its manifest.
-func (x *Index) adoptIn(tx names.Tx, r registry.NameRecord, p *parsed) error {
+func (x *Index) adoptIn(tx names.Tx, r cluster.NameRecord, p *parsed) error {
 	ref := registry.Reference{Tag: r.Tag, Digest: r.Digest}
 	if r.Tag != "" && x.cfg.immutable(r.Repository, r.Tag) {
 		keep := names.Condition{Fixed: r.Digest}
-		if r.Kind == registry.NameDeleted {
+		if r.Kind == cluster.NameDeleted {
 			keep = names.Condition{Absent: true}
 		}
 		var c *names.Conflict
@@ -200,15 +201,15 @@ func (x *Index) adoptIn(tx names.Tx, r registry.NameRecord, p *parsed) error {
 
 // write does what a record says. names.ErrNotFound and names.ErrNewer as from names.Tx; registry.ErrDenied for the
 // deletion of a manifest that an immutable tag names.
-func (x *Index) write(tx names.Tx, r registry.NameRecord, p *parsed) error {
+func (x *Index) write(tx names.Tx, r cluster.NameRecord, p *parsed) error {
 	switch {
-	case r.Kind == registry.NameManifest:
+	case r.Kind == cluster.NameManifest:
 		return x.apply(tx, r, p)
-	case r.Kind == registry.NameLayer:
+	case r.Kind == cluster.NameLayer:
 		return tx.PutLayer(r.Repository, r.Digest, r.Size, r.Generation)
 	case r.Tag != "":
 		return tx.DeleteTag(r.Repository, r.Tag, r.Generation)
-	case r.MediaType == registry.NameLayer:
+	case r.MediaType == cluster.NameLayer:
 		return tx.DeleteLayer(r.Repository, r.Digest, r.Generation)
 	}
 	_, err := x.applyDeletion(tx, r)
@@ -217,7 +218,7 @@ func (x *Index) write(tx names.Tx, r registry.NameRecord, p *parsed) error {
 
 // bytesOf finds the bytes of the manifest that a record names: in the record, in another of this round, in SQL or in
 // the bucket.
-func (x *Index) bytesOf(ctx context.Context, r registry.NameRecord, whole map[digest.Digest][]byte) ([]byte, error) {
+func (x *Index) bytesOf(ctx context.Context, r cluster.NameRecord, whole map[digest.Digest][]byte) ([]byte, error) {
 	if b := whole[r.Digest]; b != nil {
 		return b, nil
 	}
@@ -240,12 +241,12 @@ func (x *Index) bytesOf(ctx context.Context, r registry.NameRecord, whole map[di
 }
 
 // known says whether SQL has what a record says.
-func (x *Index) known(ctx context.Context, r registry.NameRecord) (bool, error) {
+func (x *Index) known(ctx context.Context, r cluster.NameRecord) (bool, error) {
 	switch r.Kind {
-	case registry.NameLayer:
+	case cluster.NameLayer:
 		_, err := x.db.Layer(ctx, r.Repository, r.Digest)
 		return err == nil, ignoreMissing(err)
-	case registry.NameManifest:
+	case cluster.NameManifest:
 		ok, err := x.hasManifest(ctx, r.Repository, r.Digest)
 		if err != nil || !ok || r.Tag == "" {
 			return ok, err

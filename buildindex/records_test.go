@@ -12,21 +12,22 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"kraken/proto/cluster"
 	"kraken/proto/layout"
 	"kraken/proto/registry"
 )
 
 // plant puts a record on both origins past every check, as one who has their disks can.
-func (r *rig) plant(rec registry.NameRecord) {
+func (r *rig) plant(rec cluster.NameRecord) {
 	for _, o := range r.origins {
-		o.set(func() { o.names[registry.NameKey(rec)] = rec })
+		o.set(func() { o.names[cluster.NameKey(rec)] = rec })
 	}
 }
 
 // forged is a record that moves a tag of repo to these bytes.
-func forged(tag string, raw []byte, generation int64) registry.NameRecord {
-	return registry.NameRecord{
-		Version: 1, Kind: registry.NameManifest, Repository: "repo", Tag: tag, Digest: digest.FromBytes(raw), Size: int64(len(raw)), Bytes: raw,
+func forged(tag string, raw []byte, generation int64) cluster.NameRecord {
+	return cluster.NameRecord{
+		Version: 1, Kind: cluster.NameManifest, Repository: "repo", Tag: tag, Digest: digest.FromBytes(raw), Size: int64(len(raw)), Bytes: raw,
 		MediaType: "application/vnd.oci.image.manifest.v1+json", Generation: generation, Time: time.Now().Add(-time.Hour),
 	}
 }
@@ -50,18 +51,18 @@ func TestForgedRecordsChangeNothing(t *testing.T) {
 	now := time.Now().UnixMicro()
 	wrong := forged("x", other, now)
 	wrong.Digest = digest.FromString("other bytes")
-	for name, rec := range map[string]registry.NameRecord{
+	for name, rec := range map[string]cluster.NameRecord{
 		"a generation near the last there is": forged("v1", other, math.MaxInt64-1),
 		"a generation that makes it wrap":     forged("x", other, math.MaxInt64-6),
 		"a generation of tomorrow":            forged("x", other, now+24*3600e6),
 		"bytes that are no manifest":          forged("x", []byte("hello"), now),
 		"bytes of another digest":             wrong,
-		"a path for a repository":             {Version: 1, Kind: registry.NameLayer, Repository: "../x", Digest: digest.FromString("x"), Generation: now},
+		"a path for a repository":             {Version: 1, Kind: cluster.NameLayer, Repository: "../x", Digest: digest.FromString("x"), Generation: now},
 		"a kind that is not known":            {Version: 1, Kind: "x", Repository: "repo", Digest: digest.FromString("x"), Generation: now},
-		"a version that is not known":         {Version: 9, Kind: registry.NameLayer, Repository: "repo", Digest: digest.FromString("x"), Generation: now},
+		"a version that is not known":         {Version: 9, Kind: cluster.NameLayer, Repository: "repo", Digest: digest.FromString("x"), Generation: now},
 		"an immutable tag that moves":         forged("v1", other, now+1e6),
-		"an immutable tag that is deleted":    {Version: 1, Kind: registry.NameDeleted, Repository: "repo", Tag: "v1", Generation: now + 1e6},
-		"a manifest in no record and nowhere": {Version: 2, Kind: registry.NameManifest, Repository: "repo", Tag: "x", Digest: digest.FromString("x"), Size: 1, MediaType: "a/b", Generation: now},
+		"an immutable tag that is deleted":    {Version: 1, Kind: cluster.NameDeleted, Repository: "repo", Tag: "v1", Generation: now + 1e6},
+		"a manifest in no record and nowhere": {Version: 2, Kind: cluster.NameManifest, Repository: "repo", Tag: "x", Digest: digest.FromString("x"), Size: 1, MediaType: "a/b", Generation: now},
 	} {
 		for _, how := range []string{"signed", "not signed, no keys"} {
 			t.Run(name+", "+how, func(t *testing.T) {
@@ -81,7 +82,7 @@ func TestForgedRecordsChangeNothing(t *testing.T) {
 				r.wantTag("v1", a)
 				r.wantTag("x", "")
 				r.wantAside(2) // at two origins
-				if rec.Repository == "repo" && r.x.generation.Load() > time.Now().Add(registry.MaxGenerationSkew).UnixMicro() {
+				if rec.Repository == "repo" && r.x.generation.Load() > time.Now().Add(cluster.MaxGenerationSkew).UnixMicro() {
 					t.Error("the counter was driven ahead")
 				}
 				b := r.put("latest", "two")
@@ -120,7 +121,7 @@ func TestUnsignedRecords(t *testing.T) {
 func TestCounterAheadOfTheClock(t *testing.T) {
 	r := newRig(t)
 	r.must(r.x.fill(t.Context()))
-	for _, at := range []int64{math.MaxInt64, math.MaxInt64 - 7, time.Now().Add(2 * registry.MaxGenerationSkew).UnixMicro()} {
+	for _, at := range []int64{math.MaxInt64, math.MaxInt64 - 7, time.Now().Add(2 * cluster.MaxGenerationSkew).UnixMicro()} {
 		r.x.generation.Store(at)
 		_, err := r.push("repo", registry.Reference{Tag: "v"}, layered(t, digest.FromString("{}")), registry.PutOptions{})
 		if err == nil {
@@ -189,7 +190,7 @@ func TestTagRecordFindsBytesInTheBucket(t *testing.T) {
 	r.must(err)
 	for _, o := range r.origins {
 		o.set(func() {
-			maps.DeleteFunc(o.names, func(_ string, rec registry.NameRecord) bool { return len(rec.Bytes) > 0 })
+			maps.DeleteFunc(o.names, func(_ string, rec cluster.NameRecord) bool { return len(rec.Bytes) > 0 })
 		})
 	}
 	r.lose()

@@ -3,6 +3,7 @@ package buildindex
 import (
 	"testing"
 
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 )
 
@@ -13,10 +14,10 @@ func TestOldDeletionComesBack(t *testing.T) {
 	r.durable(true)
 	a := r.put("v", "one")
 	r.delete(registry.Reference{Digest: a})
-	var old []registry.NameRecord
+	var old []cluster.NameRecord
 	r.origins[0].set(func() {
 		for _, rec := range r.origins[0].names {
-			if rec.Kind == registry.NameDeleted {
+			if rec.Kind == cluster.NameDeleted {
 				old = append(old, rec)
 			}
 		}

@@ -10,6 +10,7 @@ import (
 
 	"kraken/buildindex/names"
 	"kraken/origin/bucket"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 )
 
@@ -150,7 +151,7 @@ func (x *Index) reconcile(ctx context.Context, began time.Time) error {
 }
 
 // reconcileWith adds what one origin keeps to the round, and takes back what is in the bucket.
-func (x *Index) reconcileWith(ctx context.Context, o *registry.Origin, t *round) error {
+func (x *Index) reconcileWith(ctx context.Context, o *cluster.Origin, t *round) error {
 	entries, err := x.recordsOf(ctx, o)
 	if err != nil {
 		return err
@@ -161,7 +162,7 @@ func (x *Index) reconcileWith(ctx context.Context, o *registry.Origin, t *round)
 		}
 	}
 	for _, e := range entries {
-		aside := x.aside.has(registry.NameKey(e.record), e.record.Generation)
+		aside := x.aside.has(cluster.NameKey(e.record), e.record.Generation)
 		switch {
 		case e.err != nil && !errors.Is(e.err, registry.ErrDenied):
 			t.setAside(e) // what it says of itself is worth nothing
@@ -181,13 +182,13 @@ func (x *Index) reconcileWith(ctx context.Context, o *registry.Origin, t *round)
 
 // reconcileKnown handles a record that is not newer than SQL: it is taken back unless its change is still queued. A
 // queued one that nobody signed, because it was written before there was a key, is signed.
-func (x *Index) reconcileKnown(ctx context.Context, o *registry.Origin, e entry) error {
+func (x *Index) reconcileKnown(ctx context.Context, o *cluster.Origin, e entry) error {
 	rows, err := x.db.Queued(ctx, e.record.Generation)
 	if err != nil {
 		return err
 	}
 	for _, row := range rows {
-		if row.Err != nil || registry.NameKey(row.Record) == registry.NameKey(e.record) {
+		if row.Err != nil || cluster.NameKey(row.Record) == cluster.NameKey(e.record) {
 			if errors.Is(e.err, registry.ErrDenied) && row.Err == nil {
 				return x.signAgain(ctx, o, row.Record)
 			}
@@ -198,11 +199,11 @@ func (x *Index) reconcileKnown(ctx context.Context, o *registry.Origin, e entry)
 }
 
 // signAgain replaces an origin's record of a queued change by a signed one.
-func (x *Index) signAgain(ctx context.Context, o *registry.Origin, r registry.NameRecord) error {
+func (x *Index) signAgain(ctx context.Context, o *cluster.Origin, r cluster.NameRecord) error {
 	if x.signer == nil {
 		return nil
 	}
-	if r.Kind == registry.NameManifest && r.Version == registry.NameWhole {
+	if r.Kind == cluster.NameManifest && r.Version == cluster.NameWhole {
 		m, err := x.db.Manifest(ctx, r.Repository, registry.Reference{Digest: r.Digest})
 		if err != nil {
 			return ignoreMissing(err) // deleted since; the outbox forgets the record
@@ -229,10 +230,10 @@ func (x *Index) finish(ctx context.Context, t *round, dead map[string]int64) err
 	return x.aside.save(ctx, x.db)
 }
 
-func (x *Index) adoptPending(ctx context.Context, o *registry.Origin) error {
-	return o.Pending(ctx, func(p registry.PendingBlob) error {
+func (x *Index) adoptPending(ctx context.Context, o *cluster.Origin) error {
+	return o.Pending(ctx, func(p cluster.PendingBlob) error {
 		for _, repo := range p.Repositories {
-			if err := x.putLayer(ctx, repo, registry.Layer{Digest: p.Digest, Size: p.Size}); err != nil {
+			if err := x.putLayer(ctx, repo, cluster.Layer{Digest: p.Digest, Size: p.Size}); err != nil {
 				return err
 			}
 		}

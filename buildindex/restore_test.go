@@ -20,6 +20,7 @@ import (
 
 	"kraken/buildindex/names"
 	"kraken/origin/bucket"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 	"kraken/proto/ring"
 	"kraken/proto/role"
@@ -31,14 +32,14 @@ type fakeOrigin struct {
 	*httptest.Server
 	mu      sync.Mutex
 	down    bool
-	names   map[string]registry.NameRecord
-	pending []registry.PendingBlob
+	names   map[string]cluster.NameRecord
+	pending []cluster.PendingBlob
 	durable bool
 	onPut   func() // unless nil, called when a record was written
 }
 
 func newFakeOrigin(t *testing.T) *fakeOrigin {
-	f := &fakeOrigin{names: map[string]registry.NameRecord{}}
+	f := &fakeOrigin{names: map[string]cluster.NameRecord{}}
 	f.Server = httptest.NewServer(f)
 	t.Cleanup(f.Close)
 	return f
@@ -70,8 +71,8 @@ func (f *fakeOrigin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			enc.Encode(p)
 		}
 	case r.Method == http.MethodPut:
-		var rec registry.NameRecord
-		if err := json.NewDecoder(r.Body).Decode(&rec); err != nil || registry.NameKey(rec) != key {
+		var rec cluster.NameRecord
+		if err := json.NewDecoder(r.Body).Decode(&rec); err != nil || cluster.NameKey(rec) != key {
 			w.WriteHeader(http.StatusBadRequest)
 			return
 		}
@@ -89,13 +90,13 @@ func (f *fakeOrigin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		w.WriteHeader(http.StatusAccepted)
 	case r.Method == http.MethodPost:
-		var q registry.DurableRequest
+		var q cluster.DurableRequest
 		json.NewDecoder(r.Body).Decode(&q)
-		if len(q.Digests) > registry.MaxDurableDigests { // as an origin does
+		if len(q.Digests) > cluster.MaxDurableDigests { // as an origin does
 			registry.WriteError(w, r, errBody)
 			return
 		}
-		var a registry.DurableResponse
+		var a cluster.DurableResponse
 		if f.durable {
 			a.Durable = q.Digests
 		} else {
@@ -170,7 +171,7 @@ func (r *rig) must(err error) {
 func (r *rig) put(tag, text string) digest.Digest {
 	r.Helper()
 	layer := digest.FromString(text)
-	r.must(r.x.putLayer(r.Context(), "repo", registry.Layer{Digest: layer, Size: int64(len(text))}))
+	r.must(r.x.putLayer(r.Context(), "repo", cluster.Layer{Digest: layer, Size: int64(len(text))}))
 	desc := v1.Descriptor{MediaType: "application/octet-stream", Digest: layer, Size: int64(len(text))}
 	raw, err := json.Marshal(v1.Manifest{MediaType: v1.MediaTypeImageManifest, Config: desc, Layers: []v1.Descriptor{desc}})
 	r.must(err)
@@ -293,7 +294,7 @@ func TestLateOriginIsHeard(t *testing.T) {
 	a := r.put("v", "one") // on the first origin alone
 	only := digest.FromString("only there")
 	r.origins[0].set(func() {
-		r.origins[0].pending = []registry.PendingBlob{{Digest: only, Size: 10, Repositories: []string{"repo"}}}
+		r.origins[0].pending = []cluster.PendingBlob{{Digest: only, Size: 10, Repositories: []string{"repo"}}}
 		r.origins[0].down = true
 	})
 	r.origins[1].set(func() { r.origins[1].down = false })
@@ -344,7 +345,7 @@ func TestRecordsNewerThanSQL(t *testing.T) {
 	newer := recs[0].record
 	newer.Tag, newer.Generation, newer.Time = "w", newer.Generation+1, time.Now()
 	newer = r.x.signer.Sign(newer)
-	r.origins[0].set(func() { r.origins[0].names[registry.NameKey(newer)] = newer })
+	r.origins[0].set(func() { r.origins[0].names[cluster.NameKey(newer)] = newer })
 	r.must(r.x.reconcile(r.Context(), newer.Time.Add(-time.Second)))
 	r.wantTag("w", "")
 	r.must(r.x.reconcile(r.Context(), newer.Time.Add(time.Second)))

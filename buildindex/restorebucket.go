@@ -14,6 +14,7 @@ import (
 	"kraken/buildindex/names"
 	"kraken/origin/bucket"
 	"kraken/proto/blob"
+	"kraken/proto/cluster"
 	"kraken/proto/layout"
 	"kraken/proto/registry"
 )
@@ -106,7 +107,7 @@ func (x *Index) restoreLayer(ctx context.Context, b bucket.Bucket, repo string, 
 	if err != nil {
 		return err
 	}
-	return x.putLayer(ctx, repo, registry.Layer{Digest: d, Size: o.Size})
+	return x.putLayer(ctx, repo, cluster.Layer{Digest: d, Size: o.Size})
 }
 
 func (x *Index) restoreTag(ctx context.Context, b bucket.Bucket, repo, tag string, dead map[string]int64) error {
@@ -131,7 +132,7 @@ func (x *Index) restoreTag(ctx context.Context, b bucket.Bucket, repo, tag strin
 		x.log.Warn("the bucket has a tag that names no digest", "repository", repo, "tag", tag)
 		return nil
 	}
-	if rec.Generation < 0 || rec.Generation > time.Now().Add(registry.MaxGenerationSkew).UnixMicro() {
+	if rec.Generation < 0 || rec.Generation > time.Now().Add(cluster.MaxGenerationSkew).UnixMicro() {
 		x.log.Warn("the bucket has a tag of a generation that can't be; it counts as the oldest", "repository", repo, "tag", tag, "generation", rec.Generation)
 		rec.Generation = 0
 	}

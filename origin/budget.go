@@ -12,7 +12,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"kraken/proto/registry"
+	"kraken/proto/cluster"
 )
 
 const (
@@ -44,7 +44,7 @@ type askerKey struct{}
 func withAsker(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodGet && r.Header.Get("Range") != "" {
-			peer := r.Header.Get(registry.PeerHeader)
+			peer := r.Header.Get(cluster.PeerHeader)
 			if len(peer) > maxPeer {
 				peer = ""
 			}

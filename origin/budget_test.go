@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"kraken/proto/blob"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 	"kraken/proto/ring"
 )
@@ -25,7 +26,7 @@ type uplink struct {
 
 func newUplink(t *testing.T, pieces, rate int) *uplink {
 	t.Helper()
-	origins, err := registry.NewOrigins([]ring.Member{{ID: "o", URL: "http://127.0.0.1:1"}}, 1, http.DefaultClient)
+	origins, err := cluster.NewOrigins([]ring.Member{{ID: "o", URL: "http://127.0.0.1:1"}}, 1, http.DefaultClient)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +63,7 @@ func (u *uplink) pull(t *testing.T, who asker) time.Duration {
 				if left == 0 || time.Since(began) > 10*time.Minute {
 					return
 				}
-				out, err := u.lease(t.Context(), u.m, asked, who, registry.LeaseRequest{Max: size, Stalled: true, Alone: true})
+				out, err := u.lease(t.Context(), u.m, asked, who, cluster.LeaseRequest{Max: size, Stalled: true, Alone: true})
 				if held++; err != nil || !out.HeldBack {
 					held = 0
 				}
@@ -96,7 +97,7 @@ func (u *uplink) attack(ctx context.Context, source string) (wait func()) {
 		wg.Go(func() {
 			for ctx.Err() == nil {
 				who := asker{source, strconv.FormatUint(rand.Uint64(), 16)}
-				out, err := u.lease(ctx, u.m, blob.NewBitmap(u.m.NumPieces()), who, registry.LeaseRequest{Max: 256, Want: []int{0, 1, 2}, Alone: true})
+				out, err := u.lease(ctx, u.m, blob.NewBitmap(u.m.NumPieces()), who, cluster.LeaseRequest{Max: 256, Want: []int{0, 1, 2}, Alone: true})
 				if err != nil || len(out.Pieces) == 0 {
 					time.Sleep(5 * time.Millisecond)
 				}

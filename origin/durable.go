@@ -11,13 +11,14 @@ import (
 
 	"kraken/origin/bucket"
 	"kraken/proto/blob"
+	"kraken/proto/cluster"
 	"kraken/proto/layout"
 	"kraken/proto/registry"
 )
 
 // durableIn answers which digests are in the bucket of a repository.
-func (o *Origin) durableIn(ctx context.Context, repo string, ds []digest.Digest) (registry.DurableResponse, error) {
-	var out registry.DurableResponse
+func (o *Origin) durableIn(ctx context.Context, repo string, ds []digest.Digest) (cluster.DurableResponse, error) {
+	var out cluster.DurableResponse
 	name, b, ok := o.buckets.For(repo)
 	if !ok {
 		return out, fmt.Errorf("%w: no bucket is configured for repository %s", registry.ErrDenied, repo)
@@ -50,12 +51,12 @@ func (o *Origin) durableRoute(w http.ResponseWriter, r *http.Request, x registry
 	if r.Method != http.MethodPost {
 		return fmt.Errorf("%w: %s durable", registry.ErrUnsupported, r.Method)
 	}
-	var q registry.DurableRequest
-	if err := decode(r, registry.MaxDurableDigests*160, &q); err != nil {
+	var q cluster.DurableRequest
+	if err := decode(r, cluster.MaxDurableDigests*160, &q); err != nil {
 		return err
 	}
-	if len(q.Digests) > registry.MaxDurableDigests {
-		return fmt.Errorf("%w: %d digests, at most %d", errBody, len(q.Digests), registry.MaxDurableDigests)
+	if len(q.Digests) > cluster.MaxDurableDigests {
+		return fmt.Errorf("%w: %d digests, at most %d", errBody, len(q.Digests), cluster.MaxDurableDigests)
 	}
 	for _, d := range q.Digests {
 		if _, err := blob.ParseDigest(d.String()); err != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"kraken/proto/blob"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 	"kraken/proto/transport"
 )
@@ -43,7 +44,7 @@ func (c counting) OpenBlob(ctx context.Context, repo string, d digest.Digest, hi
 }
 
 func (o *Origin) leaseRoute(w http.ResponseWriter, r *http.Request, d digest.Digest) error {
-	var q registry.LeaseRequest
+	var q cluster.LeaseRequest
 	if err := decode(r, blob.MaxMetainfo/16, &q); err != nil {
 		return err
 	}
@@ -60,7 +61,7 @@ func (o *Origin) leaseRoute(w http.ResponseWriter, r *http.Request, d digest.Dig
 	if len(q.Peer) > maxPeer {
 		return fmt.Errorf("%w: peer %.50q: want 40 hex digits", errBody, q.Peer)
 	}
-	if q.Max < 1 || q.Max > registry.MaxLeasePieces || len(q.Want) > 10*registry.MaxLeasePieces {
+	if q.Max < 1 || q.Max > cluster.MaxLeasePieces || len(q.Want) > 10*cluster.MaxLeasePieces {
 		return fmt.Errorf("%w: max is %d, want names %d pieces", errBody, q.Max, len(q.Want))
 	}
 	out, err := o.lease(r.Context(), m, have, asker{sourceOf(r), q.Peer}, q)
@@ -72,18 +73,18 @@ func (o *Origin) leaseRoute(w http.ResponseWriter, r *http.Request, d digest.Dig
 }
 
 // lease hands out pieces when the turn of who asks has come, as far as its budget allows.
-func (o *Origin) lease(ctx context.Context, m *blob.Metainfo, have blob.Bitmap, who asker, q registry.LeaseRequest) (registry.LeaseResponse, error) {
+func (o *Origin) lease(ctx context.Context, m *blob.Metainfo, have blob.Bitmap, who asker, q cluster.LeaseRequest) (cluster.LeaseResponse, error) {
 	most, doubtful, refused, leave := o.budgets.enter(who, q.Max)
 	if most == 0 { // the answer waits here, so that who asks again at once costs little
 		select {
 		case <-time.After(budgetWait):
 		case <-ctx.Done():
 		}
-		return registry.LeaseResponse{RetryAfter: soon, HeldBack: refused}, nil
+		return cluster.LeaseResponse{RetryAfter: soon, HeldBack: refused}, nil
 	}
 	defer leave()
 	if !o.leases.enter(m) {
-		return registry.LeaseResponse{}, &registry.RetryError{Err: fmt.Errorf("%w: %s is leased to many agents now", registry.ErrTooManyRequests, m.Digest), After: time.Second}
+		return cluster.LeaseResponse{}, &registry.RetryError{Err: fmt.Errorf("%w: %s is leased to many agents now", registry.ErrTooManyRequests, m.Digest), After: time.Second}
 	}
 	defer o.leases.leave(m.Digest)
 	take := o.turns.take
@@ -91,7 +92,7 @@ func (o *Origin) lease(ctx context.Context, m *blob.Metainfo, have blob.Bitmap, 
 		take = o.turns.takeLast
 	}
 	if q.Max = take(ctx, who.share(), m.PieceLength(), most); q.Max == 0 {
-		return registry.LeaseResponse{RetryAfter: soon}, nil
+		return cluster.LeaseResponse{RetryAfter: soon}, nil
 	}
 	ring := o.origins.Ring()
 	replica := max(0, slices.Index(ring.Owners(m.Digest), o.cfg.ID))

@@ -6,6 +6,7 @@ import (
 	"github.com/go-chi/chi/v5"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 	"kraken/proto/transport"
 )
@@ -17,7 +18,7 @@ func (o *Origin) handler(reg *prometheus.Registry) http.Handler {
 	r.Get("/readiness", o.health.Readiness)
 	r.MethodNotAllowed(registry.UnknownMethod)
 	isProxy := func(r *http.Request) bool { return mayBe(r, o.cfg.ProxyNames) }
-	r.Mount("/", registry.Server{Blobs: counting{o}, BlobDeleter: o, Uploads: o, Extension: o.extension, TrustSource: isProxy, Log: o.log}.Handler())
+	r.Mount("/", registry.Server{Dialect: cluster.Dialect(), Blobs: counting{o}, BlobDeleter: o, Uploads: o, Extension: o.extension, TrustSource: isProxy, Log: o.log}.Handler())
 	return r
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"kraken/proto/blob"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 )
 
@@ -67,14 +68,14 @@ func (l *leases) of(m *blob.Metainfo) *lease {
 }
 
 // hand names up to r.Max pieces. replica is this origin's place among the owners: replicas begin with different pieces.
-func (l *leases) hand(m *blob.Metainfo, have blob.Bitmap, r registry.LeaseRequest, replica, replicas int) (out registry.LeaseResponse) {
+func (l *leases) hand(m *blob.Metainfo, have blob.Bitmap, r cluster.LeaseRequest, replica, replicas int) (out cluster.LeaseResponse) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.choose(m, have, r, replica, replicas)
 }
 
 // choose is hand. The caller holds mu.
-func (l *leases) choose(m *blob.Metainfo, have blob.Bitmap, r registry.LeaseRequest, replica, replicas int) (out registry.LeaseResponse) {
+func (l *leases) choose(m *blob.Metainfo, have blob.Bitmap, r cluster.LeaseRequest, replica, replicas int) (out cluster.LeaseResponse) {
 	now := l.now()
 	b := l.of(m)
 	if b.began.IsZero() {
@@ -157,7 +158,7 @@ func (b *lease) expire(now time.Time) {
 
 // handAside names pieces as hand does, for an agent that does not fetch what it leases: they don't count as sent, so
 // that nobody is kept from them.
-func (l *leases) handAside(m *blob.Metainfo, have blob.Bitmap, r registry.LeaseRequest, replica, replicas int) registry.LeaseResponse {
+func (l *leases) handAside(m *blob.Metainfo, have blob.Bitmap, r cluster.LeaseRequest, replica, replicas int) cluster.LeaseResponse {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	b := l.of(m)

@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"kraken/proto/blob"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 )
 
@@ -36,14 +37,14 @@ func TestEachPieceOnceBeforeAnyTwice(t *testing.T) {
 	l := newLeases(8)
 	sent := make([]int, 40)
 	for range 5 { // five agents with nothing, eight pieces each
-		for _, i := range l.hand(m, blob.NewBitmap(40), registry.LeaseRequest{Max: 8}, 0, 1).Pieces {
+		for _, i := range l.hand(m, blob.NewBitmap(40), cluster.LeaseRequest{Max: 8}, 0, 1).Pieces {
 			sent[i]++
 		}
 	}
 	if slices.Min(sent) != 1 || slices.Max(sent) != 1 {
 		t.Errorf("pieces were sent %v times, want each once", sent)
 	}
-	if out := l.hand(m, blob.NewBitmap(40), registry.LeaseRequest{Max: 8}, 0, 1); len(out.Pieces) != 0 || out.RetryAfter <= 0 {
+	if out := l.hand(m, blob.NewBitmap(40), cluster.LeaseRequest{Max: 8}, 0, 1); len(out.Pieces) != 0 || out.RetryAfter <= 0 {
 		t.Errorf("everything was sent a moment ago: %+v, want a time to ask again", out)
 	}
 }
@@ -52,14 +53,14 @@ func TestLeastSentComesNext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := metainfoOf(t, 12)
 		l := newLeases(8)
-		first := l.hand(m, blob.NewBitmap(12), registry.LeaseRequest{Max: 12}, 0, 1).Pieces
+		first := l.hand(m, blob.NewBitmap(12), cluster.LeaseRequest{Max: 12}, 0, 1).Pieces
 		for _, i := range first {
 			l.sending(m.Digest, registry.Range{Offset: int64(i) * m.PieceLength(), Length: m.PieceLength()}, m.Size)
 		}
 		time.Sleep(2 * againAfter)
 		have := blob.NewBitmap(12)
 		have.Set(3)
-		again := l.hand(m, have, registry.LeaseRequest{Max: 4}, 0, 1).Pieces
+		again := l.hand(m, have, cluster.LeaseRequest{Max: 4}, 0, 1).Pieces
 		if len(again) != 4 || slices.Contains(again, 3) {
 			t.Fatalf("a late agent was handed %v", again)
 		}
@@ -67,7 +68,7 @@ func TestLeastSentComesNext(t *testing.T) {
 			l.sending(m.Digest, registry.Range{Offset: int64(i) * m.PieceLength(), Length: m.PieceLength()}, m.Size)
 		}
 		time.Sleep(2 * againAfter)
-		for _, i := range l.hand(m, blob.NewBitmap(12), registry.LeaseRequest{Max: 8}, 0, 1).Pieces {
+		for _, i := range l.hand(m, blob.NewBitmap(12), cluster.LeaseRequest{Max: 8}, 0, 1).Pieces {
 			if slices.Contains(again, i) {
 				t.Errorf("piece %d was sent a third time before others a second", i)
 			}
@@ -79,10 +80,10 @@ func TestExpiredLeaseGoesToAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := metainfoOf(t, 4)
 		l := newLeases(8)
-		l.hand(m, blob.NewBitmap(4), registry.LeaseRequest{Max: 4}, 0, 1)
+		l.hand(m, blob.NewBitmap(4), cluster.LeaseRequest{Max: 4}, 0, 1)
 		l.sending(m.Digest, registry.Range{Offset: 0, Length: m.PieceLength()}, m.Size) // only piece 0 was fetched
 		time.Sleep(leaseFor + time.Second)
-		l.hand(m, blob.NewBitmap(4), registry.LeaseRequest{Max: 3}, 0, 1)
+		l.hand(m, blob.NewBitmap(4), cluster.LeaseRequest{Max: 3}, 0, 1)
 		b := l.blobs[m.Digest]
 		if !slices.Equal(b.sent, []uint16{1, 1, 1, 1}) {
 			t.Errorf("sent %v: an unused lease counts, or a used one doesn't", b.sent)
@@ -94,12 +95,12 @@ func TestExpiredLeaseGoesToAnother(t *testing.T) {
 func TestStalledAgentsGetAnyPiece(t *testing.T) {
 	m := metainfoOf(t, 64)
 	l := newLeases(8)
-	l.hand(m, blob.NewBitmap(64), registry.LeaseRequest{Max: 64}, 0, 1)
+	l.hand(m, blob.NewBitmap(64), cluster.LeaseRequest{Max: 64}, 0, 1)
 	got := map[int]bool{}
 	for range 16 {
 		have := blob.NewBitmap(64)
 		have.Set(5)
-		out := l.hand(m, have, registry.LeaseRequest{Max: 4, Stalled: true}, 0, 1).Pieces
+		out := l.hand(m, have, cluster.LeaseRequest{Max: 4, Stalled: true}, 0, 1).Pieces
 		if len(out) != 1 || out[0] == 5 {
 			t.Fatalf("a stalled agent was handed %v, want a piece that it lacks", out)
 		}
@@ -108,7 +109,7 @@ func TestStalledAgentsGetAnyPiece(t *testing.T) {
 	if len(got) < 4 {
 		t.Errorf("16 stalled agents were handed only the pieces %v", got)
 	}
-	if out := l.hand(m, blob.NewBitmap(64), registry.LeaseRequest{Max: 4}, 0, 1).Pieces; len(out) > 0 {
+	if out := l.hand(m, blob.NewBitmap(64), cluster.LeaseRequest{Max: 4}, 0, 1).Pieces; len(out) > 0 {
 		t.Errorf("%v were sent a moment ago and are sent again to who is not stalled", out)
 	}
 }
@@ -121,17 +122,17 @@ func TestPiecesSpreadSlowlyOnSlowLinks(t *testing.T) {
 		l, x := newLeases(8), newTurns()
 		x.rate = 250e3
 		l.spread = x.spread
-		first := l.hand(m, blob.NewBitmap(8), registry.LeaseRequest{Max: 8}, 0, 2).Pieces
+		first := l.hand(m, blob.NewBitmap(8), cluster.LeaseRequest{Max: 8}, 0, 2).Pieces
 		for _, i := range first {
 			l.sending(m.Digest, registry.Range{Offset: int64(i) * m.PieceLength(), Length: m.PieceLength()}, m.Size)
 		}
 		time.Sleep(againAfter + time.Millisecond)
-		got := l.hand(m, blob.NewBitmap(8), registry.LeaseRequest{Max: 8, Want: []int{0}}, 0, 2).Pieces
+		got := l.hand(m, blob.NewBitmap(8), cluster.LeaseRequest{Max: 8, Want: []int{0}}, 0, 2).Pieces
 		if !slices.Equal(got, []int{4, 5, 6, 7}) {
 			t.Errorf("after %s %v are handed out, want what the other replica leads with and nothing twice", againAfter, got)
 		}
 		time.Sleep(x.spread(m.PieceLength()))
-		if got := l.hand(m, blob.NewBitmap(8), registry.LeaseRequest{Max: 1, Want: []int{0}}, 0, 2).Pieces; !slices.Equal(got, []int{0}) {
+		if got := l.hand(m, blob.NewBitmap(8), cluster.LeaseRequest{Max: 1, Want: []int{0}}, 0, 2).Pieces; !slices.Equal(got, []int{0}) {
 			t.Errorf("%v are handed out to a reader that has waited for piece 0 for long", got)
 		}
 	})
@@ -140,8 +141,8 @@ func TestPiecesSpreadSlowlyOnSlowLinks(t *testing.T) {
 func TestReplicasLeadWithDisjointPieces(t *testing.T) {
 	m := metainfoOf(t, 64)
 	a, b := newLeases(8), newLeases(8)
-	first := a.hand(m, blob.NewBitmap(64), registry.LeaseRequest{Max: 32}, 0, 2).Pieces
-	second := b.hand(m, blob.NewBitmap(64), registry.LeaseRequest{Max: 32}, 1, 2).Pieces
+	first := a.hand(m, blob.NewBitmap(64), cluster.LeaseRequest{Max: 32}, 0, 2).Pieces
+	second := b.hand(m, blob.NewBitmap(64), cluster.LeaseRequest{Max: 32}, 1, 2).Pieces
 	for _, i := range first {
 		if slices.Contains(second, i) {
 			t.Errorf("both replicas lead with piece %d", i)
@@ -157,7 +158,7 @@ func TestReplicaStepsInForAnother(t *testing.T) {
 		m := metainfoOf(t, 64)
 		l := newLeases(8)
 		ask := func(want ...int) []int {
-			return l.hand(m, blob.NewBitmap(64), registry.LeaseRequest{Max: 64, Want: want}, 0, 2).Pieces
+			return l.hand(m, blob.NewBitmap(64), cluster.LeaseRequest{Max: 64, Want: want}, 0, 2).Pieces
 		}
 		if got := ask(); len(got) != 32 {
 			t.Errorf("%d pieces at once, want our half", len(got))
@@ -182,7 +183,7 @@ func TestReadersFirstPieceComesSoon(t *testing.T) {
 		l := newLeases(8)
 		theirs := stripe
 		ask := func() []int {
-			return l.hand(m, blob.NewBitmap(64), registry.LeaseRequest{Max: 1, Want: []int{theirs, theirs + 1}}, 0, 2).Pieces
+			return l.hand(m, blob.NewBitmap(64), cluster.LeaseRequest{Max: 1, Want: []int{theirs, theirs + 1}}, 0, 2).Pieces
 		}
 		if got := ask(); slices.Contains(got, theirs) {
 			t.Errorf("piece %d was handed out at once, though another replica leads with it", theirs)
@@ -199,7 +200,7 @@ func TestReadersFirstPieceComesSoon(t *testing.T) {
 
 func TestReadersComeFirst(t *testing.T) {
 	m := metainfoOf(t, 64)
-	out := newLeases(8).hand(m, blob.NewBitmap(64), registry.LeaseRequest{Max: 4, Want: []int{50, 51, -7, 1000}}, 0, 1).Pieces
+	out := newLeases(8).hand(m, blob.NewBitmap(64), cluster.LeaseRequest{Max: 4, Want: []int{50, 51, -7, 1000}}, 0, 1).Pieces
 	if !slices.Equal(out[:2], []int{50, 51}) {
 		t.Errorf("handed out %v, want what a reader waits for first", out)
 	}
@@ -213,7 +214,7 @@ func TestLeasersAreBounded(t *testing.T) {
 			t.Errorf("agent %d at once: admitted %v, want two and no third", i+1, in)
 		}
 	}
-	l.hand(m, blob.NewBitmap(4), registry.LeaseRequest{Max: 1}, 0, 1)
+	l.hand(m, blob.NewBitmap(4), cluster.LeaseRequest{Max: 1}, 0, 1)
 	if l.enter(m) {
 		t.Error("a third was admitted after the first lease")
 	}
@@ -230,7 +231,7 @@ func TestWaitingIsNotLeasing(t *testing.T) {
 		l := newLeases(2)
 		l.enter(m)
 		time.Sleep(2 * againAfter)
-		for _, i := range l.hand(m, blob.NewBitmap(8), registry.LeaseRequest{Max: 8}, 0, 2).Pieces {
+		for _, i := range l.hand(m, blob.NewBitmap(8), cluster.LeaseRequest{Max: 8}, 0, 2).Pieces {
 			if i >= stripe {
 				t.Errorf("piece %d was leased, which the other replica leads with", i)
 			}
@@ -242,7 +243,7 @@ func FuzzLeaseRequest(f *testing.F) {
 	m := metainfoOf(f, 20)
 	f.Add([]byte(`{"have":"AAAA","want":[1,2,-3,99],"max":5}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		var r registry.LeaseRequest
+		var r cluster.LeaseRequest
 		if json.Unmarshal(b, &r) != nil {
 			return
 		}
@@ -261,13 +262,13 @@ func FuzzLeaseRequest(f *testing.F) {
 func TestTheOnlyAgentDoesNotWait(t *testing.T) {
 	m := metainfoOf(t, 8)
 	l := newLeases(8)
-	if got := l.hand(m, blob.NewBitmap(8), registry.LeaseRequest{Max: 8}, 0, 1).Pieces; len(got) != 8 {
+	if got := l.hand(m, blob.NewBitmap(8), cluster.LeaseRequest{Max: 8}, 0, 1).Pieces; len(got) != 8 {
 		t.Fatalf("an agent that died since was handed %v", got)
 	}
-	if got := l.hand(m, blob.NewBitmap(8), registry.LeaseRequest{Max: 8}, 0, 1).Pieces; len(got) != 0 {
+	if got := l.hand(m, blob.NewBitmap(8), cluster.LeaseRequest{Max: 8}, 0, 1).Pieces; len(got) != 0 {
 		t.Errorf("an agent that may trade was handed %v", got)
 	}
-	if got := l.hand(m, blob.NewBitmap(8), registry.LeaseRequest{Max: 3, Want: []int{5}, Alone: true}, 0, 1).Pieces; len(got) != 1 || got[0] != 5 {
+	if got := l.hand(m, blob.NewBitmap(8), cluster.LeaseRequest{Max: 3, Want: []int{5}, Alone: true}, 0, 1).Pieces; len(got) != 1 || got[0] != 5 {
 		t.Errorf("an agent that knows no other was handed %v, want the piece that it waits for", got)
 	}
 }

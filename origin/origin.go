@@ -20,8 +20,8 @@ import (
 	"kraken/origin/bucket"
 	"kraken/origin/store"
 	"kraken/origin/swarm"
+	"kraken/proto/cluster"
 	"kraken/proto/layout"
-	"kraken/proto/registry"
 	"kraken/proto/role"
 	"kraken/proto/transport"
 )
@@ -34,7 +34,7 @@ type Origin struct {
 	store   *store.Store
 	buckets *bucket.Set
 	swarm   *swarm.Swarm
-	origins *registry.Origins
+	origins *cluster.Origins
 	health  *transport.Health
 	server  *transport.Server
 	admin   *transport.Server
@@ -51,10 +51,10 @@ type Origin struct {
 	kick        chan struct{} // write-back has something to do
 	busy        sync.Map      // digest → true while it is written back or moved
 
-	nameKeys   registry.NameKeys // whose name records are believed; all where there is none
-	unsigned   sync.Once         // says in the log that there is none
-	refusals   rate.Sometimes    // of records, as the log tells: whoever sends them must not fill it
-	unreadable atomic.Int64      // name records on disk, as of the last look
+	nameKeys   cluster.NameKeys // whose name records are believed; all where there is none
+	unsigned   sync.Once        // says in the log that there is none
+	refusals   rate.Sometimes   // of records, as the log tells: whoever sends them must not fill it
+	unreadable atomic.Int64     // name records on disk, as of the last look
 
 	ctx  context.Context // of background work: ends when the origin does
 	stop context.CancelFunc
@@ -93,7 +93,7 @@ func New(cfg Config, deps role.Deps) (_ *Origin, err error) {
 			}
 		}
 	}()
-	if o.nameKeys, err = registry.ParseNameKeys(cfg.RecordKeys); err != nil {
+	if o.nameKeys, err = cluster.ParseNameKeys(cfg.RecordKeys); err != nil {
 		return nil, fmt.Errorf("record_keys: %w", err)
 	}
 	if o.durable, err = lru.New[string, bool](100_000); err != nil {
@@ -106,7 +106,7 @@ func New(cfg Config, deps role.Deps) (_ *Origin, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("client: %w", err)
 	}
-	if o.origins, err = registry.NewOrigins(cfg.Origins, cfg.Replicas, hc); err != nil {
+	if o.origins, err = cluster.NewOrigins(cfg.Origins, cfg.Replicas, hc); err != nil {
 		return nil, err
 	}
 	if o.buckets, err = bucket.OpenAll(o.ctx, cfg.Buckets, bucket.NewMetrics(deps.Registry)); err != nil {
@@ -231,8 +231,8 @@ func (o *Origin) background(f func(ctx context.Context)) {
 }
 
 // others are the other origins in rendezvous order.
-func (o *Origin) others(d digest.Digest) []*registry.Origin {
-	var out []*registry.Origin
+func (o *Origin) others(d digest.Digest) []*cluster.Origin {
+	var out []*cluster.Origin
 	for _, or := range o.origins.For(d) {
 		if or.ID != o.cfg.ID {
 			out = append(out, or)

@@ -13,11 +13,12 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"kraken/origin/store"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 )
 
 // copyFrom heals an owner that lacks a blob which another origin has.
-func (o *Origin) copyFrom(ctx context.Context, or *registry.Origin, repo string, d digest.Digest) {
+func (o *Origin) copyFrom(ctx context.Context, or *cluster.Origin, repo string, d digest.Digest) {
 	if _, again := o.busy.LoadOrStore(d, true); again {
 		return
 	}
@@ -49,7 +50,7 @@ func (o *Origin) spread(ctx context.Context, d digest.Digest, m store.Marker) er
 }
 
 // give copies the blob to an origin that lacks it, with the debt to the bucket.
-func (o *Origin) give(ctx context.Context, or *registry.Origin, d digest.Digest, m store.Marker) error {
+func (o *Origin) give(ctx context.Context, or *cluster.Origin, d digest.Digest, m store.Marker) error {
 	repo := m.Repositories[0]
 	_, err := or.LocalStat(ctx, repo, d)
 	if err == nil {

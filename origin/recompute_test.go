@@ -17,13 +17,14 @@ import (
 
 	"kraken/origin/bucket"
 	"kraken/proto/blob"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 	"kraken/proto/ring"
 	"kraken/proto/role"
 )
 
 // alone runs a cluster of one origin and returns it with a client.
-func alone(t *testing.T) (*Origin, *registry.Client) {
+func alone(t *testing.T) (*Origin, *cluster.OriginClient) {
 	t.Helper()
 	dir := t.TempDir()
 	cfg := Config{
@@ -50,7 +51,7 @@ func alone(t *testing.T) (*Origin, *registry.Client) {
 	})
 	hc := &http.Client{Transport: &http.Transport{}}
 	t.Cleanup(hc.CloseIdleConnections)
-	c, err := registry.NewClient("http://"+o.Addr(), hc)
+	c, err := cluster.NewOriginClient("http://"+o.Addr(), hc)
 	if err != nil {
 		t.Fatal(err)
 	}

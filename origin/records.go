@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"kraken/origin/store"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 	"kraken/proto/transport"
 )
@@ -45,12 +46,12 @@ func (o *Origin) isBuildIndex(r *http.Request) error {
 
 // putName stores a record that holds. What is held already stays if it holds too and is not older.
 func (o *Origin) putName(w http.ResponseWriter, r *http.Request, x registry.ExtensionPath) error {
-	body, err := readBody(r, registry.MaxNameRecord)
+	body, err := readBody(r, cluster.MaxNameRecord)
 	if err != nil {
 		return err
 	}
-	rec, err := registry.ParseNameRecord(body, o.nameKeys, time.Now())
-	if err == nil && (x.Key != registry.NameKey(rec) || x.Repository != rec.Repository) {
+	rec, err := cluster.ParseNameRecord(body, o.nameKeys, time.Now())
+	if err == nil && (x.Key != cluster.NameKey(rec) || x.Repository != rec.Repository) {
 		err = fmt.Errorf("%w: the record does not belong to this key", registry.ErrRecordInvalid)
 	}
 	if err != nil {
@@ -87,7 +88,7 @@ func (o *Origin) deleteName(w http.ResponseWriter, r *http.Request, x registry.E
 	if err != nil {
 		return fmt.Errorf("%w: signature: %w", errBody, err)
 	}
-	if err := o.nameKeys.VerifyDeletion(registry.NameDeletion{Repository: x.Repository, Key: x.Key, Generation: gen, Signature: signature}); err != nil {
+	if err := o.nameKeys.VerifyDeletion(cluster.NameDeletion{Repository: x.Repository, Key: x.Key, Generation: gen, Signature: signature}); err != nil {
 		o.m.namesRefused.Inc()
 		o.refusals.Do(func() { o.log.Warn("the deletion of a name record was refused", "client", r.RemoteAddr, "error", err) })
 		return err
@@ -104,12 +105,12 @@ func (o *Origin) deleteName(w http.ResponseWriter, r *http.Request, x registry.E
 
 // name reads a record that is held and checks it as one that comes in. What it returns beside an error other than
 // store.ErrNotFound is what could be read of one that does not hold.
-func (o *Origin) name(key string) (registry.NameRecord, error) {
+func (o *Origin) name(key string) (cluster.NameRecord, error) {
 	b, err := o.store.Name(key)
 	if err != nil {
-		return registry.NameRecord{}, err
+		return cluster.NameRecord{}, err
 	}
-	return registry.ParseNameRecord(b, o.nameKeys, time.Now())
+	return cluster.ParseNameRecord(b, o.nameKeys, time.Now())
 }
 
 // allNames answers with all records as they are: build-index checks them, and says which it sets aside. One that can't
@@ -128,7 +129,7 @@ func (o *Origin) allNames(w http.ResponseWriter) error {
 		if err == nil {
 			err = json.Compact(&line, b)
 		}
-		if err == nil && line.Len() > registry.MaxNameRecord {
+		if err == nil && line.Len() > cluster.MaxNameRecord {
 			err = fmt.Errorf("it has %d bytes", line.Len())
 		}
 		if err != nil {
@@ -136,8 +137,8 @@ func (o *Origin) allNames(w http.ResponseWriter) error {
 			o.log.Warn("a name record can't be read", "key", k, "error", err)
 			continue
 		}
-		var rec registry.NameRecord
-		if json.Unmarshal(line.Bytes(), &rec) != nil || registry.NameKey(rec) != k {
+		var rec cluster.NameRecord
+		if json.Unmarshal(line.Bytes(), &rec) != nil || cluster.NameKey(rec) != k {
 			o.refusals.Do(func() { o.log.Warn("a name record stands under a key that is not its own", "key", k) })
 		}
 		line.WriteByte('\n')

@@ -18,11 +18,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"kraken/origin/store"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 )
 
 // keeper is an origin as far as name records go, with a client of it.
-func keeper(t *testing.T, keys registry.NameKeys) (*Origin, *registry.Client) {
+func keeper(t *testing.T, keys cluster.NameKeys) (*Origin, *cluster.OriginClient) {
 	t.Helper()
 	s, err := store.Open(store.Config{Dir: t.TempDir()})
 	if err != nil {
@@ -31,23 +32,23 @@ func keeper(t *testing.T, keys registry.NameKeys) (*Origin, *registry.Client) {
 	t.Cleanup(func() { s.Close() })
 	o := &Origin{cfg: Config{BuildIndexNames: []string{"build-index"}}, log: slog.New(slog.DiscardHandler), store: s, nameKeys: keys}
 	o.m = newMetrics(prometheus.NewRegistry(), o)
-	srv := httptest.NewServer(registry.Server{Extension: o.extension}.Handler())
+	srv := httptest.NewServer(registry.Server{Dialect: cluster.Dialect(), Extension: o.extension}.Handler())
 	t.Cleanup(srv.Close)
-	c, err := registry.NewClient(srv.URL, srv.Client())
+	c, err := cluster.NewOriginClient(srv.URL, srv.Client())
 	if err != nil {
 		t.Fatal(err)
 	}
 	return o, c
 }
 
-func manifestRecord(raw string) registry.NameRecord {
-	return registry.NameRecord{
-		Version: 1, Kind: registry.NameManifest, Repository: "repo", Tag: "v1", Digest: digest.FromString(raw), MediaType: "a/b", Size: int64(len(raw)),
+func manifestRecord(raw string) cluster.NameRecord {
+	return cluster.NameRecord{
+		Version: 1, Kind: cluster.NameManifest, Repository: "repo", Tag: "v1", Digest: digest.FromString(raw), MediaType: "a/b", Size: int64(len(raw)),
 		Bytes: []byte(raw), Generation: time.Now().UnixMicro(), Time: time.Now().UTC(),
 	}
 }
 
-func held(t *testing.T, c *registry.Client) (n int) {
+func held(t *testing.T, c *cluster.OriginClient) (n int) {
 	t.Helper()
 	if err := c.Names(t.Context(), func([]byte) error { n++; return nil }); err != nil {
 		t.Fatal(err)
@@ -58,26 +59,26 @@ func held(t *testing.T, c *registry.Client) (n int) {
 // What does not hold is not kept, whoever sends it; where keys are configured, neither is what build-index has not
 // signed.
 func TestRecordsAreCheckedWhenWritten(t *testing.T) {
-	signer, _, err := registry.OpenNameSigner(filepath.Join(t.TempDir(), "key"))
+	signer, _, err := cluster.OpenNameSigner(filepath.Join(t.TempDir(), "key"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	stranger, _, err := registry.OpenNameSigner(filepath.Join(t.TempDir(), "key"))
+	stranger, _, err := cluster.OpenNameSigner(filepath.Join(t.TempDir(), "key"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, keys := range []registry.NameKeys{nil, {signer.Public()}} {
+	for _, keys := range []cluster.NameKeys{nil, {signer.Public()}} {
 		o, c := keeper(t, keys)
-		for name, change := range map[string]func(*registry.NameRecord){
-			"a generation near the last there is": func(r *registry.NameRecord) { r.Generation = math.MaxInt64 - 1 },
-			"a generation that makes it wrap":     func(r *registry.NameRecord) { r.Generation = math.MaxInt64 - 6 },
-			"a generation before all":             func(r *registry.NameRecord) { r.Generation = -1 },
-			"bytes of another digest":             func(r *registry.NameRecord) { r.Bytes = []byte("[]") },
-			"no bytes":                            func(r *registry.NameRecord) { r.Bytes = nil },
-			"a media type that is none":           func(r *registry.NameRecord) { r.MediaType = "../x" },
-			"a tag that is none":                  func(r *registry.NameRecord) { r.Tag = "../x" },
-			"a kind that is not known":            func(r *registry.NameRecord) { r.Kind = "x" },
-			"a time of tomorrow":                  func(r *registry.NameRecord) { r.Time = r.Time.AddDate(0, 0, 1) },
+		for name, change := range map[string]func(*cluster.NameRecord){
+			"a generation near the last there is": func(r *cluster.NameRecord) { r.Generation = math.MaxInt64 - 1 },
+			"a generation that makes it wrap":     func(r *cluster.NameRecord) { r.Generation = math.MaxInt64 - 6 },
+			"a generation before all":             func(r *cluster.NameRecord) { r.Generation = -1 },
+			"bytes of another digest":             func(r *cluster.NameRecord) { r.Bytes = []byte("[]") },
+			"no bytes":                            func(r *cluster.NameRecord) { r.Bytes = nil },
+			"a media type that is none":           func(r *cluster.NameRecord) { r.MediaType = "../x" },
+			"a tag that is none":                  func(r *cluster.NameRecord) { r.Tag = "../x" },
+			"a kind that is not known":            func(r *cluster.NameRecord) { r.Kind = "x" },
+			"a time of tomorrow":                  func(r *cluster.NameRecord) { r.Time = r.Time.AddDate(0, 0, 1) },
 		} {
 			r := manifestRecord("{}")
 			change(&r)
@@ -85,7 +86,7 @@ func TestRecordsAreCheckedWhenWritten(t *testing.T) {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
-		for name, s := range map[string]*registry.NameSigner{"nobody": nil, "a stranger": stranger} {
+		for name, s := range map[string]*cluster.NameSigner{"nobody": nil, "a stranger": stranger} {
 			if err := c.PutName(t.Context(), s.Sign(manifestRecord("{}"))); errors.Is(err, registry.ErrDenied) != (keys != nil) {
 				t.Errorf("%d keys, signed by %s: %v", len(keys), name, err)
 			}
@@ -116,7 +117,7 @@ func TestPlantedRecordIsReplaced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	key := registry.NameKey(planted)
+	key := cluster.NameKey(planted)
 	if err := errors.Join(o.store.PutName(key, b), o.store.PutName("ab", []byte("not JSON"))); err != nil {
 		t.Fatal(err)
 	}
@@ -140,11 +141,11 @@ func TestOnlyBuildIndexHandlesRecords(t *testing.T) {
 		"build-index-01.example": http.StatusForbidden, "build-indexer": http.StatusForbidden,
 	} {
 		cert := &x509.Certificate{Subject: pkix.Name{CommonName: name}}
-		for _, path := range []string{"/v2/_kraken/names", "/v2/repo/_kraken/names/" + registry.NameKey(manifestRecord("{}"))} {
+		for _, path := range []string{"/v2/_kraken/names", "/v2/repo/_kraken/names/" + cluster.NameKey(manifestRecord("{}"))} {
 			r := httptest.NewRequest(http.MethodGet, path, nil)
 			r.TLS = &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{cert}}}
 			w := httptest.NewRecorder()
-			registry.Server{Extension: o.extension}.Handler().ServeHTTP(w, r)
+			registry.Server{Dialect: cluster.Dialect(), Extension: o.extension}.Handler().ServeHTTP(w, r)
 			if w.Code != want {
 				t.Errorf("%s, GET %s: %d, want %d: %s", name, path, w.Code, want, w.Body)
 			}

@@ -10,6 +10,7 @@ import (
 
 	"kraken/origin/bucket"
 	"kraken/origin/store"
+	"kraken/proto/cluster"
 	"kraken/proto/layout"
 	"kraken/proto/registry"
 )
@@ -80,7 +81,7 @@ func hasVerified(ctx context.Context, b bucket.Bucket, d digest.Digest, size int
 }
 
 // takeFrom copies a blob from another origin's disk to this one, with the debt.
-func (o *Origin) takeFrom(ctx context.Context, or *registry.Origin, d digest.Digest, m store.Marker) error {
+func (o *Origin) takeFrom(ctx context.Context, or *cluster.Origin, d digest.Digest, m store.Marker) error {
 	if len(m.Repositories) == 0 {
 		return fmt.Errorf("marker of %s names no repository", d)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"kraken/origin/bucket"
 	"kraken/origin/store"
+	"kraken/proto/cluster"
 	"kraken/proto/layout"
 	"kraken/proto/registry"
 )
@@ -205,9 +206,9 @@ func (o *Origin) upload(ctx context.Context, d digest.Digest, b bucket.Bucket) e
 }
 
 // status is what is left to write back. It is answered from memory.
-func (o *Origin) status() registry.WritebackStatus {
+func (o *Origin) status() cluster.WritebackStatus {
 	n, oldest := o.store.Debts()
-	s := registry.WritebackStatus{Pending: n, Names: o.store.NumNames(), Scanning: o.store.Scanning(), Lost: o.store.NumLost()}
+	s := cluster.WritebackStatus{Pending: n, Names: o.store.NumNames(), Scanning: o.store.Scanning(), Lost: o.store.NumLost()}
 	if s.Scanning {
 		s.Pending++ // there may be more: nobody must take 0 for an answer yet
 	}
@@ -240,7 +241,7 @@ func (o *Origin) pending(w http.ResponseWriter, r *http.Request) error {
 		if err != nil {
 			continue
 		}
-		if err := enc.Encode(registry.PendingBlob{Digest: d, Size: i.Size, Repositories: m.Repositories, Since: m.Created}); err != nil {
+		if err := enc.Encode(cluster.PendingBlob{Digest: d, Size: i.Size, Repositories: m.Repositories, Since: m.Created}); err != nil {
 			return ignoreWrite(err)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"github.com/go-chi/chi/v5"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 	"kraken/proto/transport"
 )
@@ -18,8 +19,8 @@ func (p *Proxy) handler(reg *prometheus.Registry) http.Handler {
 	r.Get("/readiness", p.health.Readiness)
 	r.MethodNotAllowed(registry.UnknownMethod)
 	r.Mount("/", p.inFlight.uploads(p.m, registry.Server{
-		Blobs: p, BlobDeleter: p, Uploads: p, Mounter: p,
-		Manifests: p.names, ManifestWriter: p.names, Tags: p.names, Catalog: p.names, Referrers: p.names,
+		Dialect: cluster.Dialect(), Blobs: p, BlobDeleter: p, Uploads: p, Mounter: p,
+		Manifests: p.index, ManifestWriter: p.index, Tags: p.index, Catalog: p.index, Referrers: p.index,
 		ChunkMinLength: p.chunkMin, Log: p.log,
 	}.Handler()))
 	return r

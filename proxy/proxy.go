@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"time"
 
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 	"kraken/proto/role"
 	"kraken/proto/transport"
@@ -19,8 +20,8 @@ import (
 type Proxy struct {
 	log      *slog.Logger
 	m        *metrics
-	origins  *registry.Origins
-	names    *registry.Client // build-index, waiting for one that restarts
+	origins  *cluster.Origins
+	index    *cluster.IndexClient // build-index, waiting for one that restarts
 	ids      signer
 	inFlight *inFlight
 	replicas int
@@ -44,10 +45,10 @@ func New(cfg Config, deps role.Deps) (_ *Proxy, err error) {
 		log: deps.Log, m: newMetrics(deps.Registry),
 		replicas: min(cfg.Replicas, len(cfg.Origins)), stall: time.Duration(cfg.StallTimeout), chunkMin: int64(cfg.ChunkMinLength), health: transport.NewHealth(),
 	}
-	if p.origins, err = registry.NewOrigins(cfg.Origins, cfg.Replicas, hc); err != nil {
+	if p.origins, err = cluster.NewOrigins(cfg.Origins, cfg.Replicas, hc); err != nil {
 		return nil, err
 	}
-	if p.names, err = registry.NewClient(cfg.BuildIndex.URL, transport.Patient(hc, time.Duration(cfg.BuildIndexPatience))); err != nil {
+	if p.index, err = cluster.NewIndexClient(cfg.BuildIndex.URL, transport.Patient(hc, time.Duration(cfg.BuildIndexPatience))); err != nil {
 		return nil, fmt.Errorf("build_index: %w", err)
 	}
 	now, err := registry.NewClient(cfg.BuildIndex.URL, hc)

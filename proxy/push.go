@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 )
 
@@ -19,10 +20,10 @@ import (
 // It goes on with fewer when the others don't answer, as long as there is one. While build-index is away there is no
 // upload: nobody could commit it.
 func (p *Proxy) StartUpload(ctx context.Context, repo string, o registry.UploadOptions) (registry.Upload, error) {
-	if err := p.names.Ping(ctx); err != nil {
+	if err := p.index.Ping(ctx); err != nil {
 		return registry.Upload{}, fmt.Errorf("%w: an upload could not be committed now: %w", registry.ErrUnavailable, err)
 	}
-	var candidates []*registry.Origin
+	var candidates []*cluster.Origin
 	if o.Digest != "" {
 		candidates = p.origins.For(o.Digest)
 	} else {
@@ -32,7 +33,7 @@ func (p *Proxy) StartUpload(ctx context.Context, repo string, o registry.UploadO
 	var errs []error
 	for len(candidates) > 0 && len(ts) < p.replicas {
 		n := min(p.replicas-len(ts), len(candidates))
-		got, err := each(candidates[:n], func(c *registry.Origin) (target, error) {
+		got, err := each(candidates[:n], func(c *cluster.Origin) (target, error) {
 			u, err := c.StartUpload(ctx, repo, o)
 			if err != nil {
 				return target{}, fmt.Errorf("start upload at %s: %w", c.ID, err)
@@ -59,7 +60,7 @@ func (p *Proxy) StartUpload(ctx context.Context, repo string, o registry.UploadO
 }
 
 // shuffled returns all origins, those in good health first, in random order.
-func (p *Proxy) shuffled() []*registry.Origin {
+func (p *Proxy) shuffled() []*cluster.Origin {
 	// The order for a random digest is a random order that respects health.
 	var seed [16]byte
 	for i := range seed {
@@ -179,7 +180,7 @@ func (p *Proxy) CommitUpload(ctx context.Context, repo, id string, d digest.Dige
 			p.log.Warn("origin left behind in a commit", "origin", ts[i].Origin, "repository", repo, "digest", d, "error", err)
 		}
 	}
-	if err := p.names.PutLayer(ctx, repo, registry.Layer{Digest: d, Size: ds[ok].Size}); err != nil {
+	if err := p.index.PutLayer(ctx, repo, cluster.Layer{Digest: d, Size: ds[ok].Size}); err != nil {
 		return v1.Descriptor{}, fmt.Errorf("make %s a member of %s: %w", d, repo, err)
 	}
 	return ds[ok], nil

@@ -16,7 +16,7 @@ import (
 func (p *Proxy) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.Descriptor, error) {
 	// One after the other: most questions are about new blobs, for which an origin would look everywhere, the bucket
 	// included, for nothing.
-	l, err := p.names.GetLayer(ctx, repo, d)
+	l, err := p.index.GetLayer(ctx, repo, d)
 	if err != nil {
 		return v1.Descriptor{}, fmt.Errorf("blob %s of %s: %w", d, repo, err)
 	}
@@ -29,7 +29,7 @@ func (p *Proxy) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.
 
 // OpenBlob reads from an owning origin what is a member of the repository.
 func (p *Proxy) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint registry.Range) (*registry.Content, error) {
-	if _, err := p.names.GetLayer(ctx, repo, d); err != nil {
+	if _, err := p.index.GetLayer(ctx, repo, d); err != nil {
 		return nil, fmt.Errorf("blob %s of %s: %w", d, repo, err)
 	}
 	return p.origins.OpenBlob(ctx, repo, d, hint)
@@ -37,7 +37,7 @@ func (p *Proxy) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint
 
 // DeleteBlob ends the membership; the bytes go later, when no repository has them any more.
 func (p *Proxy) DeleteBlob(ctx context.Context, repo string, d digest.Digest) error {
-	if err := p.names.DeleteLayer(ctx, repo, d); err != nil {
+	if err := p.index.DeleteLayer(ctx, repo, d); err != nil {
 		return fmt.Errorf("delete blob %s of %s: %w", d, repo, err)
 	}
 	return nil
@@ -45,7 +45,7 @@ func (p *Proxy) DeleteBlob(ctx context.Context, repo string, d digest.Digest) er
 
 // MountBlob makes the blob of another repository a member of this one; no byte moves.
 func (p *Proxy) MountBlob(ctx context.Context, repo, from string, d digest.Digest) (v1.Descriptor, error) {
-	l, err := p.names.MountLayer(ctx, repo, from, d)
+	l, err := p.index.MountLayer(ctx, repo, from, d)
 	if err != nil {
 		return v1.Descriptor{}, fmt.Errorf("mount blob %s of %q into %s: %w", d, from, repo, err)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 )
 
@@ -105,7 +106,7 @@ func parseSession(b []byte) (v session, err error) {
 // target is one origin's half of a session.
 type target struct {
 	part
-	origin *registry.Origin
+	origin *cluster.Origin
 }
 
 // open decodes an upload id. One that no proxy with this key made for repo is an unknown session.

@@ -45,7 +45,7 @@ func (f from) post(t testing.TB, peer announce.Peer, states ...announce.BlobStat
 }
 
 // suspicious is a cluster that believes nobody, with its handler.
-func suspicious(t testing.TB, change func(*Config)) (*cluster, http.Handler) {
+func suspicious(t testing.TB, change func(*Config)) (*testCluster, http.Handler) {
 	t.Helper()
 	c := newCluster(t, func(cfg *Config) {
 		cfg.TrustAnnouncedIP, cfg.StockPeers = false, true

@@ -12,7 +12,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"kraken/proto/registry"
+	"kraken/proto/cluster"
 	"kraken/proto/role"
 	"kraken/proto/transport"
 )
@@ -22,7 +22,7 @@ type Tracker struct {
 	cfg       Config
 	log       *slog.Logger
 	m         *metrics
-	origins   *registry.Origins
+	origins   *cluster.Origins
 	store     *store
 	metainfos *metainfos
 	hosts     *hosts
@@ -44,7 +44,7 @@ func New(cfg Config, deps role.Deps) (_ *Tracker, err error) {
 		return nil, fmt.Errorf("client: %w", err)
 	}
 	t := &Tracker{cfg: cfg, log: deps.Log, m: newMetrics(deps.Registry), hosts: newHosts(), names: newNames(), questions: newQuestions(), health: transport.NewHealth()}
-	if t.origins, err = registry.NewOrigins(cfg.Origins, cfg.Replicas, hc); err != nil {
+	if t.origins, err = cluster.NewOrigins(cfg.Origins, cfg.Replicas, hc); err != nil {
 		return nil, err
 	}
 	t.store = newStore(time.Duration(cfg.Interval), degreeOf(cfg.PeersPerAnswer), cfg.Limits.bounds())

@@ -26,6 +26,7 @@ import (
 
 	"kraken/proto/announce"
 	"kraken/proto/blob"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 	"kraken/proto/ring"
 	"kraken/proto/role"
@@ -34,7 +35,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // cluster is a running tracker over origins that serve nothing but metainfo.
-type cluster struct {
+type testCluster struct {
 	*Tracker
 	t       testing.TB
 	url     string
@@ -50,13 +51,13 @@ type cluster struct {
 	hang  chan struct{} // when not nil, origins answer nothing until it is closed
 }
 
-func newCluster(t testing.TB, change func(*Config)) *cluster {
+func newCluster(t testing.TB, change func(*Config)) *testCluster {
 	t.Helper()
-	c := &cluster{t: t, blobs: map[digest.Digest]*blob.Metainfo{}, asked: map[string]int{}}
+	c := &testCluster{t: t, blobs: map[digest.Digest]*blob.Metainfo{}, asked: map[string]int{}}
 	c.cfg.Server.Listen, c.cfg.Admin.Listen = "127.0.0.1:0", "127.0.0.1:0"
 	c.cfg.StockPeers, c.cfg.TrustAnnouncedIP = true, true // so that one test can be many nodes
 	for i := range 3 {
-		api := registry.Server{Extension: c.extension, Log: slog.New(slog.DiscardHandler)}.Handler()
+		api := registry.Server{Dialect: cluster.Dialect(), Extension: c.extension, Log: slog.New(slog.DiscardHandler)}.Handler()
 		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if dir, last := path.Split(r.URL.Path); r.Method == http.MethodHead && path.Base(dir) == "blobs" {
 				c.stat(w, digest.Digest(last))
@@ -76,7 +77,7 @@ func newCluster(t testing.TB, change func(*Config)) *cluster {
 	return c
 }
 
-func (c *cluster) start() {
+func (c *testCluster) start() {
 	c.t.Helper()
 	var err error
 	if c.Tracker, err = New(c.cfg, role.Deps{Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry()}); err != nil {
@@ -87,7 +88,7 @@ func (c *cluster) start() {
 	go func() { c.done <- c.Run(ctx) }()
 }
 
-func (c *cluster) stop() {
+func (c *testCluster) stop() {
 	c.t.Helper()
 	if c.cancel == nil {
 		return
@@ -100,7 +101,7 @@ func (c *cluster) stop() {
 	}
 }
 
-func (c *cluster) extension(w http.ResponseWriter, r *http.Request, x registry.ExtensionPath) error {
+func (c *testCluster) extension(w http.ResponseWriter, r *http.Request, x registry.ExtensionPath) error {
 	c.mu.Lock()
 	d := digest.Digest(x.Key)
 	c.asked[x.Repository+" "+x.Key]++
@@ -124,7 +125,7 @@ func (c *cluster) extension(w http.ResponseWriter, r *http.Request, x registry.E
 }
 
 // stat answers HEAD of a blob.
-func (c *cluster) stat(w http.ResponseWriter, d digest.Digest) {
+func (c *testCluster) stat(w http.ResponseWriter, d digest.Digest) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.asked["stat "+d.String()]++
@@ -140,7 +141,7 @@ func (c *cluster) stat(w http.ResponseWriter, d digest.Digest) {
 }
 
 // push makes the origins hold a blob.
-func (c *cluster) push(content string) *blob.Metainfo {
+func (c *testCluster) push(content string) *blob.Metainfo {
 	m := metainfoOf(c.t, content)
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -148,7 +149,7 @@ func (c *cluster) push(content string) *blob.Metainfo {
 	return m
 }
 
-func (c *cluster) get(path string) (int, http.Header, string) {
+func (c *testCluster) get(path string) (int, http.Header, string) {
 	c.t.Helper()
 	resp, err := http.Get(c.url + path)
 	return read(c.t, resp, err)
@@ -168,7 +169,7 @@ func read(t testing.TB, resp *http.Response, err error) (int, http.Header, strin
 }
 
 // announce is what agent i says.
-func (c *cluster) announce(i int, states ...announce.BlobState) announce.Response {
+func (c *testCluster) announce(i int, states ...announce.BlobState) announce.Response {
 	c.t.Helper()
 	who := nobody(i)
 	resp, err := announce.NewClient(c.url, http.DefaultClient).Announce(context.Background(), announce.Request{
@@ -182,7 +183,7 @@ func (c *cluster) announce(i int, states ...announce.BlobState) announce.Respons
 }
 
 // stockly is what a BitTorrent client says; it comes from the loopback.
-func (c *cluster) stockly(h blob.InfoHash, id string, more string) string {
+func (c *testCluster) stockly(h blob.InfoHash, id string, more string) string {
 	c.t.Helper()
 	status, header, body := c.get("/announce?info_hash=" + url.QueryEscape(string(h[:])) + "&peer_id=" + id + more)
 	if status != 200 || !strings.HasPrefix(header.Get("Content-Type"), "text/plain") {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 )
 
@@ -99,7 +100,7 @@ type Tx interface {
 
 	// Enqueue adds a change to the outbox, without the bytes of a manifest, and raises the last generation to the
 	// change's.
-	Enqueue(r registry.NameRecord) error
+	Enqueue(r cluster.NameRecord) error
 	// Done removes a row of the outbox. One that is not there is no error.
 	Done(id int64) error
 	// RaiseGeneration makes State.LastGeneration at least n.
@@ -131,7 +132,7 @@ type Manifest struct {
 // OutboxRow is a change that the bucket lacks. Err is set for a row that can't be read.
 type OutboxRow struct {
 	ID     int64
-	Record registry.NameRecord
+	Record cluster.NameRecord
 	Err    error
 }
 

@@ -6,7 +6,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"kraken/proto/registry"
+	"kraken/proto/cluster"
 )
 
 // recordKeyFile is the key that build-index signs name records with. It is beside its configuration, because a lost
@@ -20,7 +20,7 @@ func (cl *Cluster) recordKeyFile() string {
 
 // recordKey makes that key where there is none, and returns its public half for the origins.
 func (cl *Cluster) recordKey() (string, error) {
-	signer, _, err := registry.OpenNameSigner(cl.recordKeyFile())
+	signer, _, err := cluster.OpenNameSigner(cl.recordKeyFile())
 	if err != nil {
 		return "", fmt.Errorf("key of name records: %w", err)
 	}

@@ -1,7 +1,7 @@
 // Package cluster is what the roles of a cluster say to each other beyond the OCI Distribution API: the messages and
-// headers of the extension /v2/<name>/_kraken/, a client of an origin and one of a build-index, the origins of a cluster
-// with who owns what, and records of names. Content itself goes by package registry. The text is in proto/README.md,
-// section 5.
+// headers of the extension /v2/<name>/_kraken/, a client of an origin and one of a build-index, the origins of a
+// cluster with who owns what, and records of names. Content itself goes by package registry. The text is in
+// proto/README.md, section 5.
 //
 // The package holds no state of a role and decides nothing for one.
 package cluster

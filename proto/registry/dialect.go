@@ -11,9 +11,9 @@ type Dialect struct {
 	// Extension is the name below which Server.Extension serves, /v2/<repository>/<Extension>/…; it begins with an
 	// underscore.
 	Extension string
-	// The names of headers, each unless empty. Digest, Size and Source are hints for a new upload session (UploadOptions);
-	// Size is also that of a committed blob. Offset is a session's true offset, which Range can't tell when it is 0, and
-	// where a chunk of unknown length starts.
+	// The names of headers, each unless empty. Digest, Size and Source are hints for a new upload session
+	// (UploadOptions); Size is also that of a committed blob. Offset is a session's true offset, which Range can't tell
+	// when it is 0, and where a chunk of unknown length starts.
 	Digest, Size, Source, Offset string
 	// Decorate, unless nil, adds to each request of a Client.
 	Decorate func(*http.Request)

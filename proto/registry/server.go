@@ -17,8 +17,8 @@ import (
 	"kraken/proto/transport"
 )
 
-// ExtensionPath is what an extension is asked for: /v2/<Repository>/<Extension>/<Resource>/<Key>. Repository and Key may
-// be empty; Extension begins with an underscore.
+// ExtensionPath is what an extension is asked for: /v2/<Repository>/<Extension>/<Resource>/<Key>. Repository and Key
+// may be empty; Extension begins with an underscore.
 type ExtensionPath struct{ Extension, Repository, Resource, Key string }
 
 // Server serves the parts that are set; a nil part answers 405 UNSUPPORTED.

@@ -28,8 +28,8 @@ type options struct {
 	config map[string]map[string]any
 }
 
-// cluster is one of real processes on free ports of loopback.
-type cluster struct {
+// system is a cluster of real processes on free ports of loopback.
+type system struct {
 	plan *devcluster.Cluster
 	dir  string
 
@@ -42,11 +42,11 @@ type process struct {
 	*devcluster.Component
 	URL      string // of its main listener, without a slash at the end
 	AdminURL string // "" for the bucket
-	c        *cluster
+	c        *system
 }
 
 // start starts a cluster that ends with the test. When the test fails, the end of each component's log is shown.
-func start(t *testing.T, o options) *cluster {
+func start(t *testing.T, o options) *system {
 	t.Helper()
 	c, err := open(t.Context(), t.TempDir(), o)
 	if err != nil {
@@ -67,7 +67,7 @@ func start(t *testing.T, o options) *cluster {
 var common [2]struct {
 	once sync.Once
 	dir  string
-	c    *cluster
+	c    *system
 	err  error
 }
 
@@ -85,12 +85,12 @@ func endCommon() error {
 // shared is a cluster with two agents and the dev cluster's configuration, started once for all tests. Who uses it
 // leaves every process running and reachable, and uses repositories of its own. What is to be counted or measured needs
 // a cluster of its own.
-func shared(t *testing.T) *cluster { return sharedOf(t, 0) }
+func shared(t *testing.T) *system { return sharedOf(t, 0) }
 
 // sharedTLS is the same with mutual TLS.
-func sharedTLS(t *testing.T) *cluster { return sharedOf(t, 1) }
+func sharedTLS(t *testing.T) *system { return sharedOf(t, 1) }
 
-func sharedOf(t *testing.T, i int) *cluster {
+func sharedOf(t *testing.T, i int) *system {
 	t.Helper()
 	s := &common[i]
 	s.once.Do(func() { s.c, s.err = open(context.Background(), s.dir, options{agents: 2, mutualTLS: i == 1}) })
@@ -105,7 +105,7 @@ func sharedOf(t *testing.T, i int) *cluster {
 	return s.c
 }
 
-func open(ctx context.Context, dir string, o options) (*cluster, error) {
+func open(ctx context.Context, dir string, o options) (*system, error) {
 	plan, err := devcluster.Plan(devcluster.Options{
 		Dir: dir, Bin: bin, Agents: o.agents, FreePorts: true, MutualTLS: o.mutualTLS, Config: o.config, Bound: true,
 	})
@@ -115,7 +115,7 @@ func open(ctx context.Context, dir string, o options) (*cluster, error) {
 	if err := plan.Up(ctx, io.Discard); err != nil {
 		return nil, err
 	}
-	c := &cluster{plan: plan, dir: dir}
+	c := &system{plan: plan, dir: dir}
 	for _, part := range plan.Components {
 		p := &process{Component: part, URL: plan.URL(part), c: c}
 		if part.Admin != "" {
@@ -141,7 +141,7 @@ func open(ctx context.Context, dir string, o options) (*cluster, error) {
 
 // close ends what runs. Nothing here is worth waiting 30 s for a request that a test left open, so it is killed, agents
 // first.
-func (c *cluster) close() error {
+func (c *system) close() error {
 	var errs []error
 	for i := len(c.plan.Components) - 1; i >= 0; i-- {
 		errs = append(errs, c.plan.Kill(context.Background(), c.plan.Components[i].Name))
@@ -149,7 +149,7 @@ func (c *cluster) close() error {
 	return errors.Join(errs...)
 }
 
-func (c *cluster) logs(t *testing.T) {
+func (c *system) logs(t *testing.T) {
 	for _, part := range c.plan.Components {
 		b, err := os.ReadFile(c.plan.LogPath(part))
 		if err != nil {
@@ -164,18 +164,18 @@ func (c *cluster) logs(t *testing.T) {
 }
 
 // all is every process but the bucket, which is no part of the product.
-func (c *cluster) all() []*process {
+func (c *system) all() []*process {
 	out := []*process{c.Proxy, c.BuildIndex, c.Tracker}
 	return append(append(out, c.Origins...), c.Agents...)
 }
 
 // client is a client without a certificate, which trusts the cluster's authority where there is one. Redirects are not
 // followed.
-func (c *cluster) client(t *testing.T) *http.Client { return c.clientOf(t, "") }
+func (c *system) client(t *testing.T) *http.Client { return c.clientOf(t, "") }
 
 // clientOf is a client with a certificate of the cluster's authority for id: of a component ("agent-01"), or a new one.
 // For clusters with mutual TLS.
-func (c *cluster) clientOf(t *testing.T, id string) *http.Client {
+func (c *system) clientOf(t *testing.T, id string) *http.Client {
 	t.Helper()
 	tr := &http.Transport{}
 	if c.plan.MutualTLS {
@@ -189,7 +189,7 @@ func (c *cluster) clientOf(t *testing.T, id string) *http.Client {
 }
 
 // tls is what a client of a cluster with mutual TLS needs; without id it shows no certificate.
-func (c *cluster) tls(t *testing.T, id string) *tls.Config {
+func (c *system) tls(t *testing.T, id string) *tls.Config {
 	t.Helper()
 	ca, err := os.ReadFile(c.plan.Certificate(id).CA)
 	if err != nil {

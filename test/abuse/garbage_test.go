@@ -29,7 +29,7 @@ func TestGarbage(t *testing.T) {
 	t.Run("mutual TLS", func(t *testing.T) { throw(t, start(t, options{agents: 1, mutualTLS: true})) })
 }
 
-func throw(t *testing.T, c *cluster) {
+func throw(t *testing.T, c *system) {
 	content := random(300 << 10)
 	push(t, c.client(t), c.Proxy.URL, "some/app", "v1", content)
 	targets := []*process{c.Proxy, c.BuildIndex, c.Tracker, c.Origins[0], c.Agents[0]}
@@ -172,7 +172,7 @@ func odd(host string) (out []garbage) {
 }
 
 // bodies is well-formed heads with bodies that are not.
-func bodies(t *testing.T, c *cluster, p *process) (out []garbage) {
+func bodies(t *testing.T, c *system, p *process) (out []garbage) {
 	d := "sha256:" + fill(64, "1")
 	routes := []string{"PUT /v2/a/manifests/v1", "POST /v2/a/blobs/uploads/?digest=" + d}
 	switch p.Role {
@@ -230,7 +230,7 @@ func noTLS(obfuscated bool) []garbage {
 }
 
 // metainfo is what an origin computed of a blob.
-func (c *cluster) metainfo(t *testing.T, repository string, content []byte) *blob.Metainfo {
+func (c *system) metainfo(t *testing.T, repository string, content []byte) *blob.Metainfo {
 	t.Helper()
 	hc := c.client(t)
 	if c.plan.MutualTLS {

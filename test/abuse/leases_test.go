@@ -15,7 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"kraken/proto/blob"
-	"kraken/proto/registry"
+	"kraken/proto/cluster"
 )
 
 // TestLeasesNotFetched: somebody leases the pieces of a blob that a node pulls, as fast as 66 connections go and under
@@ -53,7 +53,7 @@ func TestLeasesNotFetched(t *testing.T) {
 
 // hoard leases a blob's pieces at all origins from an address and fetches none, until the result is called. It returns
 // when each of its 66 connections has had an answer.
-func (c *cluster) hoard(t *testing.T, from string, m *blob.Metainfo) (end func()) {
+func (c *system) hoard(t *testing.T, from string, m *blob.Metainfo) (end func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	tr := &http.Transport{MaxIdleConnsPerHost: 66, DialContext: (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}).DialContext}
@@ -89,7 +89,7 @@ func (c *cluster) hoard(t *testing.T, from string, m *blob.Metainfo) (end func()
 
 // leaseAs asks for as many pieces as there may be in a lease, as a peer that has none.
 func leaseAs(ctx context.Context, hc *http.Client, origin string, m *blob.Metainfo, peer string) error {
-	body, err := json.Marshal(registry.LeaseRequest{Peer: peer, Have: blob.NewBitmap(m.NumPieces()).Bytes(), Max: registry.MaxLeasePieces})
+	body, err := json.Marshal(cluster.LeaseRequest{Peer: peer, Have: blob.NewBitmap(m.NumPieces()).Bytes(), Max: cluster.MaxLeasePieces})
 	if err != nil {
 		return err
 	}

@@ -13,51 +13,51 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"kraken/proto/registry"
+	"kraken/proto/cluster"
 )
 
 // forged is a record of a tag as a stranger writes it, in form right, without a signature.
-func forged(repository, tag string, manifest []byte) registry.NameRecord {
+func forged(repository, tag string, manifest []byte) cluster.NameRecord {
 	now := time.Now()
-	return registry.NameRecord{
-		Version: registry.NameWhole, Kind: registry.NameManifest, Repository: repository, Tag: tag, Digest: digest.FromBytes(manifest),
+	return cluster.NameRecord{
+		Version: cluster.NameWhole, Kind: cluster.NameManifest, Repository: repository, Tag: tag, Digest: digest.FromBytes(manifest),
 		MediaType: manifestType, Size: int64(len(manifest)), Bytes: manifest, Generation: now.UnixMicro(), Time: now.UTC(),
 	}
 }
 
 // forgeries are records that would take a tag over, drive the counter of generations to its end, or stop the
 // restoration of names.
-func forgeries(t *testing.T, repository, tag string, genuine []byte) map[string]registry.NameRecord {
+func forgeries(t *testing.T, repository, tag string, genuine []byte) map[string]cluster.NameRecord {
 	t.Helper()
 	evil := manifestOf(t, []byte("evil"))
-	with := func(change func(*registry.NameRecord)) registry.NameRecord {
+	with := func(change func(*cluster.NameRecord)) cluster.NameRecord {
 		r := forged(repository, tag, evil)
 		change(&r)
 		return r
 	}
-	signer, _, err := registry.OpenNameSigner(filepath.Join(t.TempDir(), "other.key"))
+	signer, _, err := cluster.OpenNameSigner(filepath.Join(t.TempDir(), "other.key"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return map[string]registry.NameRecord{
-		"2^63-2":         with(func(r *registry.NameRecord) { r.Generation = 1<<63 - 2 }),
-		"2^63-7":         with(func(r *registry.NameRecord) { r.Generation = 1<<63 - 7 }),
-		"now":            with(func(*registry.NameRecord) {}),
-		"an hour ahead":  with(func(r *registry.NameRecord) { r.Generation += int64(59 * time.Minute / time.Microsecond) }),
+	return map[string]cluster.NameRecord{
+		"2^63-2":         with(func(r *cluster.NameRecord) { r.Generation = 1<<63 - 2 }),
+		"2^63-7":         with(func(r *cluster.NameRecord) { r.Generation = 1<<63 - 7 }),
+		"now":            with(func(*cluster.NameRecord) {}),
+		"an hour ahead":  with(func(r *cluster.NameRecord) { r.Generation += int64(59 * time.Minute / time.Microsecond) }),
 		"no manifest":    forged(repository, tag, []byte("these bytes are no manifest")),
-		"another digest": with(func(r *registry.NameRecord) { r.Digest = digest.FromBytes(genuine) }),
-		"another key":    signer.Sign(with(func(*registry.NameRecord) {})),
-		"a signature of another record": with(func(r *registry.NameRecord) {
+		"another digest": with(func(r *cluster.NameRecord) { r.Digest = digest.FromBytes(genuine) }),
+		"another key":    signer.Sign(with(func(*cluster.NameRecord) {})),
+		"a signature of another record": with(func(r *cluster.NameRecord) {
 			r.Signature = signer.Sign(forged(repository, tag, genuine)).Signature
 		}),
-		"a tombstone": with(func(r *registry.NameRecord) {
-			*r = registry.NameRecord{Version: 1, Kind: registry.NameDeleted, Repository: repository, Tag: tag, Generation: r.Generation, Time: r.Time}
+		"a tombstone": with(func(r *cluster.NameRecord) {
+			*r = cluster.NameRecord{Version: 1, Kind: cluster.NameDeleted, Repository: repository, Tag: tag, Generation: r.Generation, Time: r.Time}
 		}),
-		"a tombstone of the manifest": with(func(r *registry.NameRecord) {
-			*r = registry.NameRecord{Version: 1, Kind: registry.NameDeleted, Repository: repository, Digest: digest.FromBytes(genuine), Generation: r.Generation, Time: r.Time}
+		"a tombstone of the manifest": with(func(r *cluster.NameRecord) {
+			*r = cluster.NameRecord{Version: 1, Kind: cluster.NameDeleted, Repository: repository, Digest: digest.FromBytes(genuine), Generation: r.Generation, Time: r.Time}
 		}),
-		"a membership": with(func(r *registry.NameRecord) {
-			*r = registry.NameRecord{Version: 1, Kind: registry.NameLayer, Repository: repository, Digest: digest.FromString("elsewhere"), Size: 9, Generation: r.Generation, Time: r.Time}
+		"a membership": with(func(r *cluster.NameRecord) {
+			*r = cluster.NameRecord{Version: 1, Kind: cluster.NameLayer, Repository: repository, Digest: digest.FromString("elsewhere"), Size: 9, Generation: r.Generation, Time: r.Time}
 		}),
 	}
 }
@@ -71,7 +71,7 @@ func TestForgedRecords(t *testing.T) {
 	t.Run("mutual TLS", func(t *testing.T) { forgeRecords(t, start(t, options{agents: 1, mutualTLS: true})) })
 }
 
-func forgeRecords(t *testing.T, c *cluster) {
+func forgeRecords(t *testing.T, c *system) {
 	hc, node := c.client(t), c.client(t)
 	if c.plan.MutualTLS {
 		node = c.clientOf(t, "agent-01")
@@ -81,7 +81,7 @@ func forgeRecords(t *testing.T, c *cluster) {
 	plain := push(t, hc, c.Proxy.URL, "plain/app", "latest", random(1000))
 	all := forgeries(t, repository, tag, genuine)
 	for what, r := range all {
-		key := registry.NameKey(r)
+		key := cluster.NameKey(r)
 		line, err := json.Marshal(r)
 		if err != nil {
 			t.Fatal(err)
@@ -105,7 +105,7 @@ func forgeRecords(t *testing.T, c *cluster) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(broken.state(), "names", registry.NameKey(r)), line, 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(broken.state(), "names", cluster.NameKey(r)), line, 0o600); err != nil {
 			t.Fatalf("%s: %v", what, err)
 		}
 	}
@@ -170,7 +170,7 @@ func TestUnsignedRecords(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, o := range c.Origins {
-			do(t, hc, "PUT", o.URL, "/v2/release/app/_kraken/names/"+registry.NameKey(r), line).want(t, http.StatusBadRequest, what)
+			do(t, hc, "PUT", o.URL, "/v2/release/app/_kraken/names/"+cluster.NameKey(r), line).want(t, http.StatusBadRequest, what)
 		}
 	}
 	push(t, hc, c.Proxy.URL, "release/app", "v2", random(1000))

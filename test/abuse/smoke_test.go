@@ -18,7 +18,7 @@ func random(n int) []byte {
 // TestImage is what all attacks are beside: an image goes in through the proxy and comes out of an agent, byte for
 // byte, the same with mutual TLS.
 func TestImage(t *testing.T) {
-	check := func(t *testing.T, c *cluster) {
+	check := func(t *testing.T, c *system) {
 		hc := c.client(t)
 		layers := [][]byte{random(10 << 10), random(3 << 20)} // one over HTTP, one from the swarm
 		manifest := push(t, hc, c.Proxy.URL, "smoke/app", "v1", layers...)

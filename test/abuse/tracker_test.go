@@ -15,7 +15,7 @@ import (
 )
 
 // announceAs announces at the tracker, from loopback.
-func announceAs(t *testing.T, c *cluster, peer announce.Peer, states ...announce.BlobState) (announce.Response, int) {
+func announceAs(t *testing.T, c *system, peer announce.Peer, states ...announce.BlobState) (announce.Response, int) {
 	t.Helper()
 	body, err := json.Marshal(announce.Request{Version: announce.Version, Peer: peer, Blobs: states})
 	if err != nil {

@@ -17,11 +17,11 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"kraken/proto/registry"
+	"kraken/proto/cluster"
 )
 
 // settled waits until all blobs and names are in the bucket.
-func (c *cluster) settled(t *testing.T) {
+func (c *system) settled(t *testing.T) {
 	t.Helper()
 	for _, p := range append([]*process{c.BuildIndex}, c.Origins...) {
 		eventually(t, 45*time.Second, func() error {
@@ -34,7 +34,7 @@ func (c *cluster) settled(t *testing.T) {
 }
 
 // writeback is what an origin or a build-index has not written back yet.
-func (p *process) writeback(t *testing.T) (s registry.WritebackStatus) {
+func (p *process) writeback(t *testing.T) (s cluster.WritebackStatus) {
 	t.Helper()
 	a := do(t, http.DefaultClient, "GET", p.AdminURL, "/writeback", nil).want(t, http.StatusOK, "state of write-back")
 	if err := json.Unmarshal(a.body, &s); err != nil {
@@ -45,7 +45,7 @@ func (p *process) writeback(t *testing.T) (s registry.WritebackStatus) {
 
 // held is the content of every file that origins keep of a blob, and of every name record, by path, with its time: what
 // an attack through the front door must not change.
-func (c *cluster) held(t *testing.T, d digest.Digest) string {
+func (c *system) held(t *testing.T, d digest.Digest) string {
 	t.Helper()
 	var out strings.Builder
 	for _, o := range c.Origins {
@@ -87,7 +87,7 @@ func TestUploadIDs(t *testing.T) {
 	t.Run("mutual TLS", func(t *testing.T) { forgeUploads(t, sharedTLS(t)) })
 }
 
-func forgeUploads(t *testing.T, c *cluster) {
+func forgeUploads(t *testing.T, c *system) {
 	hc := c.client(t)
 	content := random(300_000)
 	d := c.metainfo(t, "victim/app", content).Digest
@@ -104,8 +104,8 @@ func forgeUploads(t *testing.T, c *cluster) {
 	}
 	targets := []string{
 		"blobs/" + d.String(), "../../blobs/" + d.String(), "../../../../victim/app/blobs/" + d.String(), "..%2f..%2fblobs%2f" + d.String(),
-		"_kraken/metainfo/" + d.String(), "../../_kraken/metainfo/" + d.String(), "_kraken/names/" + registry.NameKey(record),
-		"_kraken/names/" + registry.NameKey(record) + "?generation=9223372036854775807&signature=", "", ".", "x?digest=" + d.String(),
+		"_kraken/metainfo/" + d.String(), "../../_kraken/metainfo/" + d.String(), "_kraken/names/" + cluster.NameKey(record),
+		"_kraken/names/" + cluster.NameKey(record) + "?generation=9223372036854775807&signature=", "", ".", "x?digest=" + d.String(),
 	}
 	for _, origin := range c.Origins {
 		for _, target := range targets {

@@ -29,6 +29,7 @@ import (
 	"kraken/buildindex"
 	"kraken/origin"
 	"kraken/origin/bucket"
+	"kraken/proto/cluster"
 	"kraken/proto/config"
 	"kraken/proto/registry"
 	"kraken/proto/ring"
@@ -151,7 +152,7 @@ func start(t *testing.T, n int, scheme string, id transport.PeerTLS) *Cluster {
 		AccessKey: config.NewSecret("k"), SecretKey: config.NewSecret("s"),
 	}}
 	keyFile := filepath.Join(c.Dir, "record.key")
-	if _, _, err := registry.OpenNameSigner(keyFile); err != nil {
+	if _, _, err := cluster.OpenNameSigner(keyFile); err != nil {
 		t.Fatal(err)
 	}
 	var members []ring.Member
@@ -224,7 +225,7 @@ func (c *Cluster) owed(names ...string) error {
 		if err != nil {
 			return err
 		}
-		var s registry.WritebackStatus
+		var s cluster.WritebackStatus
 		if err := json.Unmarshal(b, &s); err != nil {
 			return err
 		}

@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 	"kraken/proto/transport"
 )
@@ -56,9 +57,9 @@ func TestUploadIDNamesASessionAndNothingElse(t *testing.T) {
 		t.Fatal(err)
 	}
 	writtenBack(t, c)
-	var origins []*registry.Client
+	var origins []*cluster.OriginClient
 	for _, u := range c.OriginURLs {
-		origins = append(origins, client(t, u, transport.ClientConfig{}))
+		origins = append(origins, &cluster.OriginClient{Client: client(t, u, transport.ClientConfig{})})
 	}
 	copies := func() (n int) {
 		for _, o := range origins {
@@ -86,12 +87,12 @@ func TestUploadIDNamesASessionAndNothingElse(t *testing.T) {
 				t.Errorf("DELETE of a forged id: status %d, want 404", status)
 			}
 		}
-		rec := registry.NameRecord{Version: 1, Kind: registry.NameManifest, Repository: "mine/blobs/uploads", Tag: "v1", Digest: d, Bytes: []byte("x"), Generation: 1 << 62}
+		rec := cluster.NameRecord{Version: 1, Kind: cluster.NameManifest, Repository: "mine/blobs/uploads", Tag: "v1", Digest: d, Bytes: []byte("x"), Generation: 1 << 62}
 		raw, err := json.Marshal(rec)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, id := range forgedIDs(version, "mine", "_kraken/names/"+registry.NameKey(rec)) {
+		for _, id := range forgedIDs(version, "mine", "_kraken/names/"+cluster.NameKey(rec)) {
 			send(t, http.MethodPut, uploads+id+"?digest="+d.String(), raw)
 		}
 		for _, id := range forgedIDs(version, "mine", "blobs/"+d.String()) {

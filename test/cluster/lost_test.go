@@ -11,7 +11,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"kraken/proto/registry"
+	"kraken/proto/cluster"
 	"kraken/proto/ring"
 )
 
@@ -35,7 +35,7 @@ func (c *Cluster) harm(name string, d digest.Digest, do func(folder string) erro
 	return true
 }
 
-func (c *Cluster) writeback(name string) (s registry.WritebackStatus) {
+func (c *Cluster) writeback(name string) (s cluster.WritebackStatus) {
 	c.t.Helper()
 	_, b, err := get("http://" + c.Admin(name) + "/writeback")
 	if err := errors.Join(err, json.Unmarshal(b, &s)); err != nil {

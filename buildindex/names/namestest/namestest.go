@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"kraken/buildindex/names"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 )
 
@@ -428,7 +429,7 @@ func (t *suite) emptied() {
 func (t *suite) failed() {
 	no := errors.New("no")
 	err := t.s.Update(t.Context(), func(tx names.Tx) error {
-		return errors.Join(push(tx, a, 1), tx.PutLayer(repo, b, 1, names.NoGeneration), tx.SetMeta("k", "v"), tx.Enqueue(registry.NameRecord{Generation: 5}), no)
+		return errors.Join(push(tx, a, 1), tx.PutLayer(repo, b, 1, names.NoGeneration), tx.SetMeta("k", "v"), tx.Enqueue(cluster.NameRecord{Generation: 5}), no)
 	})
 	if !errors.Is(err, no) {
 		t.Errorf("update: %v", err)
@@ -538,7 +539,7 @@ func (t *suite) referrers() {
 func (t *suite) outbox() {
 	t.update(func(tx names.Tx) error {
 		for i := range 3 {
-			r := registry.NameRecord{Repository: repo, Tag: fmt.Sprint(i), Bytes: []byte("x"), Signature: []byte("x"), Generation: int64(10 - i)}
+			r := cluster.NameRecord{Repository: repo, Tag: fmt.Sprint(i), Bytes: []byte("x"), Signature: []byte("x"), Generation: int64(10 - i)}
 			if err := tx.Enqueue(r); err != nil {
 				return err
 			}

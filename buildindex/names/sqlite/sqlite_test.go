@@ -17,7 +17,7 @@ import (
 
 	"kraken/buildindex/names"
 	"kraken/buildindex/names/namestest"
-	"kraken/proto/registry"
+	"kraken/proto/cluster"
 )
 
 func open(t *testing.T) (*Store, string) {
@@ -129,7 +129,7 @@ func TestOutboxRowThatCannotBeRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	update(t, s, func(tx names.Tx) error {
-		return tx.Enqueue(registry.NameRecord{Repository: "r", Bytes: []byte("x"), Generation: 7})
+		return tx.Enqueue(cluster.NameRecord{Repository: "r", Bytes: []byte("x"), Generation: 7})
 	})
 	rows, err := s.Outbox(t.Context(), 0, 10)
 	if err != nil || len(rows) != 2 || rows[0].Err == nil || rows[1].Err != nil || rows[1].Record.Bytes != nil {

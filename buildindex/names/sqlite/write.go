@@ -8,6 +8,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"kraken/buildindex/names"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 )
 
@@ -220,7 +221,7 @@ func (t *transaction) DeleteLayer(repo string, d digest.Digest, generation int64
 }
 
 // Enqueue implements names.Tx. A manifest's bytes are in a table of their own, and its signature is at the origins.
-func (t *transaction) Enqueue(r registry.NameRecord) error {
+func (t *transaction) Enqueue(r cluster.NameRecord) error {
 	r.Bytes, r.Signature = nil, nil
 	b, err := json.Marshal(r)
 	if err != nil {

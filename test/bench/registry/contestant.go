@@ -19,7 +19,7 @@ import (
 	"syscall"
 	"time"
 
-	"kraken/proto/registry"
+	"kraken/proto/cluster"
 	"kraken/test/bench/report"
 )
 
@@ -242,7 +242,7 @@ func (c *contestant) quiet(ctx context.Context) error {
 	for _, admin := range c.idle {
 		for {
 			b, err := get(ctx, "http://"+admin+"/writeback")
-			var s registry.WritebackStatus
+			var s cluster.WritebackStatus
 			if err == nil {
 				err = json.Unmarshal(b, &s)
 			}
