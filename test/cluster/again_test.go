@@ -28,7 +28,7 @@ func TestCommitMayBeRepeated(t *testing.T) {
 	}
 	for _, proxy := range []*registry.Client{c.Proxy, c.Proxy, c.OtherProxy} {
 		desc, err := proxy.CommitUpload(ctx, repo, u.ID, d, registry.Chunk{Offset: -1})
-		if err != nil || desc.Size != int64(len(b)) {
+		if err != nil || desc.Digest != d {
 			t.Fatalf("commit: %+v, %v", desc, err)
 		}
 	}
