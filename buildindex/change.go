@@ -108,7 +108,7 @@ func (x *Index) storeRecord(ctx context.Context, r cluster.NameRecord, raw []byt
 
 // placeOf is what decides which origins keep a record: all of one manifest's are together.
 func placeOf(r cluster.NameRecord) digest.Digest {
-	if r.Kind == cluster.NameManifest {
+	if r.Change().PutsManifest() {
 		return digest.FromString(r.Repository + "\x00" + r.Digest.String())
 	}
 	return digest.FromString(cluster.NameKey(r))
@@ -187,9 +187,11 @@ func (x *Index) forget(ctx context.Context, r cluster.NameRecord) {
 	}
 }
 
-func (x *Index) record(kind, repo, tag string, d digest.Digest) (cluster.NameRecord, error) {
+// record returns the record of a change that is made now, with the next generation. ErrUnavailable as from
+// nextGeneration.
+func (x *Index) record(c cluster.Change) (cluster.NameRecord, error) {
 	n, err := x.nextGeneration()
-	return cluster.NameRecord{Version: cluster.NameWhole, Kind: kind, Repository: repo, Tag: tag, Digest: d, Generation: n, Time: time.Now().UTC()}, err
+	return cluster.NewRecord(c.At(n), time.Now()), err
 }
 
 // apply writes a manifest's record to SQL.

@@ -88,7 +88,11 @@ func (x *Index) manifestRecords(repo string, tags []string, d digest.Digest, med
 		tags = []string{""}
 	}
 	for i, tag := range tags {
-		r, err := x.record(cluster.NameManifest, repo, tag, d)
+		c := cluster.PutName(cluster.ManifestName(repo, d))
+		if tag != "" {
+			c = cluster.PutTag(repo, tag, d)
+		}
+		r, err := x.record(c)
 		if err != nil {
 			return nil, err
 		}
@@ -208,7 +212,11 @@ func (x *Index) DeleteManifest(ctx context.Context, repo string, ref registry.Re
 	if err := x.mayDelete(ctx, repo, ref); err != nil {
 		return err
 	}
-	r, err := x.record(cluster.NameDeleted, repo, ref.Tag, ref.Digest)
+	name := cluster.ManifestName(repo, ref.Digest)
+	if ref.Tag != "" {
+		name = cluster.TagName(repo, ref.Tag)
+	}
+	r, err := x.record(cluster.DeleteName(name))
 	if err != nil {
 		return fmt.Errorf("delete %s of %s: %w", ref, repo, err)
 	}
@@ -218,9 +226,8 @@ func (x *Index) DeleteManifest(ctx context.Context, repo string, ref registry.Re
 		}
 		tags, err := x.applyDeletion(tx, r)
 		for _, tag := range tags {
-			gone := r
-			gone.Tag, gone.Digest = tag, ""
-			err = errors.Join(err, tx.Enqueue(gone))
+			gone := cluster.DeleteName(cluster.TagName(repo, tag)).At(r.Generation)
+			err = errors.Join(err, tx.Enqueue(cluster.NewRecord(gone, r.Time)))
 		}
 		return err
 	})

@@ -38,11 +38,10 @@ func (x *Index) deleteLayer(ctx context.Context, repo string, d digest.Digest) e
 	if _, err := x.getLayer(ctx, repo, d); err != nil {
 		return err
 	}
-	r, err := x.record(cluster.NameDeleted, repo, "", d)
+	r, err := x.record(cluster.DeleteName(cluster.MembershipName(repo, d)))
 	if err != nil {
 		return fmt.Errorf("delete blob %s of %s: %w", d, repo, err)
 	}
-	r.MediaType = cluster.NameLayer // of two things with this digest, the membership is meant
 	if err := x.change(ctx, []cluster.NameRecord{r}, func(tx names.Tx) error { return tx.DeleteLayer(repo, d, r.Generation) }); err != nil {
 		if errors.Is(err, names.ErrNotFound) {
 			return x.miss(registry.ErrBlobUnknown, "blob %s of %s", d, repo)
@@ -65,7 +64,7 @@ func (x *Index) mount(ctx context.Context, repo, from string, d digest.Digest) (
 		return cluster.Layer{}, fmt.Errorf("mount %s from %q: %w", d, from, err)
 	}
 	defer x.lock(repo, d.String())()
-	r, err := x.record(cluster.NameLayer, repo, "", d)
+	r, err := x.record(cluster.PutName(cluster.MembershipName(repo, d)))
 	if err != nil {
 		return cluster.Layer{}, fmt.Errorf("mount %s into %s: %w", d, repo, err)
 	}

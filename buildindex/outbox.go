@@ -68,7 +68,7 @@ const unreachableMax = 5
 // not be asked. A row that fails for a reason of its own is set aside for a while, and the others go on.
 func (x *Index) drain(ctx context.Context) (left bool, err error) {
 	// A deletion waits for earlier changes of its name: its tombstone is what keeps them deleted if this disk is lost.
-	waiting := map[string]bool{}
+	waiting := map[cluster.Name]bool{}
 	after := int64(0)
 	unreachable := 0
 	var last revision
@@ -83,7 +83,7 @@ func (x *Index) drain(ctx context.Context) (left bool, err error) {
 		var done []names.OutboxRow
 		for _, row := range rows {
 			after = row.ID
-			if row.Record.Kind == cluster.NameDeleted && waiting[tombKey(row.Record)] {
+			if c := row.Record.Change(); c.Act == cluster.Delete && waiting[c.Name] {
 				left = true
 				continue
 			}
@@ -107,8 +107,8 @@ func (x *Index) drain(ctx context.Context) (left bool, err error) {
 				x.setRowAside(row, perr)
 			}
 			left = true
-			for _, k := range namesOf(row.Record) {
-				waiting[k] = true
+			for _, c := range row.Record.Changes() {
+				waiting[c.Name] = true
 			}
 		}
 		if err := x.published(ctx, done); err != nil {
@@ -184,10 +184,13 @@ func (x *Index) publish(ctx context.Context, r cluster.NameRecord, last *revisio
 	if !ok {
 		return fmt.Errorf("no bucket is configured for repository %s", r.Repository)
 	}
-	switch r.Kind {
-	case cluster.NameManifest:
+	switch c := r.Change(); {
+	case c.Act == cluster.Delete:
+		*last = revision{}
+		return x.publishDeletion(ctx, b, c)
+	case c.PutsManifest():
 		return x.publishManifest(ctx, b, r, last)
-	case cluster.NameLayer:
+	case c.Kind == cluster.Membership:
 		if _, err := x.db.Layer(ctx, r.Repository, r.Digest); err != nil {
 			return ignoreMissing(err) // deleted before it was written
 		}
@@ -195,9 +198,6 @@ func (x *Index) publish(ctx context.Context, r cluster.NameRecord, last *revisio
 			return err
 		}
 		return b.Put(ctx, layout.LayerLink(r.Repository, r.Digest), link(r.Digest))
-	case cluster.NameDeleted:
-		*last = revision{}
-		return x.publishDeletion(ctx, b, r)
 	}
 	return fmt.Errorf("outbox has a record of kind %q, which this program does not know", r.Kind)
 }
@@ -307,29 +307,29 @@ func (x *Index) publishTag(ctx context.Context, b bucket.Bucket, r cluster.NameR
 	return b.Put(ctx, layout.TagCurrentLink(r.Repository, r.Tag), link(r.Digest))
 }
 
-func (x *Index) publishDeletion(ctx context.Context, b bucket.Bucket, r cluster.NameRecord) error {
-	switch {
-	case r.Tag != "":
-		if now, err := x.db.Tag(ctx, r.Repository, r.Tag); err == nil && now.Generation > r.Generation {
+func (x *Index) publishDeletion(ctx context.Context, b bucket.Bucket, c cluster.Change) error {
+	switch c.Kind {
+	case cluster.Tag:
+		if now, err := x.db.Tag(ctx, c.Repository, c.Tag); err == nil && now.Generation > c.Generation {
 			return nil // pushed again since
 		} else if err != nil && !errors.Is(err, names.ErrNotFound) {
 			return err
 		}
 		return errors.Join(
-			b.Delete(ctx, layout.TagCurrentLink(r.Repository, r.Tag)),
-			b.Delete(ctx, layout.TagRecordKey(r.Repository, r.Tag)))
-	case r.MediaType == cluster.NameLayer:
-		if _, err := x.db.Layer(ctx, r.Repository, r.Digest); err == nil {
+			b.Delete(ctx, layout.TagCurrentLink(c.Repository, c.Tag)),
+			b.Delete(ctx, layout.TagRecordKey(c.Repository, c.Tag)))
+	case cluster.Membership:
+		if _, err := x.db.Layer(ctx, c.Repository, c.Digest); err == nil {
 			return nil
 		} else if !errors.Is(err, names.ErrNotFound) {
 			return err
 		}
-		return b.Delete(ctx, layout.LayerLink(r.Repository, r.Digest))
+		return b.Delete(ctx, layout.LayerLink(c.Repository, c.Digest))
 	}
-	if ok, err := x.hasManifest(ctx, r.Repository, r.Digest); err != nil || ok {
+	if ok, err := x.hasManifest(ctx, c.Repository, c.Digest); err != nil || ok {
 		return err
 	}
-	return b.Delete(ctx, layout.RevisionLink(r.Repository, r.Digest))
+	return b.Delete(ctx, layout.RevisionLink(c.Repository, c.Digest))
 }
 
 // durable asks the origins whether blobs are in the bucket. Each is asked for a blob once, and for as many at once as

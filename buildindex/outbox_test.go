@@ -56,8 +56,8 @@ func (r *rig) queue(repo, tag string, raw []byte) digest.Digest {
 	r.Helper()
 	p, err := parseManifest("", raw)
 	r.must(err)
-	rec := cluster.NameRecord{Version: 1, Kind: cluster.NameManifest, Repository: repo, Tag: tag, Digest: digest.FromBytes(raw), MediaType: p.mediaType, Size: int64(len(raw)), Bytes: raw}
-	rec.Generation = time.Now().UnixMicro()
+	rec := cluster.NewRecord(cluster.PutTag(repo, tag, digest.FromBytes(raw)).At(time.Now().UnixMicro()), time.Now())
+	rec.MediaType, rec.Size, rec.Bytes = p.mediaType, int64(len(raw)), raw
 	r.must(r.x.db.Update(r.Context(), func(tx names.Tx) error { return errors.Join(r.x.apply(tx, rec, p), tx.Enqueue(rec)) }))
 	return rec.Digest
 }
@@ -162,7 +162,7 @@ func TestManyTagsWriteOneManifest(t *testing.T) {
 			t.Errorf("%s was written %d times", key, b.all[key])
 		}
 	}
-	r.must(r.x.publish(t.Context(), cluster.NameRecord{Kind: cluster.NameDeleted, Repository: "repo", Tag: "v0", Generation: 1}, &last))
+	r.must(r.x.publish(t.Context(), cluster.NewRecord(cluster.DeleteName(cluster.TagName("repo", "v0")).At(1), time.Now()), &last))
 	publish("v10")
 	if n := b.all[layout.RevisionLink("repo", d)]; n != 2 {
 		t.Errorf("after a deletion: the manifest was written %d times", n)

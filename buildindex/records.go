@@ -58,48 +58,24 @@ func (x *Index) recordsOf(ctx context.Context, o *cluster.Origin) (out []entry, 
 }
 
 // tombstones are the newest deletions of names. One that policy forbids hides nothing.
-func (x *Index) tombstones(entries []entry) map[string]int64 {
-	dead := map[string]int64{}
+func (x *Index) tombstones(entries []entry) cluster.Latest {
+	dead := cluster.Latest{}
 	for _, e := range entries {
-		r := e.record
-		if r.Kind != cluster.NameDeleted {
+		c := e.record.Change()
+		if c.Act != cluster.Delete {
 			continue
 		}
-		if r.Tag != "" && x.cfg.immutable(r.Repository, r.Tag) || r.Tag == "" && r.MediaType == "" && x.cfg.policy(r.Repository).immutable != nil {
+		if c.Kind == cluster.Tag && x.cfg.immutable(c.Repository, c.Tag) || c.Kind == cluster.Manifest && x.cfg.policy(c.Repository).immutable != nil {
 			continue // adopt decides, when it is known what is there
 		}
-		k := tombKey(r)
-		dead[k] = max(dead[k], r.Generation)
+		dead.Add(c)
 	}
 	return dead
 }
 
-// tombKey is the name that a record changes: a tag, a manifest, or a membership.
-func tombKey(r cluster.NameRecord) string {
-	switch {
-	case r.Tag != "":
-		return tagName(r.Repository, r.Tag)
-	case r.Kind == cluster.NameLayer || r.MediaType == cluster.NameLayer:
-		return layerName(r.Repository, r.Digest)
-	}
-	return manifestName(r.Repository, r.Digest)
-}
-
-// namesOf are all names that a record changes: a push by tag changes the tag and the manifest.
-func namesOf(r cluster.NameRecord) []string {
-	if r.Kind == cluster.NameManifest && r.Tag != "" {
-		return []string{tombKey(r), manifestName(r.Repository, r.Digest)}
-	}
-	return []string{tombKey(r)}
-}
-
-func tagName(repo, tag string) string                  { return repo + "\x00tag " + tag }
-func manifestName(repo string, d digest.Digest) string { return repo + "\x00manifest " + d.String() }
-func layerName(repo string, d digest.Digest) string    { return repo + "\x00layer " + d.String() }
-
 // adoptAll takes over, oldest first, the records that SQL does not know, and queues them for the bucket. One that must
 // not be adopted is set aside.
-func (x *Index) adoptAll(ctx context.Context, t *round, dead map[string]int64) error {
+func (x *Index) adoptAll(ctx context.Context, t *round, dead cluster.Latest) error {
 	slices.SortFunc(t.adopt, func(a, b entry) int {
 		return cmp.Or(cmp.Compare(a.record.Generation, b.record.Generation), strings.Compare(cluster.NameKey(a.record), cluster.NameKey(b.record)))
 	})
@@ -141,22 +117,21 @@ func (x *Index) adoptAll(ctx context.Context, t *round, dead map[string]int64) e
 }
 
 // adopt takes over one record that was checked, errAside when it must not or can't be.
-func (x *Index) adopt(ctx context.Context, r cluster.NameRecord, dead map[string]int64, whole map[digest.Digest][]byte) error {
-	if r.Kind == cluster.NameManifest {
-		if dead[manifestName(r.Repository, r.Digest)] > r.Generation {
-			return nil
+func (x *Index) adopt(ctx context.Context, r cluster.NameRecord, dead cluster.Latest, whole map[digest.Digest][]byte) error {
+	if c := r.Change(); c.Act == cluster.Put {
+		changes := r.Changes()
+		if dead.Beats(changes[len(changes)-1]) {
+			return nil // the manifest is gone, or the membership
 		}
-		if r.Tag != "" && dead[tagName(r.Repository, r.Tag)] > r.Generation {
+		if c.Kind == cluster.Tag && dead.Beats(c) {
 			r.Tag = "" // the tag is gone, the manifest is not
 		}
-	} else if r.Kind == cluster.NameLayer && dead[tombKey(r)] > r.Generation {
-		return nil
 	}
 	if known, err := x.known(ctx, r); err != nil || known {
 		return err
 	}
 	var p *parsed
-	if r.Kind == cluster.NameManifest {
+	if r.Change().PutsManifest() {
 		var err error
 		if r.Bytes, err = x.bytesOf(ctx, r, whole); err != nil {
 			return err
@@ -179,7 +154,7 @@ func (x *Index) adoptIn(tx names.Tx, r cluster.NameRecord, p *parsed) error {
 	ref := registry.Reference{Tag: r.Tag, Digest: r.Digest}
 	if r.Tag != "" && x.cfg.immutable(r.Repository, r.Tag) {
 		keep := names.Condition{Fixed: r.Digest}
-		if r.Kind == cluster.NameDeleted {
+		if r.Change().Act == cluster.Delete {
 			keep = names.Condition{Absent: true}
 		}
 		var c *names.Conflict
@@ -202,15 +177,15 @@ func (x *Index) adoptIn(tx names.Tx, r cluster.NameRecord, p *parsed) error {
 // write does what a record says. names.ErrNotFound and names.ErrNewer as from names.Tx; registry.ErrDenied for the
 // deletion of a manifest that an immutable tag names.
 func (x *Index) write(tx names.Tx, r cluster.NameRecord, p *parsed) error {
-	switch {
-	case r.Kind == cluster.NameManifest:
+	switch c := r.Change(); {
+	case c.Act == cluster.Put && c.Kind == cluster.Membership:
+		return tx.PutLayer(c.Repository, c.Digest, r.Size, c.Generation)
+	case c.Act == cluster.Put:
 		return x.apply(tx, r, p)
-	case r.Kind == cluster.NameLayer:
-		return tx.PutLayer(r.Repository, r.Digest, r.Size, r.Generation)
-	case r.Tag != "":
-		return tx.DeleteTag(r.Repository, r.Tag, r.Generation)
-	case r.MediaType == cluster.NameLayer:
-		return tx.DeleteLayer(r.Repository, r.Digest, r.Generation)
+	case c.Kind == cluster.Tag:
+		return tx.DeleteTag(c.Repository, c.Tag, c.Generation)
+	case c.Kind == cluster.Membership:
+		return tx.DeleteLayer(c.Repository, c.Digest, c.Generation)
 	}
 	_, err := x.applyDeletion(tx, r)
 	return err
@@ -242,17 +217,18 @@ func (x *Index) bytesOf(ctx context.Context, r cluster.NameRecord, whole map[dig
 
 // known says whether SQL has what a record says.
 func (x *Index) known(ctx context.Context, r cluster.NameRecord) (bool, error) {
-	switch r.Kind {
-	case cluster.NameLayer:
-		_, err := x.db.Layer(ctx, r.Repository, r.Digest)
+	switch c := r.Change(); {
+	case c.Act != cluster.Put:
+	case c.Kind == cluster.Membership:
+		_, err := x.db.Layer(ctx, c.Repository, c.Digest)
 		return err == nil, ignoreMissing(err)
-	case cluster.NameManifest:
+	default:
 		ok, err := x.hasManifest(ctx, r.Repository, r.Digest)
-		if err != nil || !ok || r.Tag == "" {
+		if err != nil || !ok || c.Kind != cluster.Tag {
 			return ok, err
 		}
-		now, err := x.db.Tag(ctx, r.Repository, r.Tag)
-		return err == nil && now.Generation >= r.Generation, ignoreMissing(err)
+		now, err := x.db.Tag(ctx, c.Repository, c.Tag)
+		return err == nil && now.Generation >= c.Generation, ignoreMissing(err)
 	}
 	return false, nil
 }

@@ -27,7 +27,7 @@ func (r *rig) plant(rec cluster.NameRecord) {
 // forged is a record that moves a tag of repo to these bytes.
 func forged(tag string, raw []byte, generation int64) cluster.NameRecord {
 	return cluster.NameRecord{
-		Version: 1, Kind: cluster.NameManifest, Repository: "repo", Tag: tag, Digest: digest.FromBytes(raw), Size: int64(len(raw)), Bytes: raw,
+		Version: 1, Kind: "manifest", Repository: "repo", Tag: tag, Digest: digest.FromBytes(raw), Size: int64(len(raw)), Bytes: raw,
 		MediaType: "application/vnd.oci.image.manifest.v1+json", Generation: generation, Time: time.Now().Add(-time.Hour),
 	}
 }
@@ -57,12 +57,12 @@ func TestForgedRecordsChangeNothing(t *testing.T) {
 		"a generation of tomorrow":            forged("x", other, now+24*3600e6),
 		"bytes that are no manifest":          forged("x", []byte("hello"), now),
 		"bytes of another digest":             wrong,
-		"a path for a repository":             {Version: 1, Kind: cluster.NameLayer, Repository: "../x", Digest: digest.FromString("x"), Generation: now},
+		"a path for a repository":             {Version: 1, Kind: "layer", Repository: "../x", Digest: digest.FromString("x"), Generation: now},
 		"a kind that is not known":            {Version: 1, Kind: "x", Repository: "repo", Digest: digest.FromString("x"), Generation: now},
-		"a version that is not known":         {Version: 9, Kind: cluster.NameLayer, Repository: "repo", Digest: digest.FromString("x"), Generation: now},
+		"a version that is not known":         {Version: 9, Kind: "layer", Repository: "repo", Digest: digest.FromString("x"), Generation: now},
 		"an immutable tag that moves":         forged("v1", other, now+1e6),
-		"an immutable tag that is deleted":    {Version: 1, Kind: cluster.NameDeleted, Repository: "repo", Tag: "v1", Generation: now + 1e6},
-		"a manifest in no record and nowhere": {Version: 2, Kind: cluster.NameManifest, Repository: "repo", Tag: "x", Digest: digest.FromString("x"), Size: 1, MediaType: "a/b", Generation: now},
+		"an immutable tag that is deleted":    {Version: 1, Kind: "deleted", Repository: "repo", Tag: "v1", Generation: now + 1e6},
+		"a manifest in no record and nowhere": {Version: 2, Kind: "manifest", Repository: "repo", Tag: "x", Digest: digest.FromString("x"), Size: 1, MediaType: "a/b", Generation: now},
 	} {
 		for _, how := range []string{"signed", "not signed, no keys"} {
 			t.Run(name+", "+how, func(t *testing.T) {

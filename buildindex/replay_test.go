@@ -17,7 +17,7 @@ func TestOldDeletionComesBack(t *testing.T) {
 	var old []cluster.NameRecord
 	r.origins[0].set(func() {
 		for _, rec := range r.origins[0].names {
-			if rec.Kind == cluster.NameDeleted {
+			if rec.Change().Act == cluster.Delete {
 				old = append(old, rec)
 			}
 		}

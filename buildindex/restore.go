@@ -203,7 +203,7 @@ func (x *Index) signAgain(ctx context.Context, o *cluster.Origin, r cluster.Name
 	if x.signer == nil {
 		return nil
 	}
-	if r.Kind == cluster.NameManifest && r.Version == cluster.NameWhole {
+	if r.Change().PutsManifest() && r.Version == cluster.NameWhole {
 		m, err := x.db.Manifest(ctx, r.Repository, registry.Reference{Digest: r.Digest})
 		if err != nil {
 			return ignoreMissing(err) // deleted since; the outbox forgets the record
@@ -214,7 +214,7 @@ func (x *Index) signAgain(ctx context.Context, o *cluster.Origin, r cluster.Name
 }
 
 // finish adopts what a round has found and notes what was set aside.
-func (x *Index) finish(ctx context.Context, t *round, dead map[string]int64) error {
+func (x *Index) finish(ctx context.Context, t *round, dead cluster.Latest) error {
 	if err := x.adoptAll(ctx, t, dead); err != nil {
 		return err
 	}

@@ -20,14 +20,14 @@ import (
 )
 
 // fromBucket reads every name in a bucket: first what is there, then the tags, which need the manifests.
-func (x *Index) fromBucket(ctx context.Context, name string, b bucket.Bucket, dead map[string]int64) error {
+func (x *Index) fromBucket(ctx context.Context, name string, b bucket.Bucket, dead cluster.Latest) error {
 	type tag struct{ repo, tag string }
 	var tags []tag
 	err := b.List(ctx, layout.RepositoriesRoot, func(o bucket.Object) error {
 		kind, repo, t, d := layout.ParseKey(o.Key)
 		switch kind {
 		case layout.KindRevision:
-			if dead[manifestName(repo, d)] > 0 {
+			if dead.Has(cluster.ManifestName(repo, d)) {
 				return nil // unless a tag was pushed since: restoreTag
 			}
 			return x.restoreManifest(ctx, b, repo, d, names.NoGeneration)
@@ -95,8 +95,8 @@ func (x *Index) restoreManifest(ctx context.Context, b bucket.Bucket, repo strin
 	return err
 }
 
-func (x *Index) restoreLayer(ctx context.Context, b bucket.Bucket, repo string, d digest.Digest, dead map[string]int64) error {
-	if dead[layerName(repo, d)] > 0 {
+func (x *Index) restoreLayer(ctx context.Context, b bucket.Bucket, repo string, d digest.Digest, dead cluster.Latest) error {
+	if dead.Has(cluster.MembershipName(repo, d)) {
 		return nil
 	}
 	o, err := b.Stat(ctx, layout.BlobKey(d))
@@ -110,7 +110,7 @@ func (x *Index) restoreLayer(ctx context.Context, b bucket.Bucket, repo string, 
 	return x.putLayer(ctx, repo, cluster.Layer{Digest: d, Size: o.Size})
 }
 
-func (x *Index) restoreTag(ctx context.Context, b bucket.Bucket, repo, tag string, dead map[string]int64) error {
+func (x *Index) restoreTag(ctx context.Context, b bucket.Bucket, repo, tag string, dead cluster.Latest) error {
 	var rec tagRecord
 	raw, err := read(ctx, b, layout.TagRecordKey(repo, tag), 64<<10)
 	switch {
@@ -137,14 +137,15 @@ func (x *Index) restoreTag(ctx context.Context, b bucket.Bucket, repo, tag strin
 		rec.Generation = 0
 	}
 	x.sawGeneration(rec.Generation)
-	if gone := dead[manifestName(repo, rec.Digest)]; gone > 0 && rec.Generation > gone {
+	put := cluster.PutName(cluster.ManifestName(repo, rec.Digest)).At(rec.Generation)
+	if dead.Has(put.Name) && !dead.Beats(put) {
 		// It was pushed again after its deletion, whose record came back: from an origin that was away, say.
 		if err := x.restoreManifest(ctx, b, repo, rec.Digest, rec.Generation); err != nil {
 			return err
 		}
 	}
 	ok, err := x.hasManifest(ctx, repo, rec.Digest)
-	if err != nil || !ok || dead[tagName(repo, tag)] > rec.Generation {
+	if err != nil || !ok || dead.Beats(cluster.PutTag(repo, tag, rec.Digest).At(rec.Generation)) {
 		return err
 	}
 	return x.db.Update(ctx, func(tx names.Tx) error {

@@ -64,7 +64,7 @@ func (o *Origin) putName(w http.ResponseWriter, r *http.Request, x registry.Exte
 			o.log.Warn("name records are taken without a signature, because no record_keys are configured: whoever reaches this listener can write them")
 		})
 	}
-	if old, err := o.name(x.Key); err == nil && old.Generation >= rec.Generation {
+	if old, err := o.name(x.Key); err == nil && !rec.Change().Wins(old.Change()) {
 		return nil
 	}
 	var line bytes.Buffer // a record is one line wherever it goes
@@ -82,11 +82,11 @@ func (o *Origin) deleteName(w http.ResponseWriter, r *http.Request, x registry.E
 	q := r.URL.Query()
 	gen, err := strconv.ParseInt(q.Get("generation"), 10, 64)
 	if err != nil {
-		return fmt.Errorf("%w: generation: %w", errBody, err)
+		return fmt.Errorf("%w: want ?generation=<number>, the newest that may be forgotten, got %.30q", errBody, q.Get("generation"))
 	}
 	signature, err := base64.RawURLEncoding.DecodeString(q.Get("signature"))
 	if err != nil {
-		return fmt.Errorf("%w: signature: %w", errBody, err)
+		return fmt.Errorf("%w: want signature=<base64url without padding>, got %.100q", errBody, q.Get("signature"))
 	}
 	if err := o.nameKeys.VerifyDeletion(cluster.NameDeletion{Repository: x.Repository, Key: x.Key, Generation: gen, Signature: signature}); err != nil {
 		o.m.namesRefused.Inc()

@@ -43,7 +43,7 @@ func keeper(t *testing.T, keys cluster.NameKeys) (*Origin, *cluster.OriginClient
 
 func manifestRecord(raw string) cluster.NameRecord {
 	return cluster.NameRecord{
-		Version: 1, Kind: cluster.NameManifest, Repository: "repo", Tag: "v1", Digest: digest.FromString(raw), MediaType: "a/b", Size: int64(len(raw)),
+		Version: 1, Kind: "manifest", Repository: "repo", Tag: "v1", Digest: digest.FromString(raw), MediaType: "a/b", Size: int64(len(raw)),
 		Bytes: []byte(raw), Generation: time.Now().UnixMicro(), Time: time.Now().UTC(),
 	}
 }

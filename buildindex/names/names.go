@@ -110,7 +110,7 @@ type Tx interface {
 }
 
 // NoGeneration is the generation of what has none: blobs that were pushed, and names that another registry wrote.
-const NoGeneration = 0
+const NoGeneration = cluster.NoGeneration
 
 // Version is what a tag names, and the generation of the change that made it so.
 type Version struct {

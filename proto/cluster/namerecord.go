@@ -15,11 +15,11 @@ import (
 	"kraken/proto/registry"
 )
 
-// Kinds of name records.
+// Kinds of records on the wire. Only this file knows them: elsewhere a record is its Change.
 const (
-	NameManifest = "manifest" // a manifest, with a tag or without
-	NameLayer    = "layer"    // a blob is a member of a repository
-	NameDeleted  = "deleted"  // the tag (or the manifest, or the layer) was deleted: a tombstone
+	kindManifest = "manifest" // a manifest was put, by a tag or without one
+	kindLayer    = "layer"    // a blob was made a member of a repository
+	kindDeleted  = "deleted"  // a tombstone: of a tag, a manifest, or with media type "layer" of a membership
 )
 
 // Versions of name records.
@@ -38,7 +38,7 @@ const MaxGenerationSkew = time.Hour
 // higher Generation wins.
 type NameRecord struct {
 	Version    int           `json:"version"` // NameWhole or NameRef
-	Kind       string        `json:"kind"`
+	Kind       string        `json:"kind"`    // see Change
 	Repository string        `json:"repository"`
 	Tag        string        `json:"tag,omitempty"`
 	Digest     digest.Digest `json:"digest"`
@@ -49,6 +49,57 @@ type NameRecord struct {
 	Time       time.Time     `json:"time"`
 	// Signature is build-index's, over all fields above (NameSigner).
 	Signature []byte `json:"signature,omitempty"`
+}
+
+// NewRecord returns the record of a change made at a time, of version 1 and not signed. That of a tag or a manifest
+// that was put gets its media type, size and bytes from the caller, and that of a membership its size.
+func NewRecord(c Change, now time.Time) NameRecord {
+	r := NameRecord{Version: NameWhole, Repository: c.Repository, Tag: c.Tag, Digest: c.Digest, Generation: c.Generation, Time: now.UTC()}
+	switch {
+	case c.Act == Delete:
+		r.Kind = kindDeleted
+		if c.Kind == Membership {
+			r.MediaType = kindLayer // of two things with this digest, the membership is meant
+		}
+	case c.Kind == Membership:
+		r.Kind = kindLayer
+	default:
+		r.Kind = kindManifest
+		if c.Kind == Tag {
+			r.Digest = c.Target
+		}
+	}
+	return r
+}
+
+// Change returns the change that r is the record of, of a name of no kind where r is of a kind that is not known. A
+// manifest that was put by a tag is a change of the tag; Changes has that of the manifest as well.
+func (r NameRecord) Change() Change {
+	var c Change
+	switch {
+	case r.Kind == kindDeleted && r.Tag != "":
+		c = DeleteName(TagName(r.Repository, r.Tag))
+	case r.Kind == kindDeleted && r.MediaType == kindLayer:
+		c = DeleteName(MembershipName(r.Repository, r.Digest))
+	case r.Kind == kindDeleted:
+		c = DeleteName(ManifestName(r.Repository, r.Digest))
+	case r.Kind == kindLayer:
+		c = PutName(MembershipName(r.Repository, r.Digest))
+	case r.Kind == kindManifest && r.Tag != "":
+		c = PutTag(r.Repository, r.Tag, r.Digest)
+	case r.Kind == kindManifest:
+		c = PutName(ManifestName(r.Repository, r.Digest))
+	}
+	return c.At(r.Generation)
+}
+
+// Changes returns every change that r is the record of: a push by tag puts the tag and the manifest.
+func (r NameRecord) Changes() []Change {
+	c := r.Change()
+	if c.Act == Put && c.Kind == Tag {
+		return []Change{c, PutName(ManifestName(r.Repository, r.Digest)).At(r.Generation)}
+	}
+	return []Change{c}
 }
 
 // NameDeletion makes an origin forget the record of a key, if it is of this generation or an older one.
@@ -63,8 +114,8 @@ type NameDeletion struct {
 // tag and digest. So a tag that was moved twice leaves two records, and neither manifest is lost.
 func NameKey(r NameRecord) string {
 	kind := r.Kind
-	if kind == NameDeleted && r.MediaType == NameLayer {
-		kind += " " + NameLayer // of two things with this digest, the membership is meant
+	if kind == kindDeleted && r.MediaType == kindLayer {
+		kind += " " + kindLayer // of two things with this digest, the membership is meant
 	}
 	sum := sha256.Sum256([]byte(strings.Join([]string{kind, r.Repository, r.Tag, r.Digest.String()}, "\x00")))
 	return hex.EncodeToString(sum[:])
@@ -106,7 +157,7 @@ func (r NameRecord) Check(now time.Time) error {
 			return bad("tag: %w", err)
 		}
 	}
-	if _, err := blob.ParseDigest(r.Digest.String()); err != nil && (r.Digest != "" || r.Kind != NameDeleted) {
+	if _, err := blob.ParseDigest(r.Digest.String()); err != nil && (r.Digest != "" || r.Kind != kindDeleted) {
 		return bad("digest: %w", err)
 	}
 	latest := now.Add(MaxGenerationSkew)
@@ -124,11 +175,11 @@ func (r NameRecord) Check(now time.Time) error {
 
 // checkKind looks at the fields whose meaning depends on the kind.
 func (r NameRecord) checkKind() error {
-	if r.Size < 0 || r.Kind != NameManifest && len(r.Bytes) > 0 {
+	if r.Size < 0 || r.Kind != kindManifest && len(r.Bytes) > 0 {
 		return fmt.Errorf("%s record with size %d and %d bytes", r.Kind, r.Size, len(r.Bytes))
 	}
 	switch r.Kind {
-	case NameManifest:
+	case kindManifest:
 		if !mediaTypeGrammar.MatchString(r.MediaType) {
 			return fmt.Errorf("media type %.200q", r.MediaType)
 		}
@@ -142,16 +193,16 @@ func (r NameRecord) checkKind() error {
 			return fmt.Errorf("the bytes are %s, not %s", got, r.Digest)
 		}
 		return nil
-	case NameLayer:
+	case kindLayer:
 		if r.Tag != "" || r.MediaType != "" {
 			return fmt.Errorf("a membership has neither a tag (%q) nor a media type (%.200q)", r.Tag, r.MediaType)
 		}
 		return nil
-	case NameDeleted:
+	case kindDeleted:
 		if (r.Tag == "") == (r.Digest == "") {
 			return fmt.Errorf("want a tag or a digest that was deleted, got %q and %q", r.Tag, r.Digest)
 		}
-		if r.MediaType != "" && (r.MediaType != NameLayer || r.Digest == "") {
+		if r.MediaType != "" && (r.MediaType != kindLayer || r.Digest == "") {
 			return fmt.Errorf("media type %.200q of what was deleted", r.MediaType)
 		}
 		return nil

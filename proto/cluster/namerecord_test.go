@@ -34,14 +34,14 @@ func TestSignatureCoversEveryField(t *testing.T) {
 		t.Fatal(keys, err)
 	}
 	r := s.Sign(NameRecord{
-		Version: 1, Kind: NameManifest, Repository: "a", Tag: "v", Digest: digest.FromString("{}"), MediaType: "a/b", Size: 2, Bytes: []byte("{}"),
+		Version: 1, Kind: kindManifest, Repository: "a", Tag: "v", Digest: digest.FromString("{}"), MediaType: "a/b", Size: 2, Bytes: []byte("{}"),
 		Generation: 5, Time: time.Now(),
 	})
 	if err := keys.Verify(r); err != nil {
 		t.Fatal(err)
 	}
 	for name, change := range map[string]func(*NameRecord){
-		"version": func(r *NameRecord) { r.Version = 2 }, "kind": func(r *NameRecord) { r.Kind = NameLayer },
+		"version": func(r *NameRecord) { r.Version = 2 }, "kind": func(r *NameRecord) { r.Kind = kindLayer },
 		"repository": func(r *NameRecord) { r.Repository = "av"; r.Tag = "" }, "tag": func(r *NameRecord) { r.Tag = "w" },
 		"digest": func(r *NameRecord) { r.Digest = digest.FromString("x") }, "media type": func(r *NameRecord) { r.MediaType = "a/c" },
 		"size": func(r *NameRecord) { r.Size = 3 }, "bytes": func(r *NameRecord) { r.Bytes = []byte("[]") },

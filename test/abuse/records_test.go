@@ -20,7 +20,7 @@ import (
 func forged(repository, tag string, manifest []byte) cluster.NameRecord {
 	now := time.Now()
 	return cluster.NameRecord{
-		Version: cluster.NameWhole, Kind: cluster.NameManifest, Repository: repository, Tag: tag, Digest: digest.FromBytes(manifest),
+		Version: cluster.NameWhole, Kind: "manifest", Repository: repository, Tag: tag, Digest: digest.FromBytes(manifest),
 		MediaType: manifestType, Size: int64(len(manifest)), Bytes: manifest, Generation: now.UnixMicro(), Time: now.UTC(),
 	}
 }
@@ -51,13 +51,13 @@ func forgeries(t *testing.T, repository, tag string, genuine []byte) map[string]
 			r.Signature = signer.Sign(forged(repository, tag, genuine)).Signature
 		}),
 		"a tombstone": with(func(r *cluster.NameRecord) {
-			*r = cluster.NameRecord{Version: 1, Kind: cluster.NameDeleted, Repository: repository, Tag: tag, Generation: r.Generation, Time: r.Time}
+			*r = cluster.NameRecord{Version: 1, Kind: "deleted", Repository: repository, Tag: tag, Generation: r.Generation, Time: r.Time}
 		}),
 		"a tombstone of the manifest": with(func(r *cluster.NameRecord) {
-			*r = cluster.NameRecord{Version: 1, Kind: cluster.NameDeleted, Repository: repository, Digest: digest.FromBytes(genuine), Generation: r.Generation, Time: r.Time}
+			*r = cluster.NameRecord{Version: 1, Kind: "deleted", Repository: repository, Digest: digest.FromBytes(genuine), Generation: r.Generation, Time: r.Time}
 		}),
 		"a membership": with(func(r *cluster.NameRecord) {
-			*r = cluster.NameRecord{Version: 1, Kind: cluster.NameLayer, Repository: repository, Digest: digest.FromString("elsewhere"), Size: 9, Generation: r.Generation, Time: r.Time}
+			*r = cluster.NameRecord{Version: 1, Kind: "layer", Repository: repository, Digest: digest.FromString("elsewhere"), Size: 9, Generation: r.Generation, Time: r.Time}
 		}),
 	}
 }

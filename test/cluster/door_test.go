@@ -87,7 +87,7 @@ func TestUploadIDNamesASessionAndNothingElse(t *testing.T) {
 				t.Errorf("DELETE of a forged id: status %d, want 404", status)
 			}
 		}
-		rec := cluster.NameRecord{Version: 1, Kind: cluster.NameManifest, Repository: "mine/blobs/uploads", Tag: "v1", Digest: d, Bytes: []byte("x"), Generation: 1 << 62}
+		rec := cluster.NameRecord{Version: 1, Kind: "manifest", Repository: "mine/blobs/uploads", Tag: "v1", Digest: d, Bytes: []byte("x"), Generation: 1 << 62}
 		raw, err := json.Marshal(rec)
 		if err != nil {
 			t.Fatal(err)

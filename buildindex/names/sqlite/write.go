@@ -12,13 +12,6 @@ import (
 	"kraken/proto/registry"
 )
 
-// The kinds of tombstones.
-const (
-	tagTombstone      = "tag"
-	manifestTombstone = "manifest"
-	layerTombstone    = "layer"
-)
-
 // version reads the digest and the generation of a row, a zero Version when there is none.
 func (t *transaction) version(q string, args ...any) (v names.Version, err error) {
 	err = t.tx.QueryRowContext(t.ctx, q, args...).Scan(&v.Digest, &v.Generation)
@@ -55,8 +48,8 @@ func (t *transaction) Require(repo string, ref registry.Reference, c names.Condi
 }
 
 // notDeletedSince returns a *names.Conflict when a name was deleted by this generation or a later one.
-func (t *transaction) notDeletedSince(kind, repo string, ref registry.Reference, generation int64) error {
-	dead, err := t.version(`SELECT '', generation FROM tombstones WHERE repository = ? AND kind = ? AND name = ?`, repo, kind, ref.String())
+func (t *transaction) notDeletedSince(kind cluster.NameKind, repo string, ref registry.Reference, generation int64) error {
+	dead, err := t.version(`SELECT '', generation FROM tombstones WHERE repository = ? AND kind = ? AND name = ?`, repo, kind.String(), ref.String())
 	if err == nil && dead.Generation > 0 && dead.Generation >= generation {
 		err = &names.Conflict{Kind: names.ErrNewer, Repository: repo, Name: ref, Now: dead}
 	}
@@ -65,7 +58,7 @@ func (t *transaction) notDeletedSince(kind, repo string, ref registry.Reference,
 
 // bury notes the deletion of a name, unless what is there is newer, a *names.Conflict, and forgets old tombstones. It
 // returns names.ErrNotFound when nothing is there; the deletion is noted all the same.
-func (t *transaction) bury(kind, repo string, ref registry.Reference, now names.Version, generation int64) error {
+func (t *transaction) bury(kind cluster.NameKind, repo string, ref registry.Reference, now names.Version, generation int64) error {
 	if now.Digest != "" && now.Generation > generation {
 		return &names.Conflict{Kind: names.ErrNewer, Repository: repo, Name: ref, Now: now}
 	}
@@ -73,7 +66,7 @@ func (t *transaction) bury(kind, repo string, ref registry.Reference, now names.
 		return err
 	}
 	_, err := t.exec(`INSERT INTO tombstones (repository, kind, name, generation) VALUES (?, ?, ?, ?)
-		ON CONFLICT DO UPDATE SET generation = max(generation, excluded.generation)`, repo, kind, ref.String(), generation)
+		ON CONFLICT DO UPDATE SET generation = max(generation, excluded.generation)`, repo, kind.String(), ref.String(), generation)
 	if err == nil && now.Digest == "" {
 		err = names.ErrNotFound
 	}
@@ -87,7 +80,7 @@ func (t *transaction) repository(repo string) error {
 
 // PutManifest implements names.Tx.
 func (t *transaction) PutManifest(m names.Manifest) error {
-	if err := t.notDeletedSince(manifestTombstone, m.Repository, registry.Reference{Digest: m.Digest}, m.Generation); err != nil {
+	if err := t.notDeletedSince(cluster.Manifest, m.Repository, registry.Reference{Digest: m.Digest}, m.Generation); err != nil {
 		return err
 	}
 	if err := t.repository(m.Repository); err != nil {
@@ -105,7 +98,7 @@ func (t *transaction) PutManifest(m names.Manifest) error {
 // PutTag implements names.Tx.
 func (t *transaction) PutTag(repo, tag string, v names.Version) error {
 	ref := registry.Reference{Tag: tag}
-	if err := t.notDeletedSince(tagTombstone, repo, ref, v.Generation); err != nil {
+	if err := t.notDeletedSince(cluster.Tag, repo, ref, v.Generation); err != nil {
 		return err
 	}
 	now, err := t.tag(repo, tag)
@@ -127,7 +120,7 @@ func (t *transaction) DeleteTag(repo, tag string, generation int64) error {
 	if err != nil {
 		return err
 	}
-	if err := t.bury(tagTombstone, repo, registry.Reference{Tag: tag}, now, generation); err != nil {
+	if err := t.bury(cluster.Tag, repo, registry.Reference{Tag: tag}, now, generation); err != nil {
 		return err
 	}
 	_, err = t.exec(`DELETE FROM tags WHERE repository = ? AND tag = ?`, repo, tag)
@@ -140,7 +133,7 @@ func (t *transaction) DeleteManifest(repo string, d digest.Digest, generation in
 	if err != nil {
 		return nil, err
 	}
-	if err := t.bury(manifestTombstone, repo, registry.Reference{Digest: d}, now, generation); err != nil {
+	if err := t.bury(cluster.Manifest, repo, registry.Reference{Digest: d}, now, generation); err != nil {
 		return nil, err
 	}
 	if tags, err = t.deleteTagsOf(repo, d); err != nil {
@@ -193,7 +186,7 @@ func (t *transaction) emptied(repo string) error {
 // PutLayer implements names.Tx.
 func (t *transaction) PutLayer(repo string, d digest.Digest, size, generation int64) error {
 	if generation != names.NoGeneration {
-		if err := t.notDeletedSince(layerTombstone, repo, registry.Reference{Digest: d}, generation); err != nil {
+		if err := t.notDeletedSince(cluster.Membership, repo, registry.Reference{Digest: d}, generation); err != nil {
 			return err
 		}
 	}
@@ -211,7 +204,7 @@ func (t *transaction) DeleteLayer(repo string, d digest.Digest, generation int64
 	if err != nil {
 		return err
 	}
-	if err := t.bury(layerTombstone, repo, registry.Reference{Digest: d}, now, generation); err != nil {
+	if err := t.bury(cluster.Membership, repo, registry.Reference{Digest: d}, now, generation); err != nil {
 		return err
 	}
 	if _, err := t.exec(`DELETE FROM layers WHERE repository = ? AND digest = ?`, repo, d); err != nil {
