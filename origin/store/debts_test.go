@@ -99,7 +99,7 @@ func TestCloseLeavesVictims(t *testing.T) {
 		upload(t, s, UploadOptions{Transient: true, NoMetainfo: true}, noise(40_000, i))
 	}
 	w := slowDisk(s)
-	s.fsync = (*os.File).Sync
+	s.fsync = s.root.Sync
 	upload(t, s, UploadOptions{Transient: true, NoMetainfo: true}, noise(500_000, 100))
 	<-w.waiting
 	closed := make(chan error, 1)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path"
 	"strconv"
 	"sync"
@@ -105,7 +104,7 @@ func (s *Store) scanAll(ctx context.Context) error {
 
 func (s *Store) scanShard(ctx context.Context, algorithm, shard string) error {
 	name := path.Join("blobs", algorithm, shard)
-	root, err := s.root.OpenRoot(name)
+	root, err := s.root.Sub(name)
 	if err != nil {
 		return err
 	}
@@ -141,7 +140,7 @@ func (s *Store) find(d digest.Digest) error {
 	if _, err := blob.ParseDigest(d.String()); err != nil {
 		return nil // what can't be there
 	}
-	root, err := s.root.OpenRoot(path.Dir(blobDir(d)))
+	root, err := s.root.Sub(path.Dir(blobDir(d)))
 	if errors.Is(err, fs.ErrNotExist) {
 		root = nil
 	} else if err != nil {
@@ -164,7 +163,7 @@ func (s *Store) wasSeen(d digest.Digest) bool {
 
 // visit looks at a blob's folder in the folder above it, nil when that is not there. It does so once; whoever changes
 // the folder of a blob has called find before.
-func (s *Store) visit(d digest.Digest, shard *os.Root) error {
+func (s *Store) visit(d digest.Digest, shard FS) error {
 	if s.wasSeen(d) {
 		return nil
 	}
@@ -192,7 +191,7 @@ func (s *Store) visit(d digest.Digest, shard *os.Root) error {
 
 // examine reads a blob's folder: its entry when it is whole, and what it takes on disk. What a crash left half made is
 // removed.
-func (s *Store) examine(d digest.Digest, shard *os.Root) (*entry, int64, error) {
+func (s *Store) examine(d digest.Digest, shard FS) (*entry, int64, error) {
 	folder, files, err := readFolder(shard, d.Encoded())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, 0, nil
@@ -245,7 +244,7 @@ func (s *Store) examine(d digest.Digest, shard *os.Root) (*entry, int64, error) 
 }
 
 // readFolder describes a folder and the files in it, by name.
-func readFolder(parent *os.Root, name string) (folder fs.FileInfo, files map[string]fs.FileInfo, err error) {
+func readFolder(parent FS, name string) (folder fs.FileInfo, files map[string]fs.FileInfo, err error) {
 	f, err := parent.Open(name)
 	if err != nil {
 		return nil, nil, err

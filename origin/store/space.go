@@ -109,22 +109,10 @@ func (s *Store) supersede(d digest.Digest) {
 	}
 }
 
-// statfs is what others than root may still write to the store's file system.
-func (s *Store) statfs() (int64, error) {
-	var st syscall.Statfs_t
-	if err := syscall.Fstatfs(int(s.lock.Fd()), &st); err != nil {
-		return 0, fmt.Errorf("free space of %s: %w", s.cfg.Dir, err)
-	}
-	return int64(min(st.Bavail, math.MaxInt64/uint64(st.Bsize))) * st.Bsize, nil
-}
-
-// fileSystem is the size of the store's file system in bytes.
-func (s *Store) fileSystem() (int64, error) {
-	var st syscall.Statfs_t
-	if err := syscall.Fstatfs(int(s.lock.Fd()), &st); err != nil {
-		return 0, fmt.Errorf("size of the file system of %s: %w", s.cfg.Dir, err)
-	}
-	return int64(min(st.Blocks, math.MaxInt64/uint64(st.Bsize))) * st.Bsize, nil
+// free is what others than root may still write to the store's file system.
+func (s *Store) free() (int64, error) {
+	free, _, err := s.root.Space()
+	return free, err
 }
 
 // available is what may still be written to the file system, a very large number when that is not known.

@@ -53,6 +53,8 @@ type Config struct {
 	// nil.
 	OnEvict func(digest.Digest)
 	Logger  *slog.Logger
+	// OpenFS opens Dir; nil is the operating system's file system.
+	OpenFS func(dir string) (FS, error)
 
 	beforeScan func() // of tests
 }
@@ -61,8 +63,8 @@ type Config struct {
 type Store struct {
 	cfg  Config
 	log  *slog.Logger
-	root *os.Root
-	ups  *os.Root // the folder of upload sessions: what is done there needs no walk to it
+	root FS
+	ups  FS // the folder of upload sessions: what is done there needs no walk to it
 	lock *os.File
 
 	mu       sync.Mutex
@@ -155,7 +157,7 @@ func Open(cfg Config) (_ *Store, err error) {
 	}
 	s := &Store{cfg: cfg, log: cfg.Logger, entries: map[digest.Digest]*entry{}, uploads: map[string]*Upload{}, partials: map[digest.Digest]*Partial{},
 		claims: map[string]chan struct{}{}, shards: map[string]bool{}, names: map[string]struct{}{}, debts: map[digest.Digest]debt{}, freed: make(chan struct{})}
-	s.avail, s.fsync, s.scrub.now = s.statfs, (*os.File).Sync, make(chan struct{}, 1)
+	s.scrub.now = make(chan struct{}, 1)
 	s.sessions.sources = map[string]held{}
 	if s.lock, err = os.OpenFile(filepath.Join(cfg.Dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
@@ -163,7 +165,7 @@ func Open(cfg Config) (_ *Store, err error) {
 	defer func() {
 		if err != nil {
 			s.lock.Close()
-			for _, r := range []*os.Root{s.root, s.ups} {
+			for _, r := range []FS{s.root, s.ups} {
 				if r != nil {
 					r.Close()
 				}
@@ -173,13 +175,16 @@ func Open(cfg Config) (_ *Store, err error) {
 	if err := syscall.Flock(int(s.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		return nil, fmt.Errorf("open store %s: %w: end it, or configure another directory", cfg.Dir, ErrLocked)
 	}
-	if s.disk, err = s.fileSystem(); err != nil {
+	if cfg.OpenFS == nil {
+		cfg.OpenFS = openFolder
+	}
+	if s.root, err = cfg.OpenFS(cfg.Dir); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
-	if s.root, err = os.OpenRoot(cfg.Dir); err != nil {
+	s.avail, s.fsync, s.removeAll = s.free, s.root.Sync, s.root.RemoveAll
+	if _, s.disk, err = s.root.Space(); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
-	s.removeAll = s.root.RemoveAll
 	if err := s.prepare(); err != nil {
 		return nil, fmt.Errorf("open store %s: %w", cfg.Dir, err)
 	}
@@ -205,7 +210,7 @@ func (s *Store) prepare() (err error) {
 			return err
 		}
 	}
-	if s.ups, err = s.root.OpenRoot("uploads"); err != nil {
+	if s.ups, err = s.root.Sub("uploads"); err != nil {
 		return err
 	}
 	if err := s.syncDir("."); err != nil {

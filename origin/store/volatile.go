@@ -58,7 +58,7 @@ func (s *Store) syncAll() error {
 	if err != nil {
 		return fmt.Errorf("sync %s: %w", s.cfg.Dir, err)
 	}
-	if err := unix.Syncfs(int(s.lock.Fd())); err != nil {
+	if err := s.root.SyncAll(); err != nil {
 		return fmt.Errorf("sync %s: %w", s.cfg.Dir, err)
 	}
 	if s.scan.running.Load() { // what may be torn and was not looked at yet must not count as synced
@@ -66,7 +66,7 @@ func (s *Store) syncAll() error {
 		return nil
 	}
 	// An older one costs more blobs, and lets no wrong one through.
-	return s.replaceFile(fileSynced, fmt.Appendf(nil, "%s %d\n", bootID(), at.UnixNano()), (*os.File).Sync)
+	return s.replaceFile(fileSynced, fmt.Appendf(nil, "%s %d\n", bootID(), at.UnixNano()), s.root.Sync)
 }
 
 // fileTime is what a file that is written now gets as its time: the kernel takes that from a clock that moves with its

@@ -130,7 +130,7 @@ func TestNoReadWaitsForAnEviction(t *testing.T) {
 		in = append(in, upload(t, s, UploadOptions{Transient: true, NoMetainfo: true}, noise(40_000, i)))
 	}
 	w := slowDisk(s)
-	s.fsync = (*os.File).Sync
+	s.fsync = s.root.Sync
 	// crosses the mark; does not wait
 	last := upload(t, s, UploadOptions{Transient: true, NoMetainfo: true}, noise(500_000, 100))
 	<-w.waiting
@@ -168,7 +168,7 @@ func TestFullStoreWaitsForWhatLeaves(t *testing.T) {
 	s := open(t, Config{Capacity: 1 << 20, Keep: Keep{HighWater: 1, LowWater: 1}})
 	upload(t, s, UploadOptions{Transient: true, NoMetainfo: true}, noise(600_000, 1))
 	w := slowDisk(s)
-	s.fsync = (*os.File).Sync
+	s.fsync = s.root.Sync
 	b := noise(600_000, 2)
 	done := make(chan error, 1)
 	go func() {
