@@ -130,8 +130,8 @@ func (x *budgets) source(a asker, now time.Time) *source {
 	return s
 }
 
-// of returns the budget that an asker's leases count in. The caller holds the lock of the budgets.
-func (s *source) of(peer string, now time.Time) *budget {
+// agent returns the budget that an asker's leases count in. The caller holds the lock of the budgets.
+func (s *source) agent(peer string, now time.Time) *budget {
 	b := s.agents[peer]
 	if b == nil {
 		b = s.newcomers
@@ -173,7 +173,7 @@ func (b *budget) late() bool {
 func (x *budgets) enter(a asker, most int) (n int, doubtful, refused bool, leave func()) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	b := x.source(a, time.Now()).of(a.peer, time.Now())
+	b := x.source(a, time.Now()).agent(a.peer, time.Now())
 	if n = min(most, b.allowed-len(b.open)-b.waiting); n <= 0 {
 		return 0, b.doubtful(), b.late(), nil
 	}
@@ -190,7 +190,7 @@ func (x *budgets) lend(a asker, d digest.Digest, pieces []int) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	now := time.Now()
-	b := x.source(a, now).of(a.peer, now)
+	b := x.source(a, now).agent(a.peer, now)
 	for _, i := range pieces {
 		b.open = append(b.open, &loan{digest: d, piece: i, peer: a.peer, at: now})
 	}

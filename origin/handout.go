@@ -80,7 +80,7 @@ func (o *Origin) lease(ctx context.Context, m *blob.Metainfo, have blob.Bitmap, 
 		case <-time.After(budgetWait):
 		case <-ctx.Done():
 		}
-		return cluster.LeaseResponse{RetryAfter: soon, HeldBack: refused}, nil
+		return cluster.LeaseResponse{RetryAfter: turnRetryAfter, HeldBack: refused}, nil
 	}
 	defer leave()
 	if !o.leases.enter(m) {
@@ -92,7 +92,7 @@ func (o *Origin) lease(ctx context.Context, m *blob.Metainfo, have blob.Bitmap, 
 		take = o.turns.takeLast
 	}
 	if q.Max = take(ctx, who.share(), m.PieceLength(), most); q.Max == 0 {
-		return cluster.LeaseResponse{RetryAfter: soon}, nil
+		return cluster.LeaseResponse{RetryAfter: turnRetryAfter}, nil
 	}
 	ring := o.origins.Ring()
 	replica := max(0, slices.Index(ring.Owners(m.Digest), o.cfg.ID))

@@ -19,18 +19,17 @@ const (
 	// againAfter is how long a piece that was sent is not sent again: agents trade it meanwhile. It is also how long a
 	// replica leaves the pieces that another one leads with to that one: else each piece would be sent once by each.
 	againAfter = 3 * time.Second
-	// lead is how long a piece that a reader waits for first of all is left to the replica that leads with it. That one
-	// may be busy or not have hashed the blob yet, and the reader would see it.
-	lead = 50 * time.Millisecond
-	// soon is when to ask again whose turn has not come.
-	soon = 10 * time.Millisecond
+	// leadTime is how long a piece that a reader waits for first of all is left to the replica that leads with it. That
+	// one may be busy or not have hashed the blob yet, and the reader would see it.
+	leadTime = 50 * time.Millisecond
+	// turnRetryAfter is the RetryAfter of an answer to an agent whose turn did not come within turnWait.
+	turnRetryAfter = 10 * time.Millisecond
 	// stripe is how many neighbouring pieces one replica leads with, so that agents read long ranges.
 	stripe = 4
 )
 
 // leases hands out each piece of a blob once, then the ones sent least: an ordinary seed sends most pieces again and
-// again while its uplink is what everybody waits for (architecture, section 8). It keeps counts per blob and nothing
-// per agent.
+// again while its uplink is what everybody waits for. It keeps counts per blob and nothing per agent.
 type leases struct {
 	limit int // agents answered at once for one blob
 	now   func() time.Time
@@ -55,8 +54,8 @@ func newLeases(limit int) *leases {
 	return &leases{limit: limit, now: time.Now, blobs: map[digest.Digest]*lease{}}
 }
 
-// of is what is known of the leases of a blob. mu is held.
-func (l *leases) of(m *blob.Metainfo) *lease {
+// countsFor returns the send counts of a blob and creates them on first use. The caller holds l.mu.
+func (l *leases) countsFor(m *blob.Metainfo) *lease {
 	b := l.blobs[m.Digest]
 	if b == nil {
 		n := m.NumPieces()
@@ -77,7 +76,7 @@ func (l *leases) hand(m *blob.Metainfo, have blob.Bitmap, r cluster.LeaseRequest
 // choose is hand. The caller holds mu.
 func (l *leases) choose(m *blob.Metainfo, have blob.Bitmap, r cluster.LeaseRequest, replica, replicas int) (out cluster.LeaseResponse) {
 	now := l.now()
-	b := l.of(m)
+	b := l.countsFor(m)
 	if b.began.IsZero() {
 		b.began = now
 	}
@@ -101,16 +100,9 @@ func (l *leases) choose(m *blob.Metainfo, have blob.Bitmap, r cluster.LeaseReque
 	if l.spread != nil {
 		again = max(again, l.spread(m.PieceLength()))
 	}
-	// due reports whether piece i is no longer left to others: to who trades it when it was sent, to the other
-	// replica when not.
-	due := func(i int) bool {
-		if b.sent[i] > 0 {
-			return now.Sub(b.at[i]) > again
-		}
-		return (i/stripe)%max(1, replicas) == replica || now.Sub(b.began) > againAfter
-	}
+	due := func(i int) bool { return b.due(i, now, again, i/stripe%max(1, replicas) == replica) }
 	if len(r.Want) > 0 {
-		if i := r.Want[0]; i >= 0 && i < len(b.sent) && b.sent[i] == 0 && now.Sub(b.began) > lead && !give(i) {
+		if i := r.Want[0]; i >= 0 && i < len(b.sent) && b.sent[i] == 0 && now.Sub(b.began) > leadTime && !give(i) {
 			return out
 		}
 	}
@@ -147,6 +139,15 @@ func (l *leases) choose(m *blob.Metainfo, have blob.Bitmap, r cluster.LeaseReque
 	return out
 }
 
+// due reports whether piece i is no longer left to others: once it was sent, to agents that trade it, for the time
+// again; before, to the replica that leads with it, which is this one or not.
+func (b *lease) due(i int, now time.Time, again time.Duration, leads bool) bool {
+	if b.sent[i] > 0 {
+		return now.Sub(b.at[i]) > again
+	}
+	return leads || now.Sub(b.began) > againAfter
+}
+
 // expire makes pieces count as not sent that were leased and not fetched in time.
 func (b *lease) expire(now time.Time) {
 	for i := range b.sent {
@@ -161,7 +162,7 @@ func (b *lease) expire(now time.Time) {
 func (l *leases) handAside(m *blob.Metainfo, have blob.Bitmap, r cluster.LeaseRequest, replica, replicas int) cluster.LeaseResponse {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	b := l.of(m)
+	b := l.countsFor(m)
 	at, began := slices.Clone(b.at), b.began
 	out := l.choose(m, have, r, replica, replicas)
 	for _, i := range out.Pieces {
@@ -194,7 +195,7 @@ func anyMissing(have blob.Bitmap) (i int, ok bool) {
 func (l *leases) enter(m *blob.Metainfo) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	b := l.of(m)
+	b := l.countsFor(m)
 	if b.asking >= l.limit {
 		return false
 	}

@@ -164,7 +164,7 @@ func TestReplicaStepsInForAnother(t *testing.T) {
 			t.Errorf("%d pieces at once, want our half", len(got))
 		}
 		theirs := stripe // the first piece that the other replica leads with
-		time.Sleep(lead + time.Millisecond)
+		time.Sleep(leadTime + time.Millisecond)
 		if got := ask(theirs); !slices.Equal(got, []int{theirs}) {
 			t.Errorf("a reader has waited for piece %d and was handed %v", theirs, got)
 		}
@@ -188,9 +188,9 @@ func TestReadersFirstPieceComesSoon(t *testing.T) {
 		if got := ask(); slices.Contains(got, theirs) {
 			t.Errorf("piece %d was handed out at once, though another replica leads with it", theirs)
 		}
-		time.Sleep(lead + time.Millisecond)
+		time.Sleep(leadTime + time.Millisecond)
 		if got := ask(); !slices.Equal(got, []int{theirs}) {
-			t.Errorf("a reader has waited %v for piece %d and was handed %v", lead, theirs, got)
+			t.Errorf("a reader has waited %v for piece %d and was handed %v", leadTime, theirs, got)
 		}
 		if got := ask(); slices.Contains(got, theirs) {
 			t.Errorf("piece %d was sent a moment ago and is sent again", theirs)

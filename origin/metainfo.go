@@ -43,7 +43,7 @@ func (o *Origin) metainfo(ctx context.Context, d digest.Digest) (*blob.Metainfo,
 	}
 }
 
-// findMetainfo answers other roles: this disk, the bucket's copy, else another origin has to be asked.
+// findMetainfo answers other roles: from this disk, from another origin that has the blob, or with the bucket's copy.
 func (o *Origin) findMetainfo(ctx context.Context, repo string, d digest.Digest) (*blob.Metainfo, error) {
 	m, err := o.metainfo(ctx, d)
 	if err == nil || !errors.Is(err, registry.ErrBlobUnknown) {
@@ -51,15 +51,21 @@ func (o *Origin) findMetainfo(ctx context.Context, repo string, d digest.Digest)
 	}
 	var unsure []error
 	for _, or := range o.others(d) {
-		if _, err := or.LocalStat(ctx, repo, d); err == nil {
-			// Misplaced, or this owner has lost it: make a copy, then compute.
-			if o.origins.Ring().Owns(o.cfg.ID, d) {
-				o.background(func(ctx context.Context) { o.copyFrom(ctx, or, repo, d) })
-			}
-			return nil, &registry.RetryError{Err: fmt.Errorf("%w: blob %s is on its way from %s", registry.ErrUnavailable, d, or.ID), After: time.Second}
-		} else if !errors.Is(err, registry.ErrBlobUnknown) {
-			unsure = append(unsure, err)
+		if _, err := or.LocalStat(ctx, repo, d); errors.Is(err, registry.ErrBlobUnknown) {
+			continue
+		} else if err != nil {
+			unsure = append(unsure, fmt.Errorf("origin %s: %w", or.ID, err))
+			continue
 		}
+		if o.origins.Ring().Owns(o.cfg.ID, d) { // this owner has lost it, or never had it
+			o.background(func(ctx context.Context) { o.copyFrom(ctx, or, repo, d) })
+		}
+		// It has the blob on its disk, so it asks nobody else.
+		m, err := or.Metainfo(ctx, repo, d)
+		if err == nil {
+			return m, nil
+		}
+		unsure = append(unsure, fmt.Errorf("origin %s: %w", or.ID, err))
 	}
 	b, _, err := o.inBucket(ctx, repo, d)
 	if err != nil {

@@ -17,7 +17,6 @@ func newMetrics(r prometheus.Registerer, o *Origin) *metrics {
 	}
 	gauge("pending_blobs", "Blobs that are not in the bucket yet.", func() float64 { n, _ := o.store.Debts(); return float64(n) })
 	gauge("lost_debts", "Of pending_blobs those whose file was lost here.", func() float64 { return float64(o.store.NumLost()) })
-	gauge("used_bytes", "Bytes of blobs and uploads on disk.", func() float64 { used, _ := o.store.Usage(); return float64(used) })
 	gauge("names_unreadable", "Name records on disk that can't be read.", func() float64 { return float64(o.unreadable.Load()) })
 	return &metrics{
 		namesRefused:    counter("names_refused_total", "Name records and their deletions that did not hold or were not signed."),

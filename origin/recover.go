@@ -20,7 +20,7 @@ var errLost = errors.New("owed to the bucket, and its file is lost here")
 
 // recover does what a debt needs whose bytes this disk has lost. Either every bucket that the debt names has the blob,
 // so that it is settled, or the bytes come from another origin, and the debt goes on as any other. size is what the
-// blob had, -1 when that is not known.
+// blob had, or store.SizeUnknown.
 func (o *Origin) recover(ctx context.Context, d digest.Digest, m store.Marker, size int64) (settled bool, err error) {
 	settled = true
 	var errs []error

@@ -55,7 +55,7 @@ func (o *Origin) writeback(ctx context.Context) error {
 					o.busy.Delete(d)
 					<-slots
 				}()
-				o.settle(ctx, d)
+				o.workOff(ctx, d)
 			})
 		}
 		select {
@@ -76,13 +76,13 @@ func (o *Origin) due(d digest.Digest) bool {
 	return time.Now().After(o.retry[d].at)
 }
 
-// settle does what one marked blob needs and notes when to look again.
-func (o *Origin) settle(ctx context.Context, d digest.Digest) {
+// workOff does what one marked blob needs and notes when to look again.
+func (o *Origin) workOff(ctx context.Context, d digest.Digest) {
 	m, err := o.store.Marker(d)
 	if err != nil {
-		return // settled meanwhile
+		return // paid meanwhile
 	}
-	wait, err := o.settleOnce(ctx, d, m)
+	wait, err := o.workOnce(ctx, d, m)
 	if ctx.Err() != nil {
 		return
 	}
@@ -106,8 +106,8 @@ func (o *Origin) settle(ctx context.Context, d digest.Digest) {
 	o.retry[d] = r
 }
 
-// settleOnce returns 0 when the marker could be removed, else how long to wait at most before looking again.
-func (o *Origin) settleOnce(ctx context.Context, d digest.Digest, m store.Marker) (wait time.Duration, err error) {
+// workOnce makes one try. It returns 0 when nothing is owed any more, else after how long at most to try again.
+func (o *Origin) workOnce(ctx context.Context, d digest.Digest, m store.Marker) (wait time.Duration, err error) {
 	if size, lost := o.store.Lost(d); lost {
 		if settled, err := o.recover(ctx, d, m, size); settled || err != nil {
 			return 0, err
@@ -179,7 +179,7 @@ func (o *Origin) leads(ctx context.Context, d digest.Digest) bool {
 			return true
 		}
 		pctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-		_, err := or.LocalStat(pctx, "kraken/blobs", d)
+		_, err := or.LocalStat(pctx, cluster.AnyRepository, d)
 		cancel()
 		if err == nil {
 			return false
@@ -235,7 +235,7 @@ func (o *Origin) pending(w http.ResponseWriter, r *http.Request) error {
 	for _, d := range o.store.Marked() {
 		m, err := o.store.Marker(d)
 		if err != nil {
-			continue // settled meanwhile
+			continue // paid meanwhile
 		}
 		i, err := o.store.Stat(d)
 		if err != nil {

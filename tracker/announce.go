@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"kraken/proto/announce"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 	"kraken/proto/transport"
 )
@@ -21,8 +22,6 @@ const (
 	metainfoBudget = 750 * time.Millisecond
 	// maxAnswerMetainfo bounds the metainfo in one answer in bytes. The first blob always gets its own.
 	maxAnswerMetainfo = 16 << 20
-	// anyRepository asks an origin for a blob that is in no known repository.
-	anyRepository = "kraken"
 )
 
 // batched takes the announce of an agent: registers all, then answers for the blobs that it asks about.
@@ -143,7 +142,7 @@ func (t *Tracker) metainfoFor(ctx context.Context, c caller, asked []announce.Bl
 		}
 		repo := s.Repository
 		if repo == "" {
-			repo = anyRepository
+			repo = cluster.AnyRepository
 		}
 		if known, ok := t.metainfos.cached(repo, s.Digest); ok {
 			t.m.metainfoHits.Inc()

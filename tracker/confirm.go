@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"kraken/proto/announce"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 )
 
@@ -258,7 +259,7 @@ func (t *Tracker) confirm(ctx context.Context, d doubt) {
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
 	if d.repo == "" {
-		d.repo = anyRepository
+		d.repo = cluster.AnyRepository
 	}
 	_, err := t.origins.StatBlob(ctx, d.repo, d.digest)
 	if !errors.Is(err, registry.ErrBlobUnknown) {

@@ -18,6 +18,7 @@ import (
 
 	"kraken/proto/announce"
 	"kraken/proto/blob"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 	"kraken/proto/transport"
 	"kraken/tracker/dashboard"
@@ -182,7 +183,7 @@ func (t *Tracker) serveTorrent(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", errAnnounce, err)
 	}
-	i, err := t.metainfos.get(ctx, question{anyRepository, d}, c.source)
+	i, err := t.metainfos.get(ctx, question{cluster.AnyRepository, d}, c.source)
 	if err != nil {
 		return err
 	}
@@ -195,7 +196,7 @@ func (t *Tracker) serveTorrent(w http.ResponseWriter, r *http.Request) error {
 	}
 	var seeds []string
 	for _, o := range t.origins.Owners(d) {
-		seeds = append(seeds, o.URL+"/v2/"+anyRepository+"/blobs/"+d.String())
+		seeds = append(seeds, o.URL+"/v2/"+cluster.AnyRepository+"/blobs/"+d.String())
 	}
 	w.Header().Set("Content-Disposition", `attachment; filename="`+d.Encoded()+`.torrent"`)
 	send(w, "application/x-bittorrent", m.Torrent(t.announceURL(r), seeds))

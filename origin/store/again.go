@@ -24,7 +24,7 @@ func (u *Upload) WriteLast(ctx context.Context, r io.Reader) (n int64, err error
 	}
 	at := u.off.Load()
 	u.last = &at
-	return u.write(ctx, -1, r)
+	return u.write(ctx, AtEnd, r)
 }
 
 // AwaitIdle waits until nobody writes or commits the session, ErrBusy when that lasts longer than most. Somebody may

@@ -156,7 +156,7 @@ func (s *Store) Delete(d digest.Digest) error {
 	return nil
 }
 
-// Ingest streams a blob to disk, verifies it and commits it. Nothing stays when it fails. size is -1 when not known.
+// Ingest streams a blob to disk, verifies it and commits it. Nothing stays when it fails. size may be SizeUnknown.
 func (s *Store) Ingest(ctx context.Context, d digest.Digest, size int64, r io.Reader, m *Marker) (Info, error) {
 	i, err := s.Stat(d)
 	if err != nil && !errors.Is(err, ErrNotFound) {

@@ -18,7 +18,7 @@ import (
 // the folder debts before the blob's folder goes: a debt without bytes. The next commit of the same blob takes it over;
 // Unmark settles it where it is.
 
-// debt is a marker without bytes, and the size that they had; -1 when that is not known.
+// debt is a marker without bytes, and the size that they had, which may be SizeUnknown.
 type debt struct {
 	Marker
 	Size int64 `json:"size"`
@@ -39,14 +39,14 @@ func (s *Store) scanDebts() error {
 		if err != nil {
 			continue // what a crash left half written has another name
 		}
-		x := debt{Size: -1}
+		x := debt{Size: SizeUnknown}
 		b, err := s.root.ReadFile(debtFile(d))
 		if err == nil {
 			err = json.Unmarshal(b, &x)
 		}
 		if err != nil {
 			s.log.Error("what is owed to the bucket can't be read; pushing the blob again settles it", "digest", d, "error", err)
-			x = debt{Size: -1}
+			x = debt{Size: SizeUnknown}
 		}
 		s.debts[d] = x
 	}
@@ -117,7 +117,7 @@ func (s *Store) NumLost() (n int) {
 	return n
 }
 
-// Lost returns the size of a blob that is owed and whose bytes this store has lost, -1 when it is not known. ok is
+// Lost returns the size of a blob that is owed and whose bytes this store has lost, which may be SizeUnknown. ok is
 // false for all others.
 func (s *Store) Lost(d digest.Digest) (size int64, ok bool) {
 	s.mu.Lock()
@@ -126,8 +126,8 @@ func (s *Store) Lost(d digest.Digest) (size int64, ok bool) {
 	return x.Size, owed && s.entries[d] == nil
 }
 
-// settleDebt is Unmark for a debt without bytes. The blob's folder is claimed.
-func (s *Store) settleDebt(d digest.Digest, m Marker, target string) error {
+// payWithoutBytes is Unmark for a debt without bytes. The blob's folder is claimed.
+func (s *Store) payWithoutBytes(d digest.Digest, m Marker, target string) error {
 	s.mu.Lock()
 	x, owed := s.debts[d]
 	s.mu.Unlock()

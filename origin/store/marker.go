@@ -34,7 +34,7 @@ func (s *Store) Mark(d digest.Digest, m Marker) error {
 	if _, err := s.mark(d, m); err != nil {
 		return fmt.Errorf("mark %s: %w", d, err)
 	}
-	s.settle(d)
+	s.recount(d)
 	return nil
 }
 
@@ -172,7 +172,7 @@ func (s *Store) Unmark(d digest.Digest, m Marker, target string) error {
 	defer s.claim(blobDir(d))()
 	now, err := s.readMarker(d)
 	if errors.Is(err, fs.ErrNotExist) {
-		return s.settleDebt(d, m, target)
+		return s.payWithoutBytes(d, m, target)
 	}
 	if err != nil {
 		return err
@@ -193,6 +193,6 @@ func (s *Store) Unmark(d digest.Digest, m Marker, target string) error {
 		e.marked, e.marker = false, nil
 	}
 	s.mu.Unlock()
-	s.settle(d)
+	s.recount(d)
 	return nil
 }

@@ -47,7 +47,7 @@ func (s *Store) PutMetainfo(m *blob.Metainfo) error {
 	if err := s.root.Rename(tmp, blobFile(d, fileMetainfo)); err != nil {
 		return fmt.Errorf("put metainfo of %s: %w", d, err)
 	}
-	s.settle(d)
+	s.recount(d)
 	return nil
 }
 
@@ -57,7 +57,7 @@ func (s *Store) DropMetainfo(d digest.Digest) error {
 		return fmt.Errorf("drop metainfo: %w", err)
 	}
 	defer s.claim(blobDir(d))()
-	defer s.settle(d)
+	defer s.recount(d)
 	return s.remove(blobFile(d, fileMetainfo))
 }
 

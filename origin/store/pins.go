@@ -16,24 +16,32 @@ import (
 // ErrConfigured is the attempt to change what the configuration says.
 var ErrConfigured = errors.New("set by the configuration")
 
+// pin is who pinned a blob.
+type pin int
+
+const (
+	pinnedByRequest pin = iota
+	pinnedByConfig
+)
+
 func pinFile(d digest.Digest) string {
 	return path.Join("pins", d.Algorithm().String()+"-"+d.Encoded())
 }
 
 // scanPins finds what was pinned.
 func (s *Store) scanPins() error {
-	s.pins = map[digest.Digest]bool{}
+	s.pins = map[digest.Digest]pin{}
 	es, err := fs.ReadDir(s.root.FS(), "pins")
 	if err != nil {
 		return err
 	}
 	for _, e := range es {
 		if d, err := blob.ParseDigest(strings.Replace(e.Name(), "-", ":", 1)); err == nil {
-			s.pins[d] = false
+			s.pins[d] = pinnedByRequest
 		}
 	}
 	for _, d := range s.cfg.Pinned {
-		s.pins[d] = true
+		s.pins[d] = pinnedByConfig
 	}
 	return nil
 }
@@ -47,7 +55,7 @@ func (s *Store) Pin(d digest.Digest) error {
 	s.mu.Lock()
 	_, there := s.pins[d]
 	if !there {
-		s.pins[d] = false // before it is on the disk: it must not be evicted meanwhile
+		s.pins[d] = pinnedByRequest // before it is on the disk: it must not be evicted meanwhile
 	}
 	s.mu.Unlock()
 	if there {
@@ -69,7 +77,7 @@ func (s *Store) Unpin(d digest.Digest) error {
 	}
 	defer s.claim(pinFile(d))()
 	s.mu.Lock()
-	configured := s.pins[d]
+	configured := s.pins[d] == pinnedByConfig
 	s.mu.Unlock()
 	if configured {
 		return fmt.Errorf("unpin %s: %w", d, ErrConfigured)

@@ -203,7 +203,7 @@ func (s *Store) examine(d digest.Digest, shard FS) (*entry, int64, error) {
 	if data == nil { // somebody else has removed it: what a commit makes visible has both
 		size, ok := s.knownSize(d, files)
 		if !ok {
-			size = -1
+			size = SizeUnknown
 		}
 		if files[fileMarker] != nil {
 			s.lost.Add(1)

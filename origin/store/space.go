@@ -82,8 +82,8 @@ func (s *Store) admit(d digest.Digest, size, disk int64, m *Marker) {
 	s.used += disk - size
 }
 
-// settle corrects what is accounted for a blob after its sidecars have changed. The blob's folder is claimed.
-func (s *Store) settle(d digest.Digest) {
+// recount corrects what is accounted for a blob after its sidecars have changed. The blob's folder is claimed.
+func (s *Store) recount(d digest.Digest) {
 	disk, err := s.footprint(d)
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -34,6 +34,12 @@ var (
 	ErrMarked         = errors.New("blob is not written back yet")
 )
 
+// SizeUnknown stands for the size of a blob that nobody has said.
+const SizeUnknown = -1
+
+// AtEnd is the offset of bytes that are appended wherever a session stands.
+const AtEnd = -1
+
 // Format is the version of the layout on disk.
 const Format = 1
 
@@ -73,16 +79,16 @@ type Store struct {
 	partials map[digest.Digest]*Partial
 	claims   map[string]chan struct{} // paths that somebody writes without the lock; closed when that is over
 	shards   map[string]bool          // folders above those of blobs that are durable
-	pins     map[digest.Digest]bool   // true: by configuration
-	names    map[string]struct{}      // keys of the name records
-	debts    map[digest.Digest]debt   // without bytes
-	used     int64                    // bytes that blobs, partial blobs and uploads take on disk
-	leaving  int64                    // bytes beside these, of blobs that are being removed
-	retryAt  int64                    // value of used up to which a fruitless eviction is not tried again
-	evicting bool                     // somebody chooses what to evict
-	victims  []victim                 // what was chosen
-	removing bool                     // removeVictims is running
-	freed    chan struct{}            // closed and replaced when room was made or evicting ends
+	pins     map[digest.Digest]pin
+	names    map[string]struct{}    // keys of the name records
+	debts    map[digest.Digest]debt // without bytes
+	used     int64                  // bytes that blobs, partial blobs and uploads take on disk
+	leaving  int64                  // bytes beside these, of blobs that are being removed
+	retryAt  int64                  // value of used up to which a fruitless eviction is not tried again
+	evicting bool                   // somebody chooses what to evict
+	victims  []victim               // what was chosen
+	removing bool                   // removeVictims is running
+	freed    chan struct{}          // closed and replaced when room was made or evicting ends
 
 	sessions sessionCounts
 	writers  atomic.Int64 // sessions that are being written

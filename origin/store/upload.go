@@ -33,7 +33,7 @@ func (e *OffsetError) Error() string {
 // transient.
 type UploadOptions struct {
 	ID     string        `json:"-"`                // [a-z0-9-]{1,64}; made up when empty
-	Size   int64         `json:"size"`             // of the whole blob in bytes, -1 when not known
+	Size   int64         `json:"size"`             // of the whole blob in bytes, or SizeUnknown
 	Digest digest.Digest `json:"digest,omitempty"` // empty when not known
 	Note   string        `json:"note,omitempty"`   // the caller's, e.g. the repository
 	Source string        `json:"source,omitempty"` // whose client began it: bounds hold for each source
@@ -206,7 +206,7 @@ func (u *Upload) ID() string { return u.id }
 // Note is the caller's note of the start.
 func (u *Upload) Note() string { return u.o.Note }
 
-// Size is the size that was announced, -1 for none.
+// Size is the size that was announced, or SizeUnknown.
 func (u *Upload) Size() int64 { return u.o.Size }
 
 // Offset is the number of bytes received.
@@ -224,7 +224,7 @@ func (u *Upload) Reader() (*os.File, error) {
 
 var buffers = sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b }}
 
-// Write appends r at off, which must be the session's offset, or -1 for wherever it stands. What arrived before an
+// Write appends r at off, which must be the session's offset, or AtEnd. What arrived before an
 // error stays; Offset is true in any case. ErrBusy when another writer is at it.
 func (u *Upload) Write(ctx context.Context, off int64, r io.Reader) (n int64, err error) {
 	if !u.mu.TryLock() {
@@ -426,7 +426,7 @@ func (s *Store) place(u *Upload, d digest.Digest, size int64, m *Marker) error {
 		if _, err := s.mark(d, *m); err != nil {
 			return err
 		}
-		s.settle(d)
+		s.recount(d)
 		return nil
 	case partial:
 		return fmt.Errorf("%w: %s is being fetched", ErrBusy, d)
@@ -437,11 +437,11 @@ func (s *Store) place(u *Upload, d digest.Digest, size int64, m *Marker) error {
 	if err := u.stage(d, size, m); err != nil {
 		return err
 	}
-	disk := u.footprint(m)
+	disk, known := u.footprint(m)
 	err := s.root.Rename(path.Join("uploads", u.id), blobDir(d))
 	switch {
 	case errors.Is(err, fs.ErrExist):
-		disk = -1
+		known = false
 		m, err = s.moveInto(u, d, m)
 	case err == nil:
 		u.renamed = true
@@ -452,7 +452,7 @@ func (s *Store) place(u *Upload, d digest.Digest, size int64, m *Marker) error {
 	if err == nil {
 		err = s.syncDir(path.Dir(blobDir(d)))
 	}
-	if err == nil && disk < 0 {
+	if err == nil && !known {
 		disk, err = s.footprint(d)
 	}
 	if err != nil {
@@ -465,20 +465,21 @@ func (s *Store) place(u *Upload, d digest.Digest, size int64, m *Marker) error {
 	return nil
 }
 
-// footprint is what the session's folder takes on disk as that of a blob, -1 when that is to be found out file by file.
-func (u *Upload) footprint(m *Marker) int64 {
+// footprint returns what the session's folder takes on disk as that of a blob; known is false when that is to be found
+// out file by file.
+func (u *Upload) footprint(m *Marker) (disk int64, known bool) {
 	if m != nil || u.pieces != nil || !u.o.Transient {
-		return -1
+		return 0, false
 	}
 	data, err := u.f.Stat()
 	if err != nil {
-		return -1
+		return 0, false
 	}
 	dir, err := u.s.ups.Stat(u.id)
 	if err != nil {
-		return -1
+		return 0, false
 	}
-	return allocated(data) + allocated(dir)
+	return allocated(data) + allocated(dir), true
 }
 
 // stage makes durable in the session's folder what the blob's will have.

@@ -23,7 +23,8 @@ const (
 	MaxPieceLength = 16 << 20
 	MaxSize        = 16 << 40
 	MaxMetainfo    = 64 << 20
-	minPieces      = 400 // fewer cost a swarm time: see architecture, section 8
+	// fewer cost a swarm time: at 1,000 peers 25 pieces take 1.58x the time of one copy, 400 take 1.05x
+	minPieces = 400
 )
 
 // PieceLength is a pure function of a blob's size: the largest power of two that gives at least 400 pieces, within

@@ -16,6 +16,10 @@ const (
 	MaxNameRecord     = registry.MaxManifest*2 + 64<<10
 )
 
+// AnyRepository stands in a path that needs a repository, for a blob that is asked for by its digest alone: an origin's
+// bytes are global, and the name only says which bucket is asked first. It is a valid name like any other.
+const AnyRepository = "kraken"
+
 // LeaseRequest asks an origin for pieces to fetch from it (POST lease/<digest>).
 type LeaseRequest struct {
 	// peer id, at most 40 hex digits: whose turn it is; an origin forgets it after seconds

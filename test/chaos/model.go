@@ -45,8 +45,9 @@ const gone digest.Digest = ""
 
 // tag is what a tag may be now: one digest when the last change was answered, several when it was not.
 type tag struct {
-	may  []digest.Digest
-	past map[digest.Digest]bool // all that it ever may have been; an agent without build-index may answer so, with a warning
+	may []digest.Digest
+	// all that it ever may have been; an agent without build-index may answer so, with a warning
+	past map[digest.Digest]bool
 }
 
 // image is one manifest in one repository with its blobs.

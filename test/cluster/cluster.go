@@ -284,6 +284,21 @@ func client(t *testing.T, url string, cfg transport.ClientConfig) *registry.Clie
 	return c
 }
 
+// originClient talks to an origin of a cluster without TLS as other origins do.
+func originClient(t *testing.T, url string) *cluster.OriginClient {
+	t.Helper()
+	hc, err := transport.NewClient(transport.ClientConfig{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(hc.CloseIdleConnections)
+	c, err := cluster.NewOriginClient(url, hc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
 // nodeName is the common name in the one certificate of all nodes.
 const nodeName = "node"
 
