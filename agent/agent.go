@@ -82,7 +82,7 @@ func New(cfg Config, deps role.Deps) (_ *Agent, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("client: %w", err)
 	}
-	if a.origins, err = cluster.NewOrigins(cfg.Origins, cfg.Replicas, hc); err != nil {
+	if a.origins, err = cluster.NewOrigins(cfg.Origins, cfg.Replicas, time.Duration(cfg.Peer.StallTimeout), hc); err != nil {
 		return nil, err
 	}
 	if a.index, err = cluster.NewIndexClient(cfg.BuildIndex.URL, hc); err != nil {
@@ -163,6 +163,7 @@ func (a *Agent) AdminAddr() string {
 // Run serves until ctx is done, then drains: readiness turns false, requests in flight finish within the server's
 // bound, pulls end and keep what they have, the tracker is told, the cache is closed.
 func (a *Agent) Run(ctx context.Context) error {
+	defer a.origins.Close()
 	var g role.Group
 	g.Add("swarm", a.swarm.Run)
 	g.Add("announcer", a.announcer.run)

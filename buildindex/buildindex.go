@@ -59,7 +59,7 @@ func New(cfg Config, deps role.Deps) (_ *Index, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("client: %w", err)
 	}
-	if x.origins, err = cluster.NewOrigins(cfg.Origins, cfg.Replicas, hc); err != nil {
+	if x.origins, err = cluster.NewOrigins(cfg.Origins, cfg.Replicas, cluster.Stall, hc); err != nil {
 		return nil, err
 	}
 	if x.buckets, err = bucket.OpenAll(ctx, cfg.Buckets, bucket.NewMetrics(deps.Registry)); err != nil {
@@ -133,6 +133,7 @@ func (x *Index) AdminAddr() string {
 
 // Run serves until ctx is done, then drains and closes the database.
 func (x *Index) Run(ctx context.Context) error {
+	defer x.origins.Close()
 	var g role.Group
 	g.Add("outbox", x.outbox)
 	g.Add("restore", x.restore)

@@ -15,6 +15,7 @@ import (
 	"kraken/buildindex/names"
 	"kraken/proto/cluster"
 	"kraken/proto/registry"
+	"kraken/proto/transport"
 )
 
 // errClock is that the counter of generations can't go up.
@@ -69,32 +70,19 @@ func (x *Index) lock(repo string, names ...string) (unlock func()) {
 	}
 }
 
-// storeRecord writes r to cfg.Replicas origins in parallel, trying further ones for those that fail. One copy is
-// success with a warning; none is ErrUnavailable. raw is the manifest's bytes, for origins that know whole records
-// only.
+// storeRecord writes r to cfg.Replicas origins in parallel, trying further ones for those that fail or don't answer.
+// One copy is success with a warning; none is ErrUnavailable. raw is the manifest's bytes, for origins that know whole
+// records only.
 func (x *Index) storeRecord(ctx context.Context, r cluster.NameRecord, raw []byte) error {
-	var failed []error
-	copies := 0
-	for left := x.origins.For(placeOf(r)); len(left) > 0 && copies < x.cfg.Replicas; {
-		n := min(x.cfg.Replicas-copies, len(left))
-		errs := make([]error, n)
-		var wg sync.WaitGroup
-		for i, o := range left[:n] {
-			wg.Go(func() {
-				if err := x.putName(ctx, o, r, raw); err != nil {
-					errs[i] = fmt.Errorf("origin %s: %w", o.ID, err)
-				}
-			})
+	out := cluster.Ask(ctx, x.origins, x.origins.For(placeOf(r)), x.cfg.Replicas, func(ctx context.Context, o *cluster.Origin) (struct{}, error) {
+		if err := x.putName(ctx, o, r, raw); err != nil {
+			return struct{}{}, fmt.Errorf("origin %s: %w", o.ID, err)
 		}
-		wg.Wait()
-		left = left[n:]
-		for _, err := range errs {
-			if err != nil {
-				failed = append(failed, err)
-			} else {
-				copies++
-			}
-		}
+		return struct{}{}, nil
+	}, nil, nil)
+	copies, failed := len(out.Answers), out.Errs
+	for _, o := range out.Silent {
+		failed = append(failed, fmt.Errorf("origin %s: %w", o.ID, transport.ErrNoProgress))
 	}
 	if copies >= x.cfg.Replicas {
 		return nil
@@ -180,11 +168,19 @@ func (x *Index) conflict(err error) error {
 
 // forget takes a record back from the origins. One that can't be reached is told by the next reconciliation.
 func (x *Index) forget(ctx context.Context, r cluster.NameRecord) {
+	ctx = transport.WithProgressTimeout(ctx, cluster.Stall)
+	var wg sync.WaitGroup
 	for _, o := range x.origins.All() {
-		if err := o.DeleteName(ctx, x.signer.Deletion(r)); err != nil {
-			x.log.Debug("origin still keeps a name", "origin", o.ID, "error", err)
+		if !o.Answers() {
+			continue
 		}
+		wg.Go(func() {
+			if err := o.DeleteName(ctx, x.signer.Deletion(r)); err != nil {
+				x.log.Debug("origin still keeps a name", "origin", o.ID, "error", err)
+			}
+		})
 	}
+	wg.Wait()
 }
 
 // record returns the record of a change that is made now, with the next generation. ErrUnavailable as from

@@ -26,7 +26,7 @@ type uplink struct {
 
 func newUplink(t *testing.T, pieces, rate int) *uplink {
 	t.Helper()
-	origins, err := cluster.NewOrigins([]ring.Member{{ID: "o", URL: "http://127.0.0.1:1"}}, 1, http.DefaultClient)
+	origins, err := cluster.NewOrigins([]ring.Member{{ID: "o", URL: "http://127.0.0.1:1"}}, 1, time.Minute, http.DefaultClient)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -106,7 +106,7 @@ func New(cfg Config, deps role.Deps) (_ *Origin, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("client: %w", err)
 	}
-	if o.origins, err = cluster.NewOrigins(cfg.Origins, cfg.Replicas, hc); err != nil {
+	if o.origins, err = cluster.NewOrigins(cfg.Origins, cfg.Replicas, cluster.Stall, hc); err != nil {
 		return nil, err
 	}
 	if o.buckets, err = bucket.OpenAll(o.ctx, cfg.Buckets, bucket.NewMetrics(deps.Registry)); err != nil {
@@ -174,6 +174,7 @@ func (o *Origin) AdminAddr() string {
 
 // Run serves until ctx is done, then drains and closes.
 func (o *Origin) Run(ctx context.Context) error {
+	defer o.origins.Close()
 	var g role.Group
 	g.Add("swarm", o.swarm.Run)
 	g.Add("background", func(ctx context.Context) error {

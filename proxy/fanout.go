@@ -143,8 +143,9 @@ func (b *branch) put(blk *block, stall time.Duration) bool {
 }
 
 // fanOut streams body to n destinations at once, in one pass and without storing it. send(ctx, i, r) must read r to its
-// end or return. A destination that takes nothing for stall is cancelled and left behind, the others go on. fanOut
-// returns when every send has returned: an error for each, and the error of reading body, if any.
+// end or return. A destination that takes nothing for stall, or does not answer for stall after another has, is
+// cancelled and left behind; the others go on. fanOut returns when every send has returned: an error for each, and the
+// error of reading body, if any.
 func fanOut(ctx context.Context, body io.Reader, n int, stall time.Duration, send func(ctx context.Context, i int, r io.Reader) error) (errs []error, readErr error) {
 	branches := make([]*branch, n)
 	live := make([]*branch, 0, n)
@@ -185,10 +186,12 @@ func fanOut(ctx context.Context, body io.Reader, n int, stall time.Duration, sen
 			b.end = readErr
 		}
 	}
+	for _, b := range branches {
+		close(b.in)
+	}
+	await(branches, stall)
 	errs = make([]error, n)
 	for i, b := range branches {
-		close(b.in)
-		<-b.done
 		if errs[i] = b.err; b.err != nil && errors.Is(context.Cause(b.ctx), errStalled) {
 			errs[i] = errStalled
 		}
@@ -196,6 +199,45 @@ func fanOut(ctx context.Context, body io.Reader, n int, stall time.Duration, sen
 		b.drain()
 	}
 	return errs, readErr
+}
+
+// await waits until every branch is done. Once one has succeeded, those that are not after stall more, or after twice
+// the time that it took, are cancelled: what was sent to them may wait in the buffers of a connection to a machine that
+// is gone.
+func await(branches []*branch, stall time.Duration) {
+	ends := make(chan *branch, len(branches))
+	for _, b := range branches {
+		go func() {
+			<-b.done
+			ends <- b
+		}()
+	}
+	var over <-chan time.Time
+	began := time.Now()
+	for range branches {
+		select {
+		case b := <-ends:
+			if b.err == nil && over == nil {
+				t := time.NewTimer(max(stall, time.Since(began)))
+				defer t.Stop()
+				over = t.C
+			}
+		case <-over:
+			for _, b := range branches {
+				b.leave()
+			}
+			<-ends
+		}
+	}
+}
+
+// leave cancels a branch that is not done.
+func (b *branch) leave() {
+	select {
+	case <-b.done:
+	default:
+		b.cancel(errStalled)
+	}
 }
 
 // drain gives back what the destination did not read. The branch was cancelled, so that no Read waits.

@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 	"sync"
 	"testing"
 	"testing/iotest"
+	"testing/synctest"
 	"time"
 )
 
@@ -120,4 +122,52 @@ func TestFanOutSurvivesLateReaders(t *testing.T) {
 		})
 	}
 	late.Wait()
+}
+
+// A destination that took the whole body and does not answer is waited for a while after another has answered, and no
+// time at all is too long while none has.
+func TestFanOutLeavesBehindWhoDoesNotAnswer(t *testing.T) {
+	const stall = 5 * time.Second
+	tests := []struct {
+		name    string
+		answers [2]time.Duration // 0: never
+		stalled [2]bool
+		took    time.Duration
+	}{
+		{"both at once", [2]time.Duration{time.Millisecond, time.Millisecond}, [2]bool{}, time.Millisecond},
+		{"the second never", [2]time.Duration{time.Millisecond, 0}, [2]bool{1: true}, stall + time.Millisecond},
+		{"the first never", [2]time.Duration{0, time.Second}, [2]bool{0: true}, stall + time.Second},
+		{"both late", [2]time.Duration{20 * time.Second, 39 * time.Second}, [2]bool{}, 39 * time.Second},
+		{"one more than twice as late", [2]time.Duration{20 * time.Second, 41 * time.Second}, [2]bool{1: true}, 40 * time.Second},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				began := time.Now()
+				errs, readErr := fanOut(t.Context(), strings.NewReader("layer"), 2, stall, func(ctx context.Context, i int, r io.Reader) error {
+					if _, err := io.Copy(io.Discard, r); err != nil {
+						return err
+					}
+					var answer <-chan time.Time
+					if tt.answers[i] > 0 {
+						answer = time.After(tt.answers[i])
+					}
+					select {
+					case <-answer:
+						return nil
+					case <-ctx.Done():
+						return ctx.Err()
+					}
+				})
+				for i, err := range errs {
+					if errors.Is(err, errStalled) != tt.stalled[i] || err != nil && !tt.stalled[i] {
+						t.Errorf("destination %d: %v", i, err)
+					}
+				}
+				if took := time.Since(began); took != tt.took || readErr != nil {
+					t.Errorf("took %s, want %s; %v", took, tt.took, readErr)
+				}
+			})
+		})
+	}
 }

@@ -3,7 +3,7 @@ package proxy
 import "github.com/prometheus/client_golang/prometheus"
 
 type metrics struct {
-	leftBehind, short, refused prometheus.Counter
+	leftBehind, short, refused, silent, madeGood prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -14,13 +14,21 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		}),
 		short: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "kraken_proxy_uploads_short_total",
-			Help: "Uploads that started on fewer origins than there are replicas.",
+			Help: "Uploads that started, or were committed, on fewer origins than there are replicas.",
 		}),
 		refused: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "kraken_proxy_uploads_refused_total",
 			Help: "Upload requests that were answered with 429 because too many were under way, of their source or in all.",
 		}),
 	}
-	r.MustRegister(m.leftBehind, m.short, m.refused)
+	m.silent = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "kraken_proxy_origins_silent_total",
+		Help: "Requests that another origin answered because the one asked first did not in time.",
+	})
+	m.madeGood = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "kraken_proxy_upload_copies_made_good_total",
+		Help: "Copies that were brought to another origin in the place of one that was left behind.",
+	})
+	r.MustRegister(m.leftBehind, m.short, m.refused, m.silent, m.madeGood)
 	return m
 }

@@ -45,7 +45,7 @@ func New(cfg Config, deps role.Deps) (_ *Proxy, err error) {
 		log: deps.Log, m: newMetrics(deps.Registry),
 		replicas: min(cfg.Replicas, len(cfg.Origins)), stall: time.Duration(cfg.StallTimeout), chunkMin: int64(cfg.ChunkMinLength), health: transport.NewHealth(),
 	}
-	if p.origins, err = cluster.NewOrigins(cfg.Origins, cfg.Replicas, hc); err != nil {
+	if p.origins, err = cluster.NewOrigins(cfg.Origins, cfg.Replicas, p.stall, hc); err != nil {
 		return nil, err
 	}
 	if p.index, err = cluster.NewIndexClient(cfg.BuildIndex.URL, transport.Patient(hc, time.Duration(cfg.BuildIndexPatience))); err != nil {
@@ -109,6 +109,7 @@ func (p *Proxy) AdminAddr() string {
 
 // Run serves until ctx is done, then lets requests in flight finish within the server's bound.
 func (p *Proxy) Run(ctx context.Context) error {
+	defer p.origins.Close()
 	var g role.Group
 	if p.admin != nil {
 		g.Add("admin", p.admin.Run)

@@ -14,6 +14,7 @@ import (
 
 	"kraken/proto/cluster"
 	"kraken/proto/registry"
+	"kraken/proto/transport"
 )
 
 // StartUpload opens a session on as many origins as there are replicas: the owners where the digest is known, else any.
@@ -29,25 +30,21 @@ func (p *Proxy) StartUpload(ctx context.Context, repo string, o registry.UploadO
 	} else {
 		candidates = p.shuffled()
 	}
-	var ts []target
-	var errs []error
-	for len(candidates) > 0 && len(ts) < p.replicas {
-		n := min(p.replicas-len(ts), len(candidates))
-		got, err := each(candidates[:n], func(c *cluster.Origin) (target, error) {
-			u, err := c.StartUpload(ctx, repo, o)
-			if err != nil {
-				return target{}, fmt.Errorf("start upload at %s: %w", c.ID, err)
-			}
-			return target{part{c.ID, u.ID}, c}, nil
-		})
-		candidates = candidates[n:]
-		for i := range got {
-			if err[i] == nil {
-				ts = append(ts, got[i])
-			} else {
-				errs = append(errs, err[i])
-			}
+	asked := cluster.Ask(ctx, p.origins, candidates, p.replicas, func(ctx context.Context, c *cluster.Origin) (target, error) {
+		u, err := c.StartUpload(ctx, repo, o)
+		if err != nil {
+			return target{}, fmt.Errorf("start upload at %s: %w", c.ID, err)
 		}
+		return target{part{c.ID, u.ID}, c}, nil
+	}, nil, func(late target) { p.forget(ctx, repo, late) })
+	p.silent(asked.Silent)
+	var ts []target
+	for _, a := range asked.Answers {
+		ts = append(ts, a.Value)
+	}
+	errs := asked.Errs
+	if asked.Final != nil {
+		errs = append(errs, asked.Final)
 	}
 	if len(ts) == 0 {
 		return registry.Upload{}, first(errs)
@@ -57,6 +54,23 @@ func (p *Proxy) StartUpload(ctx context.Context, repo string, o registry.UploadO
 		p.log.Warn("upload starts with fewer copies than configured", "repository", repo, "copies", len(ts), "error", errors.Join(errs...))
 	}
 	return p.encode(repo, ts, 0), nil
+}
+
+// silent tells of origins that did not answer in time.
+func (p *Proxy) silent(origins []*cluster.Origin) {
+	for _, o := range origins {
+		p.m.silent.Inc()
+		p.log.Warn("an origin does not answer; others are asked first until it does", "origin", o.ID)
+	}
+}
+
+// forget ends a session that was opened too late to be used. An origin ends it by itself where that fails.
+func (p *Proxy) forget(ctx context.Context, repo string, t target) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.stall)
+	defer cancel()
+	if err := t.origin.AbortUpload(ctx, repo, t.Upload); err != nil {
+		p.log.Debug("a session that came too late is left to end by itself", "origin", t.Origin, "error", err)
+	}
 }
 
 // shuffled returns all origins, those in good health first, in random order.
@@ -174,16 +188,54 @@ func (p *Proxy) CommitUpload(ctx context.Context, repo, id string, d digest.Dige
 		}
 		return v1.Descriptor{}, first(errs)
 	}
+	var have []*cluster.Origin
 	for i, err := range errs {
-		if err != nil {
-			p.m.leftBehind.Inc()
-			p.log.Warn("origin left behind in a commit", "origin", ts[i].Origin, "repository", repo, "digest", d, "error", err)
+		if err == nil {
+			have = append(have, ts[i].origin)
+			continue
 		}
+		p.m.leftBehind.Inc()
+		p.log.Warn("origin left behind in a commit", "origin", ts[i].Origin, "repository", repo, "digest", d, "error", err)
 	}
+	p.makeGood(ctx, repo, ds[ok], have)
 	if err := p.index.PutLayer(ctx, repo, cluster.Layer{Digest: d, Size: ds[ok].Size}); err != nil {
 		return v1.Descriptor{}, fmt.Errorf("make %s a member of %s: %w", d, repo, err)
 	}
 	return ds[ok], nil
+}
+
+// makeGood brings a blob that was committed in fewer copies than configured to further origins, so that a 201 means as
+// many copies as ever while that many origins work. It asks only origins that answer, and has no error: one copy is
+// success, which the origin that has it makes more of when the others are back.
+func (p *Proxy) makeGood(ctx context.Context, repo string, b v1.Descriptor, have []*cluster.Origin) {
+	for _, to := range p.origins.For(b.Digest) {
+		if len(have) >= p.replicas {
+			return
+		}
+		if slices.Contains(have, to) || !to.Answers() {
+			continue
+		}
+		if err := p.copyBlob(ctx, repo, b, have[0], to); err != nil {
+			p.log.Warn("a lost copy could not be made good", "from", have[0].ID, "to", to.ID, "digest", b.Digest, "error", err)
+			continue
+		}
+		p.m.madeGood.Inc()
+		have = append(have, to)
+	}
+	if len(have) < p.replicas {
+		p.m.short.Inc()
+		p.log.Warn("a blob has fewer copies than configured until other origins answer", "repository", repo, "digest", b.Digest, "copies", len(have))
+	}
+}
+
+// copyBlob brings a blob from one origin to another, which owes it to the bucket from then on.
+func (p *Proxy) copyBlob(ctx context.Context, repo string, b v1.Descriptor, from, to *cluster.Origin) error {
+	ctx = transport.WithProgressTimeout(ctx, p.stall)
+	c, err := from.LocalOpen(ctx, repo, b.Digest, registry.Whole)
+	if err != nil {
+		return err
+	}
+	return errors.Join(to.Replicate(ctx, repo, b.Digest, c.Size, true, c.Body), c.Close())
 }
 
 // AbortUpload ends the session on every origin.

@@ -44,7 +44,7 @@ func New(cfg Config, deps role.Deps) (_ *Tracker, err error) {
 		return nil, fmt.Errorf("client: %w", err)
 	}
 	t := &Tracker{cfg: cfg, log: deps.Log, m: newMetrics(deps.Registry), hosts: newHosts(), names: newNames(), questions: newQuestions(), health: transport.NewHealth()}
-	if t.origins, err = cluster.NewOrigins(cfg.Origins, cfg.Replicas, hc); err != nil {
+	if t.origins, err = cluster.NewOrigins(cfg.Origins, cfg.Replicas, cluster.Stall, hc); err != nil {
 		return nil, err
 	}
 	t.store = newStore(time.Duration(cfg.Interval), degreeOf(cfg.PeersPerAnswer), cfg.Limits.bounds())
@@ -92,6 +92,7 @@ func (t *Tracker) AdminAddr() string {
 
 // Run serves until ctx is done, then lets requests in flight finish within the server's bound.
 func (t *Tracker) Run(ctx context.Context) error {
+	defer t.origins.Close()
 	var g role.Group
 	g.Add("metainfo", t.metainfos.run)
 	g.Add("sweep", t.sweep)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -13,6 +12,7 @@ import (
 
 	"kraken/proto/registry"
 	"kraken/proto/ring"
+	"kraken/proto/transport"
 )
 
 // Origin is one origin of the cluster.
@@ -21,40 +21,33 @@ type Origin struct {
 	URL  string
 	Peer string // host:port of its peer listener
 	*OriginClient
-	health *passive
+	health *health
 }
 
-// Origins are all origins of a cluster, with passive health: one that could not be reached is asked last for a while.
-// It implements registry.Blobs over them.
+// Answers reports whether there is no reason to ask others before this origin: it could be reached, and was not silent.
+func (or *Origin) Answers() bool { return or.health.answers() }
+
+// Origins are all origins of a cluster, with their health: one that could not be reached is asked last for a while, one
+// that did not answer in time until it has answered. It implements registry.Blobs over them. Close ends it.
 type Origins struct {
-	ring *ring.Ring
-	byID map[string]*Origin
-	all  []*Origin
+	ring   *ring.Ring
+	byID   map[string]*Origin
+	all    []*Origin
+	stall  time.Duration
+	probes *prober
 }
 
-// deadFor is how long an origin that could not be reached is asked last.
-const deadFor = 2 * time.Second
+// Stall is the patience with an origin of the roles that are asked by others: less than these have.
+const Stall = 2 * time.Second
 
-// passive remembers when a peer could not be reached.
-type passive struct{ until atomic.Int64 }
-
-func (p *passive) observe(reached bool) {
-	switch {
-	case !reached:
-		p.until.Store(time.Now().Add(deadFor).UnixNano())
-	case p.until.Load() != 0:
-		p.until.Store(0)
-	}
-}
-
-func (p *passive) dead() bool { return p.until.Load() > time.Now().UnixNano() }
-
-// NewOrigins takes the configured members; all must have URLs.
-func NewOrigins(members []ring.Member, replicas int, hc *http.Client) (*Origins, error) {
-	o := &Origins{byID: map[string]*Origin{}}
+// NewOrigins takes the configured members; all must have URLs. An origin that makes no progress for stall is given up
+// where another can do the same, and after a fifth of it another one is asked as well. Who is asked by others has less
+// patience than these have with it.
+func NewOrigins(members []ring.Member, replicas int, stall time.Duration, hc *http.Client) (*Origins, error) {
+	o := &Origins{byID: map[string]*Origin{}, stall: stall, probes: newProber()}
 	var ids []string
 	for _, m := range members {
-		health := &passive{}
+		health := &health{}
 		c, err := newOriginClient(m.URL, hc, health.observe)
 		if err != nil {
 			return nil, fmt.Errorf("origin %s: %w", m.ID, err)
@@ -74,6 +67,9 @@ func NewOrigins(members []ring.Member, replicas int, hc *http.Client) (*Origins,
 	return o, nil
 }
 
+// Close ends what the origins do by themselves. Requests go on.
+func (o *Origins) Close() { o.probes.close() }
+
 // All are all origins in the order of the configuration.
 func (o *Origins) All() []*Origin { return o.all }
 
@@ -87,7 +83,7 @@ func (o *Origins) pick(ids []string) []*Origin {
 	out := make([]*Origin, 0, len(ids))
 	var dead []*Origin
 	for _, id := range ids {
-		if or := o.byID[id]; or.health.dead() {
+		if or := o.byID[id]; !or.Answers() {
 			dead = append(dead, or)
 		} else {
 			out = append(out, or)
@@ -96,38 +92,50 @@ func (o *Origins) pick(ids []string) []*Origin {
 	return append(out, dead...)
 }
 
-// For are all origins in rendezvous order for d, those that could not be reached lately last.
+// For are all origins in rendezvous order for d, those that do not answer last.
 func (o *Origins) For(d digest.Digest) []*Origin { return o.pick(o.ring.Order(d)) }
 
-// Owners are the owners of d, those that could not be reached lately last.
+// Owners are the owners of d, those that do not answer last.
 func (o *Origins) Owners(d digest.Digest) []*Origin { return o.pick(o.ring.Owners(d)) }
 
-// walk asks origin after origin until one has the blob. An owner looks at the others and at the bucket by itself, so
-// one owner's answer is everybody's: 404 when one could ask all, ErrUnavailable when none could.
-func walk[T any](ctx context.Context, o *Origins, d digest.Digest, ask func(*Origin) (T, error)) (T, error) {
-	var zero T
-	var errs []error
-	for _, or := range o.For(d) {
-		v, err := ask(or)
-		if err == nil {
-			return v, nil
+// Ask asks origins, the first ones of from first, until want of them have succeeded; see transport.Ask. Those that did
+// not answer in time are asked last from then on, until they have answered.
+func Ask[T any](
+	ctx context.Context, o *Origins, from []*Origin, want int,
+	ask func(context.Context, *Origin) (T, error), isFinal func(error) bool, discard func(T),
+) transport.Asked[*Origin, T] {
+	out := transport.Ask(ctx, from, transport.Hedge{Want: want, After: o.stall / 5, Stall: o.stall}, ask, isFinal, discard)
+	if ctx.Err() == nil {
+		for _, or := range out.Silent {
+			o.probes.suspect(or)
 		}
-		if ctx.Err() != nil || errors.Is(err, registry.ErrBlobUnknown) || errors.Is(err, registry.ErrDigestInvalid) || errors.Is(err, registry.ErrNameInvalid) {
-			return zero, err
-		}
-		errs = append(errs, err)
 	}
-	return zero, &registry.RetryError{Err: fmt.Errorf("%w: blob %s: %w", registry.ErrUnavailable, d, errors.Join(errs...)), After: time.Second}
+	return out
+}
+
+// isEverybodys reports whether one origin's error is the answer of all. An owner looks at the others and at the bucket
+// by itself, so that it says 404 when it could ask all, and ErrUnavailable when it could not.
+func isEverybodys(err error) bool {
+	return errors.Is(err, registry.ErrBlobUnknown) || errors.Is(err, registry.ErrDigestInvalid) || errors.Is(err, registry.ErrNameInvalid)
+}
+
+// first returns the answer of the first of from that has one.
+func first[T any](ctx context.Context, o *Origins, d digest.Digest, from []*Origin, ask func(context.Context, *Origin) (T, error), discard func(T)) (T, *Origin, error) {
+	out := Ask(ctx, o, from, 1, ask, isEverybodys, discard)
+	if len(out.Answers) > 0 {
+		return out.Answers[0].Value, out.Answers[0].From, nil
+	}
+	var none T
+	if out.Final != nil {
+		return none, nil, out.Final
+	}
+	return none, nil, &registry.RetryError{Err: fmt.Errorf("%w: blob %s: %w", registry.ErrUnavailable, d, errors.Join(out.Errs...)), After: time.Second}
 }
 
 // StatBlob implements registry.Blobs.
 func (o *Origins) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.Descriptor, error) {
-	return walk(ctx, o, d, func(or *Origin) (v1.Descriptor, error) { return or.StatBlob(ctx, repo, d) })
-}
-
-// OpenBlob implements registry.Blobs.
-func (o *Origins) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint registry.Range) (*registry.Content, error) {
-	return walk(ctx, o, d, func(or *Origin) (*registry.Content, error) { return or.OpenBlob(ctx, repo, d, hint) })
+	desc, _, err := first(ctx, o, d, o.For(d), func(ctx context.Context, or *Origin) (v1.Descriptor, error) { return or.StatBlob(ctx, repo, d) }, nil)
+	return desc, err
 }
 
 var errNoOrigin = errors.New("no origin is configured")

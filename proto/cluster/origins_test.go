@@ -56,7 +56,7 @@ func TestSilentOriginIsAskedLast(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o, err := NewOrigins([]ring.Member{{ID: "o1", URL: silent.URL}, {ID: "o2", URL: silent.URL}}, 2, hc)
+	o, err := NewOrigins([]ring.Member{{ID: "o1", URL: silent.URL}, {ID: "o2", URL: silent.URL}}, 2, time.Minute, hc)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +83,7 @@ func TestOriginsWalk(t *testing.T) {
 		t.Cleanup(srv.Close)
 		members, stores[id] = append(members, ring.Member{ID: id, URL: srv.URL}), m
 	}
-	o, err := NewOrigins(members, 2, http.DefaultClient)
+	o, err := NewOrigins(members, 2, time.Minute, http.DefaultClient)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +103,7 @@ func TestOriginsWalk(t *testing.T) {
 	if _, err := o.StatBlob(t.Context(), "a", d); !errors.Is(err, registry.ErrUnavailable) {
 		t.Errorf("all are down: %v", err)
 	}
-	if _, err := NewOrigins(append(members, members[0]), 2, http.DefaultClient); err == nil {
+	if _, err := NewOrigins(append(members, members[0]), 2, time.Minute, http.DefaultClient); err == nil {
 		t.Error("an id that is there twice was taken")
 	}
 }
