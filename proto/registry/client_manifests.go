@@ -78,7 +78,7 @@ func (c *Client) PutManifest(ctx context.Context, repo string, ref Reference, me
 		return PutResult{}, err
 	}
 	res := PutResult{Tags: got.Values("OCI-Tag")}
-	if res.Digest, err = parseDigest(got.Get("Docker-Content-Digest")); err != nil {
+	if res.Digest, err = putDigest(ref, raw, got.Get("Docker-Content-Digest")); err != nil {
 		return PutResult{}, fmt.Errorf("%w: put manifest %s of %s: answer: %w", ErrUnavailable, ref, repo, err)
 	}
 	if s := got.Get("OCI-Subject"); s != "" {
@@ -87,6 +87,17 @@ func (c *Client) PutManifest(ctx context.Context, repo string, ref Reference, me
 		}
 	}
 	return res, nil
+}
+
+// putDigest returns the digest of a manifest that was put: what the registry says, else what it was put as.
+func putDigest(ref Reference, raw []byte, says string) (digest.Digest, error) {
+	if says != "" {
+		return parseDigest(says)
+	}
+	if ref.Digest != "" {
+		return ref.Digest, nil
+	}
+	return digest.FromBytes(raw), nil
 }
 
 // DeleteManifest is DELETE.
@@ -110,14 +121,24 @@ func (p Page) query() url.Values {
 func (c *Client) ListTags(ctx context.Context, repo string, p Page) (Names, error) {
 	var l tagList
 	h, err := c.CallJSON(ctx, Request{Method: http.MethodGet, To: tagsPath(repo), Query: p.query()}, &l, http.StatusOK)
-	return Names{l.Tags, h.Get("Link") != ""}, err
+	return named(l.Tags, h), err
+}
+
+// named returns a page of names. The next one begins after the last name, or where the registry says.
+func named(names []string, h http.Header) Names {
+	q, more := nextPage(h.Values("Link"))
+	n := Names{Names: names, More: more}
+	if last := q.Get("last"); len(names) == 0 || last != names[len(names)-1] {
+		n.Next = last
+	}
+	return n
 }
 
 // ListRepositories is one page.
 func (c *Client) ListRepositories(ctx context.Context, p Page) (Names, error) {
 	var l repositoryList
 	h, err := c.CallJSON(ctx, Request{Method: http.MethodGet, To: route{kind: "catalog"}.endpoint(), Query: p.query()}, &l, http.StatusOK)
-	return Names{l.Repositories, h.Get("Link") != ""}, err
+	return named(l.Repositories, h), err
 }
 
 // ListReferrers is one page.
@@ -135,10 +156,9 @@ func (c *Client) ListReferrers(ctx context.Context, repo string, d digest.Digest
 		return ReferrersPage{}, err
 	}
 	p := ReferrersPage{Descriptors: idx.Manifests, Filtered: h.Get("OCI-Filters-Applied") != ""}
-	if link := h.Get("Link"); link != "" {
-		target, _, _ := strings.Cut(strings.TrimPrefix(link, "<"), ">")
-		if u, err := url.Parse(target); err == nil {
-			p.Next = u.Query().Get("last")
+	if next, ok := nextPage(h.Values("Link")); ok {
+		if p.Next = next.Get("last"); p.Next == "" {
+			return p, fmt.Errorf("%w: referrers of %s in %s: the link to the next page has no last", ErrUnavailable, d, repo)
 		}
 	}
 	return p, nil

@@ -75,7 +75,7 @@ func FuzzPages(f *testing.F) {
 			t.Errorf("n=%q, last=%q: %+v", n, last, p)
 		}
 		w := httptest.NewRecorder()
-		next(w, r, p, Names{[]string{last}, true})
+		next(w, r, p, Names{Names: []string{last}, More: true})
 		target, params, ok := strings.Cut(strings.TrimPrefix(w.Header().Get("Link"), "<"), ">")
 		u, err := url.Parse(target)
 		if !ok || err != nil || params != `; rel="next"` || u.Query().Get("last") != last {
@@ -139,15 +139,20 @@ func FuzzAnswers(f *testing.F) {
 	f.Add(416, "/v2/a/blobs/uploads/x", "0-9223372036854775807", "", "5", []byte(`{"errors":[{"code":"BLOB_UPLOAD_INVALID"}]}`))
 	f.Add(404, "x", "bytes 0-3/4", "-1", "-1", []byte(`{"errors":[]}`))
 	f.Add(503, "/", "bytes 0-9223372036854775806/9223372036854775807", "7", "99999999999999999999", []byte(`<html>`))
+	c, err := NewClientWith("http://registry.example", http.DefaultClient, ClientOptions{Dialect: dialect(), Elsewhere: 1})
+	if err != nil {
+		f.Fatal(err)
+	}
+	asked := httptest.NewRequest(http.MethodPatch, "http://registry.example/v2/a/blobs/uploads/x", nil)
 	f.Fuzz(func(t *testing.T, status int, location, rng, offset, retry string, body []byte) {
 		h := http.Header{"Location": {location}, "Range": {rng}, "Kraken-Offset": {offset}, "Retry-After": {retry}}
-		if u, ok := dialect().uploadOf(h); ok && (u.Offset < 0 || !sessionID(u.ID)) {
+		if u, ok := c.uploadOf(&http.Response{Header: h, Request: asked}, c.uploadPath("a", "x"), -1); ok && (u.Offset < 0 || u.ID == "" || strings.Trim(u.ID, idLetters) != "" || c.uploadPath("a", u.ID).err != nil) {
 			t.Errorf("%v: %+v", h, u)
 		}
 		if first, last, total, err := parseResponseRange(rng); err == nil && (first < 0 || last < first || total <= last) {
 			t.Errorf("Content-Range %q: %d-%d/%d", rng, first, last, total)
 		}
-		err := dialect().decodeError(&http.Response{StatusCode: status, Header: h, Body: io.NopCloser(bytes.NewReader(body))})
+		err := c.decodeError(&http.Response{StatusCode: status, Header: h, Request: asked, Body: io.NopCloser(bytes.NewReader(body))}, c.uploadPath("a", "x"))
 		var known *Error
 		if !errors.As(err, &known) {
 			t.Errorf("status %d, %q: %v is none of the table", status, body, err)
@@ -155,6 +160,26 @@ func FuzzAnswers(f *testing.F) {
 		var re *RetryError
 		if errors.As(err, &re) && re.After < 0 {
 			t.Errorf("Retry-After %q: %v", retry, re.After)
+		}
+	})
+}
+
+const idLetters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_"
+
+// Whatever a registry wants, reading it ends, and finds no more than there may be.
+func FuzzChallenges(f *testing.F) {
+	f.Add(`Bearer realm="https://auth.example/token",service="registry.example",scope="repository:a/b:pull,push"`)
+	f.Add(`Basic realm="x \"y\"", Bearer realm=z`)
+	f.Add(`Negotiate, , =", "`)
+	f.Fuzz(func(t *testing.T, s string) {
+		cs := parseChallenges([]string{s, s})
+		for _, c := range cs {
+			if c.Scheme == "" || len(c.Parameters) > maxChallenges {
+				t.Errorf("%q: %+v", s, c)
+			}
+		}
+		if len(cs) > maxChallenges {
+			t.Errorf("%q: %d challenges", s, len(cs))
 		}
 	})
 }

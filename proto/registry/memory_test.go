@@ -250,9 +250,9 @@ func paged(names []string, p Page) Names {
 	}
 	names = names[i:]
 	if p.N >= 0 && len(names) > p.N {
-		return Names{names[:p.N], true}
+		return Names{Names: names[:p.N], More: true}
 	}
-	return Names{names, false}
+	return Names{Names: names}
 }
 
 func (m *memory) ListTags(_ context.Context, repo string, p Page) (Names, error) {

@@ -13,8 +13,12 @@ import (
 // against the grammar of its kind and is escaped as one path segment, so that no value leads to another route than the
 // one that was meant.
 type Endpoint struct {
-	path string // begins with /v2/
-	err  error  // why there is none; the request is not sent
+	path     string // begins with /v2/
+	kind     string // of the route
+	location string // the URL that a registry named for a session, in place of path
+	repo     string
+	session  string // id of an upload session
+	err      error  // why there is none; the request is not sent
 }
 
 // endpoint returns the path of a route, or the error of the first part that is not of its grammar.
@@ -23,7 +27,7 @@ func (rt route) endpoint() Endpoint {
 	if err != nil {
 		return Endpoint{err: err}
 	}
-	return Endpoint{path: "/v2/" + p}
+	return Endpoint{path: "/v2/" + p, kind: rt.kind, repo: rt.repo}
 }
 
 // path is the inverse of parseRoute for every route whose parts are valid.
@@ -100,8 +104,6 @@ func blobPath(repo string, d digest.Digest) Endpoint {
 }
 
 func uploadsPath(repo string) Endpoint { return route{"uploads", repo, ""}.endpoint() }
-
-func uploadPath(repo, id string) Endpoint { return route{"upload", repo, id}.endpoint() }
 
 func manifestPath(repo string, ref Reference) Endpoint {
 	return route{"manifest", repo, ref.String()}.endpoint()

@@ -74,8 +74,10 @@ type UploadOptions struct {
 
 // Upload is the state of an upload session.
 type Upload struct {
-	ID     string // opaque, [A-Za-z0-9_-]{1,256}
-	Offset int64  // bytes that are safely received
+	// ID is opaque, [A-Za-z0-9_-]+, at most 1,024 bytes from a Server's own Uploads. It may change with each chunk: the
+	// last answer's holds.
+	ID     string
+	Offset int64 // bytes that are safely received
 }
 
 // Chunk is one body of an upload. Body may be nil for none.
@@ -174,10 +176,12 @@ type Page struct {
 	Last string
 }
 
-// Names is one page. More says that names follow the last one.
+// Names is one page. More says that another one follows.
 type Names struct {
 	Names []string
 	More  bool
+	// Next is the Page.Last of the next page, empty for the last of Names.
+	Next string
 }
 
 // Tags lists the tags of a repository, ErrNameUnknown when there is no such repository.

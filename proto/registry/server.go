@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -186,7 +187,7 @@ func next(w http.ResponseWriter, r *http.Request, p Page, l Names) {
 	}
 	q := r.URL.Query()
 	q.Set("n", strconv.Itoa(p.N))
-	q.Set("last", l.Names[len(l.Names)-1])
+	q.Set("last", cmp.Or(l.Next, l.Names[len(l.Names)-1]))
 	w.Header().Set("Link", fmt.Sprintf(`<%s?%s>; rel="next"`, r.URL.Path, q.Encode()))
 }
 
