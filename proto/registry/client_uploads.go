@@ -130,9 +130,9 @@ func (c *Client) uploadOf(resp *http.Response, to Endpoint, expect int64) (Uploa
 	return Upload{id, last + 1}, true
 }
 
-// sealed is how the id of a session begins whose Location is more than a plain session's: a query, another path, another
-// host. Then follow a signature and the Location, in base64url. The signature is this Client's: nobody else can make it
-// send a request to a place of his choice.
+// sealed is how the id of a session begins whose Location is more than a plain session's: a query, another path,
+// another host. Then follow a signature and the Location, in base64url. The signature is this Client's: nobody else can
+// make it send a request to a place of his choice.
 const sealed = "u_"
 
 // maxLocation bounds a Location that is taken, in bytes.
