@@ -56,6 +56,8 @@ type Config struct {
 	// Repositories is a regular expression for whole repository names, default all. The first bucket that matches is
 	// used.
 	Repositories string `yaml:"repositories"`
+	// Driver is used in the place of what URL names. Set by tests.
+	Driver Bucket `yaml:"-"`
 }
 
 // Validate refuses what Open and OpenAll would refuse. It touches neither network nor disk.
@@ -117,6 +119,9 @@ func Open(ctx context.Context, cfg Config, m *Metrics) (Bucket, error) {
 
 // driver opens what a valid configuration names.
 func driver(ctx context.Context, cfg Config) (Bucket, error) {
+	if cfg.Driver != nil {
+		return cfg.Driver, nil
+	}
 	u, err := url.Parse(cfg.URL)
 	if err != nil {
 		return nil, err

@@ -42,6 +42,8 @@ type ClientConfig struct {
 	// From is the address that connections are made from where that works, default whatever the system chooses. Set by
 	// the role.
 	From netip.Addr `yaml:"-"`
+	// Dial makes connections, nil is the operating system's. Set by tests.
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error) `yaml:"-"`
 }
 
 // tlsTimeout bounds the TLS handshake of a client.
@@ -67,6 +69,13 @@ func NewClient(cfg ClientConfig, log *slog.Logger) (*http.Client, error) {
 	dial := dialer.DialContext
 	if cfg.From.IsValid() {
 		dial = (&boundDialer{Dialer: dialer, from: cfg.From}).DialContext
+	}
+	if cfg.Dial != nil {
+		dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			ctx, cancel := context.WithTimeout(ctx, time.Duration(cfg.DialTimeout))
+			defer cancel()
+			return cfg.Dial(ctx, network, addr)
+		}
 	}
 	t := &http.Transport{
 		DialContext:           dial,

@@ -46,6 +46,8 @@ type ServerConfig struct {
 	Control bool `yaml:"control"`
 	// PProf, of an admin listener with Control, serves /debug/pprof/ to the same clients. Default off.
 	PProf bool `yaml:"pprof"`
+	// Bind opens the listener, nil is the operating system's. Set by tests.
+	Bind func(ctx context.Context, network, addr string) (net.Listener, error) `yaml:"-"`
 }
 
 // Server is one bound listener.
@@ -79,8 +81,12 @@ func NewServer(name string, cfg ServerConfig, h http.Handler, log *slog.Logger) 
 	if err != nil {
 		return nil, fmt.Errorf("%s listener: %w", name, err)
 	}
-	lc := listenConfig(cfg.CongestionControl)
-	l, err := lc.Listen(context.Background(), "tcp", cfg.Listen)
+	bind := cfg.Bind
+	if bind == nil {
+		lc := listenConfig(cfg.CongestionControl)
+		bind = lc.Listen
+	}
+	l, err := bind(context.Background(), "tcp", cfg.Listen)
 	if err != nil {
 		if who := PortOwner(cfg.Listen); who != "" {
 			err = fmt.Errorf("%w: %s has it", err, who)
