@@ -49,11 +49,15 @@ type Config struct {
 	WritebackWorkers int `yaml:"writeback_workers" config:"positive"`
 	// Leasers is how many agents are handed pieces of one blob at once, default 64; others trade meanwhile.
 	Leasers int `yaml:"leasers" config:"positive"`
+	// OpenFS opens Dir, nil is the operating system's file system. Set by tests.
+	OpenFS func(dir string) (store.FS, error) `yaml:"-"`
 }
 
 // Peer configures the BitTorrent listener.
 type Peer struct {
 	Listen string `yaml:"listen"`
+	// Off makes the origin seed no swarm: agents have its blobs over HTTP alone. Then listen is not needed.
+	Off bool `yaml:"off"`
 	// StockPeers lets any BitTorrent client join. For development.
 	StockPeers bool `yaml:"stock_peers"`
 	// TLS is mutual TLS with the other peers; the same in every origin and agent, and not together with StockPeers.
@@ -89,7 +93,11 @@ func (c *Config) Validate() error {
 		c.ProxyNames = []string{"proxy"}
 	}
 	var m config.Mistakes
-	c.Config.Validate(&m, role.Listener{Key: "peer.listen", Addr: c.Peer.Listen})
+	var listeners []role.Listener
+	if !c.Peer.Off {
+		listeners = append(listeners, role.Listener{Key: "peer.listen", Addr: c.Peer.Listen})
+	}
+	c.Config.Validate(&m, listeners...)
 	m.Need("id", c.ID)
 	if c.ID != "" && !slices.ContainsFunc(c.Origins, func(o ring.Member) bool { return o.ID == c.ID }) {
 		m.Add("id", "%q is not among the origins: want one of their ids", c.ID)
@@ -108,6 +116,12 @@ func (c *Config) Validate() error {
 }
 
 func (p Peer) validate(m *config.Mistakes, key string) {
+	if p.Off {
+		if p.Listen != "" {
+			m.Add(key+".listen", "and off exclude each other: set one")
+		}
+		return
+	}
 	m.Listen(key+".listen", p.Listen)
 	if p.StockPeers && p.TLS != (transport.PeerTLS{}) {
 		m.Add(key+".stock_peers", "stock BitTorrent clients can't speak tls: set stock_peers or tls, not both")

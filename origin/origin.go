@@ -19,7 +19,6 @@ import (
 
 	"kraken/origin/bucket"
 	"kraken/origin/store"
-	"kraken/origin/swarm"
 	"kraken/proto/cluster"
 	"kraken/proto/layout"
 	"kraken/proto/role"
@@ -33,7 +32,7 @@ type Origin struct {
 	m       *metrics
 	store   *store.Store
 	buckets *bucket.Set
-	swarm   *swarm.Swarm
+	swarm   seeder
 	origins *cluster.Origins
 	health  *transport.Health
 	server  *transport.Server
@@ -112,21 +111,13 @@ func New(cfg Config, deps role.Deps) (_ *Origin, err error) {
 	if o.buckets, err = bucket.OpenAll(o.ctx, cfg.Buckets, bucket.NewMetrics(deps.Registry)); err != nil {
 		return nil, err
 	}
-	if o.store, err = store.Open(store.Config{Dir: cfg.Dir, Capacity: int64(cfg.Capacity), Keep: cfg.Keep, Sessions: cfg.Uploads, Logger: deps.Log, OnEvict: o.evicted}); err != nil {
+	if o.store, err = store.Open(store.Config{Dir: cfg.Dir, Capacity: int64(cfg.Capacity), Keep: cfg.Keep, Sessions: cfg.Uploads, Logger: deps.Log, OnEvict: o.evicted, OpenFS: cfg.OpenFS}); err != nil {
 		return nil, err
 	}
 	undo = append(undo, o.store.Close)
 	o.m = newMetrics(deps.Registry, o)
 	o.store.RegisterMetrics(deps.Registry)
-	peers, err := cfg.Peer.TLS.Configs(deps.Log)
-	if err != nil {
-		return nil, fmt.Errorf("peer: %w", err)
-	}
-	o.swarm, err = swarm.New(swarm.Config{
-		Listen: cfg.Peer.Listen, Store: o.store, StockPeers: cfg.Peer.StockPeers, TLS: swarm.TLS(peers),
-		Rates: cfg.Peer.Rates, Logger: deps.Log, Registerer: deps.Registry,
-	})
-	if err != nil {
+	if o.swarm, err = openSeeder(cfg.Peer, o.store, deps); err != nil {
 		return nil, err
 	}
 	undo = append(undo, o.swarm.Close)
@@ -161,7 +152,7 @@ func (o *Origin) addChecks() {
 // Addr is the address of the registry listener.
 func (o *Origin) Addr() string { return o.server.Addr() }
 
-// PeerAddr is the address of the peer listener.
+// PeerAddr is the address of the peer listener, of none where peer.off is set.
 func (o *Origin) PeerAddr() string { return o.swarm.Addr().String() }
 
 // AdminAddr is the address of the admin listener, empty when there is none.
