@@ -12,7 +12,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -44,7 +43,7 @@ type Index struct {
 	aside      aside                  // what can't go on for a reason of its own
 	signer     *cluster.NameSigner    // nil where none is configured
 	keys       cluster.NameKeys       // whose records are believed; all where there is none
-	stripes    [256]sync.Mutex        // one writer per name
+	stripes    [256]chan struct{}     // one writer per name: a channel of one, which is full while a name is locked
 	seed       maphash.Seed
 }
 
@@ -54,6 +53,9 @@ func New(cfg Config, deps role.Deps) (_ *Index, err error) {
 		return nil, err
 	}
 	x := &Index{cfg: cfg, log: deps.Log, kick: make(chan struct{}, 1), seed: maphash.MakeSeed(), health: transport.NewHealth()}
+	for i := range x.stripes {
+		x.stripes[i] = make(chan struct{}, 1)
+	}
 	ctx := context.Background()
 	hc, err := transport.NewClient(cfg.Client, deps.Log)
 	if err != nil {

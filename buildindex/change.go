@@ -61,11 +61,11 @@ func (x *Index) lock(repo string, names ...string) (unlock func()) {
 	slices.Sort(held) // so that two writers can't wait for each other
 	held = slices.Compact(held)
 	for _, i := range held {
-		x.stripes[i].Lock()
+		x.stripes[i] <- struct{}{}
 	}
 	return func() {
 		for _, i := range held {
-			x.stripes[i].Unlock()
+			<-x.stripes[i]
 		}
 	}
 }
