@@ -66,8 +66,8 @@ type announced interface {
 	lately() []store.Info
 	// downloads are the blobs that are fetched; young says that one of them has begun lately.
 	downloads() (states []announce.BlobState, young bool)
-	// sent are the bytes that went to peers, by blob.
-	sent() map[digest.Digest]int64
+	// bytesSent are the bytes that went to peers, by blob.
+	bytesSent() map[digest.Digest]int64
 	addPeers(d digest.Digest, peers []swarm.Peer)
 }
 
@@ -327,7 +327,7 @@ func (n *announcer) batch(full bool) (states []announce.BlobState, young bool) {
 		}
 	}
 	if len(states) > 0 {
-		sent := n.a.sent()
+		sent := n.a.bytesSent()
 		for i := range states {
 			states[i].Uploaded = sent[states[i].Digest]
 		}
@@ -415,7 +415,7 @@ func (a *Agent) downloads() (states []announce.BlobState, young bool) {
 	return states, young
 }
 
-func (a *Agent) sent() map[digest.Digest]int64 { return a.swarm.Sent() }
+func (a *Agent) bytesSent() map[digest.Digest]int64 { return a.swarm.BytesSent() }
 
 func (a *Agent) addPeers(d digest.Digest, peers []swarm.Peer) {
 	a.mu.Lock()

@@ -108,7 +108,7 @@ func (n *node) downloads() ([]announce.BlobState, bool) {
 	return slices.Clone(n.fetching), n.young
 }
 
-func (n *node) sent() map[digest.Digest]int64 { return nil }
+func (n *node) bytesSent() map[digest.Digest]int64 { return nil }
 
 func (n *node) addPeers(_ digest.Digest, peers []swarm.Peer) {
 	n.mu.Lock()

@@ -18,18 +18,7 @@ const (
 	peerIDPrefix = "-KN0001-"
 	// ownPrefix is what the ids of all versions have in common.
 	ownPrefix = "-KN"
-
-	// maxBlock is the longest block that we ask other nodes of ours for, and that we serve to anyone. While a piece is
-	// one block, it comes from one peer alone, so that a wrong one tells who lied, and it is hashed from memory.
-	maxBlock = 256 << 10
-	// inFlight is how many bytes are asked of one peer ahead at most, and askAhead for how long at the rate at which it
-	// delivers. What lies in a queue for longer is stolen for another peer, leased as overdue, and comes twice.
-	inFlight = 4 << 20
-	askAhead = 500 * time.Millisecond
 )
-
-// blockSize is what we ask for at once of a torrent with this piece length.
-func blockSize(pieceLength int64) int64 { return min(pieceLength, maxBlock) }
 
 func isOwn(id [20]byte) bool { return strings.HasPrefix(string(id[:]), ownPrefix) }
 
@@ -62,7 +51,7 @@ func (s *Swarm) clientConfig() *torrent.ClientConfig {
 	c.NominalDialTimeout, c.MinDialTimeout = 5*time.Second, 3*time.Second
 	c.HandshakesTimeout = 10 * time.Second // of dialled ones; accepted ones have handshakeTime
 	c.KeepAliveTimeout = wakeUp
-	c.UploadRateLimiter = s.limits.up
+	c.UploadRateLimiter = s.limiter.Library()
 	c.MaxUnverifiedBytes = 0       // a bound makes every node want the same low pieces
 	c.DefaultStorage = noStorage{} // the library's own would leave a .torrent.db in the working directory
 	c.Slogger = slog.New(demoted{s.log.Handler()})

@@ -19,6 +19,7 @@ import (
 	pp "github.com/anacrolix/torrent/peer_protocol"
 	"github.com/opencontainers/go-digest"
 
+	"kraken/origin/swarm/plan"
 	"kraken/proto/blob"
 )
 
@@ -62,14 +63,8 @@ type conn struct {
 	// Set when the handshake is complete, before others see the connection.
 	id       [20]byte
 	t        *loaded
-	stranger bool // none of ours: served, never asked
-
-	// Under the lock of the board of what is fetched.
-	proven   bool // a piece with its help has passed
-	excused  bool // is not held any more
-	unproven int  // blocks that it sent
-	speed    speed
-	merit    int // blocks that were right
+	stranger bool      // none of ours: served, never asked
+	peer     plan.Peer // what the board of what is fetched knows of it
 
 	// Under the library's lock.
 	saidField bool        // a bitfield, HaveAll or HaveNone was received
@@ -78,30 +73,7 @@ type conn struct {
 	have      blob.Bitmap // what it has otherwise; only while we fetch
 }
 
-// speed measures bytes a second, over spans of some hundred milliseconds.
-type speed struct {
-	since time.Time
-	n     int64
-	rate  float64
-}
-
-// span is what a speed is measured over.
-const span = 250 * time.Millisecond
-
-func (s *speed) add(n int64, now time.Time) {
-	if s.since.IsZero() {
-		s.since = now
-	}
-	s.n += n
-	if d := now.Sub(s.since); d >= span {
-		s.rate = (s.rate + float64(s.n)/d.Seconds()) / 2
-		s.since, s.n = now, 0
-	}
-}
-
-// in is how many bytes come in d.
-func (s *speed) in(d time.Duration) int64 { return int64(s.rate * d.Seconds()) }
-
+// wrap makes a conn of a connection, and lets a lead back to it.
 func (s *Swarm) wrap(nc net.Conn, a *address, outgoing bool) *conn {
 	c := &conn{Conn: nc, s: s, address: a, outgoing: outgoing, gone: make(chan struct{})}
 	if tc, ok := nc.(*net.TCPConn); ok {
@@ -176,6 +148,9 @@ func (c *conn) Close() error {
 	return err
 }
 
+// Ban implements plan.Conn.
+func (c *conn) Ban(reason string) { c.s.ban(c, reason) }
+
 // SetDeadline never fails: the library panics if it does (v1.61.0, initiateProtocolHandshakes and runReceivedConn), and
 // a connection may have been closed by then, by a ban or the end of the Swarm. The next Read or Write says so.
 func (c *conn) SetDeadline(t time.Time) error {
@@ -206,14 +181,14 @@ func (c *conn) Read(b []byte) (int, error) {
 	if c.t != nil {
 		key = c.t.m.Digest
 	}
-	b = b[:min(len(b), turnOf(c.s.limits.now.Load().down.rate))]
+	b = b[:min(len(b), c.s.limiter.TurnDown())]
 	n, err := c.Conn.Read(b)
 	if k := len(pp.Protocol) - c.received; k > 0 && n > 0 {
 		c.plain = (c.plain || c.received == 0) && strings.HasPrefix(pp.Protocol[c.received:], string(b[:min(n, k)]))
 	}
 	c.received += n
 	if n > 0 {
-		c.s.limits.download(c.gone, key, n)
+		c.s.limiter.WaitDown(c.gone, key, n)
 	}
 	return n, err
 }
@@ -251,7 +226,7 @@ func (c *conn) wait() {
 	if c.t == nil || c.t.data.board() == nil {
 		return
 	}
-	hold := c.t.data.board().hold(c)
+	hold := c.t.data.board().Hold(&c.peer)
 	if hold == nil {
 		return
 	}
@@ -260,11 +235,11 @@ func (c *conn) wait() {
 	for hold != nil {
 		select {
 		case <-hold:
-			hold = c.t.data.board().hold(c)
+			hold = c.t.data.board().Hold(&c.peer)
 		case <-c.gone:
 			return
 		case <-t.C:
-			c.t.data.board().excuse(c)
+			c.t.data.board().Excuse(&c.peer)
 			return
 		}
 	}

@@ -14,15 +14,17 @@ import (
 	"github.com/anacrolix/torrent/storage"
 
 	"kraken/origin/store"
+	"kraken/origin/swarm/plan"
+	"kraken/origin/swarm/rate"
 	"kraken/proto/blob"
 )
 
 // content is the library's storage of one torrent: a whole blob of the store, or a partial one that is fetched.
 type content struct {
-	m      *blob.Metainfo
-	fetch  *Fetch        // nil: only seeded
-	limits *limits       // set when the library is given the torrent
-	gone   chan struct{} // closed by close
+	m       *blob.Metainfo
+	fetch   *Fetch        // nil: only seeded
+	limiter *rate.Limiter // set when the library is given the torrent
+	gone    chan struct{} // closed by close
 	// some connection can't send from the file (TLS, obfuscation): the library reads the blocks of all
 	copied atomic.Bool
 
@@ -32,8 +34,8 @@ type content struct {
 	closed bool
 }
 
-// board is what the fetch of the content knows of its pieces; nil when it is only seeded.
-func (c *content) board() *board {
+// board returns what the fetch of the content knows of its pieces; nil when it is only seeded.
+func (c *content) board() *plan.Board {
 	if c.fetch == nil {
 		return nil
 	}
@@ -117,8 +119,8 @@ func (p pieceContent) offset() int64 { return int64(p.i) * p.c.m.PieceLength() }
 // blob are limited. The library has a goroutine for each connection that reads its peer's blocks one after the other;
 // messages don't wait for it.
 func (p pieceContent) ReadAt(b []byte, off int64) (int, error) {
-	if p.c.limits != nil {
-		p.c.limits.uploadOf(p.c.gone, p.c.m.Digest, len(b))
+	if p.c.limiter != nil {
+		p.c.limiter.WaitBlobUp(p.c.gone, p.c.m.Digest, len(b))
 	}
 	if !p.c.copied.Load() {
 		return len(b), nil // conn.Write sends the block from the file
@@ -144,7 +146,7 @@ func (p pieceContent) WriteAt(b []byte, off int64) (int, error) {
 		return 0, errors.New("write to a blob that is complete")
 	}
 	board := p.c.fetch.board
-	if !board.beginWrite(p.i) {
+	if !board.BeginWrite(p.i) {
 		return len(b), nil
 	}
 	var err error
@@ -154,19 +156,27 @@ func (p pieceContent) WriteAt(b []byte, off int64) (int, error) {
 		if ok {
 			_, err = p.c.part.WriteAt(b, p.offset())
 		}
-		liar := board.wrote(p.i, off, 0, &ok)
+		liar := board.WroteWhole(p.i, ok)
 		if !ok {
-			p.c.fetch.wrongPiece(p.i, liar, nil)
+			p.c.fetch.wrongPiece(p.i, known(liar), nil)
 		}
 	} else {
 		_, err = p.c.part.WriteAt(b, p.offset()+off)
-		board.wrote(p.i, off, maphash.Bytes(blockSeed, b), nil)
+		board.Wrote(p.i, off, maphash.Bytes(blockSeed, b))
 	}
-	board.endWrite(p.i)
+	board.EndWrite(p.i)
 	if err != nil {
 		return 0, fmt.Errorf("write piece %d of %s: %w", p.i, p.c.m.Digest, err)
 	}
 	return len(b), nil
+}
+
+// known lists a peer that may be nil.
+func known(p *plan.Peer) []*plan.Peer {
+	if p == nil {
+		return nil
+	}
+	return []*plan.Peer{p}
 }
 
 // errNotPassed tells the library that a piece has to be fetched again. Being an error, and not a wrong hash, it keeps
@@ -181,19 +191,19 @@ func (p pieceContent) SelfHash() (metainfo.Hash, error) {
 		return metainfo.Hash{}, errNotPassed
 	}
 	want := metainfo.Hash(p.c.m.PieceHash(p.i))
-	switch p.c.fetch.board.beginCheck(p.i) {
-	case checkDone:
+	switch p.c.fetch.board.BeginCheck(p.i) {
+	case plan.CheckDone:
 		return want, nil
-	case checkNo:
+	case plan.CheckNo:
 		return metainfo.Hash{}, errNotPassed
 	}
 	got, err := hashPiece(p.c.part, p.c.m, p.i)
 	if err != nil {
-		p.c.fetch.board.failed(p.i, true)
+		p.c.fetch.board.Unreadable(p.i)
 		return metainfo.Hash{}, err
 	}
 	if got != want {
-		liars, doubtful := p.c.fetch.board.failed(p.i, false)
+		liars, doubtful := p.c.fetch.board.Failed(p.i)
 		p.c.fetch.wrongPiece(p.i, liars, doubtful)
 		return metainfo.Hash{}, errNotPassed
 	}

@@ -1,7 +1,6 @@
 package swarm
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +14,7 @@ import (
 	"github.com/anacrolix/torrent"
 
 	"kraken/origin/store"
+	"kraken/origin/swarm/plan"
 	"kraken/proto/blob"
 )
 
@@ -45,11 +45,12 @@ type Stats struct {
 
 // Fetch fills a partial blob. It owns what it started until Close.
 type Fetch struct {
-	s     *Swarm
-	t     *loaded
-	m     *blob.Metainfo
-	part  *store.Partial
-	board *board
+	s       *Swarm
+	t       *loaded
+	m       *blob.Metainfo
+	part    *store.Partial
+	board   *plan.Board
+	windows *plan.Windows
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -58,7 +59,6 @@ type Fetch struct {
 	mu      sync.Mutex
 	sources []Source
 	peers   map[netip.AddrPort]*candidate
-	windows map[int64]window
 	over    bool
 	err     error
 	done    chan struct{}
@@ -68,16 +68,13 @@ type Fetch struct {
 	prioMu sync.Mutex
 	prio   map[int]torrent.PiecePriority // of the pieces in a window or claimed, as the library was told
 
-	began    time.Time
 	progress atomic.Int64 // time of the last verified piece, in ns
-	rate     atomic.Int64 // bytes a second from peers, smoothed
-	whole    atomic.Int64 // bytes a second from peers and Sources, smoothed
+	// Bytes a second, smoothed.
+	rateOfPeers atomic.Int64
+	rateOfAll   atomic.Int64 // of peers and Sources
 
 	fromPeers, fromSources, pieces, wasted atomic.Int64
 }
-
-// window is what a reader waits for, in bytes.
-type window struct{ off, length int64 }
 
 // candidate is a peer to connect to.
 type candidate struct {
@@ -110,8 +107,8 @@ const (
 func (s *Swarm) Fetch(ctx context.Context, req Request) (*Fetch, error) {
 	m := req.Partial.Metainfo()
 	f := &Fetch{
-		s: s, m: m, part: req.Partial, board: newBoard(m, req.Partial), peers: map[netip.AddrPort]*candidate{},
-		began: time.Now(), windows: map[int64]window{}, done: make(chan struct{}), kick: make(chan struct{}, 1), prio: map[int]torrent.PiecePriority{},
+		s: s, m: m, part: req.Partial, board: plan.NewBoard(m, req.Partial, s.cfg.StallTimeout), windows: plan.NewWindows(m, req.Partial), peers: map[netip.AddrPort]*candidate{},
+		done: make(chan struct{}), kick: make(chan struct{}, 1), prio: map[int]torrent.PiecePriority{},
 	}
 	f.progress.Store(time.Now().UnixNano())
 	f.ctx, f.cancel = context.WithCancel(ctx)
@@ -133,13 +130,13 @@ func (s *Swarm) Fetch(ctx context.Context, req Request) (*Fetch, error) {
 		s.drop(t) // a blob that is whole no more
 	}
 	s.add(m, &content{m: m, part: req.Partial, fetch: f}, f)
-	if left, _ := f.board.remaining(); left == 0 {
+	if left, _ := f.board.Remaining(); left == 0 {
 		f.finish(nil)
 		return f, nil
 	}
 	f.t.use(func(lib *torrent.Torrent) {
 		for i := range m.NumPieces() {
-			if !f.board.has(i) {
+			if !f.board.Has(i) {
 				lib.Piece(i).SetPriority(torrent.PiecePriorityNormal)
 			}
 		}
@@ -174,9 +171,9 @@ func (f *Fetch) run() {
 		now := f.fromPeers.Load()
 		per := float64(now-before) / tick.Seconds()
 		before = now
-		f.rate.Store(int64(0.9*float64(f.rate.Load()) + 0.1*per))
+		f.rateOfPeers.Store(int64(0.9*float64(f.rateOfPeers.Load()) + 0.1*per))
 		all := now + f.fromSources.Load()
-		f.whole.Store(int64(0.9*float64(f.whole.Load()) + 0.1*float64(all-beforeAll)/tick.Seconds()))
+		f.rateOfAll.Store(int64(0.9*float64(f.rateOfAll.Load()) + 0.1*float64(all-beforeAll)/tick.Seconds()))
 		beforeAll = all
 		f.prioritize()
 		if idle := f.idle(); idle > f.s.cfg.GiveUp {
@@ -205,7 +202,7 @@ func (f *Fetch) reconnect() {
 	}
 }
 
-// idle is the time since the last verified piece.
+// idle returns the time since the last verified piece.
 func (f *Fetch) idle() time.Duration { return time.Since(time.Unix(0, f.progress.Load())) }
 
 // AddPeers adds peers to connect to; known ones stay. They are dialled again and again until they are connected.
@@ -234,7 +231,7 @@ func (f *Fetch) AddPeers(peers []Peer) {
 	}
 }
 
-// announced is the address at which a peer can be dialled.
+// announced returns the address at which a peer can be dialled, as a tracker or an origin said it.
 func (f *Fetch) announced(id [20]byte) (netip.AddrPort, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -262,7 +259,7 @@ func (f *Fetch) dial() {
 			c.tries, c.next = 0, now.Add(retryMin)
 			continue
 		}
-		if now.Before(c.next) || c.Origin && len(f.sources) > 0 || f.s.bans.has(c.ID, c.Addr) || f.board.doubted(c.ID) {
+		if now.Before(c.next) || c.Origin && len(f.sources) > 0 || f.s.bans.has(c.ID, c.Addr) || f.board.Doubted(c.ID) {
 			continue
 		}
 		c.next = now.Add(min(retryMin<<min(c.tries, 10), retryMax))
@@ -285,75 +282,24 @@ func (f *Fetch) dial() {
 
 // SetWindow says that a reader will read length bytes from off on: these pieces come first, in order.
 func (f *Fetch) SetWindow(reader, off, length int64) {
-	f.mu.Lock()
-	f.windows[reader] = window{off, length}
-	f.mu.Unlock()
+	f.windows.Set(reader, off, length)
 	f.prioritize()
 }
 
 // DropWindow ends SetWindow.
 func (f *Fetch) DropWindow(reader int64) {
-	f.mu.Lock()
-	delete(f.windows, reader)
-	f.mu.Unlock()
+	f.windows.Drop(reader)
 	f.prioritize()
 }
 
-// windowPieces lists the missing pieces of all windows, the ones at the front of each window first.
-func (f *Fetch) windowPieces() []int {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	type waited struct{ piece, distance int }
-	near := map[int]int{}
-	l := f.m.PieceLength()
-	// Readers are fed in time when what they will get within the horizon is there in order. More in order would make
-	// every node of a swarm want the same pieces, and leave them nothing to trade.
-	ahead := max(urgent*l, int64(float64(f.whole.Load())*windowTime.Seconds()))
-	if time.Since(f.began) < headStart {
-		ahead = f.m.Size // no rate is known yet
-	}
-	for _, w := range f.windows {
-		first, last := w.off/l, min(w.off+min(w.length, ahead)-1, f.m.Size-1)/l
-		for i := first; i <= last && i >= 0; i++ {
-			d := int(i - first)
-			if old, ok := near[int(i)]; !ok || d < old {
-				near[int(i)] = d
-			}
-		}
-	}
-	var all []waited
-	for i, d := range near {
-		if !f.part.Has(i) {
-			all = append(all, waited{i, d})
-		}
-	}
-	slices.SortFunc(all, func(a, b waited) int { return cmp.Or(a.distance-b.distance, a.piece-b.piece) })
-	out := make([]int, len(all))
-	for k, a := range all {
-		out[k] = a.piece
-	}
-	return out
-}
+// windowPieces lists the missing pieces that readers wait for, the most urgent first.
+func (f *Fetch) windowPieces() []int { return f.windows.Pieces(f.rateOfAll.Load()) }
 
-// readerWaits says whether a reader's next byte is missing.
-func (f *Fetch) readerWaits() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, w := range f.windows {
-		if i := w.off / f.m.PieceLength(); i < int64(f.m.NumPieces()) && !f.part.Has(int(i)) {
-			return true
-		}
-	}
-	return false
+// priorities are the library's words for those of a plan.
+var priorities = map[plan.Priority]torrent.PiecePriority{
+	plan.None: torrent.PiecePriorityNone, plan.Normal: torrent.PiecePriorityNormal,
+	plan.Readahead: torrent.PiecePriorityReadahead, plan.Now: torrent.PiecePriorityNow,
 }
-
-const (
-	// urgent is how many pieces at the front of the windows have the highest priority. The rest is asked for in order
-	// as well.
-	urgent = 2
-	// windowTime is for how long ahead of a reader pieces are fetched in order.
-	windowTime = 500 * time.Millisecond
-)
 
 // prioritize tells the library what is claimed by Sources, what readers wait for, and what has become ordinary again.
 func (f *Fetch) prioritize() {
@@ -363,19 +309,8 @@ func (f *Fetch) prioritize() {
 	f.prioMu.Lock()
 	defer f.prioMu.Unlock()
 	want := map[int]torrent.PiecePriority{}
-	for k, i := range f.windowPieces() {
-		want[i] = torrent.PiecePriorityReadahead
-		if k < urgent {
-			want[i] = torrent.PiecePriorityNow
-		}
-	}
-	for _, i := range f.board.failures() {
-		want[i] = torrent.PiecePriorityNow
-	}
-	// The library takes requests from one peer to give them to another that has less to do: what is on its way would
-	// come twice. It leaves alone what it does not want, and takes it all the same.
-	for _, i := range f.board.taken(f.s.cfg.StallTimeout) {
-		want[i] = torrent.PiecePriorityNone
+	for i, p := range f.board.Priorities(f.windowPieces()) {
+		want[i] = priorities[p]
 	}
 	f.t.use(func(lib *torrent.Torrent) {
 		for i, p := range want {
@@ -394,7 +329,7 @@ func (f *Fetch) prioritize() {
 
 // verified is called once or more for each piece that the store has marked.
 func (f *Fetch) verified(i int, from origin) {
-	suspects, last, first := f.board.done(i)
+	suspects, last, first := f.board.Verified(i)
 	if !first {
 		return
 	}
@@ -415,14 +350,14 @@ func (f *Fetch) verified(i int, from origin) {
 }
 
 // convict finds out who had sent the wrong blocks of a piece, now that the right ones are there.
-func (f *Fetch) convict(i int, suspects []block) {
+func (f *Fetch) convict(i int, suspects []plan.Block) {
 	for _, x := range suspects {
-		buf := make([]byte, x.size)
-		if _, err := f.part.ReadAt(buf, int64(i)*f.m.PieceLength()+x.off); err != nil {
+		buf := make([]byte, x.Size)
+		if _, err := f.part.ReadAt(buf, int64(i)*f.m.PieceLength()+x.Off); err != nil {
 			continue
 		}
-		if maphash.Bytes(blockSeed, buf) != x.sum && x.from != nil {
-			f.s.ban(x.from, fmt.Sprintf("sent a wrong block of piece %d of %s", i, f.m.Digest))
+		if maphash.Bytes(blockSeed, buf) != x.Sum && x.From != nil {
+			x.From.Conn.Ban(fmt.Sprintf("sent a wrong block of piece %d of %s", i, f.m.Digest))
 		}
 	}
 }
@@ -430,14 +365,14 @@ func (f *Fetch) convict(i int, suspects []block) {
 // wrongPiece counts a piece that did not pass and bans who alone sent it. Where several did, all but one are
 // disconnected: the piece comes from that one, or from a Source, and tells who was right; the others come back when
 // that is known.
-func (f *Fetch) wrongPiece(i int, liars, doubtful []*conn) {
+func (f *Fetch) wrongPiece(i int, liars, doubtful []*plan.Peer) {
 	f.wasted.Add(1)
 	f.s.m.wasted.Inc()
-	for _, c := range liars {
-		f.s.ban(c, fmt.Sprintf("sent a wrong piece %d of %s", i, f.m.Digest))
+	for _, p := range liars {
+		p.Conn.Ban(fmt.Sprintf("sent a wrong piece %d of %s", i, f.m.Digest))
 	}
-	for _, c := range doubtful {
-		c.Close()
+	for _, p := range doubtful {
+		p.Conn.Close()
 	}
 	if len(doubtful) > 0 {
 		f.reprioritize()
@@ -464,7 +399,7 @@ func (f *Fetch) Err() error {
 
 // Left is how many bytes are missing.
 func (f *Fetch) Left() int64 {
-	_, n := f.board.remaining()
+	_, n := f.board.Remaining()
 	return n
 }
 

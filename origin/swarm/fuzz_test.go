@@ -4,9 +4,11 @@ import (
 	"bufio"
 	"bytes"
 	"testing"
+	"time"
 
 	pp "github.com/anacrolix/torrent/peer_protocol"
 
+	"kraken/origin/swarm/plan"
 	"kraken/proto/blob"
 )
 
@@ -30,9 +32,9 @@ func FuzzJudge(f *testing.F) {
 	}
 	f.Cleanup(func() { part.Close() })
 	f.Fuzz(func(t *testing.T, sent []byte, stranger bool) {
-		b := newBoard(m, part)
+		b := plan.NewBoard(m, part, time.Second)
 		c := &conn{s: n.Swarm, address: &address{}, stranger: stranger, t: &loaded{m: m, data: &content{m: m, fetch: &Fetch{board: b}}}}
-		d := pp.Decoder{R: bufio.NewReader(bytes.NewReader(sent)), MaxLength: 4 * maxBlock}
+		d := pp.Decoder{R: bufio.NewReader(bytes.NewReader(sent)), MaxLength: 4 * plan.MaxBlock}
 		fields := 0
 		for {
 			var msg pp.Message

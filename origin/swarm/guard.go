@@ -5,6 +5,7 @@ import (
 	"github.com/anacrolix/torrent/metainfo"
 	pp "github.com/anacrolix/torrent/peer_protocol"
 
+	"kraken/origin/swarm/plan"
 	"kraken/proto/blob"
 )
 
@@ -23,6 +24,7 @@ func (s *Swarm) completedHandshake(pc *torrent.PeerConn, hash metainfo.Hash) {
 		return
 	}
 	c.id, c.stranger = pc.PeerID, !isOwn(pc.PeerID)
+	c.peer = plan.Peer{ID: c.id, Conn: c}
 	if c.stranger && !s.cfg.StockPeers || s.bans.has(c.id, c.address.addr) {
 		s.m.refused.Inc()
 		c.Close()
@@ -36,7 +38,7 @@ func (s *Swarm) completedHandshake(pc *torrent.PeerConn, hash metainfo.Hash) {
 		c.Close()
 		return
 	}
-	if b := t.data.board(); b != nil && b.doubted(c.id) {
+	if b := t.data.board(); b != nil && b.Doubted(c.id) {
 		c.Close()
 		return
 	}
@@ -66,7 +68,7 @@ func (s *Swarm) connAdded(pc *torrent.PeerConn) {
 		return
 	}
 	if b := c.t.data.board(); b != nil {
-		pc.PeerMaxRequests = b.admit(c)
+		pc.PeerMaxRequests = b.Admit(&c.peer)
 	}
 	c.framed = c.plain
 	c.t.mu.Lock()
@@ -84,9 +86,9 @@ func (s *Swarm) connClosed(pc *torrent.PeerConn) {
 		return
 	}
 	if b := c.t.data.board(); b != nil {
-		for i := range b.m.NumPieces() {
+		for i := range c.t.m.NumPieces() {
 			if c.all || c.have.Has(i) {
-				b.lost(i)
+				b.Lost(i)
 			}
 		}
 	}
@@ -158,7 +160,7 @@ func (c *conn) judge(m *pp.Message) verdict {
 		c.holdsField(m, n)
 		return pass
 	case pp.Request:
-		if i >= n || m.Length == 0 || int64(m.Length) > maxBlock || int64(m.Begin)+int64(m.Length) > info.PieceSize(i) {
+		if i >= n || m.Length == 0 || int64(m.Length) > plan.MaxBlock || int64(m.Begin)+int64(m.Length) > info.PieceSize(i) {
 			return refuse
 		}
 		return pass
@@ -168,7 +170,7 @@ func (c *conn) judge(m *pp.Message) verdict {
 		}
 		return pass
 	case pp.Piece:
-		size := blockSize(info.PieceLength())
+		size := plan.BlockSize(info.PieceLength())
 		if i >= n || int64(m.Begin)%size != 0 || int64(m.Begin) >= info.PieceSize(i) ||
 			int64(len(m.Piece)) != min(size, info.PieceSize(i)-int64(m.Begin)) {
 			return refuse
@@ -186,10 +188,10 @@ func (c *conn) holds(i int) {
 		return
 	}
 	if c.have.Len() == 0 {
-		c.have = blob.NewBitmap(b.m.NumPieces())
+		c.have = blob.NewBitmap(c.t.m.NumPieces())
 	}
 	c.have.Set(i)
-	b.gained(i)
+	b.Gained(i)
 }
 
 func (c *conn) holdsField(m *pp.Message, n int) {
@@ -201,7 +203,7 @@ func (c *conn) holdsField(m *pp.Message, n int) {
 	case pp.HaveAll:
 		c.all = true
 		for i := range n {
-			b.gained(i)
+			b.Gained(i)
 		}
 	case pp.Bitfield:
 		for i := range n {
@@ -215,7 +217,7 @@ func (c *conn) holdsField(m *pp.Message, n int) {
 func (s *Swarm) receivedBlock(e torrent.ReceivedUsefulDataEvent) {
 	if c := connOf(e.Peer); c != nil && c.t != nil {
 		if b := c.t.data.board(); b != nil {
-			ask := b.received(int(e.Message.Index), int64(e.Message.Begin), int64(len(e.Message.Piece)), c)
+			ask := b.Received(int(e.Message.Index), int64(e.Message.Begin), int64(len(e.Message.Piece)), &c.peer)
 			if pc, ok := e.Peer.TryAsPeerConn(); ok {
 				pc.PeerMaxRequests = ask
 			}
@@ -225,7 +227,7 @@ func (s *Swarm) receivedBlock(e torrent.ReceivedUsefulDataEvent) {
 
 func (s *Swarm) askedBlock(e torrent.PeerRequestEvent) {
 	if c := connOf(e.Peer); c != nil && c.t != nil {
-		if b := c.t.data.board(); b != nil && b.asked(int(e.Index)) {
+		if b := c.t.data.board(); b != nil && b.Asked(int(e.Index)) {
 			c.t.data.fetch.reprioritize()
 		}
 	}
@@ -233,7 +235,7 @@ func (s *Swarm) askedBlock(e torrent.PeerRequestEvent) {
 
 func (s *Swarm) unaskedBlock(e torrent.PeerRequestEvent) {
 	if c := connOf(e.Peer); c != nil && c.t != nil {
-		if b := c.t.data.board(); b != nil && b.unasked(int(e.Index)) {
+		if b := c.t.data.board(); b != nil && b.Unasked(int(e.Index)) {
 			c.t.data.fetch.reprioritize()
 		}
 	}

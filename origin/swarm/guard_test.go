@@ -12,6 +12,8 @@ import (
 	"time"
 
 	pp "github.com/anacrolix/torrent/peer_protocol"
+
+	"kraken/origin/swarm/plan"
 )
 
 // Each of these messages is refused, and the node lives on. Some make the library panic when they reach it.
@@ -35,7 +37,7 @@ func TestMessagesThatAreNotAllowedEndTheConnection(t *testing.T) {
 		"request of a piece that is not":   {{Type: pp.Request, Index: pp.Integer(pieces), Length: 1}},
 		"request beyond a piece":           {{Type: pp.Request, Begin: pp.Integer(m.PieceLength()) - 1, Length: 2}},
 		"request of nothing":               {{Type: pp.Request}},
-		"request of too much":              {{Type: pp.Request, Length: maxBlock + 1}},
+		"request of too much":              {{Type: pp.Request, Length: plan.MaxBlock + 1}},
 		"request that overflows":           {{Type: pp.Request, Begin: 1<<32 - 1, Length: 1<<32 - 1}},
 		"block that nobody asked for":      {{Type: pp.Piece, Piece: b[:m.PieceLength()]}},
 		"block beyond its piece":           {{Type: pp.Piece, Begin: pp.Integer(m.PieceLength()) - 1, Piece: b[:100]}},

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/anacrolix/torrent"
 
+	"kraken/origin/swarm/plan"
 	"kraken/proto/blob"
 )
 
@@ -55,16 +55,6 @@ const (
 	// maxPerSource bounds the workers of all blobs that are busy with one source. More have more connections and
 	// buffers and nothing else, and on a slow link each of a hundred gets less than minProgress.
 	maxPerSource = 16
-	// A lease is sized to be read in leaseTime.
-	leaseTime = 200 * time.Millisecond
-	// The first lease is a piece or so: what a reader waits for should share a slow link with little else, and of a
-	// crowd each gets something to trade that much sooner.
-	leaseFirst, leaseLimit = 128 << 10, 16 << 20
-	// headStart is for how long at most a source has one worker, so that a reader's first piece comes soon.
-	headStart = time.Second
-	maxLease  = 256 // pieces; the protocol's limit
-	// horizon is for how long peers are trusted to deliver at their rate; new peers are trusted without one for grace.
-	horizon, grace = 2 * time.Second, time.Second
 	// minProgress is what a source must send within StallTimeout, or anything at all while the fetch as a whole
 	// gets so much: then the link is busy, and the source has a share of it.
 	minProgress = 32 << 10
@@ -72,10 +62,6 @@ const (
 	turnWait = time.Second
 	// A read that has a small share of a busy link is let off so many times in a row.
 	maxLetOff = 5
-	// After so many answers of ErrHeldBack in a row pieces are read without leases.
-	maxHeldBack = 4
-	// A source that has sent so many wrong pieces is not used any more.
-	maxWrong = 3
 )
 
 // errWrongPiece is a piece from a Source that does not pass.
@@ -89,22 +75,18 @@ func (f *Fetch) AddSource(src Source) {
 		return
 	}
 	f.sources = append(f.sources, src)
-	w := &worker{f: f, src: src, size: leaseFirst, began: time.Now(), answered: time.Now(), idle: workersPerSource - 1}
+	w := &worker{f: f, src: src, leasing: plan.NewLeasing(f.m.PieceLength(), f.s.cfg.StallTimeout), began: time.Now(), idle: workersPerSource - 1}
 	f.wg.Go(w.run)
 }
 
 // worker leases pieces from one source and reads them, batch after batch.
 type worker struct {
-	f        *Fetch
-	src      Source
-	size     int64 // of the next lease, in bytes
-	fails    int
-	wrong    int
-	began    time.Time
-	answered time.Time // when the source last answered a request for a lease, be it with "later"
-	heldBack int       // answers of ErrHeldBack in a row
-	idle     int       // workers of this source that have not begun
-	in       bool      // has one of the source's slots
+	f       *Fetch
+	src     Source
+	leasing *plan.Leasing
+	began   time.Time
+	idle    int  // workers of this source that have not begun
+	in      bool // has one of the source's slots
 }
 
 func (w *worker) run() {
@@ -112,9 +94,9 @@ func (w *worker) run() {
 	defer w.leave()
 	for w.enter() {
 		pieces, wait := w.next()
-		claimed := f.board.claim(pieces, f.s.cfg.StallTimeout)
+		claimed := f.board.Claim(pieces)
 		if len(claimed) == 0 {
-			if !w.pause(max(wait, tick/2)) {
+			if !w.pause(max(wait, plan.MinPause)) {
 				return
 			}
 			continue
@@ -128,21 +110,18 @@ func (w *worker) run() {
 				return
 			}
 			f.s.log.Info("origin does not deliver", "origin", w.src.Name(), "digest", f.m.Digest, "error", err)
-			if errors.Is(err, errWrongPiece) {
-				if w.wrong++; w.wrong >= maxWrong {
-					f.s.log.Warn("origin has wrong pieces and is left alone", "origin", w.src.Name(), "digest", f.m.Digest)
-					return
-				}
+			if errors.Is(err, errWrongPiece) && w.leasing.Wrong() {
+				f.s.log.Warn("origin has wrong pieces and is left alone", "origin", w.src.Name(), "digest", f.m.Digest)
+				return
 			}
-			if !w.pause(w.backoff()) {
+			if !w.pause(w.leasing.Failed()) {
 				return
 			}
 			continue
 		}
-		w.fails = 0
-		w.resize(n, time.Since(began))
-		for ; w.idle > 0 && (!f.readerWaits() || time.Since(w.began) > headStart); w.idle-- {
-			another := &worker{f: f, src: w.src, size: w.size, answered: time.Now()}
+		w.leasing.Delivered(n, time.Since(began))
+		for ; w.idle > 0 && (!f.windows.ReaderWaits() || time.Since(w.began) > plan.HeadStart); w.idle-- {
+			another := &worker{f: f, src: w.src, leasing: w.leasing.Another()}
 			f.wg.Go(another.run)
 		}
 		if wait > 0 && !w.pause(wait) {
@@ -151,49 +130,38 @@ func (w *worker) run() {
 	}
 }
 
-// next decides what to read now: leased pieces, or, where the source can't be asked for a lease or holds leases back,
-// missing ones without. A source that answers "later" is not stalled, however long nothing comes: in a large crowd on
-// slow links the first pieces take many seconds to reach all, and agents that read what they like meanwhile keep the
-// origin from sending what nobody has yet.
+// next returns pieces to read now, leased or, where no lease is to be had, without one; else for how long to pause.
 func (w *worker) next() (pieces []int, wait time.Duration) {
 	f, stall := w.f, w.f.s.cfg.StallTimeout
-	v := f.board.look(f.windowPieces(), f.trust(), stall)
-	if v.missing == 0 {
-		return nil, tick / 2
+	v := f.board.Look(f.windowPieces(), f.board.Budget(f.rateOfPeers.Load()))
+	if v.Missing == 0 {
+		return nil, plan.MinPause
 	}
-	n := int(min(max(w.size/f.m.PieceLength(), 1), maxLease))
 	ctx, cancel := context.WithTimeout(f.ctx, stall+turnWait)
 	defer cancel()
-	pieces, wait, err := w.src.Lease(ctx, f.m, LeaseRequest{Have: v.have, Want: v.want, Max: n, Alone: f.alone(), Stalled: f.idle() >= stall})
+	pieces, wait, err := w.src.Lease(ctx, f.m, LeaseRequest{Have: v.Have, Want: v.Want, Max: w.leasing.Ask(), Alone: f.alone(), Stalled: f.idle() >= stall})
 	if err != nil && f.ctx.Err() == nil {
 		f.s.log.Debug("no lease", "origin", w.src.Name(), "digest", f.m.Digest, "error", err)
 	}
-	silent := time.Since(w.answered)
-	heldBack := errors.Is(err, ErrHeldBack)
-	if err == nil || heldBack || errors.Is(err, ErrNotLeased) {
-		w.answered = time.Now()
-	}
-	if w.heldBack++; !heldBack {
-		w.heldBack = 0
-	}
-	switch {
-	case err == nil && len(pieces) > 0:
-		return pieces, wait
-	case err == nil, heldBack && w.heldBack < maxHeldBack:
-		return nil, max(wait, tick/2)
-	case heldBack:
-		return v.someMissing(n), 0
-	case f.idle() >= stall && errors.Is(err, ErrNotLeased):
-		return v.firstMissing(n), 0
-	case f.idle() >= stall && silent >= stall:
-		return v.someMissing(n), 0
-	}
-	return nil, w.backoff()
+	return w.leasing.Next(v, plan.Reply{Answer: answerOf(err), Pieces: pieces, RetryAfter: wait}, f.idle())
 }
 
-// alone says that no peer but origins is known.
+// answerOf returns what the error of a Source's Lease says.
+func answerOf(err error) plan.Answer {
+	switch {
+	case err == nil:
+		return plan.Leased
+	case errors.Is(err, ErrHeldBack):
+		return plan.HeldBack
+	case errors.Is(err, ErrNotLeased):
+		return plan.NotLeased
+	}
+	return plan.Unreachable
+}
+
+// alone reports whether no peer but origins is known.
 func (f *Fetch) alone() bool {
-	if !f.board.availableSince().IsZero() {
+	if !f.board.PeersSince().IsZero() {
 		return false
 	}
 	f.mu.Lock()
@@ -206,66 +174,11 @@ func (f *Fetch) alone() bool {
 	return true
 }
 
-// trust is how many bytes the connected peers are expected to deliver soon.
-func (f *Fetch) trust() int64 {
-	since := f.board.availableSince()
-	if since.IsZero() || time.Since(since) < grace {
-		return f.m.Size
-	}
-	return int64(float64(f.rate.Load()) * horizon.Seconds())
-}
-
-// firstMissing lists the n most urgent pieces that are not in have.
-func (v view) firstMissing(n int) []int {
-	out := v.want[:min(n, len(v.want))]
-	for i := 0; i < v.have.Len() && len(out) < n; i++ {
-		if !v.have.Has(i) && !slices.Contains(v.want, i) {
-			out = append(out, i)
-		}
-	}
-	return out
-}
-
-// someMissing lists up to n neighbouring pieces that are not in have, from any on: if all agents of a crowd read the
-// same pieces they would have nothing to trade.
-func (v view) someMissing(n int) (out []int) {
-	skip := rand.IntN(v.missing)
-	for i := range v.have.Len() {
-		switch {
-		case !v.have.Has(i) && skip > 0:
-			skip--
-		case !v.have.Has(i):
-			if out = append(out, i); len(out) == n {
-				return out
-			}
-		case len(out) > 0:
-			return out
-		}
-	}
-	return out
-}
-
-func (w *worker) backoff() time.Duration {
-	d := 250 * time.Millisecond << min(w.fails, 5)
-	w.fails++
-	return min(d, 5*time.Second)
-}
-
-// resize makes the next lease last about leaseTime.
-func (w *worker) resize(n int64, took time.Duration) {
-	switch {
-	case took < leaseTime/2 && n >= w.size/2:
-		w.size = min(w.size*2, leaseLimit)
-	case took > leaseTime*2:
-		w.size = max(w.size/2, w.f.m.PieceLength())
-	}
-}
-
 // enter waits for a slot of the source, behind all who wait already. False: the Fetch is over.
 func (w *worker) enter() bool {
 	w.leave()
 	select {
-	case w.f.s.slots.of(w.src) <- struct{}{}:
+	case w.f.s.slots.slotsOf(w.src) <- struct{}{}:
 		w.in = true
 	case <-w.f.ctx.Done():
 	}
@@ -275,7 +188,7 @@ func (w *worker) enter() bool {
 func (w *worker) leave() {
 	if w.in {
 		w.in = false
-		<-w.f.s.slots.of(w.src)
+		<-w.f.s.slots.slotsOf(w.src)
 	}
 }
 
@@ -285,7 +198,8 @@ type slots struct {
 	taken map[string]chan struct{} // of each source, by name
 }
 
-func (x *slots) of(src Source) chan struct{} {
+// slotsOf returns the slots of one source: who has sent into the channel has one until it receives.
+func (x *slots) slotsOf(src Source) chan struct{} {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.taken == nil {
@@ -323,7 +237,7 @@ func (w *worker) readAll(claimed []int) (n int64, err error) {
 		read, err := w.readRun(claimed[:k])
 		n += read
 		if err != nil {
-			w.f.board.release(claimed)
+			w.f.board.Release(claimed)
 			return n, err
 		}
 		claimed = claimed[k:]
@@ -344,7 +258,7 @@ type watch struct {
 func (f *Fetch) watch(slow func()) *watch {
 	w := &watch{stall: f.s.cfg.StallTimeout}
 	w.Timer = time.AfterFunc(time.Hour, func() {
-		busy := float64(f.whole.Load())*w.stall.Seconds() >= minProgress
+		busy := float64(f.rateOfAll.Load())*w.stall.Seconds() >= minProgress
 		if w.got.Swap(0) > 0 && busy && w.times.Add(1) <= maxLetOff {
 			w.Timer.Reset(w.stall)
 			return

@@ -24,12 +24,18 @@ func (s *Swarm) ControlRoutes(m *http.ServeMux) {
 }
 
 func (s *Swarm) changeRates(w http.ResponseWriter, r *http.Request) error {
-	s.ratesMu.Lock()
-	defer s.ratesMu.Unlock()
-	rates := s.Rates()
 	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4<<10))
 	d.DisallowUnknownFields()
-	err := d.Decode(&rates)
+	if err := s.limiter.Change(func(rates *Rates) error { return decodeRates(d, rates) }); err != nil {
+		return err
+	}
+	s.log.Info("rates were changed by an operator", s.Rates().Attr())
+	return nil
+}
+
+// decodeRates sets the rates that one JSON object names.
+func decodeRates(d *json.Decoder, rates *Rates) error {
+	err := d.Decode(rates)
 	if wrong := (*json.UnmarshalTypeError)(nil); errors.As(err, &wrong) && wrong.Field != "" {
 		return fmt.Errorf(`limits: %s is a %s, want a text like "25Mbit/s", "10MiB/s" or "0"`, wrong.Field, wrong.Value)
 	}
@@ -39,11 +45,6 @@ func (s *Swarm) changeRates(w http.ResponseWriter, r *http.Request) error {
 	if _, err := d.Token(); err != io.EOF {
 		return errors.New("limits: want one JSON object, more follows it")
 	}
-	if err := rates.Validate(); err != nil {
-		return err
-	}
-	s.limits.set(rates)
-	s.log.Info("rates were changed by an operator", rates.attr())
 	return nil
 }
 

@@ -12,6 +12,7 @@ import (
 	pp "github.com/anacrolix/torrent/peer_protocol"
 	"github.com/opencontainers/go-digest"
 
+	"kraken/origin/swarm/plan"
 	"kraken/proto/blob"
 )
 
@@ -51,7 +52,7 @@ func (s *Swarm) find(ih blob.InfoHash) *loaded {
 // add gives the library a torrent. loadMu is held, and the info-hash is not loaded.
 func (s *Swarm) add(m *blob.Metainfo, data *content, f *Fetch) *loaded {
 	t := &loaded{s: s, m: m, data: data, conns: map[*conn]struct{}{}, dials: map[string]*address{}, used: time.Now()}
-	data.limits, data.gone = &s.limits, make(chan struct{})
+	data.limiter, data.gone = s.limiter, make(chan struct{})
 	data.copied.Store(s.cfg.TLS.Server != nil)
 	t.fetch.Store(f)
 	if f != nil {
@@ -63,7 +64,7 @@ func (s *Swarm) add(m *blob.Metainfo, data *content, f *Fetch) *loaded {
 	s.loaded[m.InfoHash()] = t
 	s.mu.Unlock()
 	t.lib, _ = s.client.AddTorrentOpt(torrent.AddTorrentOpts{
-		InfoHash: metainfo.Hash(m.InfoHash()), InfoBytes: m.InfoBytes(), Storage: data, ChunkSize: pp.Integer(blockSize(m.PieceLength())),
+		InfoHash: metainfo.Hash(m.InfoHash()), InfoBytes: m.InfoBytes(), Storage: data, ChunkSize: pp.Integer(plan.BlockSize(m.PieceLength())),
 	})
 	if f != nil {
 		// Without a handler of ours the library stops to download and may panic on its own bookkeeping.
@@ -99,8 +100,8 @@ func (s *Swarm) load(ih blob.InfoHash) *loaded {
 	return s.add(m, &content{m: m, file: r}, nil)
 }
 
-// sent is how many bytes of the blob the torrent has sent.
-func (t *loaded) sent() (n int64) {
+// bytesSent returns how many bytes of the blob the torrent has sent.
+func (t *loaded) bytesSent() (n int64) {
 	t.use(func(lib *torrent.Torrent) {
 		st := lib.Stats()
 		n = st.BytesWrittenData.Int64()
@@ -110,8 +111,8 @@ func (t *loaded) sent() (n int64) {
 
 // drop takes a torrent from the library; its connections are closed, its files too. loadMu is held.
 func (s *Swarm) drop(t *loaded) {
-	if n := t.sent(); n > 0 {
-		s.sent[t.m.Digest] += n
+	if n := t.bytesSent(); n > 0 {
+		s.sentBefore[t.m.Digest] += n
 	}
 	s.mu.Lock()
 	delete(s.loaded, t.m.InfoHash())

@@ -77,67 +77,52 @@ func in(order []int, from, to int) (n int) {
 	return n
 }
 
-// TestAbandonedWindow: a reader leaves, and another one's window comes before what the first would have read.
-func TestAbandonedWindow(t *testing.T) {
-	const rate = 6 << 20
-	b := randomBytes(20, 24<<20)
-	m := metainfoOf(t, b)
-	piece := func(off int) int { return off / int(m.PieceLength()) }
-	// Both windows end where another begins; the one that is left comes first in the file.
-	left, leftLen, next, nextLen := 8<<20, 8<<20, 16<<20, 2<<20
-	leave := func(t *testing.T, d *download, a *arrivals) {
-		a.until(t, "a piece of the first window", func(order []int) bool { return in(order, piece(left), piece(left+leftLen)) > 0 })
-		d.DropWindow(1)
-		d.SetWindow(2, int64(next), int64(nextLen))
-	}
-	done := func(order []int) bool { return in(order, piece(next), piece(next+nextLen)) == piece(nextLen) }
+// recorder is a Source that leases nothing, and says what it was asked with.
+type recorder struct{ asked chan LeaseRequest }
 
-	t.Run("from an origin", func(t *testing.T) {
-		origin := newLeaseServer(b)
-		n := newNode(t, nil)
-		d := n.fetch(m, nil)
-		a := d.watch(t)
-		d.SetWindow(1, int64(left), int64(leftLen))
-		d.AddSource(slowSource{origin, limit(rate)})
-		leave(t, d, a)
-		before := origin.leases()
-		a.until(t, "the second window", done)
-		order := origin.leases()
-		// Leases that were asked for before are read to their end.
-		const underWay = 16
-		if n := in(order[len(before):], piece(left), piece(left+leftLen)); n > underWay {
-			t.Errorf("%d pieces were leased for a reader that has gone before the window of one that reads, want at most %d", n, underWay)
+func (recorder) Name() string { return "recorder" }
+
+func (r recorder) Lease(ctx context.Context, _ *blob.Metainfo, q LeaseRequest) ([]int, time.Duration, error) {
+	select {
+	case r.asked <- q:
+	case <-ctx.Done():
+	}
+	return nil, 0, nil
+}
+
+func (recorder) ReadRange(context.Context, *blob.Metainfo, int64, int64) (io.ReadCloser, error) {
+	return nil, io.ErrUnexpectedEOF
+}
+
+// TestAbandonedWindow: a reader leaves, and neither a Source nor a peer is asked for what it would have read any more.
+// In what order pieces come then is package plan's to show.
+func TestAbandonedWindow(t *testing.T) {
+	b := randomBytes(20, 8<<20)
+	m := metainfoOf(t, b)
+	n := newNode(t, nil)
+	d := n.fetch(m, nil)
+	source := recorder{make(chan LeaseRequest)}
+	const left, next = 10, 40 // pieces
+	d.SetWindow(1, left*m.PieceLength(), 4*m.PieceLength())
+	d.AddSource(source)
+	if q := <-source.asked; !slices.Contains(q.Want, left) {
+		t.Errorf("a lease is asked for with %v, and a reader waits for %d", q.Want, left)
+	}
+	d.DropWindow(1)
+	d.SetWindow(2, next*m.PieceLength(), 4*m.PieceLength())
+	<-source.asked // it may have been under way
+	if q := <-source.asked; !slices.Contains(q.Want, next) || slices.Contains(q.Want, left) {
+		t.Errorf("a lease is asked for with %v, and a reader waits for %d", q.Want, next)
+	}
+	d.t.use(func(lib *torrent.Torrent) {
+		if p := lib.PieceState(left).Priority; p != torrent.PiecePriorityNormal {
+			t.Errorf("a piece that nobody waits for has priority %v", p)
 		}
-		a.until(t, "some of the rest", func([]int) bool { return in(origin.leases(), 0, piece(4<<20)) == piece(4<<20) })
-		order = origin.leases()
-		if n := in(order[len(before):], piece(left), piece(left+leftLen)); n > underWay {
-			t.Errorf("%d pieces were leased for a reader that has gone before the ones that are in order, want at most %d", n, underWay)
+		if p := lib.PieceState(next).Priority; p != torrent.PiecePriorityNow {
+			t.Errorf("the piece that a reader waits for has priority %v", p)
 		}
-		d.abandon()
 	})
-	t.Run("from a peer", func(t *testing.T) {
-		seed := newNode(t, func(c *Config) { c.UploadRate = config.Rate(rate) })
-		seed.seed(b)
-		n := newNode(t, nil)
-		d := n.fetch(m, nil)
-		a := d.watch(t)
-		d.SetWindow(1, int64(left), int64(leftLen))
-		d.AddPeers([]Peer{seed.peer()})
-		leave(t, d, a)
-		for i := piece(left); i < piece(left+leftLen); i++ {
-			d.t.use(func(lib *torrent.Torrent) {
-				if p := lib.PieceState(i); !p.Complete && p.Priority > torrent.PiecePriorityNormal {
-					t.Errorf("piece %d has priority %v, and nobody waits for it", i, p.Priority)
-				}
-			})
-		}
-		order := a.until(t, "the second window", done)
-		// What the peer was asked for before comes still.
-		if n := in(order, piece(left), piece(left+leftLen)); n > inFlight/int(m.PieceLength()) {
-			t.Errorf("%d pieces came for a reader that has gone before the window of one that reads: %v", n, order)
-		}
-		d.abandon()
-	})
+	d.abandon()
 }
 
 // TestReadersAtSeveralOffsets: all get their first bytes soon, not in the order of the file.

@@ -20,14 +20,14 @@ func TestTorrentsExistOnlyWhileAskedFor(t *testing.T) {
 	leech := newNode(t, nil)
 	leech.fetch(m, nil, seed.peer()).finish()
 	leech.has(b)
-	if n := seed.Sent()[m.Digest]; n < m.Size {
+	if n := seed.BytesSent()[m.Digest]; n < m.Size {
 		t.Errorf("%d bytes were sent, want %d at least", n, m.Size)
 	}
 	eventually(t, "idle torrent is dropped", func() bool { return len(seed.client.Torrents()) == 0 })
-	if n := seed.Sent()[m.Digest]; n < m.Size {
+	if n := seed.BytesSent()[m.Digest]; n < m.Size {
 		t.Errorf("%d bytes were sent when the torrent was dropped, want %d at least", n, m.Size)
 	}
-	if n := leech.Sent()[m.Digest]; n != 0 {
+	if n := leech.BytesSent()[m.Digest]; n != 0 {
 		t.Errorf("who was alone with a seed has sent %d bytes", n)
 	}
 	// And once more.

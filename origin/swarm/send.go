@@ -64,7 +64,7 @@ func (c *conn) writeBlock(b []byte, at int) error {
 	head, block := b[:at+blockHead], piece[blockHead:]
 	off := int64(binary.BigEndian.Uint32(piece[5:]))*c.t.m.PieceLength() + int64(binary.BigEndian.Uint32(piece[9:]))
 	for len(block) > 0 {
-		n, ok := c.s.limits.part(c.gone, len(block))
+		n, ok := c.s.limiter.WaitPart(c.gone, len(block))
 		if !ok {
 			return errGone
 		}

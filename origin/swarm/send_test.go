@@ -19,6 +19,7 @@ import (
 	"github.com/anacrolix/torrent"
 	pp "github.com/anacrolix/torrent/peer_protocol"
 
+	"kraken/origin/swarm/plan"
 	"kraken/proto/blob"
 )
 
@@ -229,7 +230,7 @@ func TestSendingGoesOnWithTheNextFile(t *testing.T) {
 
 // Where the kernel can't send from a file the block is copied.
 func TestBlocksAreCopied(t *testing.T) {
-	b := randomBytes(96, 3*maxBlock)
+	b := randomBytes(96, 3*plan.MaxBlock)
 	name := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(name, b, 0o600); err != nil {
 		t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"net"
@@ -25,9 +26,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"kraken/origin/store"
+	"kraken/origin/swarm/rate"
 	"kraken/proto/blob"
 	"kraken/proto/config"
 )
+
+// Rates are the limits of a Swarm's traffic, in bytes a second; 0 is unlimited.
+type Rates = rate.Limits
 
 // Errors of this package.
 var (
@@ -118,18 +123,16 @@ type Swarm struct {
 	client   *torrent.Client
 	id       torrent.PeerID
 	listener *listener
-	limits   limits
+	limiter  *rate.Limiter
 	index    index
 	bans     bans
 	slots    slots
 	m        *metrics
 
-	ratesMu sync.Mutex // changing limits
-
 	loadMu sync.Mutex // adding and dropping torrents
 	closed bool       // under loadMu
-	// under loadMu: bytes of torrents that were dropped since, for each blob that peers may ask for
-	sent map[digest.Digest]int64
+	// under loadMu: bytes that went to peers by torrents that were dropped since, for each blob that peers may ask for
+	sentBefore map[digest.Digest]int64
 
 	mu         sync.Mutex
 	loaded     map[blob.InfoHash]*loaded
@@ -153,12 +156,12 @@ func New(cfg Config) (*Swarm, error) {
 	}
 	s := &Swarm{
 		cfg: cfg, log: cfg.Logger, loaded: map[blob.InfoHash]*loaded{}, conns: map[*conn]struct{}{}, closing: make(chan struct{}),
-		joined: make(chan struct{}, 1),
-		sent:   map[digest.Digest]int64{},
+		joined:     make(chan struct{}, 1),
+		sentBefore: map[digest.Digest]int64{},
 	}
 	s.index.init()
 	s.bans.time = cfg.BanTime
-	s.limits.init(cfg.Rates)
+	s.limiter = rate.NewLimiter(cfg.Rates)
 	if s.client, err = torrent.NewClient(s.clientConfig()); err != nil {
 		return nil, errors.Join(fmt.Errorf("start BitTorrent client: %w", err), l.Close())
 	}
@@ -173,7 +176,7 @@ func New(cfg Config) (*Swarm, error) {
 	if cfg.LinkRate > 0 {
 		s.wg.Go(s.shareLink)
 	}
-	s.log.Info("listening", slog.String("listener", "peers"), slog.Any("addr", s.Addr()), cfg.Rates.attr())
+	s.log.Info("listening", slog.String("listener", "peers"), slog.Any("addr", s.Addr()), cfg.Rates.Attr())
 	return s, nil
 }
 
@@ -280,24 +283,43 @@ func (s *Swarm) Forget(d digest.Digest) {
 	if t := s.find(ih); t != nil && t.fetch.Load() == nil {
 		s.drop(t)
 	}
-	delete(s.sent, d)
+	delete(s.sentBefore, d)
 }
 
-// Sent is how many bytes of each blob went to peers since the start; a blob that none has asked for, or that was
-// forgotten, is not in it.
-func (s *Swarm) Sent() map[digest.Digest]int64 {
+// BytesSent returns how many bytes of each blob went to peers since the start; a blob that none has asked for, or that
+// was forgotten, is not in it.
+func (s *Swarm) BytesSent() map[digest.Digest]int64 {
 	s.loadMu.Lock() // so that no torrent is dropped, and counted twice or not at all, meanwhile
 	defer s.loadMu.Unlock()
-	out := maps.Clone(s.sent)
+	out := maps.Clone(s.sentBefore)
 	s.mu.Lock()
 	ts := slices.Collect(maps.Values(s.loaded))
 	s.mu.Unlock()
 	for _, t := range ts {
-		if n := t.sent(); n > 0 {
+		if n := t.bytesSent(); n > 0 {
 			out[t.m.Digest] += n
 		}
 	}
 	return out
+}
+
+// Rates returns the limits as they are now.
+func (s *Swarm) Rates() Rates { return s.limiter.Limits() }
+
+// SetRates changes the limits, at once for all that is under way, too.
+func (s *Swarm) SetRates(r Rates) error {
+	return s.limiter.Change(func(now *Rates) error { *now = r; return nil })
+}
+
+// LimitUpload returns the body of a blob kept to the upload rates, to be sent over HTTP: the body itself while there
+// are none.
+func (s *Swarm) LimitUpload(ctx context.Context, d digest.Digest, body io.ReadSeeker) io.ReadSeeker {
+	return s.limiter.Upload(ctx, d, body)
+}
+
+// LimitDownload returns r, which reads a blob that comes over HTTP, kept to the download rates.
+func (s *Swarm) LimitDownload(ctx context.Context, d digest.Digest, r io.Reader) io.Reader {
+	return s.limiter.Download(ctx, d, r)
 }
 
 // Bans lists the peers that are kept out.

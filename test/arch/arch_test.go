@@ -26,7 +26,7 @@ var floors = [][]string{
 	{"proto/transport"},
 	{"proto/registry", "proto/announce"},
 	{"proto/layout", "proto/role", "proto/cluster"},
-	{"origin/store", "origin/bucket", "buildindex/names"},
+	{"origin/store", "origin/bucket", "buildindex/names", "origin/swarm/plan", "origin/swarm/rate"},
 	{"origin/swarm", "origin/bucket/buckettest"},
 	{"tracker/dashboard", "buildindex/names/sqlite", "buildindex/names/namestest"},
 	{"origin", "tracker", "agent", "buildindex", "proxy"}, // roles never import each other
@@ -63,13 +63,19 @@ var homes = map[string][]string{
 	"golang.org/x/crypto/x509roots/fallback": {"proto/role/command.go"},
 	"golang.org/x/sync":                      {"*"},
 	"golang.org/x/sys/unix":                  {"origin/store", "proto/transport"},
-	"golang.org/x/time/rate":                 {"proto/transport", "origin", "origin/store", "origin/swarm"},
+	"golang.org/x/time/rate":                 {"proto/transport", "origin", "origin/store", "origin/swarm", "origin/swarm/rate"},
 	"github.com/google/uuid":                 {"*"},
 	"github.com/hashicorp/golang-lru/v2":     {"tracker", "agent", "buildindex", "origin"},
 	"os/signal":                              {"proto/role/command.go"},
 	"github.com/cenkalti/backoff/v5":         {"proto/transport"},
 	"github.com/RoaringBitmap/roaring":       {"origin/swarm"},
 }
+
+// pure packages decide and calculate: they meet neither sockets nor files, so their tests need neither.
+var pure = []string{"origin/swarm/plan"}
+
+// outside are the packages of the standard library that meet sockets, files and processes.
+var outside = []string{"net", "os", "syscall"}
 
 // grabBags are names that say nothing about what is inside.
 var grabBags = []string{"util", "utils", "common", "helper", "helpers", "lib", "pkg", "misc", "types"}
@@ -184,6 +190,9 @@ func check(t *testing.T, file string) {
 			}
 			continue
 		}
+		if top, _, _ := strings.Cut(imp, "/"); slices.Contains(pure, pkg) && slices.Contains(outside, top) {
+			t.Errorf("%s imports %s, and %s only decides", file, imp, pkg)
+		}
 		lib, known := homeOf(imp)
 		switch {
 		case isFree(pkg), isTest:
@@ -223,6 +232,11 @@ func TestLawRefuses(t *testing.T) {
 	}
 	if lib, _ := homeOf("github.com/go-chi/chi/v5/middleware"); !allowed(lib, "agent", "agent/http.go") || allowed(lib, "agent", "agent/pull.go") {
 		t.Errorf("home of chi is %q", lib)
+	}
+	for _, pkg := range pure {
+		if lib, _ := homeOf("github.com/anacrolix/torrent"); floorOf(pkg) < 0 || allowed(lib, pkg, pkg+"/x.go") {
+			t.Errorf("%s may import the BitTorrent library", pkg)
+		}
 	}
 	if _, ok := homeOf("github.com/somebody/else"); ok {
 		t.Error("an unknown library has a home")

@@ -1,10 +1,9 @@
-package swarm
+// Package rate holds the traffic of blobs to limits: of the process and of each blob, up and down, between peers and
+// over HTTP. It knows neither peers nor bodies: who sends or receives waits here for its turn.
+package rate
 
 import (
-	"context"
-	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -16,9 +15,12 @@ import (
 	"kraken/proto/config"
 )
 
-// Rates bound the traffic of blobs, in bytes a second; 0 is unlimited. They count what goes between peers, and what
-// LimitUpload and LimitDownload wrap: the HTTP side of the same transfers.
-type Rates struct {
+// MaxTurn is how many bytes one may take at once at most: the longest block that the BitTorrent library sends.
+const MaxTurn = 256 << 10
+
+// Limits bound the traffic of blobs, in bytes a second; 0 is unlimited. They count what goes between peers, and what
+// Limiter.Upload and Limiter.Download wrap: the HTTP side of the same transfers.
+type Limits struct {
 	// UploadRate and DownloadRate are for the whole process.
 	UploadRate   config.Rate `yaml:"upload_rate" json:"upload_rate"`
 	DownloadRate config.Rate `yaml:"download_rate" json:"download_rate"`
@@ -27,18 +29,18 @@ type Rates struct {
 	BlobDownloadRate config.Rate `yaml:"blob_download_rate" json:"blob_download_rate"`
 }
 
-// attr is the rates in a log, in words.
-func (r Rates) attr() slog.Attr {
+// Attr is the limits in a log, in words.
+func (r Limits) Attr() slog.Attr {
 	return slog.Group("rates", "upload", r.UploadRate.String(), "download", r.DownloadRate.String(),
 		"blob_upload", r.BlobUploadRate.String(), "blob_download", r.BlobDownloadRate.String())
 }
 
-// minRate keeps a limit from looking like a peer, or an origin, that has died: those are given up after two seconds
-// without progress.
-const minRate = 1_000_000 / 8
+// Min is the lowest limit, in bytes a second. A lower one would look like a peer, or an origin, that has died: those
+// are given up after two seconds without progress.
+const Min = 1_000_000 / 8
 
-// Validate refuses rates that the swarm can't live with.
-func (r *Rates) Validate() error {
+// Validate returns an error that names a limit which the swarm can't live with.
+func (r *Limits) Validate() error {
 	for _, v := range []struct {
 		name string
 		rate config.Rate
@@ -46,15 +48,16 @@ func (r *Rates) Validate() error {
 		{"upload_rate", r.UploadRate}, {"download_rate", r.DownloadRate},
 		{"blob_upload_rate", r.BlobUploadRate}, {"blob_download_rate", r.BlobDownloadRate},
 	} {
-		if v.rate < 0 || v.rate > 0 && v.rate < minRate {
+		if v.rate < 0 || v.rate > 0 && v.rate < Min {
 			return fmt.Errorf("%s: %d bytes a second, want 0 (unlimited) or at least 1Mbit/s", v.name, v.rate)
 		}
 	}
 	return nil
 }
 
-// limits are the rates as they are now. Whoever waits when they change begins to wait anew.
-type limits struct {
+// Limiter makes traffic keep to Limits, which may change: whoever waits then begins to wait anew. It is safe for
+// concurrent use.
+type Limiter struct {
 	now atomic.Pointer[regime]
 	// up is the process's limit of uploads, which the library takes as well, when it sends a block: not before, because
 	// what it has read for a peer is often not wanted any more when its turn comes (a crowd of 8 took 1.4 times as
@@ -62,11 +65,13 @@ type limits struct {
 	up *rate.Limiter
 	// turn is held by the one body that competes with the library for up.
 	turn chan struct{}
+	// setting is held while limits change.
+	setting sync.Mutex
 }
 
-// regime is the time between two changes.
+// regime is the time between two changes of the limits.
 type regime struct {
-	rates    Rates
+	limits   Limits
 	up, down *direction
 	parts    *rate.Limiter // of blocks that the library sends; nil without a limit of uploads
 	over     chan struct{} // closed when the next one begins
@@ -77,19 +82,43 @@ type regime struct {
 // at a time, more lets blocks take so long that they are asked of others.
 const upBurst = 1 << 20
 
-func (l *limits) init(r Rates) {
-	l.up, l.turn = rate.NewLimiter(rate.Inf, upBurst), make(chan struct{}, 1)
+// NewLimiter returns a Limiter of valid limits.
+func NewLimiter(r Limits) *Limiter {
+	l := &Limiter{up: rate.NewLimiter(rate.Inf, upBurst), turn: make(chan struct{}, 1)}
 	l.set(r)
+	return l
 }
 
-func (l *limits) set(r Rates) {
+// Limits returns the limits as they are now.
+func (l *Limiter) Limits() Limits { return l.now.Load().limits }
+
+// Library returns the limit of all uploads, for the BitTorrent library to take when it sends a block.
+func (l *Limiter) Library() *rate.Limiter { return l.up }
+
+// Change sets the limits to what edit makes of them, at once for all that is under way, too. Nothing changes when edit
+// fails or what it leaves is not valid. Changes come one after the other.
+func (l *Limiter) Change(edit func(*Limits) error) error {
+	l.setting.Lock()
+	defer l.setting.Unlock()
+	r := l.Limits()
+	if err := edit(&r); err != nil {
+		return err
+	}
+	if err := r.Validate(); err != nil {
+		return err
+	}
+	l.set(r)
+	return nil
+}
+
+func (l *Limiter) set(r Limits) {
 	next := &regime{
-		rates: r, over: make(chan struct{}),
+		limits: r, over: make(chan struct{}),
 		up: newDirection(0, r.BlobUploadRate), down: newDirection(r.DownloadRate, r.BlobDownloadRate),
 	}
 	if r.UploadRate > 0 {
 		next.parts = rate.NewLimiter(rate.Limit(r.UploadRate), 2*turnOf(r.UploadRate))
-		l.up.SetBurst(int(min(max(r.UploadRate, maxBlock), upBurst)))
+		l.up.SetBurst(int(min(max(r.UploadRate, MaxTurn), upBurst)))
 		l.up.SetLimit(rate.Limit(r.UploadRate))
 	} else {
 		l.up.SetLimit(rate.Inf)
@@ -98,20 +127,6 @@ func (l *limits) set(r Rates) {
 		close(last.over)
 	}
 }
-
-// SetRates changes the limits, at once for all that is under way, too.
-func (s *Swarm) SetRates(r Rates) error {
-	if err := r.Validate(); err != nil {
-		return err
-	}
-	s.ratesMu.Lock()
-	defer s.ratesMu.Unlock()
-	s.limits.set(r)
-	return nil
-}
-
-// Rates are the limits as they are now.
-func (s *Swarm) Rates() Rates { return s.limits.now.Load().rates }
 
 // direction limits what goes one way, but for the uploads of the whole process. Turns are taken in the order of asking.
 type direction struct {
@@ -126,7 +141,7 @@ func newDirection(all, blob config.Rate) *direction {
 	return &direction{rate: lower(all, blob), all: limiter(all), blob: blob, blobs: map[digest.Digest]*rate.Limiter{}}
 }
 
-// lower is the lower of two limits, where 0 is none.
+// lower returns the lower of two limits, where 0 is none.
 func lower(a, b config.Rate) config.Rate {
 	if a == 0 || b > 0 && b < a {
 		return b
@@ -134,23 +149,24 @@ func lower(a, b config.Rate) config.Rate {
 	return a
 }
 
-// limiter allows bursts of a tenth of a second: longer ones would fill the queues of the link that the rate is meant to
-// spare.
+// limiter returns a limiter that allows bursts of a tenth of a second: longer ones would fill the queues of the link
+// that the rate is meant to spare.
 func limiter(r config.Rate) *rate.Limiter {
 	if r == 0 {
 		return rate.NewLimiter(rate.Inf, 0)
 	}
-	return rate.NewLimiter(rate.Limit(r), int(min(max(r/10, maxBlock), 1<<20)))
+	return rate.NewLimiter(rate.Limit(r), int(min(max(r/10, MaxTurn), 1<<20)))
 }
 
-// turnOf is how much one may take at once, so that many get their turn in a second.
+// turnOf returns how many bytes one may take at once, so that many get their turn in a second.
 func turnOf(r config.Rate) int {
 	if r == 0 {
-		return maxBlock
+		return MaxTurn
 	}
-	return int(min(max(r/200, 16<<10), maxBlock))
+	return int(min(max(r/200, 16<<10), MaxTurn))
 }
 
+// ofBlob returns the limiter of one blob, and forgets those of others that have nothing to remember.
 func (d *direction) ofBlob(key digest.Digest) *rate.Limiter {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -169,7 +185,7 @@ func (d *direction) ofBlob(key digest.Digest) *rate.Limiter {
 	return l
 }
 
-// reserve takes a turn of at most maxBlock bytes and says when it comes.
+// reserve takes a turn of n bytes, at most MaxTurn, and returns in how long it comes and how to give it back.
 func (d *direction) reserve(key digest.Digest, n int) (delay time.Duration, cancel func()) {
 	now := time.Now()
 	r := d.all.ReserveN(now, n)
@@ -180,19 +196,25 @@ func (d *direction) reserve(key digest.Digest, n int) (delay time.Duration, canc
 	return max(r.DelayFrom(now), b.DelayFrom(now)), func() { r.Cancel(); b.Cancel() }
 }
 
-// download blocks until n bytes of a blob may have come. False: gone was closed first.
-func (l *limits) download(gone <-chan struct{}, key digest.Digest, n int) bool {
+// TurnDown returns how many bytes of what comes to read at once.
+func (l *Limiter) TurnDown() int { return turnOf(l.now.Load().down.rate) }
+
+// WaitDown blocks until n bytes of a blob may have come; an empty key counts for no blob. It returns false when gone
+// was closed first.
+func (l *Limiter) WaitDown(gone <-chan struct{}, key digest.Digest, n int) bool {
 	return l.wait(gone, key, n, func(g *regime) *direction { return g.down })
 }
 
-// uploadOf is the limit of the blob alone, for what the library sends.
-func (l *limits) uploadOf(gone <-chan struct{}, key digest.Digest, n int) bool {
+// WaitBlobUp blocks until n bytes of a blob may be sent by the limit of the blob alone, for what the library sends,
+// which keeps to the limit of all by itself. It returns false when gone was closed first.
+func (l *Limiter) WaitBlobUp(gone <-chan struct{}, key digest.Digest, n int) bool {
 	return l.wait(gone, key, n, func(g *regime) *direction { return g.up })
 }
 
-// upload blocks until n bytes of a blob may go over HTTP.
-func (l *limits) upload(gone <-chan struct{}, key digest.Digest, n int) bool {
-	if !l.uploadOf(gone, key, n) {
+// WaitUp blocks until n bytes of a blob may go over HTTP, by the limits of all and of the blob. It returns false when
+// gone was closed first.
+func (l *Limiter) WaitUp(gone <-chan struct{}, key digest.Digest, n int) bool {
+	if !l.WaitBlobUp(gone, key, n) {
 		return false
 	}
 	if l.up.Limit() == rate.Inf {
@@ -206,7 +228,7 @@ func (l *limits) upload(gone <-chan struct{}, key digest.Digest, n int) bool {
 	}
 	for n > 0 {
 		g := l.now.Load()
-		k := min(n, maxBlock)
+		k := min(n, MaxTurn)
 		// The library only looks whether there is room now: a reservation in the future would keep it out for ever, and
 		// one that is cancelled gives nothing back when the library reserved after it. So look, too.
 		if l.up.AllowN(time.Now(), k) {
@@ -221,15 +243,15 @@ func (l *limits) upload(gone <-chan struct{}, key digest.Digest, n int) bool {
 	return true
 }
 
-// wait takes turns of one direction.
-func (l *limits) wait(gone <-chan struct{}, key digest.Digest, n int, of func(*regime) *direction) bool {
+// wait takes turns of one direction until it has n bytes. It returns false when gone was closed first.
+func (l *Limiter) wait(gone <-chan struct{}, key digest.Digest, n int, of func(*regime) *direction) bool {
 	for n > 0 {
 		g := l.now.Load()
 		d := of(g)
 		if d.rate == 0 {
 			return true
 		}
-		k := min(n, maxBlock)
+		k := min(n, MaxTurn)
 		delay, cancel := d.reserve(key, k)
 		if delay > 0 {
 			if !g.sleep(gone, delay) {
@@ -247,16 +269,16 @@ func (l *limits) wait(gone <-chan struct{}, key digest.Digest, n int, of func(*r
 	return true
 }
 
-// part waits until a part of a block that the library has begun to send may go, and returns how much of the n bytes
-// that are left it is. The library hands over whole blocks, up to upBurst at once; on a slow link the queue of the
-// node's own interface would drop much of that. False: gone was closed first.
-func (l *limits) part(gone <-chan struct{}, n int) (int, bool) {
+// WaitPart blocks until a part of a block that the library has begun to send may go, and returns how much of the n
+// bytes that are left it is; false when gone was closed first. The library hands over whole blocks, up to upBurst at
+// once; on a slow link the queue of the node's own interface would drop much of that.
+func (l *Limiter) WaitPart(gone <-chan struct{}, n int) (int, bool) {
 	for {
 		g := l.now.Load()
 		if g.parts == nil {
 			return n, true
 		}
-		k := min(n, turnOf(g.rates.UploadRate))
+		k := min(n, turnOf(g.limits.UploadRate))
 		r := g.parts.ReserveN(time.Now(), k)
 		if delay := r.Delay(); delay > 0 {
 			if !g.sleep(gone, delay) {
@@ -273,7 +295,7 @@ func (l *limits) part(gone <-chan struct{}, n int) (int, bool) {
 	}
 }
 
-// sleep also ends when the regime does. False: gone was closed.
+// sleep blocks for d or until the regime is over. It returns false when gone was closed first.
 func (g *regime) sleep(gone <-chan struct{}, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -284,40 +306,4 @@ func (g *regime) sleep(gone <-chan struct{}, d time.Duration) bool {
 		return false
 	}
 	return true
-}
-
-// LimitUpload keeps what is read of a blob's body to the upload rates, to be sent over HTTP. While there are none the
-// body itself comes back, so that a file still goes by sendfile: a limit that is set later concerns the next request.
-func (s *Swarm) LimitUpload(ctx context.Context, d digest.Digest, body io.ReadSeeker) io.ReadSeeker {
-	if r := s.Rates(); r.UploadRate == 0 && r.BlobUploadRate == 0 {
-		return body
-	}
-	return &limited{s: s, ctx: ctx, digest: d, upload: true, r: body, Seeker: body}
-}
-
-// LimitDownload keeps what is read of a blob that comes over HTTP to the download rates.
-func (s *Swarm) LimitDownload(ctx context.Context, d digest.Digest, r io.Reader) io.Reader {
-	return &limited{s: s, ctx: ctx, digest: d, r: r}
-}
-
-type limited struct {
-	io.Seeker
-	s      *Swarm
-	ctx    context.Context
-	digest digest.Digest
-	upload bool
-	r      io.Reader
-}
-
-func (l *limited) Read(b []byte) (int, error) {
-	rates := l.s.Rates()
-	turn, wait := turnOf(lower(rates.DownloadRate, rates.BlobDownloadRate)), l.s.limits.download
-	if l.upload {
-		turn, wait = turnOf(lower(rates.UploadRate, rates.BlobUploadRate)), l.s.limits.upload
-	}
-	n, err := l.r.Read(b[:min(len(b), turn)])
-	if n > 0 && !wait(l.ctx.Done(), l.digest, n) {
-		return n, errors.Join(err, context.Cause(l.ctx))
-	}
-	return n, err
 }
