@@ -247,7 +247,7 @@ func (a *Agent) OpenBlob(ctx context.Context, repo string, d digest.Digest, _ re
 		r, err := a.store.Open(d)
 		if err == nil {
 			a.m.hits.Inc()
-			return &registry.Content{Digest: d, Size: r.Info().Size, Body: r.File(), Close: r.Close}, nil
+			return &registry.Content{Digest: d, Size: r.Info().Size, File: r.File(), Close: r.Close}, nil
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)

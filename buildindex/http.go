@@ -36,7 +36,7 @@ func (x *Index) adminHandler(reg *prometheus.Registry) http.Handler {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
 		}
-		answer(w, http.StatusOK, s)
+		transport.ServeJSON(w, http.StatusOK, s)
 	})
 	return m
 }
@@ -56,13 +56,6 @@ func (x *Index) status(ctx context.Context) (s cluster.WritebackStatus, err erro
 	}
 	s.SetAside, s.SetAsideCount = x.aside.list(cluster.MaxSetAside)
 	return s, nil
-}
-
-func answer(w http.ResponseWriter, status int, v any) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	// A client that went away is told nothing.
-	_ = json.NewEncoder(w).Encode(v)
 }
 
 var errBody = &registry.Error{Code: "UNSUPPORTED", Status: http.StatusBadRequest, Message: "body is not understood"}
@@ -97,8 +90,7 @@ func (x *Index) extension(w http.ResponseWriter, r *http.Request, p registry.Ext
 		if err != nil {
 			return err
 		}
-		answer(w, http.StatusOK, l)
-		return nil
+		return transport.WriteJSON(w, http.StatusOK, l)
 	case "DELETE layers":
 		if err := x.deleteLayer(ctx, p.Repository, d); err != nil {
 			return err
@@ -110,8 +102,7 @@ func (x *Index) extension(w http.ResponseWriter, r *http.Request, p registry.Ext
 		if err != nil {
 			return err
 		}
-		answer(w, http.StatusCreated, l)
-		return nil
+		return transport.WriteJSON(w, http.StatusCreated, l)
 	}
 	return fmt.Errorf("%w: %s %s", registry.ErrUnsupported, r.Method, p.Resource)
 }

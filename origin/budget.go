@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"net/http"
-	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -13,6 +12,8 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"kraken/proto/cluster"
+
+	"kraken/proto/transport"
 )
 
 const (
@@ -64,17 +65,7 @@ func sourceOf(r *http.Request) string {
 		sum := sha256.Sum256(r.TLS.PeerCertificates[0].Raw)
 		return hex.EncodeToString(sum[:])
 	}
-	from, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil {
-		return ""
-	}
-	addr := from.Addr().Unmap().WithZone("")
-	if addr.Is6() {
-		if p, err := addr.Prefix(64); err == nil {
-			return p.String()
-		}
-	}
-	return addr.String()
+	return transport.SourceOf(r.RemoteAddr)
 }
 
 // budgets bound what is leased and not fetched. Leases cost nothing to ask for, and a piece that was leased is kept

@@ -14,6 +14,7 @@ import (
 	"kraken/proto/cluster"
 	"kraken/proto/layout"
 	"kraken/proto/registry"
+	"kraken/proto/transport"
 )
 
 // durableIn answers which digests are in the bucket of a repository.
@@ -67,5 +68,5 @@ func (o *Origin) durableRoute(w http.ResponseWriter, r *http.Request, x registry
 	if err != nil {
 		return err
 	}
-	return ignoreWrite(answer(w, http.StatusOK, out))
+	return transport.WriteJSON(w, http.StatusOK, out)
 }

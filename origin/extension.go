@@ -13,12 +13,6 @@ import (
 
 func isTrue(s string) bool { return strings.EqualFold(s, "true") }
 
-func answer(w http.ResponseWriter, status int, v any) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	return json.NewEncoder(w).Encode(v)
-}
-
 // decode reads a bounded JSON body.
 func decode(r *http.Request, limit int64, into any) error {
 	b, err := readBody(r, limit)

@@ -33,12 +33,15 @@ func (c counting) OpenBlob(ctx context.Context, repo string, d digest.Digest, hi
 				transport.AwaitSent(limit, turnLimit)
 				stop()
 				sent()
-				at, err := content.Body.Seek(0, io.SeekCurrent)
+				at, err := content.Reader().Seek(0, io.SeekCurrent)
 				read(err == nil && at >= hint.Offset+n)
 				return closed()
 			}
 		}
-		content.Body = c.swarm.LimitUpload(ctx, d, content.Body)
+		// without a limit a file stays one, for sendfile
+		if r := c.swarm.LimitUpload(ctx, d, content.Reader()); content.File == nil || r != io.ReadSeeker(content.File) {
+			content.File, content.Body = nil, r
+		}
 	}
 	return content, err
 }
@@ -69,7 +72,7 @@ func (o *Origin) leaseRoute(w http.ResponseWriter, r *http.Request, d digest.Dig
 		return err
 	}
 	o.m.leased.Add(float64(len(out.Pieces)))
-	return ignoreWrite(answer(w, http.StatusOK, out))
+	return transport.WriteJSON(w, http.StatusOK, out)
 }
 
 // lease hands out pieces when the turn of who asks has come, as far as its budget allows.

@@ -26,9 +26,7 @@ func (o *Origin) adminHandler(reg *prometheus.Registry) http.Handler {
 	m := transport.AdminHandler(o.cfg.Admin, o.health, reg, o.store.ControlRoutes, o.swarm.ControlRoutes)
 	o.store.AdminRoutes(m)
 	m.HandleFunc("GET /writeback", func(w http.ResponseWriter, _ *http.Request) {
-		if err := answer(w, http.StatusOK, o.status()); err != nil {
-			o.log.Debug("client went away", "error", err)
-		}
+		transport.ServeJSON(w, http.StatusOK, o.status())
 	})
 	return m
 }

@@ -14,6 +14,7 @@ import (
 	"kraken/proto/blob"
 	"kraken/proto/layout"
 	"kraken/proto/registry"
+	"kraken/proto/transport"
 )
 
 // metainfo is the sidecar of a blob on this disk, computed when it is missing.
@@ -105,7 +106,7 @@ func (o *Origin) metainfoRoute(w http.ResponseWriter, r *http.Request, repo stri
 		_, err = w.Write(b)
 		return ignoreWrite(err)
 	case http.MethodDelete:
-		if err := o.doubtMetainfo(d, registry.SourceOf(r.RemoteAddr)); err != nil {
+		if err := o.doubtMetainfo(d, transport.SourceOf(r.RemoteAddr)); err != nil {
 			return err
 		}
 		w.WriteHeader(http.StatusAccepted)

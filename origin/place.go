@@ -64,7 +64,7 @@ func (o *Origin) give(ctx context.Context, or *cluster.Origin, d digest.Digest, 
 		if err != nil {
 			return err
 		}
-		err = or.Replicate(ctx, repo, d, c.Size, true, c.Body)
+		err = or.Replicate(ctx, repo, d, c.Size, true, c.Reader())
 		c.Close()
 		if err != nil {
 			return fmt.Errorf("copy %s to %s: %w", d, or.ID, err)

@@ -21,7 +21,7 @@ func (o *Origin) local(d digest.Digest) (*registry.Content, error) {
 	if err != nil {
 		return nil, wire(err)
 	}
-	return &registry.Content{Digest: d, Size: r.Info().Size, Body: r.File(), Close: r.Close}, nil
+	return &registry.Content{Digest: d, Size: r.Info().Size, File: r.File(), Close: r.Close}, nil
 }
 
 // StatBlob asks this disk, the other origins' disks and the bucket, in this order, and moves no bytes.

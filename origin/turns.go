@@ -7,6 +7,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"kraken/origin/store"
 )
 
 const (
@@ -51,7 +53,7 @@ type turns struct {
 	front   *waiter           // the one whose turn it is; nil when that is to be found out
 	shares  map[string]*share // of agents
 	level   int64             // the largest share that a turn began with: where those stand who lease now
-	changed chan struct{}     // closed and replaced when a turn may have come
+	changed store.Signal      // a turn may have come
 
 	// The uplink's rate is the highest of late, in bytes a second: a lower one may be because little was asked for. 0:
 	// not known.
@@ -86,7 +88,7 @@ type share struct {
 }
 
 func newTurns() *turns {
-	return &turns{shares: map[string]*share{}, changed: make(chan struct{})}
+	return &turns{shares: map[string]*share{}}
 }
 
 // take waits for an agent's turn, at most turnWait, and returns how many pieces of a length it may lease: 1 to most,
@@ -125,7 +127,7 @@ func (t *turns) await(ctx context.Context, agent string, piece int64, most int, 
 			t.add(&grant{bytes: int64(n) * piece, until: now.Add(fetchLimit)})
 			return n
 		}
-		changed := t.changed
+		changed := t.changed.C()
 		var lapse <-chan time.Time
 		if len(t.open) > 0 {
 			first := slices.MinFunc(t.open, func(a, b *grant) int { return a.until.Compare(b.until) })
@@ -198,12 +200,7 @@ func (t *turns) leave(w *waiter) {
 	w.left = time.Now()
 	i := slices.Index(t.waiting, w)
 	t.waiting, t.front = slices.Delete(t.waiting, i, i+1), nil
-	t.wake()
-}
-
-func (t *turns) wake() {
-	close(t.changed)
-	t.changed = make(chan struct{})
+	t.changed.Wake()
 }
 
 // window is how many bytes may be on their way.
@@ -285,7 +282,7 @@ func (t *turns) unused(agent string, n int64) {
 		s.leased, t.front = s.leased-n, nil
 	}
 	t.unfetched(n)
-	t.wake()
+	t.changed.Wake()
 }
 
 // fetch notes that n leased bytes are being fetched. sent is called when they were sent, or never will be.
@@ -315,5 +312,5 @@ func (t *turns) sentAll(g *grant) {
 		t.rate = max(t.rate, float64(t.sent)/max(t.busy, shortest).Seconds())
 		t.busy, t.sent = 0, 0
 	}
-	t.wake()
+	t.changed.Wake()
 }

@@ -195,7 +195,7 @@ func (o *Origin) upload(ctx context.Context, d digest.Digest, b bucket.Bucket) e
 		return err
 	}
 	defer c.Close()
-	if err := b.Put(ctx, layout.BlobKey(d), c.Body); err != nil {
+	if err := b.Put(ctx, layout.BlobKey(d), c.Reader()); err != nil {
 		return err
 	}
 	mi, err := o.metainfo(ctx, d)

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"kraken/proto/registry"
+
+	"kraken/proto/transport"
 )
 
 // inFlight counts the upload requests that are being served, in all and by source: each holds buffers and a connection
@@ -57,7 +59,7 @@ func (f *inFlight) uploads(m *metrics, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		writes := r.Method == http.MethodPost || r.Method == http.MethodPatch || r.Method == http.MethodPut
 		if writes && strings.Contains(r.URL.Path, "/blobs/uploads") {
-			leave, err := f.enter(registry.SourceOf(r.RemoteAddr))
+			leave, err := f.enter(transport.SourceOf(r.RemoteAddr))
 			if err != nil {
 				m.refused.Inc()
 				registry.WriteError(w, r, err)

@@ -13,6 +13,7 @@ import (
 	"kraken/proto/announce"
 	"kraken/proto/cluster"
 	"kraken/proto/registry"
+	"kraken/proto/ring"
 	"kraken/proto/transport"
 )
 
@@ -161,11 +162,11 @@ func (t *Tracker) metainfoFor(ctx context.Context, c caller, asked []announce.Bl
 }
 
 // ownersOf are the owners of d, best first.
-func (t *Tracker) ownersOf(d digest.Digest) []announce.Origin {
+func (t *Tracker) ownersOf(d digest.Digest) []ring.Member {
 	owners := t.origins.Owners(d)
-	out := make([]announce.Origin, len(owners))
+	out := make([]ring.Member, len(owners))
 	for i, o := range owners {
-		out[i] = announce.Origin{ID: o.ID, URL: o.URL, Peer: o.Peer}
+		out[i] = o.Member
 	}
 	return out
 }

@@ -3,7 +3,6 @@ package tracker
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -76,12 +75,8 @@ func send(w http.ResponseWriter, contentType string, body []byte) {
 }
 
 func sendJSON(w http.ResponseWriter, v any) error {
-	body, err := json.Marshal(v)
-	if err != nil {
-		return fmt.Errorf("%w: %w", registry.ErrInternal, err)
-	}
-	send(w, "application/json", body)
-	return nil
+	w.Header().Set("Cache-Control", "no-store")
+	return transport.WriteJSON(w, http.StatusOK, v)
 }
 
 // serveStock is GET /announce. Failures have status 200: clients read "failure reason" from nothing else.

@@ -40,7 +40,7 @@ func (t *Tracker) snapshot(number int) *dashboard.Snapshot {
 	if t.page.last == nil || time.Since(t.page.at) >= pageFresh {
 		t.page.last, t.page.at = t.store.snapshot(), time.Now()
 		for _, o := range t.origins.All() {
-			t.page.last.Origins = append(t.page.last.Origins, dashboard.Origin{ID: o.ID, URL: o.URL, Peer: o.Peer})
+			t.page.last.Origins = append(t.page.last.Origins, o.Member)
 		}
 		t.page.last.Interval = time.Duration(t.cfg.Interval).Seconds()
 		t.page.last.StockPeers = t.cfg.StockPeers

@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"kraken/proto/announce"
+	"kraken/proto/transport"
 )
 
 // sourceKey names who is charged for what an announce takes: the address that the connection comes from, a /64 where it
@@ -44,13 +45,7 @@ func callerOf(r *http.Request) (caller, error) {
 
 // callerAt is a caller without a certificate.
 func callerAt(a netip.Addr) caller {
-	a = a.Unmap().WithZone("")
-	bits := 32
-	if a.Is6() {
-		bits = 64
-	}
-	p, _ := a.Prefix(bits) // fails only for more bits than the address has
-	return caller{addr: a, source: sourceKey{prefix: p}}
+	return caller{addr: a.Unmap().WithZone(""), source: sourceKey{prefix: transport.SourceNetwork(a)}}
 }
 
 // privileged is the first port that a process without privileges may listen at.

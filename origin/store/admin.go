@@ -1,13 +1,14 @@
 package store
 
 import (
-	"encoding/json"
 	"errors"
 	"net/http"
 
 	"github.com/opencontainers/go-digest"
 
 	"kraken/proto/blob"
+
+	"kraken/proto/transport"
 )
 
 // status is the answer to GET /cache. Sizes are bytes.
@@ -40,10 +41,7 @@ func (s *Store) status() status {
 //	GET /cache  what is used, and what is pinned
 func (s *Store) AdminRoutes(m *http.ServeMux) {
 	m.HandleFunc("GET /cache", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		if err := json.NewEncoder(w).Encode(s.status()); err != nil {
-			s.log.Debug("client went away", "error", err)
-		}
+		transport.ServeJSON(w, http.StatusOK, s.status())
 	})
 }
 

@@ -21,12 +21,6 @@ type victim struct {
 	disk int64
 }
 
-// notify wakes those who wait for room. The store's lock is held.
-func (s *Store) notify() {
-	close(s.freed)
-	s.freed = make(chan struct{})
-}
-
 // reserve accounts for n more bytes. Above the high water mark it chooses what is least recently used to be removed; it
 // waits for that only if the bytes would not fit otherwise. The caller holds neither lock nor claim.
 func (s *Store) reserve(n int64) error {
@@ -40,7 +34,7 @@ func (s *Store) reserve(n int64) error {
 			s.mu.Unlock()
 			return nil
 		}
-		freed := s.freed
+		freed := s.freed.C()
 		wait := must > 0 && (s.evicting || should <= 0 && s.leaving > 0)
 		if scanning || wait {
 			s.mu.Unlock()
@@ -135,7 +129,7 @@ func (s *Store) evict(n, want int64) (room int64, gone []digest.Digest) {
 		s.work.Go(s.removeVictims)
 	}
 	s.evicting = false
-	s.notify()
+	s.freed.Wake()
 	return s.leaving, gone
 }
 
@@ -159,7 +153,7 @@ func (s *Store) removeVictims() {
 		if len(s.victims) == 0 {
 			s.removing = false
 			s.victims = nil
-			s.notify()
+			s.freed.Wake()
 			s.mu.Unlock()
 			return
 		}
@@ -186,7 +180,7 @@ func (s *Store) left(disk int64, err error) {
 	if err != nil {
 		s.used += disk
 	}
-	s.notify()
+	s.freed.Wake()
 }
 
 // removeWhole removes a whole blob unless may refuses it, which is called with the store's lock. What the blob owes to

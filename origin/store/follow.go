@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"sync"
 )
 
 // Growing is a blob that is read while it arrives.
@@ -112,8 +111,7 @@ type Growth struct {
 	u *Upload
 	f *os.File
 
-	mu    sync.Mutex
-	more  chan struct{} // closed and replaced when bytes have come
+	more  Signal // bytes have come
 	ended chan struct{}
 	size  int64 // of the session at its end
 	err   error // why it failed; read after ended
@@ -125,7 +123,7 @@ func (u *Upload) Growth() (*Growth, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &Growth{u: u, f: f, more: make(chan struct{}), ended: make(chan struct{})}
+	g := &Growth{u: u, f: f, ended: make(chan struct{})}
 	if !u.growth.CompareAndSwap(nil, g) {
 		return nil, errors.Join(fmt.Errorf("follow upload %s: %w", u.id, ErrBusy), f.Close())
 	}
@@ -134,10 +132,7 @@ func (u *Upload) Growth() (*Growth, error) {
 
 // wake tells the readers that bytes were written.
 func (g *Growth) wake() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	close(g.more)
-	g.more = make(chan struct{})
+	g.more.Wake()
 }
 
 // End says that no byte comes any more: with nil that the session was verified and committed, else why not.
@@ -158,9 +153,7 @@ func (g *Growth) ReadAt(p []byte, off int64) (int, error) { return g.f.ReadAt(p,
 // Wait implements Growing. The bytes are received, and not verified yet.
 func (g *Growth) Wait(ctx context.Context, off int64) (int64, error) {
 	for {
-		g.mu.Lock()
-		more := g.more
-		g.mu.Unlock()
+		more := g.more.C()
 		select {
 		case <-g.ended:
 			switch {

@@ -35,8 +35,8 @@ type Partial struct {
 
 	mu      sync.Mutex
 	have    blob.Bitmap
-	synced  int // pieces that the synced bitmap has
-	changed chan struct{}
+	synced  int    // pieces that the synced bitmap has
+	changed Signal // a piece was verified, or err was set
 	err     error
 	over    bool // committed or failed: the bitmaps are not written any more
 
@@ -147,7 +147,7 @@ func (s *Store) openPartial(m *blob.Metainfo) (_ *Partial, fresh bool, err error
 		return nil, false, ErrBusy
 	}
 	p := &Partial{
-		s: s, m: m, refs: 1, have: blob.NewBitmap(m.NumPieces()), changed: make(chan struct{}),
+		s: s, m: m, refs: 1, have: blob.NewBitmap(m.NumPieces()),
 		kick: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}), hash: d.Algorithm().Hash(),
 	}
 	old, merr := s.Metainfo(d)
@@ -246,7 +246,7 @@ func (p *Partial) MarkVerified(i int) error {
 	if err := p.writeBit(i); err != nil {
 		p.s.log.Warn("a piece will be fetched again after a crash", "digest", p.m.Digest, "piece", i, "error", err)
 	}
-	p.broadcast()
+	p.changed.Wake()
 	select {
 	case p.kick <- struct{}{}:
 	default:
@@ -272,16 +272,11 @@ func (p *Partial) writeBit(i int) error {
 	return err
 }
 
-func (p *Partial) broadcast() {
-	close(p.changed)
-	p.changed = make(chan struct{})
-}
-
 // Wait blocks until piece i is verified, or until the partial blob has failed or ctx is done.
 func (p *Partial) Wait(ctx context.Context, i int) error {
 	for {
 		p.mu.Lock()
-		has, err, changed := p.have.Has(i), p.err, p.changed
+		has, err, changed := p.have.Has(i), p.err, p.changed.C()
 		p.mu.Unlock()
 		if has {
 			return nil
@@ -311,7 +306,7 @@ func (p *Partial) Fail(err error) {
 	defer p.mu.Unlock()
 	if p.err == nil {
 		p.err = err
-		p.broadcast()
+		p.changed.Wake()
 	}
 }
 

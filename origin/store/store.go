@@ -88,7 +88,7 @@ type Store struct {
 	evicting bool                   // somebody chooses what to evict
 	victims  []victim               // what was chosen
 	removing bool                   // removeVictims is running
-	freed    chan struct{}          // closed and replaced when room was made or evicting ends
+	freed    Signal                 // room was made, or evicting ends
 
 	sessions sessionCounts
 	writers  atomic.Int64 // sessions that are being written
@@ -162,7 +162,7 @@ func Open(cfg Config) (_ *Store, err error) {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
 	s := &Store{cfg: cfg, log: cfg.Logger, entries: map[digest.Digest]*entry{}, uploads: map[string]*Upload{}, partials: map[digest.Digest]*Partial{},
-		claims: map[string]chan struct{}{}, shards: map[string]bool{}, names: map[string]struct{}{}, debts: map[digest.Digest]debt{}, freed: make(chan struct{})}
+		claims: map[string]chan struct{}{}, shards: map[string]bool{}, names: map[string]struct{}{}, debts: map[digest.Digest]debt{}}
 	s.scrub.now = make(chan struct{}, 1)
 	s.sessions.sources = map[string]held{}
 	if s.lock, err = os.OpenFile(filepath.Join(cfg.Dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600); err != nil {

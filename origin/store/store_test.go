@@ -38,7 +38,7 @@ func open(t *testing.T, cfg Config) *Store {
 func settled(s *Store) {
 	for {
 		s.mu.Lock()
-		leaving, freed := s.leaving, s.freed
+		leaving, freed := s.leaving, s.freed.C()
 		s.mu.Unlock()
 		if leaving == 0 {
 			return

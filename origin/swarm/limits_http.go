@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+
+	"kraken/proto/transport"
 )
 
 // ControlRoutes adds what operators may do to m, which must be out of the reach of others:
@@ -49,8 +51,5 @@ func decodeRates(d *json.Decoder, rates *Rates) error {
 }
 
 func (s *Swarm) sendRates(w http.ResponseWriter) {
-	w.Header().Set("Content-Type", "application/json")
-	if err := json.NewEncoder(w).Encode(s.Rates()); err != nil {
-		s.log.Debug("client went away", "error", err)
-	}
+	transport.ServeJSON(w, http.StatusOK, s.Rates())
 }

@@ -1,9 +1,10 @@
 package swarm
 
 import (
-	"net/netip"
 	"slices"
 	"time"
+
+	"kraken/proto/transport"
 )
 
 // Accepted connections whose handshakes, TLS and BitTorrent, are not done have a quota of their own: whoever says
@@ -20,21 +21,11 @@ const (
 // unfinished are connections without a handshake, the oldest first. Its user holds the Swarm's mu.
 type unfinished struct{ all []*conn }
 
-// sourceOf is who a connection counts for: an IPv4 address, or the /64 of an IPv6 one.
-func sourceOf(a netip.Addr) netip.Prefix {
-	bits := 32
-	if a.Is6() {
-		bits = 64
-	}
-	p, _ := a.WithZone("").Prefix(bits) // fits
-	return p
-}
-
 // add counts c, and returns a connection that must be closed for it, or nil.
 func (u *unfinished) add(c *conn) (out *conn) {
-	source, n, oldest := sourceOf(c.address.addr.Addr()), 0, -1
+	source, n, oldest := transport.SourceNetwork(c.address.addr.Addr()), 0, -1
 	for i, x := range u.all {
-		if sourceOf(x.address.addr.Addr()) == source {
+		if transport.SourceNetwork(x.address.addr.Addr()) == source {
 			if n++; oldest < 0 {
 				oldest = i
 			}

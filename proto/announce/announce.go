@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"kraken/proto/ring"
 )
 
 // Version is the version of the batched announce; a tracker refuses a greater one with 400.
@@ -61,19 +63,12 @@ type Request struct {
 	Blobs   []BlobState `json:"blobs"`
 }
 
-// Origin is an origin that owns a blob.
-type Origin struct {
-	ID   string `json:"id"`
-	URL  string `json:"url"`            // of its registry API
-	Peer string `json:"peer,omitempty"` // ip:port of its peer listener
-}
-
 // BlobAnswer is what the tracker knows of one wanted blob.
 type BlobAnswer struct {
 	Digest   digest.Digest `json:"digest"`
 	Metainfo []byte        `json:"metainfo,omitempty"` // as proto/blob's Marshal; absent when no origin has it yet
 	Peers    []Peer        `json:"peers,omitempty"`
-	Origins  []Origin      `json:"origins,omitempty"` // owners, best first
+	Origins  []ring.Member `json:"origins,omitempty"` // owners, best first
 	Error    string        `json:"error,omitempty"`   // why metainfo is absent
 }
 

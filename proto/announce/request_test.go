@@ -15,6 +15,8 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"kraken/proto/blob"
+
+	"kraken/proto/ring"
 )
 
 func request() Request {
@@ -136,7 +138,7 @@ func FuzzParseRequest(f *testing.F) {
 func TestClient(t *testing.T) {
 	want := Response{Version: Version, Interval: 10 * time.Second, Blobs: []BlobAnswer{{
 		Digest: digest.FromString("a"), Metainfo: []byte("d4:info"), Peers: []Peer{{ID: "0b", Addr: []string{"10.0.0.1:1"}, Complete: true}},
-		Origins: []Origin{{ID: "origin-01", URL: "http://o", Peer: "o:1"}},
+		Origins: []ring.Member{{ID: "origin-01", URL: "http://o", Peer: "o:1"}},
 	}}}
 	var status int
 	var body any

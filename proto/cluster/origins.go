@@ -15,11 +15,9 @@ import (
 	"kraken/proto/transport"
 )
 
-// Origin is one origin of the cluster.
+// Origin is one origin of the cluster, with a client of it.
 type Origin struct {
-	ID   string
-	URL  string
-	Peer string // host:port of its peer listener
+	ring.Member
 	*OriginClient
 	health *health
 }
@@ -52,7 +50,8 @@ func NewOrigins(members []ring.Member, replicas int, stall time.Duration, hc *ht
 		if err != nil {
 			return nil, fmt.Errorf("origin %s: %w", m.ID, err)
 		}
-		or := &Origin{ID: m.ID, URL: c.Base(), Peer: m.Peer, OriginClient: c, health: health}
+		m.URL = c.Base()
+		or := &Origin{Member: m, OriginClient: c, health: health}
 		if o.byID[m.ID] != nil {
 			return nil, fmt.Errorf("origin %s is configured twice", m.ID)
 		}

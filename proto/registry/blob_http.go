@@ -7,7 +7,6 @@ import (
 	"math"
 	"net/http"
 	"net/url"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -99,8 +98,8 @@ func ServeContent(w http.ResponseWriter, r *http.Request, c *Content) error {
 		c.Plan(ranges)
 	}
 	rw := &rangeWriter{ResponseWriter: w}
-	if _, ok := c.Body.(*os.File); ok {
-		http.ServeContent(rw, r, "", time.Time{}, c.Body)
+	if c.File != nil {
+		http.ServeContent(rw, r, "", time.Time{}, c.File)
 	} else {
 		body := &watched{ReadSeeker: c.Body}
 		http.ServeContent(rw, r, "", time.Time{}, body)

@@ -13,6 +13,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"kraken/proto/transport"
 )
 
 func (s Server) manifest(w http.ResponseWriter, r *http.Request, repo, arg string) error {
@@ -176,7 +178,8 @@ func (s Server) referrers(w http.ResponseWriter, r *http.Request, repo, arg stri
 	if idx.Manifests == nil {
 		idx.Manifests = []v1.Descriptor{}
 	}
-	return writeJSON(w, v1.MediaTypeImageIndex, idx)
+	w.Header().Set("Content-Type", v1.MediaTypeImageIndex)
+	return transport.WriteJSON(w, http.StatusOK, idx)
 }
 
 // SniffMediaType tells the media type of a manifest by its content: its own mediaType field, else what it lists. Empty

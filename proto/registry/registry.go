@@ -9,6 +9,7 @@ package registry
 import (
 	"context"
 	"io"
+	"os"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -31,17 +32,26 @@ type Range struct{ Offset, Length int64 }
 // Whole is the range of a request that asks for all bytes.
 var Whole = Range{0, -1}
 
-// Content is an open blob. Body is an *os.File where the bytes are a file, so that a server can hand it to sendfile:
-// don't wrap it. Reads may block while bytes are still arriving. Body fails, and never ends clean, when the bytes turn
-// out not to match Digest. Whoever opened the Content calls Close once.
+// Content is an open blob: a File, which a server hands to sendfile, or a Body. Whoever opened it calls Close once.
 type Content struct {
 	Digest digest.Digest
-	Size   int64
-	Body   io.ReadSeeker
-	Close  func() error
+	Size   int64 // bytes
+	File   *os.File
+	// Body is read where File is nil. Reads may block while bytes are still arriving. It fails, and never ends clean,
+	// when the bytes turn out not to match Digest.
+	Body  io.ReadSeeker
+	Close func() error
 	// Plan, where set, is told before the first read which ranges will be read, in this order, so that no more is asked
 	// for elsewhere.
 	Plan func([]Range)
+}
+
+// Reader returns File or Body, whichever there is.
+func (c *Content) Reader() io.ReadSeeker {
+	if c.File != nil {
+		return c.File
+	}
+	return c.Body
 }
 
 // Blobs is the read half for blobs.
@@ -69,7 +79,7 @@ type Mounter interface {
 type UploadOptions struct {
 	Digest digest.Digest // empty when not known yet
 	Size   int64         // of the whole blob in bytes, -1 when not known yet
-	Source string        // whose upload it is, see SourceOf; empty when not known
+	Source string        // whose upload it is, see transport.SourceOf; empty when not known
 }
 
 // Upload is the state of an upload session.

@@ -555,7 +555,7 @@ func TestFilesReachTheConnectionAsFiles(t *testing.T) {
 			r.Header.Set("Range", header)
 		}
 		w := &fileSink{ResponseRecorder: httptest.NewRecorder()}
-		err = ServeContent(w, r, &Content{Digest: digest.FromString("hello"), Size: 5, Body: f, Close: f.Close})
+		err = ServeContent(w, r, &Content{Digest: digest.FromString("hello"), Size: 5, File: f, Close: f.Close})
 		if err != nil || w.files != 1 || w.Body.String() != want {
 			t.Errorf("Range %q: %q, %d files, %v, want %q as one file", header, w.Body, w.files, err, want)
 		}

@@ -115,7 +115,7 @@ func (s Server) dispatch(w http.ResponseWriter, r *http.Request) error {
 	}
 	switch rt.kind {
 	case "":
-		return writeJSON(w, "application/json", struct{}{})
+		return transport.WriteJSON(w, http.StatusOK, struct{}{})
 	case "catalog":
 		return s.catalog(w, r)
 	case "tags":
@@ -155,17 +155,6 @@ func (s Server) checkRequest(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-func writeJSON(w http.ResponseWriter, mediaType string, v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	w.Header().Set("Content-Type", mediaType)
-	w.Header().Set("Content-Length", strconv.Itoa(len(b)))
-	w.Write(b) // an error here is a client that went away
-	return nil
-}
-
 // page reads n and last.
 func page(r *http.Request) (Page, error) {
 	q := r.URL.Query()
@@ -201,7 +190,7 @@ func (s Server) tags(w http.ResponseWriter, r *http.Request, repo string) error 
 		return err
 	}
 	next(w, r, p, l)
-	return writeJSON(w, "application/json", tagList{repo, nonNil(l.Names)})
+	return transport.WriteJSON(w, http.StatusOK, tagList{repo, nonNil(l.Names)})
 }
 
 type tagList struct {
@@ -230,7 +219,7 @@ func (s Server) catalog(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	next(w, r, p, l)
-	return writeJSON(w, "application/json", repositoryList{nonNil(l.Names)})
+	return transport.WriteJSON(w, http.StatusOK, repositoryList{nonNil(l.Names)})
 }
 
 // errorBody is the specification's JSON.

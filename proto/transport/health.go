@@ -2,7 +2,6 @@ package transport
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"net/http"
 	"sync"
@@ -179,11 +178,8 @@ func (h *Health) ask(ctx context.Context) []error {
 var errNoAnswer = errors.New("no answer in time")
 
 func answer(w http.ResponseWriter, status int, v any) {
-	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
-	w.WriteHeader(status)
-	// The client went away: nobody is left to tell.
-	_ = json.NewEncoder(w).Encode(v)
+	ServeJSON(w, status, v)
 }
 
 // AdminHandler serves health, readiness and metrics. A role may add routes of its own that only read. What control

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"kraken/proto/config"
+
+	"kraken/proto/ring"
 )
 
 // Snapshot is the cluster as the tracker knows it. Its JSON is GET /swarms. Rows are bounded; the counts are of all.
@@ -27,7 +29,8 @@ type Snapshot struct {
 	Bytes      int64     `json:"bytes"`    // of all swarms' blobs, each once
 	Swarms     []Swarm   `json:"swarms"`   // busy ones first
 	Nodes      []Node    `json:"nodes"`    // by name
-	Origins    []Origin  `json:"origins"`
+	// Origins are the configured ones. They don't announce: they own every blob.
+	Origins []ring.Member `json:"origins"`
 }
 
 // Swarm is one blob that at least one node has some of.
@@ -62,13 +65,6 @@ type Held struct {
 	Digest   string  `json:"digest"`
 	Size     int64   `json:"size"`
 	Progress float64 `json:"progress"`
-}
-
-// Origin is a configured origin. Origins don't announce: they own every blob.
-type Origin struct {
-	ID   string `json:"id"`
-	URL  string `json:"url"`
-	Peer string `json:"peer,omitempty"`
 }
 
 //go:embed page.html

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"kraken/proto/ring"
 )
 
 func render(t *testing.T, s *Snapshot) string {
@@ -23,7 +25,7 @@ func TestEscaped(t *testing.T) {
 		Time: time.Unix(0, 0), SwarmCount: 1, NodeCount: 1, StockPeers: true,
 		Swarms:  []Swarm{{Digest: evil, InfoHash: evil, Seeds: 1}},
 		Nodes:   []Node{{Name: evil, PeerID: evil, Addr: []string{evil}, Held: []Held{{Digest: evil}}, Fetches: []Held{{Digest: evil}}}},
-		Origins: []Origin{{ID: evil, URL: evil, Peer: evil}},
+		Origins: []ring.Member{{ID: evil, URL: evil, Peer: evil}},
 	})
 	if strings.Contains(got, "<script") || strings.Contains(got, `"">`) {
 		t.Error("what an announcer says became markup")
