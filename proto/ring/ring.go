@@ -72,7 +72,8 @@ func score(id string, d digest.Digest) uint64 {
 	return binary.BigEndian.Uint64(sum[:8])
 }
 
-// Member is a configured origin, also in what a tracker answers and shows: the id decides what it owns, the addresses only where it is reached.
+// Member is a configured origin, also in what a tracker answers and shows: the id decides what it owns, the addresses
+// only where it is reached.
 type Member struct {
 	ID   string `yaml:"id" json:"id"`               // e.g. origin-01, stable for ever
 	URL  string `yaml:"url" json:"url"`             // of its registry API, e.g. http://127.0.0.1:16031

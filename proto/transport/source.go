@@ -19,7 +19,8 @@ func SourceNetwork(a netip.Addr) netip.Prefix {
 	return p
 }
 
-// SourceName writes a SourceNetwork: an IPv4 address alone, an IPv6 network with its length, nothing for an invalid one.
+// SourceName writes a SourceNetwork: an IPv4 address alone, an IPv6 network with its length, nothing for an invalid
+// one.
 func SourceName(p netip.Prefix) string {
 	switch {
 	case !p.IsValid():
