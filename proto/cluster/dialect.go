@@ -46,7 +46,7 @@ func Dialect() registry.Dialect {
 	}
 }
 
-// decorate adds to a request what all requests between roles have.
+// decorate adds to a request the headers that all requests between roles have.
 func decorate(r *http.Request) {
 	r.Header.Set(VersionHeader, strconv.Itoa(ExtensionVersion))
 	if peer, ok := r.Context().Value(peerKey{}).(string); ok {
@@ -56,7 +56,7 @@ func decorate(r *http.Request) {
 
 var errVersion = &registry.Error{Code: "UNSUPPORTED", Status: http.StatusBadRequest, Message: "version is not supported"}
 
-// checkVersion refuses requests of a version that is not known here.
+// checkVersion returns an error, answered by 400, for a request of a version that is not known here.
 func checkVersion(r *http.Request) error {
 	if v := r.Header.Get(VersionHeader); v != "" {
 		if n, err := strconv.Atoi(v); err != nil || n > ExtensionVersion {
@@ -68,12 +68,12 @@ func checkVersion(r *http.Request) error {
 
 type peerKey struct{}
 
-// WithPeer makes requests with this context say which agent reads.
+// WithPeer returns a context whose requests say which agent reads: peer is its id, 40 hex digits.
 func WithPeer(ctx context.Context, peer string) context.Context {
 	return context.WithValue(ctx, peerKey{}, peer)
 }
 
-// endpoint is a resource of the extension in a repository; key may be empty.
+// endpoint returns where a resource of the extension is in a repository; key may be empty.
 func endpoint(repo, resource, key string) registry.Endpoint {
 	if err := registry.CheckName(repo); err != nil {
 		return registry.NoEndpoint(err)
@@ -81,12 +81,12 @@ func endpoint(repo, resource, key string) registry.Endpoint {
 	return registry.ExtensionPath{Extension: ExtensionName, Repository: repo, Resource: resource, Key: key}.Endpoint()
 }
 
-// everywhere is a resource that is about all repositories.
+// everywhere returns where a resource is that is about all repositories.
 func everywhere(resource string) registry.Endpoint {
 	return registry.ExtensionPath{Extension: ExtensionName, Resource: resource}.Endpoint()
 }
 
-// about is a resource about one digest.
+// about returns where a resource about one digest is.
 func about(repo, resource string, d digest.Digest) registry.Endpoint {
 	if _, err := blob.ParseDigest(d.String()); err != nil {
 		return registry.NoEndpoint(fmt.Errorf("%w: %w", registry.ErrDigestInvalid, err))
@@ -96,7 +96,7 @@ func about(repo, resource string, d digest.Digest) registry.Endpoint {
 
 var recordKey = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
-// recordOf is where an origin keeps the record of a NameKey.
+// recordOf returns where an origin keeps the record of a NameKey.
 func recordOf(repo, key string) registry.Endpoint {
 	if !recordKey.MatchString(key) {
 		return registry.NoEndpoint(fmt.Errorf("%w: key %.80q", registry.ErrRecordInvalid, key))
@@ -109,7 +109,7 @@ func jsonBody(v any) (io.Reader, int64, error) {
 	return bytes.NewReader(b), int64(len(b)), err
 }
 
-// post sends and reads JSON.
+// post sends in and decodes the answer into out, both as JSON.
 func post(ctx context.Context, c *registry.Client, to registry.Endpoint, in, out any) error {
 	body, n, err := jsonBody(in)
 	if err != nil {

@@ -23,7 +23,7 @@ func NewIndexClient(base string, hc *http.Client) (*IndexClient, error) {
 	return &IndexClient{c}, nil
 }
 
-// PutLayer makes a blob a member of a repository.
+// PutLayer makes a blob a member of a repository. It is durable when PutLayer returns nil.
 func (c *IndexClient) PutLayer(ctx context.Context, repo string, l Layer) error {
 	body, n, err := jsonBody(l)
 	if err != nil {
@@ -33,20 +33,21 @@ func (c *IndexClient) PutLayer(ctx context.Context, repo string, l Layer) error 
 	return err
 }
 
-// GetLayer is registry.ErrBlobUnknown for what is no member.
+// GetLayer returns the membership of a blob in a repository, registry.ErrBlobUnknown when there is none.
 func (c *IndexClient) GetLayer(ctx context.Context, repo string, d digest.Digest) (Layer, error) {
 	var l Layer
 	_, err := c.CallJSON(ctx, registry.Request{Method: http.MethodGet, To: about(repo, "layers", d)}, &l, http.StatusOK)
 	return l, err
 }
 
-// DeleteLayer ends a membership.
+// DeleteLayer ends a membership, registry.ErrBlobUnknown when there is none.
 func (c *IndexClient) DeleteLayer(ctx context.Context, repo string, d digest.Digest) error {
 	_, err := c.Call(ctx, registry.Request{Method: http.MethodDelete, To: about(repo, "layers", d)}, http.StatusAccepted)
 	return err
 }
 
-// MountLayer makes a member of from, or of any other repository, a member of repo.
+// MountLayer makes a blob that is a member of from, or of any other repository, a member of repo too.
+// registry.ErrBlobUnknown when no repository has it.
 func (c *IndexClient) MountLayer(ctx context.Context, repo, from string, d digest.Digest) (Layer, error) {
 	q := url.Values{}
 	if from != "" {

@@ -26,8 +26,8 @@ type NameSigner struct{ key ed25519.PrivateKey }
 // NameKeys are the public keys of the build-indexes whose records are believed. Without one every record is.
 type NameKeys []ed25519.PublicKey
 
-// signed is the text that a signature covers: a name and version of the text, then every field with its length before
-// it.
+// signed returns the text that a signature covers: a name and version of the text, then every field with its length
+// before it, 8 bytes big-endian.
 func signed(what string, fields ...string) []byte {
 	b := []byte(what + "\x00")
 	for _, f := range fields {
@@ -59,7 +59,7 @@ func (s *NameSigner) Sign(r NameRecord) NameRecord {
 	return r
 }
 
-// Deletion makes an origin forget the record of r's change up to r's generation.
+// Deletion returns what makes an origin forget the record of r's change, up to r's generation.
 func (s *NameSigner) Deletion(r NameRecord) NameDeletion {
 	d := NameDeletion{Repository: r.Repository, Key: NameKey(r), Generation: r.Generation}
 	if s != nil {
@@ -68,13 +68,14 @@ func (s *NameSigner) Deletion(r NameRecord) NameDeletion {
 	return d
 }
 
-// Public is the key to check this signer's records with.
+// Public returns the key that checks this signer's records.
 func (s *NameSigner) Public() ed25519.PublicKey { return s.key.Public().(ed25519.PublicKey) }
 
-// Verify is nil when one of the keys made the record, or when there is none.
+// Verify returns nil when one of the keys made the record, or when there are no keys; registry.ErrDenied otherwise.
 func (k NameKeys) Verify(r NameRecord) error { return k.verify("record", r.signed(), r.Signature) }
 
-// VerifyDeletion is nil when one of the keys made the deletion, or when there is none.
+// VerifyDeletion returns nil when one of the keys made the deletion, or when there are no keys; registry.ErrDenied
+// otherwise.
 func (k NameKeys) VerifyDeletion(d NameDeletion) error {
 	return k.verify("deletion", d.signed(), d.Signature)
 }
@@ -138,8 +139,8 @@ func parseNameKey(s string) (NameKeys, error) {
 	return out, nil
 }
 
-// OpenNameSigner reads the private key in file (PEM, PKCS #8, Ed25519). Where there is no file one is made, for its
-// owner alone, and its public half beside it as file.pub.
+// OpenNameSigner returns a signer with the private key in file (PEM, PKCS #8, Ed25519). Where there is no file it makes
+// one, readable by its owner alone, with the public half beside it as file.pub, and says so in made.
 func OpenNameSigner(file string) (s *NameSigner, made bool, err error) {
 	b, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -110,8 +110,8 @@ type NameDeletion struct {
 	Signature  []byte
 }
 
-// NameKey is where a record is kept. A record is replaced only by one of the same change: the same kind, repository,
-// tag and digest. So a tag that was moved twice leaves two records, and neither manifest is lost.
+// NameKey returns the key under which origins keep a record, hex SHA-256. A record is replaced only by one of the same
+// kind, repository, tag and digest: a tag that was moved twice leaves two records, so that neither manifest is lost.
 func NameKey(r NameRecord) string {
 	kind := r.Kind
 	if kind == kindDeleted && r.MediaType == kindLayer {
@@ -124,9 +124,9 @@ func NameKey(r NameRecord) string {
 // mediaTypeGrammar is that of RFC 6838 section 4.2.
 var mediaTypeGrammar = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}$`)
 
-// ParseNameRecord reads the JSON of a record from outside and checks it, ErrRecordInvalid. What it returns beside an
-// error is what could be read, to name the record by and for nothing else. keys check the signature: ErrDenied for a
-// record that none of them made.
+// ParseNameRecord returns the record in the JSON b, which comes from outside, after checking it:
+// registry.ErrRecordInvalid for one that does not hold at the time now, registry.ErrDenied for one that none of keys
+// signed. What it returns beside an error is what could be read, to name the record by and for nothing else.
 func ParseNameRecord(b []byte, keys NameKeys, now time.Time) (NameRecord, error) {
 	var r NameRecord
 	if len(b) > MaxNameRecord {
@@ -141,7 +141,8 @@ func ParseNameRecord(b []byte, keys NameKeys, now time.Time) (NameRecord, error)
 	return r, keys.Verify(r)
 }
 
-// Check says what of a record can't be, ErrRecordInvalid, as far as the record alone tells.
+// Check returns registry.ErrRecordInvalid with what of the record can't be, as far as the record alone tells. It does
+// not look at the signature.
 func (r NameRecord) Check(now time.Time) error {
 	bad := func(format string, args ...any) error {
 		return fmt.Errorf("%w: %w", registry.ErrRecordInvalid, fmt.Errorf(format, args...))
@@ -173,7 +174,7 @@ func (r NameRecord) Check(now time.Time) error {
 	return nil
 }
 
-// checkKind looks at the fields whose meaning depends on the kind.
+// checkKind returns an error for fields that don't fit the record's kind.
 func (r NameRecord) checkKind() error {
 	if r.Size < 0 || r.Kind != kindManifest && len(r.Bytes) > 0 {
 		return fmt.Errorf("%s record with size %d and %d bytes", r.Kind, r.Size, len(r.Bytes))

@@ -35,17 +35,19 @@ func newOriginClient(base string, hc *http.Client, reached func(bool)) (*OriginC
 	return &OriginClient{c}, nil
 }
 
-// LocalStat asks an origin for what is on its own disk, and nowhere else.
+// LocalStat returns the size of a blob on the origin's own disk, registry.ErrBlobUnknown when it is not there whole.
+// The origin asks nobody else.
 func (c *OriginClient) LocalStat(ctx context.Context, repo string, d digest.Digest) (v1.Descriptor, error) {
 	return c.StatAt(ctx, about(repo, "blobs", d), d)
 }
 
-// LocalOpen reads what is on an origin's own disk.
+// LocalOpen opens a blob on the origin's own disk, as LocalStat.
 func (c *OriginClient) LocalOpen(ctx context.Context, repo string, d digest.Digest, hint registry.Range) (*registry.Content, error) {
 	return c.OpenAt(ctx, about(repo, "blobs", d), d, hint)
 }
 
-// Replicate gives an origin a copy. With writeback it owes the bucket the blob too.
+// Replicate gives the origin a copy of size bytes, which it verifies and keeps durably. With writeback it owes the
+// bucket the blob too.
 func (c *OriginClient) Replicate(ctx context.Context, repo string, d digest.Digest, size int64, writeback bool, r io.Reader) error {
 	h := http.Header{"Content-Type": {"application/octet-stream"}}
 	if writeback {
@@ -55,7 +57,7 @@ func (c *OriginClient) Replicate(ctx context.Context, repo string, d digest.Dige
 	return err
 }
 
-// Metainfo asks an origin. registry.ErrUnavailable, with a time to retry, while it is being computed.
+// Metainfo returns a blob's metainfo. registry.ErrUnavailable, with a time to retry, while the origin computes it.
 func (c *OriginClient) Metainfo(ctx context.Context, repo string, d digest.Digest) (*blob.Metainfo, error) {
 	to := about(repo, "metainfo", d)
 	resp, err := c.Do(ctx, registry.Request{Method: http.MethodGet, To: to}, http.StatusOK)
@@ -77,25 +79,27 @@ func (c *OriginClient) Metainfo(ctx context.Context, repo string, d digest.Diges
 	return m, nil
 }
 
-// DropMetainfo makes an origin compute a blob's metainfo again.
+// DropMetainfo tells the origin that a blob's metainfo is doubted: it verifies the blob and computes the metainfo
+// again.
 func (c *OriginClient) DropMetainfo(ctx context.Context, repo string, d digest.Digest) error {
 	_, err := c.Call(ctx, registry.Request{Method: http.MethodDelete, To: about(repo, "metainfo", d)}, http.StatusAccepted)
 	return err
 }
 
-// Lease asks an origin for pieces to fetch now.
+// Lease returns pieces that the origin promises to this agent, to be fetched now.
 func (c *OriginClient) Lease(ctx context.Context, repo string, d digest.Digest, l LeaseRequest) (LeaseResponse, error) {
 	var out LeaseResponse
 	return out, post(ctx, c.Client, about(repo, "lease", d), l, &out)
 }
 
-// Durable asks an origin which blobs are in the bucket of the repository.
+// Durable returns which of the blobs are in the bucket of the repository, as far as the origin knows. At most
+// MaxDurableDigests of them.
 func (c *OriginClient) Durable(ctx context.Context, repo string, ds []digest.Digest) (DurableResponse, error) {
 	var out DurableResponse
 	return out, post(ctx, c.Client, endpoint(repo, "durable", ""), DurableRequest{ds}, &out)
 }
 
-// PutName makes an origin keep a record, durably.
+// PutName makes the origin keep a record. It is durable when PutName returns nil, or the origin had a later one.
 func (c *OriginClient) PutName(ctx context.Context, r NameRecord) error {
 	body, n, err := jsonBody(r)
 	if err != nil {
@@ -105,7 +109,7 @@ func (c *OriginClient) PutName(ctx context.Context, r NameRecord) error {
 	return err
 }
 
-// DeleteName makes an origin forget the record of a key, if it is of this generation or an older one.
+// DeleteName makes the origin forget the record of a key, if it is of this generation or an older one.
 func (c *OriginClient) DeleteName(ctx context.Context, d NameDeletion) error {
 	q := url.Values{"generation": {strconv.FormatInt(d.Generation, 10)}}
 	if len(d.Signature) > 0 {
@@ -115,13 +119,13 @@ func (c *OriginClient) DeleteName(ctx context.Context, d NameDeletion) error {
 	return err
 }
 
-// Names calls fn with the JSON of every record that an origin keeps, unchecked: ParseNameRecord reads it. The bytes are
-// fn's until it returns.
+// Names calls fn with the JSON of every record that the origin keeps, unchecked: ParseNameRecord reads it. The bytes
+// are fn's until it returns; an error of fn ends the list and is returned.
 func (c *OriginClient) Names(ctx context.Context, fn func(line []byte) error) error {
 	return lines(ctx, c, everywhere("names"), fn)
 }
 
-// Pending calls fn for every blob that an origin has not written back.
+// Pending calls fn for every blob that the origin has not written back. An error of fn ends the list and is returned.
 func (c *OriginClient) Pending(ctx context.Context, fn func(PendingBlob) error) error {
 	to := everywhere("pending")
 	return lines(ctx, c, to, func(line []byte) error {
@@ -133,7 +137,7 @@ func (c *OriginClient) Pending(ctx context.Context, fn func(PendingBlob) error) 
 	})
 }
 
-// lines reads newline-delimited JSON.
+// lines calls fn with each line of an answer, newline-delimited JSON.
 func lines(ctx context.Context, c *OriginClient, to registry.Endpoint, fn func(line []byte) error) error {
 	resp, err := c.Do(ctx, registry.Request{Method: http.MethodGet, To: to}, http.StatusOK)
 	if err != nil {

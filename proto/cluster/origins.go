@@ -38,9 +38,9 @@ type Origins struct {
 // Stall is the patience with an origin of the roles that are asked by others: less than these have.
 const Stall = 2 * time.Second
 
-// NewOrigins takes the configured members; all must have URLs. An origin that makes no progress for stall is given up
-// where another can do the same, and after a fifth of it another one is asked as well. Who is asked by others has less
-// patience than these have with it.
+// NewOrigins returns the origins of a cluster, with a client of each. All members must have URLs, and ids of their own.
+// An origin that makes no progress for stall is given up where another can do the same, and after a fifth of it another
+// one is asked as well. Who is asked by others has less patience than these have with it.
 func NewOrigins(members []ring.Member, replicas int, stall time.Duration, hc *http.Client) (*Origins, error) {
 	o := &Origins{byID: map[string]*Origin{}, stall: stall, probes: newProber()}
 	var ids []string
@@ -69,13 +69,13 @@ func NewOrigins(members []ring.Member, replicas int, stall time.Duration, hc *ht
 // Close ends what the origins do by themselves. Requests go on.
 func (o *Origins) Close() { o.probes.close() }
 
-// All are all origins in the order of the configuration.
+// All returns all origins in the order of the configuration.
 func (o *Origins) All() []*Origin { return o.all }
 
 // Get returns an origin by id, nil when it is not configured.
 func (o *Origins) Get(id string) *Origin { return o.byID[id] }
 
-// Ring says who owns what.
+// Ring returns who owns what.
 func (o *Origins) Ring() *ring.Ring { return o.ring }
 
 func (o *Origins) pick(ids []string) []*Origin {
@@ -91,10 +91,10 @@ func (o *Origins) pick(ids []string) []*Origin {
 	return append(out, dead...)
 }
 
-// For are all origins in rendezvous order for d, those that do not answer last.
+// For returns all origins in rendezvous order for d, those that do not answer last.
 func (o *Origins) For(d digest.Digest) []*Origin { return o.pick(o.ring.Order(d)) }
 
-// Owners are the owners of d, those that do not answer last.
+// Owners returns the owners of d, those that do not answer last.
 func (o *Origins) Owners(d digest.Digest) []*Origin { return o.pick(o.ring.Owners(d)) }
 
 // Ask asks origins, the first ones of from first, until want of them have succeeded; see transport.Ask. Those that did

@@ -65,7 +65,7 @@ func (s Server) blob(w http.ResponseWriter, r *http.Request, repo, arg string) e
 	return s.unsupported(r)
 }
 
-// has says whether the client holds the blob already (If-None-Match).
+// has reports whether If-None-Match names d or is "*": the client holds the blob already.
 func has(r *http.Request, d digest.Digest) bool {
 	ds, any := etags(r.Header.Values("If-None-Match"))
 	return any || slices.Contains(ds, d)
@@ -244,13 +244,13 @@ func created(w http.ResponseWriter, repo string, d digest.Digest) error {
 
 func uploadsOf(repo string) string { return "/v2/" + repo + "/blobs/uploads/" }
 
-// sessionsOf is the path of a request to a session, up to the session's id.
+// sessionsOf returns the path of a request to a session, up to the session's id.
 func sessionsOf(p string) string {
 	dir, _, _ := cutLast(p)
 	return dir + "/"
 }
 
-// uploadHeaders say where a session is and how far. A session without bytes says 0-0, as clients expect.
+// uploadHeaders sets a session's Location and how far it is. An empty session has Range 0-0, as clients expect.
 func (d Dialect) uploadHeaders(h http.Header, base string, u Upload) {
 	h.Set("Location", base+u.ID)
 	h.Set("Docker-Upload-UUID", u.ID)

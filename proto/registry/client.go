@@ -137,7 +137,7 @@ func (c *Client) Do(ctx context.Context, q Request, want ...int) (*http.Response
 	return nil, &url.Error{Op: q.Method, URL: u, Err: err} // which answers to clients leave out
 }
 
-// unwrapURL drops the URL that net/http puts into errors: it is named already.
+// unwrapURL returns err without the URL that net/http adds: the caller names it.
 func unwrapURL(err error) error {
 	var ue *url.Error
 	if errors.As(err, &ue) {
@@ -146,7 +146,7 @@ func unwrapURL(err error) error {
 	return err
 }
 
-// Call is Do for answers without a body that matters.
+// Call is Do for answers whose body does not matter. It returns the header.
 func (c *Client) Call(ctx context.Context, q Request, want ...int) (http.Header, error) {
 	resp, err := c.Do(ctx, q, want...)
 	if err != nil {
@@ -158,7 +158,7 @@ func (c *Client) Call(ctx context.Context, q Request, want ...int) (http.Header,
 	return resp.Header, err
 }
 
-// CallJSON is Do for JSON answers of bounded size.
+// CallJSON is Do for JSON answers of at most 16 MiB, which it decodes. It returns the header.
 func (c *Client) CallJSON(ctx context.Context, q Request, into any, want ...int) (http.Header, error) {
 	resp, err := c.Do(ctx, q, want...)
 	if err != nil {
@@ -171,7 +171,7 @@ func (c *Client) CallJSON(ctx context.Context, q Request, into any, want ...int)
 	return resp.Header, nil
 }
 
-// Ping asks GET /v2/.
+// Ping returns nil when GET /v2/ answers 200.
 func (c *Client) Ping(ctx context.Context) error {
 	_, err := c.Call(ctx, Request{Method: http.MethodGet, To: route{}.endpoint()}, http.StatusOK)
 	return err

@@ -17,12 +17,12 @@ import (
 	"kraken/proto/transport"
 )
 
-// StatBlob is HEAD.
+// StatBlob implements Blobs by HEAD.
 func (c *Client) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.Descriptor, error) {
 	return c.StatAt(ctx, blobPath(repo, d), d)
 }
 
-// StatAt is HEAD of where a blob's bytes are.
+// StatAt returns the size of the bytes of d at an endpoint, by HEAD. ErrUnavailable when the answer has no length.
 func (c *Client) StatAt(ctx context.Context, to Endpoint, d digest.Digest) (v1.Descriptor, error) {
 	resp, err := c.Do(ctx, Request{Method: http.MethodHead, To: to}, http.StatusOK)
 	if err != nil {
@@ -39,12 +39,12 @@ func (c *Client) StatAt(ctx context.Context, to Endpoint, d digest.Digest) (v1.D
 	return v1.Descriptor{MediaType: octets, Digest: d, Size: resp.ContentLength}, nil
 }
 
-// OpenBlob asks for the hinted range at once, one round trip; reading elsewhere asks again.
+// OpenBlob implements Blobs by GET of the hinted range, in one round trip. Reading elsewhere sends another request.
 func (c *Client) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint Range) (*Content, error) {
 	return c.OpenAt(ctx, blobPath(repo, d), d, hint)
 }
 
-// OpenAt is OpenBlob of where a blob's bytes are.
+// OpenAt opens the bytes of d at an endpoint for reading, as OpenBlob does. ctx bounds the life of the Content.
 func (c *Client) OpenAt(ctx context.Context, to Endpoint, d digest.Digest, hint Range) (*Content, error) {
 	b := &remoteBody{c: c, ctx: ctx, to: to}
 	if err := b.get(hint); err != nil {
@@ -53,7 +53,8 @@ func (c *Client) OpenAt(ctx context.Context, to Endpoint, d digest.Digest, hint 
 	return &Content{Digest: d, Size: b.size, Body: b, Close: b.Close, Plan: b.reads}, nil
 }
 
-// remoteBody is a blob at another registry. It verifies nothing, but a short body is an error.
+// remoteBody reads a blob at another registry. It verifies lengths and not the digest. One goroutine reads; Close may
+// be called by another.
 type remoteBody struct {
 	c    *Client
 	ctx  context.Context
@@ -71,7 +72,7 @@ type remoteBody struct {
 	plan  []Range
 }
 
-// reads is Content.Plan.
+// reads implements Content.Plan.
 func (b *remoteBody) reads(plan []Range) { b.plan = plan }
 
 func (b *remoteBody) get(r Range) error {
@@ -154,7 +155,7 @@ func (b *remoteBody) more(resp *http.Response) error {
 
 var errBodyClosed = errors.New("blob body is closed")
 
-// current is the response to read from, nil when another has to be asked for.
+// current returns the response to read from, or nil when another request is needed. It takes b.mu.
 func (b *remoteBody) current() (*http.Response, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -184,7 +185,7 @@ func parseResponseRange(h string) (first, last, total int64, err error) {
 	return first, last, total, nil
 }
 
-// Seek moves no bytes; the next Read does.
+// Seek implements io.Seeker. It sends nothing; the next Read does.
 func (b *remoteBody) Seek(off int64, whence int) (int64, error) {
 	switch whence {
 	case io.SeekCurrent:
@@ -238,7 +239,7 @@ func (b *remoteBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// read reads at pos; what the answer has before that is thrown away.
+// read reads from body at b.pos, and throws away what the answer has before that.
 func (b *remoteBody) read(body io.Reader, p []byte) (n int, err error) {
 	if b.at < b.pos {
 		skipped, err := io.CopyN(io.Discard, body, b.pos-b.at)
@@ -253,8 +254,8 @@ func (b *remoteBody) read(body io.Reader, p []byte) (n int, err error) {
 	return n, err
 }
 
-// Close ends the request under way, also while a Read waits. A body that was read to its end has given its connection
-// back.
+// Close ends the request under way, also while a Read waits. The connection is used again only if the answer was read
+// to its end.
 func (b *remoteBody) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -267,13 +268,14 @@ func (b *remoteBody) Close() error {
 	return err
 }
 
-// DeleteBlob is DELETE.
+// DeleteBlob implements BlobDeleter by DELETE.
 func (c *Client) DeleteBlob(ctx context.Context, repo string, d digest.Digest) error {
 	_, err := c.Call(ctx, Request{Method: http.MethodDelete, To: blobPath(repo, d)}, http.StatusAccepted)
 	return err
 }
 
-// MountBlob is POST with mount and from; a 202 means that there is nothing to mount.
+// MountBlob implements Mounter by POST with mount and from. On 202, when there is nothing to mount, it ends the session
+// that came instead and returns ErrBlobUnknown. The Size of its descriptor is 0.
 func (c *Client) MountBlob(ctx context.Context, repo, from string, d digest.Digest) (v1.Descriptor, error) {
 	q := url.Values{"mount": {d.String()}}
 	if from != "" {

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// remoteError is an error of the table as another registry said it.
+// remoteError is an error of the table with the message that another registry sent.
 type remoteError struct {
 	kind    *Error
 	message string

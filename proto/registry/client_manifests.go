@@ -14,11 +14,11 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// manifestAccept asks for whatever is stored.
+// manifestAccept is the Accept header of manifest reads: whatever is stored.
 var manifestAccept = []string{strings.Join([]string{v1.MediaTypeImageManifest, v1.MediaTypeImageIndex, MediaTypeDockerManifest, MediaTypeDockerManifestList, "*/*"}, ", ")}
 
-// GetManifest is GET, conditional when the caller has one already. Bytes that are not what was asked for are
-// ErrUnavailable.
+// GetManifest implements Manifests by GET, with If-None-Match when the caller has one already. It returns
+// ErrUnavailable for bytes that do not match the digest.
 func (c *Client) GetManifest(ctx context.Context, repo string, ref Reference, o GetOptions) (*Manifest, error) {
 	h := http.Header{"Accept": manifestAccept}
 	if o.Have != "" {
@@ -55,7 +55,7 @@ func (c *Client) GetManifest(ctx context.Context, repo string, ref Reference, o 
 	return m, nil
 }
 
-// PutManifest is PUT.
+// PutManifest implements ManifestWriter by PUT.
 func (c *Client) PutManifest(ctx context.Context, repo string, ref Reference, mediaType string, raw []byte, o PutOptions) (PutResult, error) {
 	h := http.Header{"Content-Type": {mediaType}}
 	switch {
@@ -100,7 +100,7 @@ func putDigest(ref Reference, raw []byte, says string) (digest.Digest, error) {
 	return digest.FromBytes(raw), nil
 }
 
-// DeleteManifest is DELETE.
+// DeleteManifest implements ManifestWriter by DELETE.
 func (c *Client) DeleteManifest(ctx context.Context, repo string, ref Reference) error {
 	_, err := c.Call(ctx, Request{Method: http.MethodDelete, To: manifestPath(repo, ref)}, http.StatusAccepted)
 	return err
@@ -117,7 +117,7 @@ func (p Page) query() url.Values {
 	return q
 }
 
-// ListTags is one page.
+// ListTags implements Tags: one page.
 func (c *Client) ListTags(ctx context.Context, repo string, p Page) (Names, error) {
 	var l tagList
 	h, err := c.CallJSON(ctx, Request{Method: http.MethodGet, To: tagsPath(repo), Query: p.query()}, &l, http.StatusOK)
@@ -134,14 +134,14 @@ func named(names []string, h http.Header) Names {
 	return n
 }
 
-// ListRepositories is one page.
+// ListRepositories implements Catalog: one page.
 func (c *Client) ListRepositories(ctx context.Context, p Page) (Names, error) {
 	var l repositoryList
 	h, err := c.CallJSON(ctx, Request{Method: http.MethodGet, To: route{kind: "catalog"}.endpoint(), Query: p.query()}, &l, http.StatusOK)
 	return named(l.Repositories, h), err
 }
 
-// ListReferrers is one page.
+// ListReferrers implements Referrers: one page. The cursor is the last of the Link to the next page.
 func (c *Client) ListReferrers(ctx context.Context, repo string, d digest.Digest, artifactType, cursor string) (ReferrersPage, error) {
 	q := url.Values{}
 	if artifactType != "" {

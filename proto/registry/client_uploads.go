@@ -17,7 +17,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// StartUpload is POST; what is known goes as hints.
+// StartUpload implements Uploads by POST. What is known of the blob is sent only in a Dialect that has words for it.
 func (c *Client) StartUpload(ctx context.Context, repo string, o UploadOptions) (Upload, error) {
 	h := http.Header{}
 	c.o.Dialect.hint(h, o)
@@ -41,19 +41,20 @@ func (c *Client) session(ctx context.Context, q Request, want int, expect int64)
 	return u, nil
 }
 
-// UploadStatus is GET.
+// UploadStatus implements Uploads by GET.
 func (c *Client) UploadStatus(ctx context.Context, repo, id string) (Upload, error) {
 	return c.session(ctx, Request{Method: http.MethodGet, To: c.uploadPath(repo, id)}, http.StatusNoContent, -1)
 }
 
-// WriteUpload is PATCH.
+// WriteUpload implements Uploads by PATCH.
 func (c *Client) WriteUpload(ctx context.Context, repo, id string, k Chunk) (Upload, error) {
 	q := Request{Method: http.MethodPatch, To: c.uploadPath(repo, id), Header: c.o.Dialect.chunkHeader(k), Body: k.Body, Length: k.Length}
 	u, err := c.session(ctx, q, http.StatusAccepted, k.end())
 	return u, gotOffset(err, k)
 }
 
-// CommitUpload is PUT with the last chunk, if any. The Size that it returns is 0 where nobody says it.
+// CommitUpload implements Uploads by PUT with the last chunk, if any. The Size of its descriptor is 0 when neither the
+// chunk nor the registry tells it.
 func (c *Client) CommitUpload(ctx context.Context, repo, id string, d digest.Digest, k Chunk) (v1.Descriptor, error) {
 	q := Request{Method: http.MethodPut, To: c.uploadPath(repo, id), Query: url.Values{"digest": {d.String()}}, Body: k.Body, Length: k.Length}
 	if k.Body != nil {
@@ -81,7 +82,7 @@ func (d Dialect) chunkHeader(k Chunk) http.Header {
 	return h
 }
 
-// gotOffset completes a RangeError, which the answer knows only half of.
+// gotOffset sets in a RangeError where the chunk began, which the answer does not say.
 func gotOffset(err error, k Chunk) error {
 	var re *RangeError
 	if errors.As(err, &re) {
@@ -98,7 +99,7 @@ func (k Chunk) end() int64 {
 	return k.Offset + k.Length
 }
 
-// AbortUpload is DELETE.
+// AbortUpload implements Uploads by DELETE.
 func (c *Client) AbortUpload(ctx context.Context, repo, id string) error {
 	_, err := c.Call(ctx, Request{Method: http.MethodDelete, To: c.uploadPath(repo, id)}, http.StatusNoContent)
 	return err

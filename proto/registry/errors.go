@@ -81,7 +81,7 @@ func (e *RetryError) Error() string { return e.Err.Error() }
 // Unwrap returns Err.
 func (e *RetryError) Unwrap() error { return e.Err }
 
-// kindOf finds the table entry of err; what is not in the table is the server's fault.
+// kindOf returns the table's entry that err wraps, ErrInternal when there is none: then it is the server's fault.
 func kindOf(err error) *Error {
 	var e *Error
 	if errors.As(err, &e) {

@@ -93,7 +93,7 @@ func etags(values []string) (ds []digest.Digest, any bool) {
 	return ds, any
 }
 
-// putOptions reads the conditions and the tag parameters of a push.
+// putOptions returns the conditions and the tag parameters of a push. ErrTagInvalid, ErrTooManyTags.
 func putOptions(r *http.Request, ref Reference) (o PutOptions, err error) {
 	if o.IfMatch, o.IfExists = etags(r.Header.Values("If-Match")); o.IfExists {
 		o.IfMatch = nil
@@ -182,8 +182,8 @@ func (s Server) referrers(w http.ResponseWriter, r *http.Request, repo, arg stri
 	return transport.WriteJSON(w, http.StatusOK, idx)
 }
 
-// SniffMediaType tells the media type of a manifest by its content: its own mediaType field, else what it lists. Empty
-// when it is no manifest.
+// SniffMediaType returns the media type of a manifest by its content: its own mediaType field, else by what it lists.
+// Empty when it is no manifest.
 func SniffMediaType(raw []byte) string {
 	var doc struct {
 		MediaType string          `json:"mediaType"`

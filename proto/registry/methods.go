@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// allow returns the methods that a route has here, OPTIONS among them; a part that is nil has none.
+// allow returns the methods that a kind of route has here, OPTIONS included. A part that is nil has none.
 func (s Server) allow(kind string) []string {
 	var out []string
 	has := func(part bool, methods ...string) {
@@ -58,7 +58,7 @@ func (s Server) checkMethod(w http.ResponseWriter, r *http.Request, kind string)
 	return false, nil
 }
 
-// unsupported is what a method that allow does not have is answered with.
+// unsupported returns the error for a method that the route does not have here, an ErrUnsupported.
 func (s Server) unsupported(r *http.Request) error {
 	if s.ReadOnly != "" && !reads(r) {
 		return fmt.Errorf("%w: %s", ErrUnsupported, s.ReadOnly)

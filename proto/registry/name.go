@@ -25,7 +25,7 @@ const maxName = 255
 // right.
 var reserved = []string{"blobs/uploads", "tags/list"}
 
-// CheckName refuses what is no repository name, ErrNameInvalid.
+// CheckName returns nil for a repository name, ErrNameInvalid for anything else.
 func CheckName(s string) error {
 	if len(s) > maxName || !nameGrammar.MatchString(s) {
 		return fmt.Errorf("%w: %.300q: want lower case path elements, at most %d bytes", ErrNameInvalid, s, maxName)
@@ -38,7 +38,7 @@ func CheckName(s string) error {
 	return nil
 }
 
-// ParseReference tells a tag from a digest.
+// ParseReference returns the tag or the digest that s is. ErrTagInvalid, ErrDigestInvalid.
 func ParseReference(s string) (Reference, error) {
 	if strings.Contains(s, ":") {
 		d, err := parseDigest(s)
@@ -50,7 +50,7 @@ func ParseReference(s string) (Reference, error) {
 	return Reference{Tag: s}, nil
 }
 
-// CheckTag refuses what is no tag, ErrTagInvalid.
+// CheckTag returns nil for a tag, ErrTagInvalid for anything else.
 func CheckTag(s string) error {
 	if tagGrammar.MatchString(s) {
 		return nil

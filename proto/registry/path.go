@@ -30,7 +30,7 @@ func (rt route) endpoint() Endpoint {
 	return Endpoint{path: "/v2/" + p, kind: rt.kind, repo: rt.repo}
 }
 
-// path is the inverse of parseRoute for every route whose parts are valid.
+// path returns the path of a route below /v2/: the inverse of parseRoute for every route whose parts are valid.
 func (rt route) path() (string, error) {
 	switch rt.kind {
 	case "":
@@ -75,7 +75,7 @@ var routeWords = map[string][]string{
 // extensionGrammar is an extension's name, a resource, and a key that is no relative path.
 var extensionGrammar = regexp.MustCompile(`^_[a-z0-9]+/[a-z]+(/[A-Za-z0-9][A-Za-z0-9:._-]*)?$`)
 
-// checkArg refuses an argument that is not of the grammar of the route's kind.
+// checkArg returns an error of the table for an argument that is not of the grammar of the route's kind.
 func (rt route) checkArg() error {
 	var err error
 	switch rt.kind {
@@ -120,7 +120,7 @@ func (x ExtensionPath) Endpoint() Endpoint {
 	return route{"extension", x.Repository, strings.TrimSuffix(x.Extension+"/"+x.Resource+"/"+x.Key, "/")}.endpoint()
 }
 
-// NoEndpoint is what a Client refuses to ask for, with the reason.
+// NoEndpoint returns an Endpoint that no request is sent to: a Client returns err instead.
 func NoEndpoint(err error) Endpoint { return Endpoint{err: err} }
 
 // String returns the path.

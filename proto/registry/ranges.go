@@ -16,7 +16,7 @@ const MaxRanges = 32
 // the gap is thrown away: a request costs more than so many bytes.
 const readThrough = 64 << 10
 
-// knownUnit drops a Range of another unit than bytes, which a server must ignore, and writes that of bytes in lower
+// knownUnit removes a Range of another unit than bytes, which a server must ignore, and writes that of bytes in lower
 // case: units have none (RFC 9110, 14.1 and 14.2).
 func knownUnit(h http.Header) {
 	if v := h.Get("Range"); v != "" {
@@ -136,8 +136,8 @@ func run(plan []Range, pos int64) Range {
 	return Range{pos, end - pos}
 }
 
-// rangeHint is what a request will read first, to open the blob there: of several ranges the first, with those that are
-// read with it.
+// rangeHint returns the range that a request will read first, to open the blob there: of several ranges the first, with
+// those that are read with it. Whole when the header does not tell.
 func rangeHint(header string) Range {
 	rs, ok := parseRanges(header)
 	if !ok || len(rs) > MaxRanges || rs[0].first < 0 {

@@ -157,7 +157,7 @@ type PutOptions struct {
 	IfExists, IfAbsent bool
 }
 
-// Conditional says that the write depends on what is there.
+// Conditional reports whether the write depends on what is there.
 func (o PutOptions) Conditional() bool {
 	return o.IfMatch != nil || len(o.IfNoneMatch) > 0 || o.IfExists || o.IfAbsent
 }

@@ -155,7 +155,7 @@ func (s Server) checkRequest(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// page reads n and last.
+// page returns the page that the query's n and last ask for, ErrPaginationInvalid when n is no number.
 func page(r *http.Request) (Page, error) {
 	q := r.URL.Query()
 	p := Page{N: maxPage, Last: q.Get("last")}
@@ -169,7 +169,7 @@ func page(r *http.Request) (Page, error) {
 	return p, nil
 }
 
-// next links to the page after names (RFC 5988).
+// next sets the Link to the page after l (RFC 8288), when there is one.
 func next(w http.ResponseWriter, r *http.Request, p Page, l Names) {
 	if !l.More || len(l.Names) == 0 {
 		return
@@ -233,9 +233,9 @@ type errorDetail struct {
 	Detail  any    `json:"detail,omitempty"`
 }
 
-// messageOf is what a client is told: the whole of err is for the log. What broke inside is not said at all; failures
-// of this side are said without addresses, files and URLs; mistakes of the client quote its request, which may have
-// some.
+// messageOf returns the text that a client is told of err; the whole of err is for the log. What broke inside is not
+// told at all. Failures of this side are told without addresses, files and URLs. Mistakes of the client quote its
+// request, which may have some.
 func messageOf(kind *Error, err error) string {
 	switch {
 	case kind == ErrInternal:
@@ -281,5 +281,5 @@ func (d Dialect) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	}
 }
 
-// detached is for what must be finished although the client has gone.
+// detached returns ctx without its end, for what must be finished although the client has gone.
 func detached(ctx context.Context) context.Context { return context.WithoutCancel(ctx) }
