@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -149,6 +150,33 @@ func TestOnlyBuildIndexHandlesRecords(t *testing.T) {
 			if w.Code != want {
 				t.Errorf("%s, GET %s: %d, want %d: %s", name, path, w.Code, want, w.Body)
 			}
+		}
+	}
+}
+
+// Who asks for a deletion in a wrong form is told the right one.
+func TestDeletionSaysWhatItWants(t *testing.T) {
+	o, _ := keeper(t, nil)
+	key := cluster.NameKey(manifestRecord("{}"))
+	for query, want := range map[string]string{
+		"":                             "want ?generation=<number>",
+		"?generation=x":                "want ?generation=<number>",
+		"?generation=1&signature=%21":  "want signature=<base64url",
+		"?generation=1":                "",
+		"?generation=1&signature=AAAA": "",
+	} {
+		w := httptest.NewRecorder()
+		h := registry.Server{Dialect: cluster.Dialect(), Extension: o.extension}.Handler()
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodDelete, "/v2/repo/_kraken/names/"+key+query, nil))
+		var body struct{ Errors []struct{ Message string } }
+		if want == "" {
+			if w.Code != http.StatusAccepted {
+				t.Errorf("%q: %d %s", query, w.Code, w.Body)
+			}
+			continue
+		}
+		if err := json.Unmarshal(w.Body.Bytes(), &body); err != nil || w.Code != http.StatusBadRequest || len(body.Errors) != 1 || !strings.Contains(body.Errors[0].Message, want) {
+			t.Errorf("%q: %d %s, want %q", query, w.Code, w.Body, want)
 		}
 	}
 }
