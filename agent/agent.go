@@ -24,7 +24,6 @@ import (
 	"kraken/proto/cluster"
 	"kraken/proto/registry"
 	"kraken/proto/role"
-	"kraken/proto/transport"
 )
 
 // Budgets of the control plane: what a pull waits at most for an answer before it goes on without.
@@ -35,6 +34,7 @@ const (
 
 // Agent is one running agent.
 type Agent struct {
+	*role.Chassis
 	cfg         Config
 	log         *slog.Logger
 	m           *metrics
@@ -44,9 +44,6 @@ type Agent struct {
 	index       *cluster.IndexClient // build-index
 	indexHealth *indexHealth         // whether it answers
 	announcer   *announcer
-	health      *transport.Health
-	server      *transport.Server
-	admin       *transport.Server
 	smallBlob   int64
 
 	sizes   *lru.Cache[digest.Digest, int64] // of blobs, from the manifests that passed by
@@ -62,82 +59,97 @@ type Agent struct {
 }
 
 // New opens the cache, binds the listeners and reports what is wrong with either. Run serves.
-func New(cfg Config, deps role.Deps) (_ *Agent, err error) {
+func New(cfg Config, deps role.Deps) (*Agent, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
 	a := &Agent{cfg: cfg, log: deps.Log, m: newMetrics(deps.Registry), pulls: map[digest.Digest]*pull{}, smallBlob: int64(cfg.SmallBlob)}
 	a.ctx, a.stop = context.WithCancel(context.Background())
-	var undo []func() error
-	defer func() {
-		if err != nil {
-			a.stop()
-			for i := len(undo) - 1; i >= 0; i-- {
-				err = errors.Join(err, undo[i]())
-			}
-		}
-	}()
-
-	hc, err := transport.NewClient(cfg.Client, deps.Log)
-	if err != nil {
-		return nil, fmt.Errorf("client: %w", err)
-	}
-	if a.origins, err = cluster.NewOrigins(cfg.Origins, cfg.Replicas, time.Duration(cfg.Peer.StallTimeout), hc); err != nil {
+	if err := role.Open(cfg.Config, deps, time.Duration(cfg.Peer.StallTimeout), a.assemble); err != nil {
+		a.stop()
 		return nil, err
-	}
-	if a.index, err = cluster.NewIndexClient(cfg.BuildIndex.URL, hc); err != nil {
-		return nil, fmt.Errorf("build_index: %w", err)
-	}
-	if a.indexHealth, err = newIndexHealth(cfg.BuildIndex.URL, time.Duration(cfg.BuildIndexWait), time.Duration(cfg.Client.DialTimeout)); err != nil {
-		return nil, err
-	}
-	if a.sizes, err = lru.New[digest.Digest, int64](knownSizes); err != nil {
-		return nil, err
-	}
-	a.checked = expirable.NewLRU[string, string](knownManifests, nil, time.Duration(cfg.ManifestTTL))
-
-	a.store, err = store.Open(store.Config{Dir: cfg.Cache.Dir, Capacity: int64(cfg.Cache.Capacity), Keep: cfg.Cache.Keep, Volatile: true, Logger: deps.Log, OnEvict: a.evicted})
-	if err != nil {
-		return nil, fmt.Errorf("cache: %w", err)
-	}
-	undo = append(undo, a.store.Close)
-	a.store.RegisterMetrics(deps.Registry)
-	peers, err := cfg.Peer.TLS.Configs(deps.Log)
-	if err != nil {
-		return nil, fmt.Errorf("peer: %w", err)
-	}
-	a.swarm, err = swarm.New(swarm.Config{
-		Listen: cfg.Peer.Listen, Store: a.store, StockPeers: cfg.Peer.StockPeers, TLS: swarm.TLS(peers),
-		Rates: cfg.Peer.rates(), LinkRate: cfg.Peer.LinkRate, StallTimeout: time.Duration(cfg.Peer.StallTimeout), Logger: deps.Log, Registerer: deps.Registry,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("peer: %w", err)
-	}
-	undo = append(undo, a.swarm.Close)
-	addr, err := peerAddr(cfg.Peer.Advertise, a.swarm.Addr())
-	if err != nil {
-		return nil, err
-	}
-	th, err := trackerClient(cfg.Client, addr, deps.Log)
-	if err != nil {
-		return nil, fmt.Errorf("client: %w", err)
-	}
-	a.announcer = newAnnouncer(a, announce.NewClient(cfg.Tracker.URL, th), a.self(addr), deps.Log, a.m.trackerErrors)
-
-	a.health = transport.NewHealth()
-	a.health.AddCheck("build-index", false, func(ctx context.Context) error { return a.index.Ping(ctx) })
-	a.health.AddCheck("tracker", false, func(context.Context) error { return a.announcer.state() })
-	if a.server, err = transport.NewServer("registry", cfg.Server, a.handler(deps.Registry), deps.Log); err != nil {
-		return nil, err
-	}
-	undo = append(undo, a.server.Close)
-	if cfg.Admin.Listen != "" {
-		if a.admin, err = transport.NewServer("admin", cfg.Admin, a.adminHandler(deps.Registry), deps.Log); err != nil {
-			return nil, err
-		}
-		undo = append(undo, a.admin.Close)
 	}
 	return a, nil
+}
+
+// assemble puts the agent on its chassis.
+func (a *Agent) assemble(c *role.Chassis) (err error) {
+	a.Chassis, a.origins = c, c.Origins
+	if a.index, err = cluster.NewIndexClient(a.cfg.BuildIndex.URL, c.Client); err != nil {
+		return fmt.Errorf("build_index: %w", err)
+	}
+	if a.indexHealth, err = newIndexHealth(a.cfg.BuildIndex.URL, time.Duration(a.cfg.BuildIndexWait), time.Duration(a.cfg.Client.DialTimeout)); err != nil {
+		return err
+	}
+	if a.sizes, err = lru.New[digest.Digest, int64](knownSizes); err != nil {
+		return err
+	}
+	a.checked = expirable.NewLRU[string, string](knownManifests, nil, time.Duration(a.cfg.ManifestTTL))
+	if err := a.openCache(c); err != nil {
+		return err
+	}
+	if err := a.openSwarm(c); err != nil {
+		return fmt.Errorf("peer: %w", err)
+	}
+	c.Health.AddCheck("build-index", false, a.index.Ping)
+	c.Health.AddCheck("tracker", false, func(context.Context) error { return a.announcer.state() })
+	c.Part("announcer", a.announcer.run)
+	c.Part("housekeeping", a.housekeeping)
+	c.Part("scrub", a.store.RunScrub)
+	c.Part("disk", a.store.RunSync)
+	c.Part("pulls", a.endPulls)
+	return c.Serve("registry", a.handler(c.Registry), a.store.AdminRoutes, a.store.ControlRoutes, a.swarm.ControlRoutes)
+}
+
+// openCache opens the store.
+func (a *Agent) openCache(c *role.Chassis) (err error) {
+	a.store, err = store.Open(store.Config{
+		Dir: a.cfg.Cache.Dir, Capacity: int64(a.cfg.Cache.Capacity), Keep: a.cfg.Cache.Keep, Volatile: true, Logger: a.log, OnEvict: a.evicted,
+	})
+	if err != nil {
+		return fmt.Errorf("cache: %w", err)
+	}
+	c.Closes(a.store.Close)
+	a.store.RegisterMetrics(c.Registry)
+	return nil
+}
+
+// openSwarm binds the peer listener and makes the announcer, which tells the tracker of it.
+func (a *Agent) openSwarm(c *role.Chassis) error {
+	peers, err := a.cfg.Peer.TLS.Configs(a.log)
+	if err != nil {
+		return err
+	}
+	a.swarm, err = swarm.New(swarm.Config{
+		Listen: a.cfg.Peer.Listen, Store: a.store, StockPeers: a.cfg.Peer.StockPeers, TLS: swarm.TLS(peers), Rates: a.cfg.Peer.rates(),
+		LinkRate: a.cfg.Peer.LinkRate, StallTimeout: time.Duration(a.cfg.Peer.StallTimeout), Logger: a.log, Registerer: c.Registry,
+	})
+	if err != nil {
+		return err
+	}
+	c.Undo(a.swarm.Close)
+	c.Part("swarm", a.swarm.Run)
+	addr, err := peerAddr(a.cfg.Peer.Advertise, a.swarm.Addr())
+	if err != nil {
+		return err
+	}
+	th, err := trackerClient(a.cfg.Client, addr, a.log)
+	if err != nil {
+		return err
+	}
+	a.announcer = newAnnouncer(a, announce.NewClient(a.cfg.Tracker.URL, th), a.self(addr), a.log, a.m.trackerErrors)
+	return nil
+}
+
+// endPulls ends all pulls when ctx ends, and waits for them; they keep what they have.
+func (a *Agent) endPulls(ctx context.Context) error {
+	<-ctx.Done()
+	a.mu.Lock()
+	a.closing = true
+	a.mu.Unlock()
+	a.stop()
+	a.wg.Wait()
+	return nil
 }
 
 // Sizes of the caches in memory, in entries of about 100 bytes.
@@ -146,50 +158,8 @@ const (
 	knownManifests = 10_000
 )
 
-// Addr is the address of the registry listener.
-func (a *Agent) Addr() string { return a.server.Addr() }
-
 // PeerAddr is the address of the peer listener.
 func (a *Agent) PeerAddr() string { return a.swarm.Addr().String() }
-
-// AdminAddr is the address of the admin listener, empty when there is none.
-func (a *Agent) AdminAddr() string {
-	if a.admin == nil {
-		return ""
-	}
-	return a.admin.Addr()
-}
-
-// Run serves until ctx is done, then drains: readiness turns false, requests in flight finish within the server's
-// bound, pulls end and keep what they have, the tracker is told, the cache is closed.
-func (a *Agent) Run(ctx context.Context) error {
-	defer a.origins.Close()
-	var g role.Group
-	g.Add("swarm", a.swarm.Run)
-	g.Add("announcer", a.announcer.run)
-	g.Add("housekeeping", a.housekeeping)
-	g.Add("scrub", a.store.RunScrub)
-	g.Add("disk", a.store.RunSync)
-	g.Add("pulls", func(ctx context.Context) error {
-		<-ctx.Done()
-		a.mu.Lock()
-		a.closing = true
-		a.mu.Unlock()
-		a.stop()
-		a.wg.Wait()
-		return nil
-	})
-	if a.admin != nil {
-		g.Add("admin", a.admin.Run)
-	}
-	g.Add("registry", a.server.Run)
-	g.Add("readiness", func(ctx context.Context) error {
-		<-ctx.Done()
-		a.health.SetDraining()
-		return nil
-	})
-	return errors.Join(g.Run(ctx), a.store.Close())
-}
 
 // partialIdle is how long a partial blob that nobody fetches is kept for the next pull; it takes space that nothing
 // else may evict.

@@ -16,8 +16,8 @@ import (
 func (a *Agent) handler(reg *prometheus.Registry) http.Handler {
 	r := chi.NewRouter()
 	r.Use(transport.Middleware("agent", a.log, reg), transport.OwnHosts(a.cfg.Server), transport.CloseAfterChunked, answerHalfClosed)
-	r.Get("/health", a.health.Health)
-	r.Get("/readiness", a.health.Readiness)
+	r.Get("/health", a.Health.Health)
+	r.Get("/readiness", a.Health.Readiness)
 	r.MethodNotAllowed(registry.UnknownMethod)
 	r.Mount("/", registry.Server{
 		Dialect: cluster.Dialect(), Blobs: a, Manifests: a, Tags: a.index, Catalog: a.index, Referrers: a.index,
@@ -36,11 +36,4 @@ func answerHalfClosed(next http.Handler) http.Handler {
 		}
 		patient.ServeHTTP(w, r)
 	})
-}
-
-// adminHandler is for operators alone.
-func (a *Agent) adminHandler(reg *prometheus.Registry) http.Handler {
-	m := transport.AdminHandler(a.cfg.Admin, a.health, reg, a.store.ControlRoutes, a.swarm.ControlRoutes)
-	a.store.AdminRoutes(m)
-	return m
 }

@@ -26,15 +26,13 @@ import (
 
 // Index is one running build-index.
 type Index struct {
+	*role.Chassis
 	cfg     Config
 	log     *slog.Logger
 	m       *metrics
 	db      names.Store
 	buckets *bucket.Set
 	origins *cluster.Origins
-	health  *transport.Health
-	server  *transport.Server
-	admin   *transport.Server
 
 	restored   atomic.Bool  // a miss in SQL is a 404; before, it is "not known yet"
 	generation atomic.Int64 // the last one given out
@@ -48,107 +46,75 @@ type Index struct {
 }
 
 // New opens the database and binds the listeners. Run serves, restores and writes to the bucket.
-func New(cfg Config, deps role.Deps) (_ *Index, err error) {
+func New(cfg Config, deps role.Deps) (*Index, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	x := &Index{cfg: cfg, log: deps.Log, kick: make(chan struct{}, 1), seed: maphash.MakeSeed(), health: transport.NewHealth()}
+	x := &Index{cfg: cfg, log: deps.Log, kick: make(chan struct{}, 1), seed: maphash.MakeSeed()}
 	for i := range x.stripes {
 		x.stripes[i] = make(chan struct{}, 1)
 	}
-	ctx := context.Background()
-	hc, err := transport.NewClient(cfg.Client, deps.Log)
-	if err != nil {
-		return nil, fmt.Errorf("client: %w", err)
-	}
-	if x.origins, err = cluster.NewOrigins(cfg.Origins, cfg.Replicas, cluster.Stall, hc); err != nil {
+	if err := role.Open(cfg.Config, deps, cluster.Stall, x.assemble); err != nil {
 		return nil, err
 	}
-	if x.buckets, err = bucket.OpenAll(ctx, cfg.Buckets, bucket.NewMetrics(deps.Registry)); err != nil {
-		return nil, err
+	return x, nil
+}
+
+// assemble puts the build-index on its chassis.
+func (x *Index) assemble(c *role.Chassis) (err error) {
+	x.Chassis, x.origins = c, c.Origins
+	if x.buckets, err = bucket.OpenAll(c.Context(), x.cfg.Buckets, bucket.NewMetrics(c.Registry)); err != nil {
+		return err
 	}
 	if err := x.openKeys(); err != nil {
-		return nil, err
+		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(cfg.Database), 0o700); err != nil {
-		return nil, fmt.Errorf("database: %w", err)
+	if err := x.openDatabase(c); err != nil {
+		return err
 	}
-	if x.db, err = sqlite.Open(ctx, cfg.Database); err != nil {
-		return nil, err
+	x.m = newMetrics(c.Registry, x)
+	x.addChecks(c.Health)
+	c.Part("outbox", x.outbox)
+	c.Part("restore", x.restore)
+	return c.Serve("registry", x.handler(c.Registry), x.adminRoutes)
+}
+
+// openDatabase opens SQL and reads where it stands.
+func (x *Index) openDatabase(c *role.Chassis) (err error) {
+	if err := os.MkdirAll(filepath.Dir(x.cfg.Database), 0o700); err != nil {
+		return fmt.Errorf("database: %w", err)
 	}
-	undo := []func() error{x.db.Close}
-	defer func() {
-		if err != nil {
-			for i := len(undo) - 1; i >= 0; i-- {
-				err = errors.Join(err, undo[i]())
-			}
-		}
-	}()
-	done, err := x.db.Meta(ctx, metaRestored)
+	if x.db, err = sqlite.Open(c.Context(), x.cfg.Database); err != nil {
+		return err
+	}
+	c.Closes(x.db.Close)
+	done, err := x.db.Meta(c.Context(), metaRestored)
 	if err != nil {
-		return nil, fmt.Errorf("database: %w", err)
+		return fmt.Errorf("database: %w", err)
 	}
 	x.restored.Store(done != "")
-	state, err := x.db.State(ctx)
+	state, err := x.db.State(c.Context())
 	if err != nil {
-		return nil, fmt.Errorf("database: %w", err)
+		return fmt.Errorf("database: %w", err)
 	}
 	x.generation.Store(state.LastGeneration)
-	if err := x.aside.load(ctx, x.db); err != nil {
-		return nil, err
-	}
-	x.m = newMetrics(deps.Registry, x)
-	x.health.AddCheck("database", true, x.db.Ping)
-	x.health.AddCheck("restored", false, func(context.Context) error {
+	return x.aside.load(c.Context(), x.db)
+}
+
+// addChecks says what readiness asks.
+func (x *Index) addChecks(h *transport.Health) {
+	h.AddCheck("database", true, x.db.Ping)
+	h.AddCheck("restored", false, func(context.Context) error {
 		if !x.restored.Load() {
 			return errors.New("names are being restored; what is not known yet is answered with 503")
 		}
 		return nil
 	})
-	x.health.AddCheck("set aside", false, x.aside.check)
-	x.health.AddCheck("generations", false, func(context.Context) error { return generationHolds(x.generation.Load()) })
+	h.AddCheck("set aside", false, x.aside.check)
+	h.AddCheck("generations", false, func(context.Context) error { return generationHolds(x.generation.Load()) })
 	for _, o := range x.origins.All() {
-		x.health.AddCheck(o.ID, false, o.Ping)
+		h.AddCheck(o.ID, false, o.Ping)
 	}
-	if x.server, err = transport.NewServer("registry", cfg.Server, x.handler(deps.Registry), deps.Log); err != nil {
-		return nil, err
-	}
-	undo = append(undo, x.server.Close)
-	if cfg.Admin.Listen != "" {
-		if x.admin, err = transport.NewServer("admin", cfg.Admin, x.adminHandler(deps.Registry), deps.Log); err != nil {
-			return nil, err
-		}
-	}
-	return x, nil
-}
-
-// Addr is the address of the registry listener.
-func (x *Index) Addr() string { return x.server.Addr() }
-
-// AdminAddr is the address of the admin listener, empty when there is none.
-func (x *Index) AdminAddr() string {
-	if x.admin == nil {
-		return ""
-	}
-	return x.admin.Addr()
-}
-
-// Run serves until ctx is done, then drains and closes the database.
-func (x *Index) Run(ctx context.Context) error {
-	defer x.origins.Close()
-	var g role.Group
-	g.Add("outbox", x.outbox)
-	g.Add("restore", x.restore)
-	if x.admin != nil {
-		g.Add("admin", x.admin.Run)
-	}
-	g.Add("registry", x.server.Run)
-	g.Add("readiness", func(ctx context.Context) error {
-		<-ctx.Done()
-		x.health.SetDraining()
-		return nil
-	})
-	return errors.Join(g.Run(ctx), x.db.Close())
 }
 
 // openKeys reads the keys of name records, and makes the private one where it is missing.

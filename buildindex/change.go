@@ -74,12 +74,12 @@ func (x *Index) lock(repo string, names ...string) (unlock func()) {
 // One copy is success with a warning; none is ErrUnavailable. raw is the manifest's bytes, for origins that know whole
 // records only.
 func (x *Index) storeRecord(ctx context.Context, r cluster.NameRecord, raw []byte) error {
-	out := cluster.Ask(ctx, x.origins, x.origins.For(placeOf(r)), x.cfg.Replicas, func(ctx context.Context, o *cluster.Origin) (struct{}, error) {
+	out := cluster.Ask(ctx, x.origins, x.origins.For(placeOf(r)), x.cfg.Replicas, cluster.Question[struct{}]{Ask: func(ctx context.Context, o *cluster.Origin) (struct{}, error) {
 		if err := x.putName(ctx, o, r, raw); err != nil {
 			return struct{}{}, fmt.Errorf("origin %s: %w", o.ID, err)
 		}
 		return struct{}{}, nil
-	}, nil, nil)
+	}})
 	copies, failed := len(out.Answers), out.Errs
 	for _, o := range out.Silent {
 		failed = append(failed, fmt.Errorf("origin %s: %w", o.ID, transport.ErrNoProgress))

@@ -19,8 +19,8 @@ import (
 func (x *Index) handler(reg *prometheus.Registry) http.Handler {
 	r := chi.NewRouter()
 	r.Use(transport.Middleware("build-index", x.log, reg), transport.AnswerHalfClosed)
-	r.Get("/health", x.health.Health)
-	r.Get("/readiness", x.health.Readiness)
+	r.Get("/health", x.Health.Health)
+	r.Get("/readiness", x.Health.Readiness)
 	r.MethodNotAllowed(registry.UnknownMethod)
 	r.Mount("/", registry.Server{
 		Dialect: cluster.Dialect(), Manifests: x, ManifestWriter: x, Tags: x, Catalog: x, Referrers: x, Extension: x.extension, Log: x.log,
@@ -28,8 +28,7 @@ func (x *Index) handler(reg *prometheus.Registry) http.Handler {
 	return r
 }
 
-func (x *Index) adminHandler(reg *prometheus.Registry) http.Handler {
-	m := transport.AdminHandler(x.cfg.Admin, x.health, reg)
+func (x *Index) adminRoutes(m *http.ServeMux) {
 	m.HandleFunc("GET /writeback", func(w http.ResponseWriter, r *http.Request) {
 		s, err := x.status(r.Context())
 		if err != nil {
@@ -38,7 +37,6 @@ func (x *Index) adminHandler(reg *prometheus.Registry) http.Handler {
 		}
 		transport.ServeJSON(w, http.StatusOK, s)
 	})
-	return m
 }
 
 // status is what the bucket still lacks.

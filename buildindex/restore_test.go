@@ -153,7 +153,7 @@ func (r *rig) start(database string) {
 
 func (r *rig) stop() {
 	if r.x != nil {
-		if err := errors.Join(r.x.server.Close(), r.x.db.Close()); err != nil {
+		if err := r.x.Close(); err != nil {
 			r.Error(err)
 		}
 		r.x = nil

@@ -14,19 +14,17 @@ import (
 func (o *Origin) handler(reg *prometheus.Registry) http.Handler {
 	r := chi.NewRouter()
 	r.Use(transport.Middleware("origin", o.log, reg), withAsker)
-	r.Get("/health", o.health.Health)
-	r.Get("/readiness", o.health.Readiness)
+	r.Get("/health", o.Health.Health)
+	r.Get("/readiness", o.Health.Readiness)
 	r.MethodNotAllowed(registry.UnknownMethod)
 	isProxy := func(r *http.Request) bool { return mayBe(r, o.cfg.ProxyNames) }
 	r.Mount("/", registry.Server{Dialect: cluster.Dialect(), Blobs: counting{o}, BlobDeleter: o, Uploads: o, Extension: o.extension, TrustSource: isProxy, Log: o.log}.Handler())
 	return r
 }
 
-func (o *Origin) adminHandler(reg *prometheus.Registry) http.Handler {
-	m := transport.AdminHandler(o.cfg.Admin, o.health, reg, o.store.ControlRoutes, o.swarm.ControlRoutes)
+func (o *Origin) adminRoutes(m *http.ServeMux) {
 	o.store.AdminRoutes(m)
 	m.HandleFunc("GET /writeback", func(w http.ResponseWriter, _ *http.Request) {
 		transport.ServeJSON(w, http.StatusOK, o.status())
 	})
-	return m
 }

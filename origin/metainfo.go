@@ -27,7 +27,7 @@ func (o *Origin) metainfo(ctx context.Context, d digest.Digest) (*blob.Metainfo,
 		return nil, wire(err)
 	}
 	ch := o.hashing.DoChan(d.String(), func() (any, error) {
-		m, err := o.store.ComputeMetainfo(o.ctx, d)
+		m, err := o.store.ComputeMetainfo(o.Context(), d)
 		if err == nil {
 			o.swarm.Register(m)
 		}
@@ -59,7 +59,7 @@ func (o *Origin) findMetainfo(ctx context.Context, repo string, d digest.Digest)
 			continue
 		}
 		if o.origins.Ring().Owns(o.cfg.ID, d) { // this owner has lost it, or never had it
-			o.background(func(ctx context.Context) { o.copyFrom(ctx, or, repo, d) })
+			o.Background(func(ctx context.Context) { o.copyFrom(ctx, or, repo, d) })
 		}
 		// It has the blob on its disk, so it asks nobody else.
 		m, err := or.Metainfo(ctx, repo, d)

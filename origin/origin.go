@@ -27,6 +27,7 @@ import (
 
 // Origin is one running origin.
 type Origin struct {
+	*role.Chassis
 	cfg     Config
 	log     *slog.Logger
 	m       *metrics
@@ -34,9 +35,6 @@ type Origin struct {
 	buckets *bucket.Set
 	swarm   seeder
 	origins *cluster.Origins
-	health  *transport.Health
-	server  *transport.Server
-	admin   *transport.Server
 
 	leases      *leases
 	turns       *turns
@@ -55,10 +53,6 @@ type Origin struct {
 	refusals   rate.Sometimes   // of records, as the log tells: whoever sends them must not fill it
 	unreadable atomic.Int64     // name records on disk, as of the last look
 
-	ctx  context.Context // of background work: ends when the origin does
-	stop context.CancelFunc
-	wg   sync.WaitGroup
-
 	mu      sync.Mutex
 	lastErr error // of write-back
 	retry   map[digest.Digest]retry
@@ -71,7 +65,7 @@ type retry struct {
 }
 
 // New opens the store, binds the listeners and finds what is to be written back. Run serves.
-func New(cfg Config, deps role.Deps) (_ *Origin, err error) {
+func New(cfg Config, deps role.Deps) (*Origin, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -79,67 +73,67 @@ func New(cfg Config, deps role.Deps) (_ *Origin, err error) {
 		cfg: cfg, log: deps.Log, leases: newLeases(cfg.Leasers), turns: newTurns(), budgets: newBudgets(), recomputing: newRecomputations(),
 		refusals: rate.Sometimes{First: 3, Interval: 10 * time.Second},
 		fetches:  map[digest.Digest]*fetch{},
-		kick:     make(chan struct{}, 1), retry: map[digest.Digest]retry{}, health: transport.NewHealth(),
+		kick:     make(chan struct{}, 1), retry: map[digest.Digest]retry{},
 	}
 	o.leases.spread = o.turns.spread
-	o.ctx, o.stop = context.WithCancel(context.Background())
-	var undo []func() error
-	defer func() {
-		if err != nil {
-			o.stop()
-			for i := len(undo) - 1; i >= 0; i-- {
-				err = errors.Join(err, undo[i]())
-			}
-		}
-	}()
-	if o.nameKeys, err = cluster.ParseNameKeys(cfg.RecordKeys); err != nil {
-		return nil, fmt.Errorf("record_keys: %w", err)
-	}
-	if o.durable, err = lru.New[string, bool](100_000); err != nil {
+	if err := role.Open(cfg.Config, deps, cluster.Stall, o.assemble); err != nil {
 		return nil, err
-	}
-	if o.commits, err = newCommits(time.Duration(cfg.UploadIdle)); err != nil {
-		return nil, err
-	}
-	hc, err := transport.NewClient(cfg.Client, deps.Log)
-	if err != nil {
-		return nil, fmt.Errorf("client: %w", err)
-	}
-	if o.origins, err = cluster.NewOrigins(cfg.Origins, cfg.Replicas, cluster.Stall, hc); err != nil {
-		return nil, err
-	}
-	if o.buckets, err = bucket.OpenAll(o.ctx, cfg.Buckets, bucket.NewMetrics(deps.Registry)); err != nil {
-		return nil, err
-	}
-	if o.store, err = store.Open(store.Config{Dir: cfg.Dir, Capacity: int64(cfg.Capacity), Keep: cfg.Keep, Sessions: cfg.Uploads, Logger: deps.Log, OnEvict: o.evicted, OpenFS: cfg.OpenFS}); err != nil {
-		return nil, err
-	}
-	undo = append(undo, o.store.Close)
-	o.m = newMetrics(deps.Registry, o)
-	o.store.RegisterMetrics(deps.Registry)
-	if o.swarm, err = openSeeder(cfg.Peer, o.store, deps); err != nil {
-		return nil, err
-	}
-	undo = append(undo, o.swarm.Close)
-	o.addChecks()
-	if o.server, err = transport.NewServer("registry", cfg.Server, o.handler(deps.Registry), deps.Log); err != nil {
-		return nil, err
-	}
-	undo = append(undo, o.server.Close)
-	if cfg.Admin.Listen != "" {
-		if o.admin, err = transport.NewServer("admin", cfg.Admin, o.adminHandler(deps.Registry), deps.Log); err != nil {
-			return nil, err
-		}
 	}
 	return o, nil
 }
 
+// assemble puts the origin on its chassis.
+func (o *Origin) assemble(c *role.Chassis) (err error) {
+	o.Chassis, o.origins = c, c.Origins
+	if o.nameKeys, err = cluster.ParseNameKeys(o.cfg.RecordKeys); err != nil {
+		return fmt.Errorf("record_keys: %w", err)
+	}
+	if o.durable, err = lru.New[string, bool](100_000); err != nil {
+		return err
+	}
+	if o.commits, err = newCommits(time.Duration(o.cfg.UploadIdle)); err != nil {
+		return err
+	}
+	if o.buckets, err = bucket.OpenAll(c.Context(), o.cfg.Buckets, bucket.NewMetrics(c.Registry)); err != nil {
+		return err
+	}
+	if err := o.openDisk(c); err != nil {
+		return err
+	}
+	o.addChecks(c.Health)
+	c.Part("background", c.EndBackground)
+	c.Part("write-back", o.writeback)
+	c.Part("housekeeping", o.housekeeping)
+	c.Part("scrub", o.store.RunScrub)
+	return c.Serve("registry", o.handler(c.Registry), o.adminRoutes, o.store.ControlRoutes, o.swarm.ControlRoutes)
+}
+
+// openDisk opens the store and binds the peer listener that seeds from it.
+func (o *Origin) openDisk(c *role.Chassis) (err error) {
+	o.store, err = store.Open(store.Config{
+		Dir: o.cfg.Dir, Capacity: int64(o.cfg.Capacity), Keep: o.cfg.Keep, Sessions: o.cfg.Uploads, Logger: o.log, OnEvict: o.evicted,
+		OpenFS: o.cfg.OpenFS,
+	})
+	if err != nil {
+		return err
+	}
+	c.Closes(o.store.Close)
+	o.m = newMetrics(c.Registry, o)
+	o.store.RegisterMetrics(c.Registry)
+	if o.swarm, err = openSeeder(o.cfg.Peer, o.store, c.Deps); err != nil {
+		return err
+	}
+	c.Undo(o.swarm.Close)
+	c.Part("swarm", o.swarm.Run)
+	return nil
+}
+
 // addChecks says what readiness asks.
-func (o *Origin) addChecks() {
-	o.health.AddCheck("name records", false, o.checkNames)
+func (o *Origin) addChecks(h *transport.Health) {
+	h.AddCheck("name records", false, o.checkNames)
 	for _, c := range o.cfg.Buckets {
 		b, _ := o.buckets.Get(c.Name)
-		o.health.AddCheck("bucket "+c.Name, false, func(ctx context.Context) error {
+		h.AddCheck("bucket "+c.Name, false, func(ctx context.Context) error {
 			_, err := b.Stat(ctx, layout.ProbeKey)
 			if errors.Is(err, bucket.ErrNotFound) {
 				return nil
@@ -149,45 +143,8 @@ func (o *Origin) addChecks() {
 	}
 }
 
-// Addr is the address of the registry listener.
-func (o *Origin) Addr() string { return o.server.Addr() }
-
 // PeerAddr is the address of the peer listener, of none where peer.off is set.
 func (o *Origin) PeerAddr() string { return o.swarm.Addr().String() }
-
-// AdminAddr is the address of the admin listener, empty when there is none.
-func (o *Origin) AdminAddr() string {
-	if o.admin == nil {
-		return ""
-	}
-	return o.admin.Addr()
-}
-
-// Run serves until ctx is done, then drains and closes.
-func (o *Origin) Run(ctx context.Context) error {
-	defer o.origins.Close()
-	var g role.Group
-	g.Add("swarm", o.swarm.Run)
-	g.Add("background", func(ctx context.Context) error {
-		<-ctx.Done()
-		o.stop()
-		o.wg.Wait()
-		return nil
-	})
-	g.Add("write-back", o.writeback)
-	g.Add("housekeeping", o.housekeeping)
-	g.Add("scrub", o.store.RunScrub)
-	if o.admin != nil {
-		g.Add("admin", o.admin.Run)
-	}
-	g.Add("registry", o.server.Run)
-	g.Add("readiness", func(ctx context.Context) error {
-		<-ctx.Done()
-		o.health.SetDraining()
-		return nil
-	})
-	return errors.Join(g.Run(ctx), o.store.Close())
-}
 
 func (o *Origin) housekeeping(ctx context.Context) error {
 	// A session outlives its idle time by a quarter of it at most.
@@ -212,13 +169,6 @@ func (o *Origin) evicted(d digest.Digest) {
 	o.leases.drop(d)
 	if o.swarm != nil {
 		o.swarm.Forget(d)
-	}
-}
-
-// background runs f as long as the origin lives.
-func (o *Origin) background(f func(ctx context.Context)) {
-	if o.ctx.Err() == nil {
-		o.wg.Go(func() { f(o.ctx) })
 	}
 }
 

@@ -99,7 +99,7 @@ func (o *Origin) OpenBlob(ctx context.Context, repo string, d digest.Digest, hin
 		c, err := or.LocalOpen(ctx, repo, d, hint)
 		if err == nil {
 			if o.origins.Ring().Owns(o.cfg.ID, d) {
-				o.background(func(ctx context.Context) { o.copyFrom(ctx, or, repo, d) })
+				o.Background(func(ctx context.Context) { o.copyFrom(ctx, or, repo, d) })
 			}
 			return c, nil
 		}

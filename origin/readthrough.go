@@ -51,7 +51,7 @@ func (o *Origin) readThrough(ctx context.Context, repo string, d digest.Digest) 
 		o.mu.Lock()
 		o.fetches[d] = f
 		o.mu.Unlock()
-		o.background(func(ctx context.Context) { f.run(ctx, b) })
+		o.Background(func(ctx context.Context) { f.run(ctx, b) })
 		return f, nil
 	})
 	if err != nil {

@@ -76,10 +76,10 @@ func (o *Origin) doubtMetainfo(d digest.Digest, source string) error {
 	if _, err := o.store.Stat(d); err != nil {
 		return wire(err)
 	}
-	if o.ctx.Err() != nil || !o.recomputing.begin(d, source) {
+	if o.Context().Err() != nil || !o.recomputing.begin(d, source) {
 		return nil
 	}
-	o.background(func(ctx context.Context) {
+	o.Background(func(ctx context.Context) {
 		defer o.recomputing.done()
 		if err := o.recompute(ctx, d); err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrNotFound) {
 			o.log.Warn("metainfo was not recomputed", "digest", d, "error", err)

@@ -148,7 +148,7 @@ func (o *Origin) commit(ctx context.Context, repo, id string, d digest.Digest, c
 
 // committed starts what follows a commit in the background: metainfo, write-back, and the way to the owners.
 func (o *Origin) committed(d digest.Digest) {
-	o.background(func(ctx context.Context) {
+	o.Background(func(ctx context.Context) {
 		if _, err := o.metainfo(ctx, d); err != nil && ctx.Err() == nil {
 			o.log.Warn("metainfo was not computed", "digest", d, "error", err)
 		}

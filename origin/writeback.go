@@ -50,7 +50,7 @@ func (o *Origin) writeback(ctx context.Context) error {
 				<-slots
 				continue
 			}
-			o.background(func(ctx context.Context) {
+			o.Background(func(ctx context.Context) {
 				defer func() {
 					o.busy.Delete(d)
 					<-slots

@@ -15,8 +15,8 @@ import (
 func (p *Proxy) handler(reg *prometheus.Registry) http.Handler {
 	r := chi.NewRouter()
 	r.Use(transport.Middleware("proxy", p.log, reg), transport.CloseAfterChunked, transport.AnswerHalfClosed)
-	r.Get("/health", p.health.Health)
-	r.Get("/readiness", p.health.Readiness)
+	r.Get("/health", p.Health.Health)
+	r.Get("/readiness", p.Health.Readiness)
 	r.MethodNotAllowed(registry.UnknownMethod)
 	r.Mount("/", p.inFlight.uploads(p.m, registry.Server{
 		Dialect: cluster.Dialect(), Blobs: p, BlobDeleter: p, Uploads: p, Mounter: p,

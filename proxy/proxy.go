@@ -11,69 +11,60 @@ import (
 	"time"
 
 	"kraken/proto/cluster"
-	"kraken/proto/registry"
 	"kraken/proto/role"
 	"kraken/proto/transport"
 )
 
 // Proxy is one running proxy.
 type Proxy struct {
+	*role.Chassis
 	log      *slog.Logger
 	m        *metrics
 	origins  *cluster.Origins
-	index    *cluster.IndexClient // build-index, waiting for one that restarts
+	index    *cluster.IndexClient // waits for a build-index that restarts
 	ids      signer
 	inFlight *inFlight
 	replicas int
 	stall    time.Duration
 	chunkMin int64
-	health   *transport.Health
-	server   *transport.Server
-	admin    *transport.Server
 }
 
 // New binds the listeners. Run serves.
-func New(cfg Config, deps role.Deps) (_ *Proxy, err error) {
+func New(cfg Config, deps role.Deps) (*Proxy, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	hc, err := transport.NewClient(cfg.Client, deps.Log)
-	if err != nil {
-		return nil, fmt.Errorf("client: %w", err)
-	}
 	p := &Proxy{
-		log: deps.Log, m: newMetrics(deps.Registry),
-		replicas: min(cfg.Replicas, len(cfg.Origins)), stall: time.Duration(cfg.StallTimeout), chunkMin: int64(cfg.ChunkMinLength), health: transport.NewHealth(),
+		log: deps.Log, m: newMetrics(deps.Registry), replicas: min(cfg.Replicas, len(cfg.Origins)), stall: time.Duration(cfg.StallTimeout),
+		chunkMin: int64(cfg.ChunkMinLength), inFlight: newInFlight(cfg.Uploads.InFlight, cfg.Uploads.InFlightPerSource),
 	}
-	if p.origins, err = cluster.NewOrigins(cfg.Origins, cfg.Replicas, p.stall, hc); err != nil {
+	if err := role.Open(cfg.Config, deps, p.stall, func(c *role.Chassis) error { return p.assemble(c, cfg) }); err != nil {
 		return nil, err
-	}
-	if p.index, err = cluster.NewIndexClient(cfg.BuildIndex.URL, transport.Patient(hc, time.Duration(cfg.BuildIndexPatience))); err != nil {
-		return nil, fmt.Errorf("build_index: %w", err)
-	}
-	now, err := registry.NewClient(cfg.BuildIndex.URL, hc)
-	if err != nil {
-		return nil, fmt.Errorf("build_index: %w", err)
-	}
-	key, err := uploadKey(cfg, deps.Log)
-	if err != nil {
-		return nil, err
-	}
-	p.ids, p.inFlight = signer{key}, newInFlight(cfg.Uploads.InFlight, cfg.Uploads.InFlightPerSource)
-	p.health.AddCheck("build-index", true, now.Ping)
-	p.health.AddCheck("origin", true, p.anyOrigin)
-	for _, o := range p.origins.All() {
-		p.health.AddCheck(o.ID, false, o.Ping)
-	}
-	if p.server, err = transport.NewServer("registry", cfg.Server, p.handler(deps.Registry), deps.Log); err != nil {
-		return nil, err
-	}
-	if cfg.Admin.Listen != "" {
-		if p.admin, err = transport.NewServer("admin", cfg.Admin, transport.AdminHandler(cfg.Admin, p.health, deps.Registry), deps.Log); err != nil {
-			return nil, errors.Join(err, p.server.Close())
-		}
 	}
 	return p, nil
+}
+
+// assemble puts the proxy on its chassis.
+func (p *Proxy) assemble(c *role.Chassis, cfg Config) (err error) {
+	p.Chassis, p.origins = c, c.Origins
+	if p.index, err = cluster.NewIndexClient(cfg.BuildIndex.URL, transport.Patient(c.Client, time.Duration(cfg.BuildIndexPatience))); err != nil {
+		return fmt.Errorf("build_index: %w", err)
+	}
+	now, err := cluster.NewIndexClient(cfg.BuildIndex.URL, c.Client)
+	if err != nil {
+		return fmt.Errorf("build_index: %w", err)
+	}
+	key, err := uploadKey(cfg, p.log)
+	if err != nil {
+		return err
+	}
+	p.ids = signer{key}
+	c.Health.AddCheck("build-index", true, now.Ping)
+	c.Health.AddCheck("origin", true, p.anyOrigin)
+	for _, o := range p.origins.All() {
+		c.Health.AddCheck(o.ID, false, o.Ping)
+	}
+	return c.Serve("registry", p.handler(c.Registry), nil)
 }
 
 // anyOrigin is nil as soon as one origin answers.
@@ -94,31 +85,4 @@ func (p *Proxy) anyOrigin(ctx context.Context) error {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
-}
-
-// Addr is the address of the registry listener.
-func (p *Proxy) Addr() string { return p.server.Addr() }
-
-// AdminAddr is the address of the admin listener, empty when there is none.
-func (p *Proxy) AdminAddr() string {
-	if p.admin == nil {
-		return ""
-	}
-	return p.admin.Addr()
-}
-
-// Run serves until ctx is done, then lets requests in flight finish within the server's bound.
-func (p *Proxy) Run(ctx context.Context) error {
-	defer p.origins.Close()
-	var g role.Group
-	if p.admin != nil {
-		g.Add("admin", p.admin.Run)
-	}
-	g.Add("registry", p.server.Run)
-	g.Add("readiness", func(ctx context.Context) error {
-		<-ctx.Done()
-		p.health.SetDraining()
-		return nil
-	})
-	return g.Run(ctx)
 }

@@ -30,13 +30,13 @@ func (p *Proxy) StartUpload(ctx context.Context, repo string, o registry.UploadO
 	} else {
 		candidates = p.shuffled()
 	}
-	asked := cluster.Ask(ctx, p.origins, candidates, p.replicas, func(ctx context.Context, c *cluster.Origin) (target, error) {
+	asked := cluster.Ask(ctx, p.origins, candidates, p.replicas, cluster.Question[target]{Ask: func(ctx context.Context, c *cluster.Origin) (target, error) {
 		u, err := c.StartUpload(ctx, repo, o)
 		if err != nil {
 			return target{}, fmt.Errorf("start upload at %s: %w", c.ID, err)
 		}
 		return target{part{c.ID, u.ID}, c}, nil
-	}, nil, func(late target) { p.forget(ctx, repo, late) })
+	}, Discard: func(late target) { p.forget(ctx, repo, late) }})
 	p.silent(asked.Silent)
 	var ts []target
 	for _, a := range asked.Answers {

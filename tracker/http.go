@@ -37,8 +37,8 @@ const torrentBudget = 5 * time.Second
 func (t *Tracker) handler(reg *prometheus.Registry) http.Handler {
 	r := chi.NewRouter()
 	r.Use(transport.Middleware("tracker", t.log, reg), middleware.GetHead)
-	r.Get("/health", t.health.Health)
-	r.Get("/readiness", t.health.Readiness)
+	r.Get("/health", t.Health.Health)
+	r.Get("/readiness", t.Health.Readiness)
 	r.Get("/announce", t.serveStock)
 	r.Post("/announce", t.answering(t.serveBatched))
 	r.Get("/blobs/{digest}/torrent", t.answering(t.serveTorrent))
@@ -201,7 +201,7 @@ func (t *Tracker) serveTorrent(w http.ResponseWriter, r *http.Request) error {
 // announceURL is where a stock client announces: the advertised address, or the one that this request came to.
 func (t *Tracker) announceURL(r *http.Request) string {
 	if t.cfg.Server.Advertise != "" || r.Host == "" {
-		return t.server.URL() + "/announce"
+		return t.URL() + "/announce"
 	}
 	scheme := "http://"
 	if r.TLS != nil {

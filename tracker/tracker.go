@@ -5,8 +5,6 @@ package tracker
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
 	"time"
 
@@ -14,11 +12,11 @@ import (
 
 	"kraken/proto/cluster"
 	"kraken/proto/role"
-	"kraken/proto/transport"
 )
 
 // Tracker is one running tracker.
 type Tracker struct {
+	*role.Chassis
 	cfg       Config
 	log       *slog.Logger
 	m         *metrics
@@ -29,44 +27,38 @@ type Tracker struct {
 	names     *names
 	questions *questions
 	page      page
-	health    *transport.Health
-	server    *transport.Server
-	admin     *transport.Server
 }
 
 // New binds the listeners. Run serves.
-func New(cfg Config, deps role.Deps) (_ *Tracker, err error) {
+func New(cfg Config, deps role.Deps) (*Tracker, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	hc, err := transport.NewClient(cfg.Client, deps.Log)
-	if err != nil {
-		return nil, fmt.Errorf("client: %w", err)
-	}
-	t := &Tracker{cfg: cfg, log: deps.Log, m: newMetrics(deps.Registry), hosts: newHosts(), names: newNames(), questions: newQuestions(), health: transport.NewHealth()}
-	if t.origins, err = cluster.NewOrigins(cfg.Origins, cfg.Replicas, cluster.Stall, hc); err != nil {
+	t := &Tracker{cfg: cfg, log: deps.Log, m: newMetrics(deps.Registry), hosts: newHosts(), names: newNames(), questions: newQuestions()}
+	if err := role.Open(cfg.Config, deps, cluster.Stall, t.assemble); err != nil {
 		return nil, err
 	}
-	t.store = newStore(time.Duration(cfg.Interval), degreeOf(cfg.PeersPerAnswer), cfg.Limits.bounds())
-	if t.metainfos, err = newMetainfos(t.order, int64(cfg.MetainfoMemory), deps.Log, t.m); err != nil {
-		return nil, err
+	return t, nil
+}
+
+// assemble puts the tracker on its chassis.
+func (t *Tracker) assemble(c *role.Chassis) (err error) {
+	t.Chassis, t.origins = c, c.Origins
+	t.store = newStore(time.Duration(t.cfg.Interval), degreeOf(t.cfg.PeersPerAnswer), t.cfg.Limits.bounds())
+	if t.metainfos, err = newMetainfos(t.order, int64(t.cfg.MetainfoMemory), t.log, t.m); err != nil {
+		return err
 	}
 	t.metainfos.asked = t.questions
 	t.store.known = t.metainfos.has
 	t.m.watch(t.store, t.metainfos)
 	// A tracker without origins still knows peers: nothing is required for readiness.
 	for _, o := range t.origins.All() {
-		t.health.AddCheck(o.ID, false, o.Ping)
+		c.Health.AddCheck(o.ID, false, o.Ping)
 	}
-	if t.server, err = transport.NewServer("tracker", cfg.Server, t.handler(deps.Registry), deps.Log); err != nil {
-		return nil, err
-	}
-	if cfg.Admin.Listen != "" {
-		if t.admin, err = transport.NewServer("admin", cfg.Admin, transport.AdminHandler(cfg.Admin, t.health, deps.Registry), deps.Log); err != nil {
-			return nil, errors.Join(err, t.server.Close())
-		}
-	}
-	return t, nil
+	c.Part("metainfo", t.metainfos.run)
+	c.Part("sweep", t.sweep)
+	c.Part("confirm", t.confirming)
+	return c.Serve("tracker", t.handler(c.Registry), nil)
 }
 
 // order is whom to ask for the metainfo of d, best first.
@@ -77,36 +69,6 @@ func (t *Tracker) order(d digest.Digest) []asker {
 		out[i] = o
 	}
 	return out
-}
-
-// Addr is the address of the main listener.
-func (t *Tracker) Addr() string { return t.server.Addr() }
-
-// AdminAddr is the address of the admin listener, empty when there is none.
-func (t *Tracker) AdminAddr() string {
-	if t.admin == nil {
-		return ""
-	}
-	return t.admin.Addr()
-}
-
-// Run serves until ctx is done, then lets requests in flight finish within the server's bound.
-func (t *Tracker) Run(ctx context.Context) error {
-	defer t.origins.Close()
-	var g role.Group
-	g.Add("metainfo", t.metainfos.run)
-	g.Add("sweep", t.sweep)
-	g.Add("confirm", t.confirming)
-	if t.admin != nil {
-		g.Add("admin", t.admin.Run)
-	}
-	g.Add("tracker", t.server.Run)
-	g.Add("readiness", func(ctx context.Context) error {
-		<-ctx.Done()
-		t.health.SetDraining()
-		return nil
-	})
-	return g.Run(ctx)
 }
 
 // sweepGap lies before a sweep that is wanted before its time, so that one serves many.

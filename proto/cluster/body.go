@@ -48,12 +48,12 @@ var errBodyClosed = errors.New("blob body is closed")
 
 // open begins to read r at one of the origins that are left.
 func (b *body) open(r registry.Range) error {
-	c, from, err := first(b.ctx, b.o, b.digest, b.left, func(ctx context.Context, or *Origin) (*registry.Content, error) {
+	c, from, err := first(b.ctx, b.o, b.digest, b.left, Question[*registry.Content]{Ask: func(ctx context.Context, or *Origin) (*registry.Content, error) {
 		if len(b.left) > 1 {
 			ctx = transport.WithProgressTimeout(ctx, b.o.stall)
 		}
 		return or.OpenBlob(ctx, b.repo, b.digest, r)
-	}, func(late *registry.Content) { _ = late.Close() })
+	}, Discard: func(late *registry.Content) { _ = late.Close() }})
 	if err != nil {
 		return err
 	}

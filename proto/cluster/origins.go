@@ -97,13 +97,13 @@ func (o *Origins) For(d digest.Digest) []*Origin { return o.pick(o.ring.Order(d)
 // Owners returns the owners of d, those that do not answer last.
 func (o *Origins) Owners(d digest.Digest) []*Origin { return o.pick(o.ring.Owners(d)) }
 
+// Question is what origins are asked, see transport.Question.
+type Question[T any] = transport.Question[*Origin, T]
+
 // Ask asks origins, the first ones of from first, until want of them have succeeded; see transport.Ask. Those that did
 // not answer in time are asked last from then on, until they have answered.
-func Ask[T any](
-	ctx context.Context, o *Origins, from []*Origin, want int,
-	ask func(context.Context, *Origin) (T, error), isFinal func(error) bool, discard func(T),
-) transport.Asked[*Origin, T] {
-	out := transport.Ask(ctx, from, transport.Hedge{Want: want, After: o.stall / 5, Stall: o.stall}, ask, isFinal, discard)
+func Ask[T any](ctx context.Context, o *Origins, from []*Origin, want int, q Question[T]) transport.Asked[*Origin, T] {
+	out := transport.Ask(ctx, from, transport.Hedge{Want: want, After: o.stall / 5, Stall: o.stall}, q)
 	if ctx.Err() == nil {
 		for _, or := range out.Silent {
 			o.probes.suspect(or)
@@ -119,8 +119,9 @@ func isEverybodys(err error) bool {
 }
 
 // first returns the answer of the first of from that has one.
-func first[T any](ctx context.Context, o *Origins, d digest.Digest, from []*Origin, ask func(context.Context, *Origin) (T, error), discard func(T)) (T, *Origin, error) {
-	out := Ask(ctx, o, from, 1, ask, isEverybodys, discard)
+func first[T any](ctx context.Context, o *Origins, d digest.Digest, from []*Origin, q Question[T]) (T, *Origin, error) {
+	q.IsFinal = isEverybodys
+	out := Ask(ctx, o, from, 1, q)
 	if len(out.Answers) > 0 {
 		return out.Answers[0].Value, out.Answers[0].From, nil
 	}
@@ -133,7 +134,9 @@ func first[T any](ctx context.Context, o *Origins, d digest.Digest, from []*Orig
 
 // StatBlob implements registry.Blobs.
 func (o *Origins) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.Descriptor, error) {
-	desc, _, err := first(ctx, o, d, o.For(d), func(ctx context.Context, or *Origin) (v1.Descriptor, error) { return or.StatBlob(ctx, repo, d) }, nil)
+	desc, _, err := first(ctx, o, d, o.For(d), Question[v1.Descriptor]{Ask: func(ctx context.Context, or *Origin) (v1.Descriptor, error) {
+		return or.StatBlob(ctx, repo, d)
+	}})
 	return desc, err
 }
 

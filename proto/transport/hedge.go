@@ -16,6 +16,15 @@ type Hedge struct {
 	Stall time.Duration
 }
 
+// Question is what parties are asked.
+type Question[P, T any] struct {
+	Ask func(context.Context, P) (T, error)
+	// IsFinal reports whether one party's error is everybody's answer; nil: none is.
+	IsFinal func(error) bool
+	// Discard is given answers that came too late; nil: nothing is to be done with them.
+	Discard func(T)
+}
+
 // Answer is what one party answered.
 type Answer[P, T any] struct {
 	From  P
@@ -31,15 +40,15 @@ type Asked[P, T any] struct {
 }
 
 // Ask asks parties, the first ones first, until h.Want have succeeded: h.Want of them at once, another for each that
-// fails, and one more whenever nothing was answered for h.After. It ends early with an error that isFinal says is
+// fails, and one more whenever nothing was answered for h.After. It ends early with an error that q.IsFinal says is
 // everybody's answer, and when ctx does. A party that is slow costs h.After once, and fails nothing as long as
 // another answers.
 //
 // The context of an ask ends with Ask when the party was silent, and with ctx when it answered. Ask returns when every
-// ask has returned; an answer that came too late goes to discard, which may be nil.
-func Ask[P, T any](ctx context.Context, parties []P, h Hedge, ask func(context.Context, P) (T, error), isFinal func(error) bool, discard func(T)) Asked[P, T] {
+// ask has returned.
+func Ask[P, T any](ctx context.Context, parties []P, h Hedge, q Question[P, T]) Asked[P, T] {
 	a := asking[P, T]{
-		ctx: ctx, parties: parties, h: h, ask: ask, isFinal: isFinal,
+		ctx: ctx, parties: parties, h: h, q: q,
 		ends: make(chan end[T], len(parties)), cancels: make([]context.CancelFunc, len(parties)), open: map[int]bool{},
 	}
 	for range min(h.Want, len(parties)) {
@@ -54,8 +63,8 @@ func Ask[P, T any](ctx context.Context, parties []P, h Hedge, ask func(context.C
 		a.cancels[i]()
 	}
 	for range a.open {
-		if e := <-a.ends; e.err == nil && discard != nil {
-			discard(e.value)
+		if e := <-a.ends; e.err == nil && q.Discard != nil {
+			q.Discard(e.value)
 		}
 	}
 	return a.out
@@ -66,8 +75,7 @@ type asking[P, T any] struct {
 	ctx     context.Context
 	parties []P
 	h       Hedge
-	ask     func(context.Context, P) (T, error)
-	isFinal func(error) bool
+	q       Question[P, T]
 
 	ends    chan end[T]
 	asked   int
@@ -93,7 +101,7 @@ func (a *asking[P, T]) next() {
 	ctx, cancel := context.WithCancel(a.ctx)
 	a.cancels[i], a.open[i] = cancel, true
 	go func() { // Ask waits for it
-		v, err := a.ask(ctx, a.parties[i])
+		v, err := a.q.Ask(ctx, a.parties[i])
 		a.ends <- end[T]{i, v, err}
 	}()
 }
@@ -111,7 +119,7 @@ func (a *asking[P, T]) run() {
 				break
 			}
 			a.cancels[e.party]()
-			if a.isFinal != nil && a.isFinal(e.err) {
+			if a.q.IsFinal != nil && a.q.IsFinal(e.err) {
 				a.out.Final = e.err
 				return
 			}

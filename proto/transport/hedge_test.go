@@ -52,7 +52,7 @@ func TestAsk(t *testing.T) {
 					ids[i] = i
 				}
 				began := time.Now()
-				out := Ask(t.Context(), ids, Hedge{Want: tt.want, After: 100 * ms, Stall: time.Second}, func(ctx context.Context, i int) (int, error) {
+				out := Ask(t.Context(), ids, Hedge{Want: tt.want, After: 100 * ms, Stall: time.Second}, Question[int, int]{Ask: func(ctx context.Context, i int) (int, error) {
 					if tt.parties[i].after == never {
 						<-ctx.Done()
 						return 0, ctx.Err()
@@ -63,7 +63,7 @@ func TestAsk(t *testing.T) {
 					case <-ctx.Done():
 						return 0, ctx.Err()
 					}
-				}, func(err error) bool { return err == errFinal }, nil)
+				}, IsFinal: func(err error) bool { return err == errFinal }})
 				var got []int
 				for _, a := range out.Answers {
 					got = append(got, a.Value)
@@ -83,12 +83,12 @@ func TestAsk(t *testing.T) {
 func TestAskDiscards(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var late []int
-		Ask(t.Context(), []int{0, 1}, Hedge{Want: 1, After: time.Second, Stall: time.Second}, func(ctx context.Context, i int) (int, error) {
+		Ask(t.Context(), []int{0, 1}, Hedge{Want: 1, After: time.Second, Stall: time.Second}, Question[int, int]{Ask: func(ctx context.Context, i int) (int, error) {
 			if i == 0 {
 				<-ctx.Done() // and answers all the same
 			}
 			return i, nil
-		}, nil, func(i int) { late = append(late, i) })
+		}, Discard: func(i int) { late = append(late, i) }})
 		if !slices.Equal(late, []int{0}) {
 			t.Errorf("%v were given back, want [0]", late)
 		}
@@ -100,10 +100,10 @@ func TestAskEndsWithItsCaller(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		out := Ask(ctx, []int{0}, Hedge{Want: 1, After: time.Minute, Stall: time.Minute}, func(ctx context.Context, i int) (int, error) {
+		out := Ask(ctx, []int{0}, Hedge{Want: 1, After: time.Minute, Stall: time.Minute}, Question[int, int]{Ask: func(ctx context.Context, i int) (int, error) {
 			<-ctx.Done()
 			return 0, ctx.Err()
-		}, nil, nil)
+		}})
 		if !errors.Is(out.Final, context.DeadlineExceeded) || len(out.Answers) > 0 {
 			t.Errorf("ended with %v and %d answers", out.Final, len(out.Answers))
 		}

@@ -96,7 +96,11 @@ func run() error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	return measureAll(ctx, o, only)
+}
 
+// measureAll measures the rows that match only, and writes the report.
+func measureAll(ctx context.Context, o options, only *regexp.Regexp) error {
 	if err := os.MkdirAll(o.dir, 0o755); err != nil {
 		return err
 	}

@@ -306,21 +306,16 @@ func tracker(b *bench, ctx context.Context) (err error) {
 		if err != nil {
 			return 0, 0, err
 		}
-		errs := make([]error, workers)
-		var wg sync.WaitGroup
-		for w := range workers {
-			wg.Go(func() {
-				for k := w; k < peers && errs[w] == nil; k += workers {
-					for j := 0; j < batches && errs[w] == nil; j++ {
-						errs[w] = announceBatch(ctx, client, k, digests, j*batch, batch)
-					}
+		err = together(workers, func(w int) (err error) {
+			for k := w; k < peers && err == nil; k += workers {
+				for j := 0; j < batches && err == nil; j++ {
+					err = announceBatch(ctx, client, k, digests, j*batch, batch)
 				}
-			})
-		}
-		wg.Wait()
-		after, err := p.cpu()
-		errs = append(errs, err)
-		return peers * batches * batch / time.Since(began).Seconds(), after - before, errors.Join(errs...)
+			}
+			return err
+		})
+		after, cpuErr := p.cpu()
+		return peers * batches * batch / time.Since(began).Seconds(), after - before, errors.Join(err, cpuErr)
 	}
 	if _, _, err := announceAll(); err != nil {
 		return err
@@ -337,15 +332,10 @@ func tracker(b *bench, ctx context.Context) (err error) {
 		}
 		rates, cpu = append(rates, rate), append(cpu, used.Seconds())
 	}
-	var took []float64 // of a new download's question, one after another: what a pull waits for
-	for k := range 1000 {
-		began := time.Now()
-		if err := announceBatch(ctx, client, k%peers, digests, k%batches*batch, 1); err != nil {
-			return err
-		}
-		took = append(took, time.Since(began).Seconds()*1000)
+	took, err := timed(1000, func(k int) error { return announceBatch(ctx, client, k%peers, digests, k%batches*batch, 1) })
+	if err != nil {
+		return err
 	}
-	slices.Sort(took)
 	const pairs = peers * batches * batch
 	b.add(report.AtMost("tracker's answer", map[string]any{"n": len(took), "cores": 1}, report.Median(took), "ms", 1,
 		map[string]any{"p99": took[len(took)*99/100]}),
@@ -354,6 +344,32 @@ func tracker(b *bench, ctx context.Context) (err error) {
 		report.AtMost("tracker's memory of a (peer, blob) pair", map[string]any{"pairs": pairs}, float64(full-empty)/pairs, "bytes", 128,
 			map[string]any{"empty_mib": float64(empty) / mib}))
 	return nil
+}
+
+// together calls f for each of n workers at once and waits for all.
+func together(n int, f func(worker int) error) error {
+	errs := make([]error, n)
+	var wg sync.WaitGroup
+	for w := range n {
+		wg.Go(func() { errs[w] = f(w) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// timed calls f n times, one after another, as a pull waits for its questions, and returns the milliseconds that each
+// took, sorted.
+func timed(n int, f func(k int) error) ([]float64, error) {
+	var took []float64
+	for k := range n {
+		began := time.Now()
+		if err := f(k); err != nil {
+			return nil, err
+		}
+		took = append(took, time.Since(began).Seconds()*1000)
+	}
+	slices.Sort(took)
+	return took, nil
 }
 
 func announceBatch(ctx context.Context, client *announce.Client, peer int, digests []digest.Digest, from, n int) error {
