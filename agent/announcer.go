@@ -404,9 +404,9 @@ func (a *Agent) downloads() (states []announce.BlobState, young bool) {
 	defer a.mu.Unlock()
 	for _, p := range a.pulls {
 		p.mu.Lock()
-		if p.fetch != nil {
+		if r := p.report; r.fetch != nil {
 			states = append(states, announce.BlobState{
-				Digest: p.digest, Repository: p.repo, Size: p.size, Left: p.left(), Downloaded: received(p.fetch), Want: true,
+				Digest: p.digest, Repository: p.repo, Size: r.size, Left: r.missing(), Downloaded: received(r.fetch), Want: true,
 			})
 			young = young || time.Since(p.began) < youth
 		}
@@ -425,7 +425,7 @@ func (a *Agent) addPeers(d digest.Digest, peers []swarm.Peer) {
 		return
 	}
 	p.mu.Lock()
-	f := p.fetch
+	f := p.report.fetch
 	p.mu.Unlock()
 	if f != nil {
 		f.AddPeers(peers)
