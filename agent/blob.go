@@ -66,7 +66,7 @@ func (a *Agent) OpenBlob(ctx context.Context, repo string, d digest.Digest, _ re
 	}
 }
 
-// content is what one reader gets of a blob that arrives.
+// content returns what one reader gets of a blob that arrives. Its Close ends the use of in.
 func (in *incoming) content(ctx context.Context) *registry.Content {
 	s := newStream(ctx, in)
 	var once sync.Once

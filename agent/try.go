@@ -89,7 +89,7 @@ func (a *Agent) locate(ctx context.Context, p *pull) (*blob.Metainfo, []swarm.Pe
 	tctx, cancel := context.WithTimeout(ctx, trackerBudget)
 	defer cancel()
 	answer, err := a.announcer.ask(tctx, announce.BlobState{
-		Digest: p.digest, Repository: p.repo, Event: announce.EventStarted, Left: -1, Want: true, NeedMetainfo: known == nil,
+		Digest: p.digest, Repository: p.repo, Event: announce.EventStarted, Left: announce.LeftUnknown, Want: true, NeedMetainfo: known == nil,
 	})
 	switch {
 	case err == nil:

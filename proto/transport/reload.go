@@ -80,8 +80,9 @@ func (r *reloaded[T]) read() (v T, err error) {
 	return v, nil
 }
 
-// get returns what the files say. It looks at them at most once in a period. While what they say is not usable, because it is half written say, the
-// old value stays, and they are read again each time: what kept them from being read may be no change of theirs.
+// get returns what the files say. It looks at them at most once in a period. While what they say is not usable, because
+// it is half written say, the old value stays, and they are read again each time: what kept them from being read may be
+// no change of theirs.
 func (r *reloaded[T]) get() (T, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
