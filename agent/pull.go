@@ -63,10 +63,10 @@ type pull struct {
 
 	mu      sync.Mutex
 	state   pullState
-	changed chan struct{} // closed and replaced when the state is another
-	err     error         // why it failed
-	waiting int           // readers that have joined and have no body yet
-	in      *incoming     // what readers get; nil before it was published, and while another try is begun
+	changed store.Signal // the state is another
+	err     error        // why it failed
+	waiting int          // readers that have joined and have no body yet
+	in      *incoming    // what readers get; nil before it was published, and while another try is begun
 	report  report
 }
 
@@ -95,7 +95,7 @@ type incoming struct {
 // newPull returns a pull that has just begun and has no reader.
 func newPull(repo string, d digest.Digest) *pull {
 	return &pull{
-		digest: d, repo: repo, began: time.Now(), ended: make(chan struct{}), unread: make(chan struct{}, 1), changed: make(chan struct{}),
+		digest: d, repo: repo, began: time.Now(), ended: make(chan struct{}), unread: make(chan struct{}, 1),
 	}
 }
 
@@ -223,8 +223,7 @@ func (p *pull) enter(e pullEvent) bool {
 		return false
 	}
 	p.state = next
-	close(p.changed)
-	p.changed = make(chan struct{})
+	p.changed.Wake()
 	return true
 }
 
@@ -310,8 +309,9 @@ func (p *pull) join() bool {
 // is in the cache instead. leave must be called once on what it returns.
 func (p *pull) body(ctx context.Context) (*incoming, error) {
 	for {
+		changed := p.changed.C()
 		p.mu.Lock()
-		state, in, err, changed := p.state, p.in, p.err, p.changed
+		state, in, err := p.state, p.in, p.err
 		if in != nil && (state == joined || state == verified) {
 			p.waiting--
 			in.readers++

@@ -26,7 +26,7 @@ func TestPullTransitions(t *testing.T) {
 		for event, want := range map[pullEvent]string{published: tc.published, deserted: tc.deserted, tainted: tc.tainted, committed: tc.committed, broke: tc.broke} {
 			p := newPull("r", digest.FromString("a blob"))
 			p.state = tc.state
-			before := p.changed
+			before := p.changed.C()
 			p.mu.Lock()
 			changed := p.enter(event)
 			p.mu.Unlock()
