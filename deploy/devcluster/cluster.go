@@ -37,10 +37,7 @@ func (cl *Cluster) Up(ctx context.Context, out io.Writer) (err error) {
 	if err := cl.checkPorts(); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(cl.Dir, 0o755); err != nil {
-		return err
-	}
-	if err := cl.writeConfigs(); err != nil {
+	if err := cl.Write(); err != nil {
 		return err
 	}
 	defer func() {
@@ -226,7 +223,7 @@ func (cl *Cluster) LogPath(c *Component) string { return filepath.Join(cl.Dir, c
 // makeStateDir makes the folder that the component writes to. Containers run as another user, to whom it must belong.
 func (cl *Cluster) makeStateDir(c *Component) error {
 	dir := cl.StateDir(c)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
 	if cl.Runtime == "docker" && os.Geteuid() == 0 {

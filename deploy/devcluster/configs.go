@@ -15,8 +15,12 @@ import (
 //go:embed templates/*.yaml
 var templates embed.FS
 
-// writeConfigs writes each component's configuration, so that a developer can read and change what is running.
-func (cl *Cluster) writeConfigs() error {
+// Write makes the folders of a planned cluster and writes each component's configuration, so that a developer can read
+// and change what is running. Up does it, too; by itself it is for who runs the components in another way.
+func (cl *Cluster) Write() error {
+	if err := os.MkdirAll(cl.Dir, 0o700); err != nil {
+		return err
+	}
 	t, err := template.ParseFS(templates, "templates/*.yaml")
 	if err != nil {
 		return err

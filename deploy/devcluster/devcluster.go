@@ -22,6 +22,7 @@ type Options struct {
 	Bin     string // folder with the binaries, for processes
 	Runtime string // how components run: process (the default) or docker
 	Agents  int
+	Proxies int // default 1; the others beside the first get free ports
 	// FreePorts gives every component ports that are free now, so that several clusters run side by side. Without it
 	// the first four agents and everything else have the ports of the design, 16000-16100.
 	FreePorts bool
@@ -89,8 +90,8 @@ var ErrNone = errors.New("no cluster is running")
 
 // Plan lays out a new cluster, all on 127.0.0.1. Nothing is written or started.
 func Plan(o Options) (*Cluster, error) {
-	if o.Agents < 0 {
-		return nil, fmt.Errorf("%d agents: must not be negative", o.Agents)
+	if o.Agents < 0 || o.Proxies < 0 {
+		return nil, fmt.Errorf("%d agents, %d proxies: must not be negative", o.Agents, o.Proxies)
 	}
 	cl, err := newCluster(o)
 	if err != nil {
@@ -118,6 +119,13 @@ func Plan(o Options) (*Cluster, error) {
 	add("kraken-tracker-01", "tracker", 16020, 16021)
 	add("kraken-build-index-01", "build-index", 16010, 16011)
 	add("kraken-proxy-01", "proxy", 16000, 16001)
+	for i := 2; i <= o.Proxies; i++ {
+		ports := make([]int, 2)
+		if err == nil {
+			ports, err = freePorts(2, taken)
+		}
+		add(fmt.Sprintf("kraken-proxy-%02d", i), "proxy", ports...)
+	}
 	for i := 1; i <= o.Agents; i++ {
 		base := 16051 + 10*i
 		ports := []int{base, base + 2, base + 1}

@@ -80,7 +80,7 @@ func TestMutualTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cl.writeConfigs(); err != nil {
+	if err := cl.Write(); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := cl.Issue("somebody"); err != nil {
@@ -129,7 +129,7 @@ func TestRuntimesShareAFolder(t *testing.T) {
 		want    os.FileMode
 	}{{"process", 0o600}, {"docker", 0o644}, {"process", 0o600}} {
 		cl.Runtime = c.runtime
-		if err := cl.writeConfigs(); err != nil {
+		if err := cl.Write(); err != nil {
 			t.Fatal(err)
 		}
 		if i, err := os.Stat(cl.ConfigPath(cl.Role("origin")[0])); err != nil || i.Mode().Perm() != c.want {

@@ -4,22 +4,12 @@ package cluster
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
 	"io"
 	"log/slog"
-	"math/big"
-	"net"
 	"net/http"
-	"os"
 	"path/filepath"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,12 +17,11 @@ import (
 
 	"kraken/agent"
 	"kraken/buildindex"
+	"kraken/deploy/devcluster"
 	"kraken/origin"
-	"kraken/origin/bucket"
 	"kraken/proto/cluster"
 	"kraken/proto/config"
 	"kraken/proto/registry"
-	"kraken/proto/ring"
 	"kraken/proto/role"
 	"kraken/proto/transport"
 	"kraken/proxy"
@@ -92,7 +81,8 @@ const ManifestTTL = time.Second
 // Cluster is a whole cluster.
 type Cluster struct {
 	t          *testing.T
-	Dir        string
+	plan       *devcluster.Cluster
+	log        *slog.Logger
 	Bucket     *testfs.Server
 	Origins    []*Part
 	Tracker    *Part
@@ -104,7 +94,6 @@ type Cluster struct {
 	ProxyURL          string // of the first
 	OriginURLs        []string
 	Agents            []*registry.Client
-	admins            map[string]string // part → address of its admin listener
 
 	// Listeners are the addresses of every part but testfs, admin listeners apart.
 	Listeners []string
@@ -113,109 +102,127 @@ type Cluster struct {
 // New starts a cluster with three origins and n agents, on plain HTTP. It ends with the test.
 func New(t *testing.T, n int) *Cluster {
 	t.Helper()
-	return start(t, n, "http://", transport.PeerTLS{})
+	return start(t, n, false)
 }
 
 // NewMutualTLS is New with a cluster that takes only its own nodes, on every listener.
 func NewMutualTLS(t *testing.T, n int) *Cluster {
 	t.Helper()
-	return start(t, n, "https://", issue(t))
+	return start(t, n, true)
 }
 
-func start(t *testing.T, n int, scheme string, id transport.PeerTLS) *Cluster {
+// start runs what deploy/devcluster describes, with a second proxy, in this process.
+func start(t *testing.T, n int, mutualTLS bool) *Cluster {
 	t.Helper()
-	c := &Cluster{t: t, Dir: t.TempDir(), admins: map[string]string{}}
-	log := slog.New(slog.NewTextHandler(io.Discard, nil))
-	if testing.Verbose() {
-		log = slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	}
-	deps := func(name string) *slog.Logger { return log.With("part", name) }
-	server := func(addr string) transport.ServerConfig {
-		return transport.ServerConfig{
-			Listen: addr, DrainTimeout: config.Duration(5 * time.Second), TLS: transport.TLS{Cert: id.Cert, Key: id.Key, ClientCA: id.CA},
-		}
-	}
-	admin := func(addr string) transport.ServerConfig {
-		return transport.ServerConfig{Listen: addr, DrainTimeout: config.Duration(5 * time.Second)}
-	}
-	clients := transport.ClientConfig{CA: id.CA, Cert: id.Cert, Key: id.Key}
-	stock := id == transport.PeerTLS{} // a stock client can't speak TLS
-
-	s3 := c.part("testfs", func() (Role, error) {
-		s, err := testfs.New(testfs.Config{Listen: "127.0.0.1:0", Dir: filepath.Join(c.Dir, "bucket"), Log: deps("testfs")})
-		c.Bucket = s
-		return s, err
+	dir := t.TempDir()
+	plan, err := devcluster.Plan(devcluster.Options{
+		Dir: dir, Bin: dir, Agents: n, Proxies: 2, FreePorts: true, MutualTLS: mutualTLS, Config: settings(dir, n, mutualTLS),
 	})
-	s3.Start()
-	buckets := []bucket.Config{{
-		Name: "b", URL: "s3://kraken?region=us-east-1&use_path_style=true&endpoint=http://" + c.Bucket.Addr(),
-		AccessKey: config.NewSecret("k"), SecretKey: config.NewSecret("s"),
-	}}
-	keyFile := filepath.Join(c.Dir, "record.key")
-	if _, _, err := cluster.OpenNameSigner(keyFile); err != nil {
+	if err != nil {
 		t.Fatal(err)
 	}
-	var members []ring.Member
-	for i := range 3 {
-		members = append(members, ring.Member{ID: fmt.Sprintf("origin-%02d", i+1), URL: scheme + freeAddr(t), Peer: freeAddr(t)})
+	if err := plan.Write(); err != nil {
+		t.Fatal(err)
 	}
-	for _, m := range members {
-		c.OriginURLs = append(c.OriginURLs, m.URL)
-		adminAddr := freeAddr(t)
-		c.admins[m.ID] = adminAddr
-		c.Origins = append(c.Origins, c.part(m.ID, func() (Role, error) {
-			return origin.New(origin.Config{
-				ID: m.ID, Config: role.Config{Server: server(m.URL[len(scheme):]), Admin: admin(adminAddr), Client: clients, Origins: members},
-				Dir: c.StateDir(m.ID), Buckets: buckets, Peer: origin.Peer{Listen: m.Peer, StockPeers: stock, TLS: id},
-				RecordKeys: []string{"file:" + keyFile + ".pub"}, BuildIndexNames: []string{nodeName},
-			}, role.Deps{Log: deps(m.ID), Registry: prometheus.NewRegistry()})
-		}))
+	c := &Cluster{t: t, plan: plan, log: slog.New(slog.DiscardHandler)}
+	if testing.Verbose() {
+		c.log = slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	}
-	trackerAddr, indexAddr, indexAdmin, proxyAddr := freeAddr(t), freeAddr(t), freeAddr(t), freeAddr(t)
-	c.admins["build-index"] = indexAdmin
-	c.Tracker = c.part("tracker", func() (Role, error) {
-		return tracker.New(tracker.Config{Config: role.Config{Server: server(trackerAddr), Client: clients, Origins: members}, StockPeers: stock}, role.Deps{Log: deps("tracker"), Registry: prometheus.NewRegistry()})
-	})
-	c.BuildIndex = c.part("build-index", func() (Role, error) {
-		return buildindex.New(buildindex.Config{
-			Config:   role.Config{Server: server(indexAddr), Admin: admin(indexAdmin), Client: clients, Origins: members},
-			Database: filepath.Join(c.StateDir("build-index"), "names.db"), Buckets: buckets, RecordKeyFile: keyFile,
-		}, role.Deps{Log: deps("build-index"), Registry: prometheus.NewRegistry()})
-	})
-	newProxy := func(name, addr string) *Part {
-		return c.part(name, func() (Role, error) {
-			return proxy.New(proxy.Config{
-				Config: role.Config{Server: server(addr), Client: clients, Origins: members}, BuildIndex: role.Endpoint{URL: scheme + indexAddr},
-				UploadKey: config.NewSecret("the key that all proxies of this cluster share"),
-			}, role.Deps{Log: deps(name), Registry: prometheus.NewRegistry()})
-		})
+	var all []*Part
+	for _, comp := range plan.Components {
+		all = append(all, c.add(comp))
 	}
-	c.ProxyPart, c.ProxyURL = newProxy("proxy", proxyAddr), scheme+proxyAddr
-	otherAddr := freeAddr(t)
-	other := newProxy("other proxy", otherAddr)
-	c.Proxy, c.OtherProxy = client(t, scheme+proxyAddr, clients), client(t, scheme+otherAddr, clients)
-	for i := range n {
-		name, addr, peer := fmt.Sprintf("agent-%02d", i+1), freeAddr(t), freeAddr(t)
-		c.AgentParts = append(c.AgentParts, c.part(name, func() (Role, error) {
-			return agent.New(agent.Config{
-				Config: role.Config{Server: server(addr), Client: clients, Origins: members}, Node: name,
-				BuildIndex: role.Endpoint{URL: scheme + indexAddr}, Tracker: role.Endpoint{URL: scheme + trackerAddr},
-				Peer: agent.Peer{Listen: peer, StockPeers: stock, TLS: id}, Cache: agent.Cache{Dir: c.StateDir(name)},
-				ManifestTTL: config.Duration(ManifestTTL),
-			}, role.Deps{Log: deps(name), Registry: prometheus.NewRegistry()})
-		}))
-		c.Listeners = append(c.Listeners, addr, peer)
-		c.Agents = append(c.Agents, client(t, scheme+addr, clients))
-	}
-	for _, m := range members {
-		c.Listeners = append(c.Listeners, m.URL[len(scheme):], m.Peer)
-	}
-	c.Listeners = append(c.Listeners, trackerAddr, indexAddr, proxyAddr, otherAddr)
-	for _, p := range append(append(append([]*Part{}, c.Origins...), c.Tracker, c.BuildIndex, c.ProxyPart, other), c.AgentParts...) {
+	for _, p := range all {
 		p.Start()
 	}
 	Eventually(t, time.Minute, func() error { return c.owed("build-index") }) // until then what it lacks is 503
 	return c
+}
+
+// settings are what tests have otherwise than a development cluster: little patience at the end, agents that ask again
+// soon, proxies that go on with each other's uploads and, with mutual TLS, take nobody without a certificate.
+func settings(dir string, agents int, mutualTLS bool) map[string]map[string]any {
+	soon := func() map[string]any { return map[string]any{"drain_timeout": "5s"} }
+	out := map[string]map[string]any{}
+	for _, role := range []string{"origin", "tracker", "build-index", "proxy", "agent"} {
+		out[role] = map[string]any{"server": soon(), "admin": soon()}
+	}
+	out["agent"]["manifest_ttl"] = ManifestTTL.String()
+	out["proxy"]["upload_key_file"] = filepath.Join(dir, "upload.key")
+	if !mutualTLS {
+		return out
+	}
+	ids := []string{"proxy-01", "proxy-02"}
+	for i := range agents {
+		ids = append(ids, fmt.Sprintf("agent-%02d", i+1))
+	}
+	for _, id := range ids {
+		tls := filepath.Join(dir, "tls")
+		out["kraken-"+id] = map[string]any{"server": map[string]any{"tls": map[string]any{
+			"cert": filepath.Join(tls, id+".pem"), "key": filepath.Join(tls, id+".key"), "client_ca": filepath.Join(tls, "ca.pem"),
+		}}}
+	}
+	return out
+}
+
+// add makes the part of one component, and what tests know it by.
+func (c *Cluster) add(comp *devcluster.Component) *Part {
+	deps := func() role.Deps {
+		return role.Deps{Log: c.log.With("part", comp.ID()), Registry: prometheus.NewRegistry()}
+	}
+	file, url := c.plan.ConfigPath(comp), c.url(comp)
+	if comp.Role != "testfs" {
+		c.Listeners = append(c.Listeners, comp.Addr)
+	}
+	if comp.Peer != "" {
+		c.Listeners = append(c.Listeners, comp.Peer)
+	}
+	var p *Part
+	switch comp.Role {
+	case "testfs":
+		return c.part(comp.ID(), func() (Role, error) {
+			s, err := testfs.New(testfs.Config{Listen: comp.Addr, Dir: c.plan.StateDir(comp), Log: deps().Log})
+			c.Bucket = s
+			return s, err
+		})
+	case "origin":
+		p = c.part(comp.ID(), func() (Role, error) { return open(file, deps(), origin.New) })
+		c.Origins, c.OriginURLs = append(c.Origins, p), append(c.OriginURLs, url)
+	case "tracker":
+		p = c.part(comp.ID(), func() (Role, error) { return open(file, deps(), tracker.New) })
+		c.Tracker = p
+	case "build-index":
+		p = c.part(comp.ID(), func() (Role, error) { return open(file, deps(), buildindex.New) })
+		c.BuildIndex = p
+	case "proxy":
+		p = c.part(comp.ID(), func() (Role, error) { return open(file, deps(), proxy.New) })
+		if c.Proxy == nil {
+			c.ProxyPart, c.Proxy, c.ProxyURL = p, c.client(url), url
+		} else {
+			c.OtherProxy = c.client(url)
+		}
+	case "agent":
+		p = c.part(comp.ID(), func() (Role, error) { return open(file, deps(), agent.New) })
+		c.AgentParts, c.Agents = append(c.AgentParts, p), append(c.Agents, c.client(url))
+	}
+	return p
+}
+
+// open opens a role with its configuration file.
+func open[C any, R Role](file string, deps role.Deps, with func(C, role.Deps) (R, error)) (Role, error) {
+	var cfg C
+	if err := config.Load(file, &cfg); err != nil {
+		return nil, err
+	}
+	return with(cfg, deps)
+}
+
+// url is a component's main listener. With mutual TLS all have it here, also agents.
+func (c *Cluster) url(comp *devcluster.Component) string {
+	if c.plan.MutualTLS && comp.Role != "testfs" {
+		return "https://" + comp.Addr
+	}
+	return "http://" + comp.Addr
 }
 
 // owed says what some parts have not written to the bucket, or, a build-index, not restored yet.
@@ -237,10 +244,23 @@ func (c *Cluster) owed(names ...string) error {
 }
 
 // StateDir is a part's disk.
-func (c *Cluster) StateDir(name string) string { return filepath.Join(c.Dir, name) }
+func (c *Cluster) StateDir(name string) string { return c.plan.StateDir(c.find(name)) }
 
-// Admin is the address of a part's admin listener: origin-01..03 and build-index have one.
-func (c *Cluster) Admin(name string) string { return c.admins[name] }
+// Admin is the address of a part's admin listener; the bucket has none.
+func (c *Cluster) Admin(name string) string { return c.find(name).Admin }
+
+// find is a component by its id; of build-index and tracker, of which there is one, the role will do.
+func (c *Cluster) find(name string) *devcluster.Component {
+	c.t.Helper()
+	if only := c.plan.Role(name); len(only) == 1 {
+		return only[0]
+	}
+	comp, err := c.plan.Find(name)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return comp
+}
 
 func (c *Cluster) part(name string, mk func() (Role, error)) *Part {
 	p := &Part{t: c.t, name: name, make: mk}
@@ -248,40 +268,24 @@ func (c *Cluster) part(name string, mk func() (Role, error)) *Part {
 	return p
 }
 
-// nextPort walks a range below the one that the kernel takes ports of outgoing connections from (32768 and up), so that
-// no connection gets a port between the choice and the listener.
-var nextPort atomic.Int32
-
-const firstPort, ports = 20_000, 10_000
-
-// freeAddr is a loopback address that was free a moment ago: parts must know each other's before they start.
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	for range ports {
-		port := firstPort + (int(nextPort.Add(1))+os.Getpid()*101)%ports
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err != nil {
-			continue
-		}
-		defer l.Close()
-		return l.Addr().String()
+// client is a client of the specification, as a node of the cluster where that has mutual TLS.
+func (c *Cluster) client(url string) *registry.Client {
+	c.t.Helper()
+	var cfg transport.ClientConfig
+	if c.plan.MutualTLS {
+		f := c.plan.Certificate("proxy-01")
+		cfg = transport.ClientConfig{CA: f.CA, Cert: f.Cert, Key: f.Key}
 	}
-	t.Fatal("no free port")
-	return ""
-}
-
-func client(t *testing.T, url string, cfg transport.ClientConfig) *registry.Client {
-	t.Helper()
 	hc, err := transport.NewClient(cfg, nil)
 	if err != nil {
-		t.Fatal(err)
+		c.t.Fatal(err)
 	}
-	t.Cleanup(hc.CloseIdleConnections)
-	c, err := registry.NewClient(url, hc)
+	c.t.Cleanup(hc.CloseIdleConnections)
+	rc, err := registry.NewClient(url, hc)
 	if err != nil {
-		t.Fatal(err)
+		c.t.Fatal(err)
 	}
-	return c
+	return rc
 }
 
 // originClient talks to an origin of a cluster without TLS as other origins do.
@@ -297,54 +301,6 @@ func originClient(t *testing.T, url string) *cluster.OriginClient {
 		t.Fatal(err)
 	}
 	return c
-}
-
-// nodeName is the common name in the one certificate of all nodes.
-const nodeName = "node"
-
-// issue writes an authority and the one certificate of all nodes of a cluster.
-func issue(t *testing.T) transport.PeerTLS {
-	t.Helper()
-	dir := t.TempDir()
-	write := func(name, kind string, der []byte) string {
-		file := filepath.Join(dir, name)
-		if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return file
-	}
-	key := func() *ecdsa.PrivateKey {
-		k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return k
-	}
-	sign := func(c, parent *x509.Certificate, k, by *ecdsa.PrivateKey) []byte {
-		der, err := x509.CreateCertificate(rand.Reader, c, parent, k.Public(), by)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return der
-	}
-	caKey, nodeKey := key(), key()
-	ca := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "cluster"}, NotAfter: time.Now().AddDate(1, 0, 0),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	node := &x509.Certificate{
-		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: nodeName}, NotAfter: time.Now().AddDate(1, 0, 0),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	nodeKeyDER, err := x509.MarshalPKCS8PrivateKey(nodeKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return transport.PeerTLS{
-		CA:   write("ca.pem", "CERTIFICATE", sign(ca, ca, caKey, caKey)),
-		Cert: write("node.pem", "CERTIFICATE", sign(node, ca, nodeKey, caKey)),
-		Key:  write("node.key", "PRIVATE KEY", nodeKeyDER),
-	}
 }
 
 type testWriter struct{ t *testing.T }

@@ -18,7 +18,6 @@ import (
 
 	"kraken/proto/cluster"
 	"kraken/proto/registry"
-	"kraken/proto/transport"
 )
 
 // forgedIDs are upload ids that a client writes itself: one for each origin, with target where a session's id should
@@ -59,7 +58,7 @@ func TestUploadIDNamesASessionAndNothingElse(t *testing.T) {
 	writtenBack(t, c)
 	var origins []*cluster.OriginClient
 	for _, u := range c.OriginURLs {
-		origins = append(origins, &cluster.OriginClient{Client: client(t, u, transport.ClientConfig{})})
+		origins = append(origins, &cluster.OriginClient{Client: c.client(u)})
 	}
 	copies := func() (n int) {
 		for _, o := range origins {
