@@ -26,7 +26,7 @@ type leaseSource struct {
 	swarm  *swarm.Swarm // whose rates it keeps to
 }
 
-// Name implements swarm.Source: it is the origin's id.
+// Name is the origin's id.
 func (l *leaseSource) Name() string { return l.origin.ID }
 
 // Lease implements swarm.Source: it asks the origin which pieces to fetch from it now.

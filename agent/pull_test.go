@@ -387,10 +387,7 @@ func (r *running) missing(d digest.Digest) int64 {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.report.missing == nil {
-		return -1
-	}
-	return p.report.missing()
+	return p.left()
 }
 
 // waiting is how many readers a blob in flight has.
@@ -403,10 +400,7 @@ func (r *running) waiting(d digest.Digest) int {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.in == nil {
-		return p.waiting
-	}
-	return p.waiting + p.in.readers
+	return p.readers - 1
 }
 
 func (r *running) cached(d digest.Digest) bool {

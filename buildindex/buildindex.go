@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -19,7 +20,6 @@ import (
 	"kraken/buildindex/names/sqlite"
 	"kraken/origin/bucket"
 	"kraken/proto/cluster"
-	"kraken/proto/registry"
 	"kraken/proto/role"
 	"kraken/proto/transport"
 )
@@ -36,13 +36,22 @@ type Index struct {
 
 	restored   atomic.Bool  // a miss in SQL is a 404; before, it is "not known yet"
 	generation atomic.Int64 // the last one given out
-	kick       chan struct{}
-	lastErr    atomic.Pointer[string] // of the outbox
-	aside      aside                  // what can't go on for a reason of its own
-	signer     *cluster.NameSigner    // nil where none is configured
-	keys       cluster.NameKeys       // whose records are believed; all where there is none
-	stripes    [256]chan struct{}     // one writer per name: a channel of one, which is full while a name is locked
-	seed       maphash.Seed
+	stale      atomic.Bool  // SQL is older than what it has acknowledged: what it has counts only once it was looked up
+	began      time.Time
+	lanes      []*lane
+
+	heardOrigins  chan struct{} // closed when enough origins were heard since the start
+	hearOnce      sync.Once
+	restoreFailed bool     // the last try, of the one goroutine that restores
+	sweptBuckets  sync.Map // names of buckets of which SQL has all names
+	lookups       lookups
+	sweepPart     int
+
+	aside   aside               // what can't go on for a reason of its own
+	signer  *cluster.NameSigner // nil where none is configured
+	keys    cluster.NameKeys    // whose records are believed; all where there is none
+	stripes [256]chan struct{}  // one writer per name: a channel of one, which is full while a name is locked
+	seed    maphash.Seed
 }
 
 // New opens the database and binds the listeners. Run serves, restores and writes to the bucket.
@@ -50,7 +59,8 @@ func New(cfg Config, deps role.Deps) (*Index, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	x := &Index{cfg: cfg, log: deps.Log, kick: make(chan struct{}, 1), seed: maphash.MakeSeed()}
+	x := &Index{cfg: cfg, log: deps.Log, began: time.Now(), heardOrigins: make(chan struct{}), sweepPart: defaultSweepPart, seed: maphash.MakeSeed()}
+	x.lanes = x.newLanes()
 	for i := range x.stripes {
 		x.stripes[i] = make(chan struct{}, 1)
 	}
@@ -110,6 +120,11 @@ func (x *Index) addChecks(h *transport.Health) {
 		}
 		return nil
 	})
+	for _, l := range x.lanes {
+		if l.name != "" {
+			h.AddCheck("bucket "+l.name, false, l.check)
+		}
+	}
 	h.AddCheck("set aside", false, x.aside.check)
 	h.AddCheck("generations", false, func(context.Context) error { return generationHolds(x.generation.Load()) })
 	for _, o := range x.origins.All() {
@@ -139,19 +154,10 @@ func (x *Index) openKeys() (err error) {
 	return nil
 }
 
-// miss is the answer for what SQL does not have.
-func (x *Index) miss(kind *registry.Error, format string, args ...any) error {
-	what := fmt.Sprintf(format, args...)
-	if x.restored.Load() {
-		return fmt.Errorf("%w: %s", kind, what)
-	}
-	return &registry.RetryError{Err: fmt.Errorf("%w: %s: names are being restored", registry.ErrUnavailable, what), After: time.Second}
-}
-
-// requireRestored returns ErrUnavailable until the restore is done, because SQL may be incomplete or stale until then.
-func (x *Index) requireRestored(format string, args ...any) error {
-	if x.restored.Load() {
+// requireComplete returns ErrUnavailable until SQL has all names of a repository.
+func (x *Index) requireComplete(repo, what string) error {
+	if x.complete(repo) {
 		return nil
 	}
-	return x.miss(registry.ErrUnavailable, format, args...)
+	return x.notYet(what + " of " + repo)
 }

@@ -134,7 +134,7 @@ func (x *Index) change(ctx context.Context, rs []cluster.NameRecord, f func(name
 			return err
 		}
 		for _, r := range rs {
-			if err := tx.Enqueue(r); err != nil {
+			if err := x.enqueue(tx, r); err != nil {
 				return err
 			}
 		}
@@ -144,10 +144,7 @@ func (x *Index) change(ctx context.Context, rs []cluster.NameRecord, f func(name
 		undo(len(rs))
 		return x.conflict(err)
 	}
-	select {
-	case x.kick <- struct{}{}:
-	default:
-	}
+	x.wake()
 	return nil
 }
 
@@ -202,11 +199,17 @@ func (x *Index) apply(tx names.Tx, r cluster.NameRecord, p *parsed) error {
 	return err
 }
 
-// applyDeletion deletes a manifest with its tags, and returns these; ErrDenied when one of them is immutable.
-func (x *Index) applyDeletion(tx names.Tx, r cluster.NameRecord) ([]string, error) {
+// applyDeletion deletes a manifest with its tags, whose deletions it queues, each at the generation that the tag had;
+// ErrDenied when one of them is immutable.
+func (x *Index) applyDeletion(tx names.Tx, r cluster.NameRecord) error {
 	tags, err := tx.DeleteManifest(r.Repository, r.Digest, r.Generation)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return tags, x.noneImmutable(r.Repository, tags)
+	for _, t := range tags {
+		if x.cfg.immutable(r.Repository, t.Tag) {
+			return errImmutable(r.Repository, t.Tag)
+		}
+	}
+	return x.enqueueTags(tx, r.Repository, tags)
 }

@@ -3,6 +3,7 @@ package buildindex
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -49,8 +50,12 @@ func (x *Index) status(ctx context.Context) (s cluster.WritebackStatus, err erro
 	if !x.restored.Load() {
 		s.Names++ // what is not restored may still have to be written
 	}
-	if e := x.lastErr.Load(); e != nil {
-		s.Error = *e
+	var errs []error
+	for _, l := range x.lanes {
+		errs = append(errs, l.check(ctx))
+	}
+	if err := errors.Join(errs...); err != nil {
+		s.Error = err.Error()
 	}
 	s.SetAside, s.SetAsideCount = x.aside.list(cluster.MaxSetAside)
 	return s, nil

@@ -28,13 +28,13 @@ func pageSize(p registry.Page) int {
 
 // ListTags is one page of a repository's tags.
 func (x *Index) ListTags(ctx context.Context, repo string, p registry.Page) (registry.Names, error) {
-	if err := x.requireRestored("tags of %s", repo); err != nil {
+	if err := x.requireComplete(repo, "tags"); err != nil {
 		return registry.Names{}, err
 	}
 	n := pageSize(p)
 	tags, err := x.db.Tags(ctx, repo, p.Last, n+1)
 	if errors.Is(err, names.ErrNotFound) {
-		return registry.Names{}, x.miss(registry.ErrNameUnknown, "repository %s", repo)
+		return registry.Names{}, fmt.Errorf("%w: repository %s", registry.ErrNameUnknown, repo)
 	}
 	if err != nil {
 		return registry.Names{}, fmt.Errorf("list tags of %s: %w", repo, err)
@@ -44,8 +44,8 @@ func (x *Index) ListTags(ctx context.Context, repo string, p registry.Page) (reg
 
 // ListRepositories is one page of the catalog.
 func (x *Index) ListRepositories(ctx context.Context, p registry.Page) (registry.Names, error) {
-	if err := x.requireRestored("repositories"); err != nil {
-		return registry.Names{}, err
+	if !x.restored.Load() || !x.heard() {
+		return registry.Names{}, x.notYet("repositories")
 	}
 	n := pageSize(p)
 	repos, err := x.db.Repositories(ctx, p.Last, n+1)

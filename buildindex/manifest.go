@@ -14,9 +14,9 @@ import (
 
 // GetManifest reads by tag or digest from SQL.
 func (x *Index) GetManifest(ctx context.Context, repo string, ref registry.Reference, o registry.GetOptions) (*registry.Manifest, error) {
-	m, err := x.db.Manifest(ctx, repo, ref)
+	m, err := x.manifest(ctx, repo, ref)
 	if errors.Is(err, names.ErrNotFound) {
-		return nil, x.miss(registry.ErrManifestUnknown, "manifest %s of %s", ref, repo)
+		return nil, fmt.Errorf("%w: manifest %s of %s", registry.ErrManifestUnknown, ref, repo)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("get manifest %s of %s: %w", ref, repo, err)
@@ -130,9 +130,6 @@ func (x *Index) needs(ctx context.Context, repo string, tags []string, d digest.
 		all = []need{{registry.Reference{Digest: d}, asked}}
 	}
 	for _, n := range all {
-		if err := x.requireRestored("%s of %s", n.ref, repo); err != nil {
-			return nil, err
-		}
 		now, err := x.now(ctx, repo, n.ref)
 		if err == nil && !n.is.Holds(now.Digest) {
 			err = refused(&names.Conflict{Kind: names.ErrCondition, Repository: repo, Name: n.ref, Wanted: n.is, Now: now})
@@ -147,20 +144,20 @@ func (x *Index) needs(ctx context.Context, repo string, tags []string, d digest.
 // now returns what a tag or a digest is, a zero Version when it is not there.
 func (x *Index) now(ctx context.Context, repo string, ref registry.Reference) (names.Version, error) {
 	if ref.Tag != "" {
-		v, err := x.db.Tag(ctx, repo, ref.Tag)
+		v, err := x.tag(ctx, repo, ref.Tag)
 		return v, ignoreMissing(err)
 	}
-	m, err := x.db.StatManifest(ctx, repo, ref.Digest)
+	m, err := x.stat(ctx, repo, ref.Digest)
 	if err != nil {
 		return names.Version{}, ignoreMissing(err)
 	}
 	return names.Version{Digest: m.Digest, Generation: m.Generation}, nil
 }
 
-// hasManifest reports whether a repository has a manifest.
+// hasManifest reports whether SQL has a manifest of a repository.
 func (x *Index) hasManifest(ctx context.Context, repo string, d digest.Digest) (bool, error) {
-	now, err := x.now(ctx, repo, registry.Reference{Digest: d})
-	return now.Digest != "", err
+	_, err := x.db.StatManifest(ctx, repo, d)
+	return err == nil, ignoreMissing(err)
 }
 
 // refused returns what a client is told whose condition does not hold (RFC 9110 section 13.2.2), or who would move an
@@ -204,7 +201,7 @@ func (x *Index) DeleteManifest(ctx context.Context, repo string, ref registry.Re
 		err = names.ErrNotFound
 	}
 	if errors.Is(err, names.ErrNotFound) {
-		return x.miss(registry.ErrManifestUnknown, "manifest %s of %s", ref, repo)
+		return fmt.Errorf("%w: manifest %s of %s", registry.ErrManifestUnknown, ref, repo)
 	}
 	if err != nil {
 		return fmt.Errorf("delete %s of %s: %w", ref, repo, err)
@@ -224,15 +221,10 @@ func (x *Index) DeleteManifest(ctx context.Context, repo string, ref registry.Re
 		if ref.Tag != "" {
 			return tx.DeleteTag(repo, ref.Tag, r.Generation)
 		}
-		tags, err := x.applyDeletion(tx, r)
-		for _, tag := range tags {
-			gone := cluster.DeleteName(cluster.TagName(repo, tag)).At(r.Generation)
-			err = errors.Join(err, tx.Enqueue(cluster.NewRecord(gone, r.Time)))
-		}
-		return err
+		return x.applyDeletion(tx, r)
 	})
 	if errors.Is(err, names.ErrNotFound) {
-		return x.miss(registry.ErrManifestUnknown, "manifest %s of %s", ref, repo)
+		return fmt.Errorf("%w: manifest %s of %s", registry.ErrManifestUnknown, ref, repo)
 	}
 	if err != nil {
 		return fmt.Errorf("delete %s of %s: %w", ref, repo, err)
@@ -255,7 +247,7 @@ func (x *Index) noneImmutable(repo string, tags []string) error {
 func (x *Index) mayDelete(ctx context.Context, repo string, ref registry.Reference) error {
 	tags := []string{ref.Tag}
 	if ref.Tag == "" && x.cfg.policy(repo).immutable != nil {
-		err := x.requireRestored("tags of %s of %s", ref, repo)
+		err := x.requireComplete(repo, "tags of "+ref.String())
 		if err != nil {
 			return err
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -15,22 +16,38 @@ import (
 // putLayer makes a blob that was pushed a member of the repository. Its second place is the marker of the blob on the
 // origins, which names the repository and which they turn into the bucket's link.
 func (x *Index) putLayer(ctx context.Context, repo string, l cluster.Layer) error {
-	err := x.db.Update(ctx, func(tx names.Tx) error { return tx.PutLayer(repo, l.Digest, l.Size, names.NoGeneration) })
-	if err != nil {
-		return fmt.Errorf("make %s a member of %s: %w", l.Digest, repo, err)
+	n, err := x.nextGeneration()
+	if err == nil {
+		err = x.db.Update(ctx, func(tx names.Tx) error {
+			if err := tx.PutLayer(repo, l.Digest, l.Size, n); err != nil {
+				return err
+			}
+			return x.enqueue(tx, pushed(repo, l, n))
+		})
 	}
+	if err != nil {
+		return fmt.Errorf("make %s a member of %s: %w", l.Digest, repo, x.conflict(err))
+	}
+	x.wake()
 	return nil
 }
 
 func (x *Index) getLayer(ctx context.Context, repo string, d digest.Digest) (cluster.Layer, error) {
-	size, err := x.db.Layer(ctx, repo, d)
+	l, err := x.layer(ctx, repo, d)
 	if errors.Is(err, names.ErrNotFound) {
-		return cluster.Layer{}, x.miss(registry.ErrBlobUnknown, "blob %s of %s", d, repo)
+		return cluster.Layer{}, fmt.Errorf("%w: blob %s of %s", registry.ErrBlobUnknown, d, repo)
 	}
 	if err != nil {
 		return cluster.Layer{}, fmt.Errorf("blob %s of %s: %w", d, repo, err)
 	}
-	return cluster.Layer{Digest: d, Size: size}, nil
+	return cluster.Layer{Digest: d, Size: l.Size}, nil
+}
+
+// pushed is the change that made a blob that was pushed a member of a repository.
+func pushed(repo string, l cluster.Layer, generation int64) cluster.NameRecord {
+	r := cluster.NewRecord(cluster.PutName(cluster.MembershipName(repo, l.Digest)).At(generation), time.Now())
+	r.Version, r.Size = unrecorded, l.Size
+	return r
 }
 
 func (x *Index) deleteLayer(ctx context.Context, repo string, d digest.Digest) error {
@@ -44,7 +61,7 @@ func (x *Index) deleteLayer(ctx context.Context, repo string, d digest.Digest) e
 	}
 	if err := x.change(ctx, []cluster.NameRecord{r}, func(tx names.Tx) error { return tx.DeleteLayer(repo, d, r.Generation) }); err != nil {
 		if errors.Is(err, names.ErrNotFound) {
-			return x.miss(registry.ErrBlobUnknown, "blob %s of %s", d, repo)
+			return fmt.Errorf("%w: blob %s of %s", registry.ErrBlobUnknown, d, repo)
 		}
 		return fmt.Errorf("delete blob %s of %s: %w", d, repo, err)
 	}
@@ -55,7 +72,8 @@ func (x *Index) deleteLayer(ctx context.Context, repo string, d digest.Digest) e
 // remember blobs for longer than repositories keep them, and there is nothing that may be pulled from one repository
 // and not from another.
 func (x *Index) mount(ctx context.Context, repo, from string, d digest.Digest) (cluster.Layer, error) {
-	size, err := x.db.Layer(ctx, "", d)
+	anywhere, err := x.db.Layer(ctx, "", d)
+	size := anywhere.Size
 	if errors.Is(err, names.ErrNotFound) {
 		// Never a reason to wait: the client then pushes the bytes.
 		return cluster.Layer{}, fmt.Errorf("%w: %s is neither in %q nor in another repository", registry.ErrBlobUnknown, d, from)

@@ -1,13 +1,11 @@
 package buildindex
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
-	"time"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
@@ -19,129 +17,106 @@ import (
 	"kraken/proto/registry"
 )
 
-const (
-	outboxBatch = 100
-	outboxPoll  = 500 * time.Millisecond
-	outboxMax   = 10 * time.Second // between tries while the bucket is down
-)
-
 var errNotDurable = errors.New("the bucket lacks what the name refers to")
 
-// outbox writes changes to the bucket, oldest first, until ctx is done. A name is written only after everything that it
-// refers to is there.
-func (x *Index) outbox(ctx context.Context) error {
-	wait := outboxPoll
-	for {
-		left, err := x.drain(ctx)
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case err != nil:
-			x.m.outboxErrors.Inc()
-			text := err.Error()
-			x.lastErr.Store(&text)
-			x.log.Warn("names will be written to the bucket later", "in", wait, "error", err)
-			wait = min(2*wait, outboxMax)
-		default:
-			x.lastErr.Store(nil)
-			wait = outboxPoll
+// unrecorded is the version of a queued change of which origins keep no record.
+const unrecorded = 0
+
+// batch is some rows of a lane that are worked on together: what they refer to is asked for in one question.
+type batch struct {
+	lane *lane
+	rows []names.OutboxRow
+
+	durable     map[digest.Digest]bool
+	unreachable error // origins could not be asked about some of it
+	revisions   once  // a manifest is written once for all its tags
+	left        int   // rows that have to wait
+}
+
+// job is a row with what SQL says of its name now. It is nil in do when a later change has taken the row's place, which
+// then writes what there is to write.
+type job struct {
+	row  names.OutboxRow
+	refs []digest.Digest // that must be durable before do
+	do   func(ctx context.Context, b bucket.Bucket) error
+	err  error
+}
+
+func (b *batch) run(ctx context.Context) error {
+	x := b.lane.x
+	jobs := make([]*job, 0, len(b.rows))
+	var refs []digest.Digest
+	for _, row := range b.rows {
+		if !x.aside.due(row.ID) {
+			b.left++
+			continue
 		}
-		if err == nil && !left {
-			wait = time.Minute
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-x.kick:
-		case <-time.After(wait):
-		}
-		if wait == time.Minute {
-			wait = outboxPoll
+		j := b.prepare(ctx, row)
+		jobs, refs = append(jobs, j), append(refs, j.refs...)
+	}
+	if len(refs) > 0 {
+		slices.Sort(refs)
+		b.durable, b.unreachable = x.durable(ctx, b.rows[0].Record.Repository, slices.Compact(refs))
+	}
+	var g errgroup.Group
+	g.SetLimit(rowsAtOnce)
+	for _, j := range jobs {
+		if j.err == nil && j.do != nil {
+			g.Go(func() error { j.err = b.write(ctx, j); return nil })
 		}
 	}
+	_ = g.Wait() // each job has its own error
+	return b.finish(ctx, jobs)
 }
 
-// unreachableMax is after how many rows in a row whose origins can't be reached a round ends.
-const unreachableMax = 5
-
-// drain works once through the outbox. left says that rows have to wait; an error, that the bucket or the origins could
-// not be asked. A row that fails for a reason of its own is set aside for a while, and the others go on.
-func (x *Index) drain(ctx context.Context) (left bool, err error) {
-	// A deletion waits for earlier changes of its name: its tombstone is what keeps them deleted if this disk is lost.
-	waiting := map[cluster.Name]bool{}
-	after := int64(0)
-	unreachable := 0
-	var last revision
-	for {
-		rows, err := x.db.Outbox(ctx, after, outboxBatch)
-		if err != nil {
-			return true, err
-		}
-		if len(rows) == 0 {
-			return left, nil
-		}
-		var done []names.OutboxRow
-		for _, row := range rows {
-			after = row.ID
-			if c := row.Record.Change(); c.Act == cluster.Delete && waiting[c.Name] {
-				left = true
-				continue
-			}
-			perr := errNotDurable
-			if x.aside.due(row.ID) {
-				perr = x.publishRow(ctx, row, &last)
-			}
-			switch {
-			case perr == nil:
-				done = append(done, row)
-				unreachable = 0
-				continue
-			case errors.Is(perr, errNotDurable):
-			default:
-				if errors.Is(perr, registry.ErrUnavailable) {
-					unreachable++
-				}
-				if unreachable >= unreachableMax || x.outage(ctx, row.Record.Repository) {
-					return true, errors.Join(perr, x.published(ctx, done))
-				}
-				x.setRowAside(row, perr)
-			}
-			left = true
-			for _, c := range row.Record.Changes() {
-				waiting[c.Name] = true
-			}
-		}
-		if err := x.published(ctx, done); err != nil {
-			return true, err
+func (b *batch) write(ctx context.Context, j *job) error {
+	for _, d := range j.refs {
+		if !b.durable[d] {
+			return fmt.Errorf("blob %s: %w", d, errNotDurable)
 		}
 	}
-}
-
-// revision is a manifest of a repository. The last one that a round has written is not written again for its other
-// tags.
-type revision struct {
-	repository string
-	digest     digest.Digest
-	mediaType  string
-}
-
-func (x *Index) publishRow(ctx context.Context, row names.OutboxRow, last *revision) error {
-	if row.Err != nil {
-		return row.Err
-	}
-	return x.publish(ctx, row.Record, last)
-}
-
-// outage reports whether the bucket of a repository can't be asked anything, so that no row is to blame.
-func (x *Index) outage(ctx context.Context, repo string) bool {
-	_, b, ok := x.buckets.For(repo)
+	repo := j.row.Record.Repository
+	_, bucket, ok := b.lane.x.buckets.For(repo)
 	if !ok {
-		return false
+		return fmt.Errorf("no bucket is configured for repository %s", repo)
 	}
-	limit, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, rowTimeout)
 	defer cancel()
-	_, err := b.Stat(limit, layout.ProbeKey)
-	return err != nil && !errors.Is(err, bucket.ErrNotFound)
+	return j.do(ctx, bucket)
+}
+
+// finish forgets the rows that are done and sets those aside that failed for themselves. It returns an error when the
+// bucket does not answer, so that no row is to blame.
+func (b *batch) finish(ctx context.Context, jobs []*job) error {
+	x := b.lane.x
+	var done []names.OutboxRow
+	var failed []*job
+	for _, j := range jobs {
+		switch {
+		case j.err == nil:
+			done = append(done, j.row)
+		case errors.Is(j.err, errNotDurable):
+			b.left++
+		default:
+			b.left++
+			failed = append(failed, j)
+		}
+	}
+	if err := x.published(ctx, done); err != nil {
+		return err
+	}
+	if len(failed) == 0 {
+		return nil
+	}
+	if bucket, ok := x.buckets.Get(b.lane.name); ok {
+		if err := probe(ctx, b.lane.name, bucket); err != nil {
+			return err
+		}
+	}
+	for _, j := range failed {
+		x.setRowAside(j.row, j.err)
+	}
+	return nil
 }
 
 func (x *Index) setRowAside(row names.OutboxRow, err error) {
@@ -171,203 +146,173 @@ func (x *Index) published(ctx context.Context, rows []names.OutboxRow) error {
 		return err
 	}
 	x.m.published.Add(float64(len(rows)))
+	var g errgroup.Group
+	g.SetLimit(16)
 	for _, row := range rows {
 		x.aside.done(row.ID)
-		x.forget(ctx, row.Record)
+		if row.Record.Version != unrecorded {
+			g.Go(func() error { x.forget(ctx, row.Record); return nil })
+		}
 	}
-	return nil
+	return g.Wait()
 }
 
-// publish writes one change to the bucket.
-func (x *Index) publish(ctx context.Context, r cluster.NameRecord, last *revision) error {
-	_, b, ok := x.buckets.For(r.Repository)
-	if !ok {
-		return fmt.Errorf("no bucket is configured for repository %s", r.Repository)
+// prepare looks up in SQL what a row has to write.
+func (b *batch) prepare(ctx context.Context, row names.OutboxRow) *job {
+	j := &job{row: row, err: row.Err}
+	if j.err != nil {
+		return j
 	}
-	switch c := r.Change(); {
-	case c.Act == cluster.Delete:
-		*last = revision{}
-		return x.publishDeletion(ctx, b, c)
+	c := row.Record.Change()
+	switch {
 	case c.PutsManifest():
-		return x.publishManifest(ctx, b, r, last)
-	case c.Kind == cluster.Membership:
-		if _, err := x.db.Layer(ctx, r.Repository, r.Digest); err != nil {
-			return ignoreMissing(err) // deleted before it was written
+		b.prepareManifest(ctx, j)
+	case c.Act == cluster.Put:
+		l, err := b.lane.x.db.Layer(ctx, c.Repository, c.Digest)
+		if j.err = ignoreMissing(err); err == nil && l.Generation <= c.Generation {
+			j.refs = []digest.Digest{c.Digest}
+			j.do = func(ctx context.Context, bucket bucket.Bucket) error {
+				return putStamp(ctx, bucket, layout.Stamp{Change: c, Size: l.Size})
+			}
 		}
-		if err := x.durable(ctx, r.Repository, []digest.Digest{r.Digest}); err != nil {
-			return err
-		}
-		return b.Put(ctx, layout.LayerLink(r.Repository, r.Digest), link(r.Digest))
+	case c.Act == cluster.Delete:
+		b.prepareDeletion(ctx, j, c)
+	default:
+		j.err = fmt.Errorf("outbox has a record of kind %q, which this program does not know", row.Record.Kind)
 	}
-	return fmt.Errorf("outbox has a record of kind %q, which this program does not know", r.Kind)
+	return j
 }
 
-func link(d digest.Digest) *bytes.Reader { return bytes.NewReader(layout.Link(d)) }
-
-// tagRecord is beside a tag's link; its generation tells which of two copies of a name is newer.
-type tagRecord struct {
-	Digest     digest.Digest `json:"digest"`
-	MediaType  string        `json:"media_type"`
-	Generation int64         `json:"generation"`
-	Time       time.Time     `json:"time"`
-}
-
-func (x *Index) publishManifest(ctx context.Context, b bucket.Bucket, r cluster.NameRecord, last *revision) error {
-	if last.repository != r.Repository || last.digest != r.Digest {
-		m, err := x.db.Manifest(ctx, r.Repository, registry.Reference{Digest: r.Digest})
-		if err != nil {
-			return ignoreMissing(err) // deleted before it was written
-		}
-		if err := x.publishRevision(ctx, b, r.Repository, m); err != nil {
-			return err
-		}
-		*last = revision{r.Repository, r.Digest, m.MediaType}
+// prepareManifest has the manifest written at the generation that it has in SQL, and the tag if it still is of this
+// row: one that has moved on is written by its own.
+func (b *batch) prepareManifest(ctx context.Context, j *job) {
+	x, r := b.lane.x, j.row.Record
+	m, err := x.db.Manifest(ctx, r.Repository, registry.Reference{Digest: r.Digest})
+	if err != nil {
+		j.err = ignoreMissing(err) // deleted before it was written
+		return
 	}
-	if r.Tag == "" {
-		return nil
-	}
-	return x.publishTag(ctx, b, r, last.mediaType)
-}
-
-// linksAtOnce is how many links of one manifest are written at the same time: it may have thousands, and others wait.
-const linksAtOnce = 16
-
-// publishRevision writes a manifest and its links, that of the manifest last.
-func (x *Index) publishRevision(ctx context.Context, b bucket.Bucket, repo string, m names.Manifest) error {
 	p, err := parseManifest(m.MediaType, m.Bytes)
 	if err != nil {
-		return err
+		j.err = err
+		return
 	}
-	if !x.cfg.lax(repo) {
-		if err := x.referencesDurable(ctx, b, repo, p); err != nil {
-			return err
+	var manifests []digest.Digest
+	if !x.cfg.lax(r.Repository) {
+		if j.refs, manifests, j.err = x.referredTo(ctx, r.Repository, p); j.err != nil {
+			return
 		}
 	}
-	if err := b.Put(ctx, layout.BlobKey(m.Digest), bytes.NewReader(m.Bytes)); err != nil {
-		return err
+	setsTag := r.Tag != ""
+	if setsTag {
+		now, err := x.db.Tag(ctx, r.Repository, r.Tag)
+		if j.err = ignoreMissing(err); j.err != nil {
+			return
+		}
+		setsTag = err == nil && now.Generation == r.Generation && now.Digest == r.Digest
 	}
-	if registry.SniffMediaType(m.Bytes) != m.MediaType {
-		if err := b.Put(ctx, layout.MediaTypeKey(m.Digest), bytes.NewReader([]byte(m.MediaType))); err != nil {
+	j.do = func(ctx context.Context, bucket bucket.Bucket) error {
+		err := b.revisions.do(cluster.ManifestName(r.Repository, r.Digest), func() error { return putRevision(ctx, bucket, m, manifests) })
+		if err != nil || !setsTag {
 			return err
 		}
+		return putTag(ctx, bucket, r, m.MediaType)
 	}
-	links, linking := errgroup.WithContext(ctx)
-	links.SetLimit(linksAtOnce)
-	for _, d := range p.members {
-		links.Go(func() error { return b.Put(linking, layout.LayerLink(repo, d), link(d)) })
-	}
-	if err := links.Wait(); err != nil {
-		return err
-	}
-	return b.Put(ctx, layout.RevisionLink(repo, m.Digest), link(m.Digest))
 }
 
-// referencesDurable is errNotDurable while the bucket lacks what a manifest refers to.
-func (x *Index) referencesDurable(ctx context.Context, b bucket.Bucket, repo string, p *parsed) error {
-	blobs, manifests := p.blobs, p.manifests
+// prepareDeletion has a deletion written unless the name was put again since. It waits until SQL knows all names of the
+// bucket, because the deletion may be an old one.
+func (b *batch) prepareDeletion(ctx context.Context, j *job, c cluster.Change) {
+	x := b.lane.x
+	if !x.complete(c.Repository) {
+		j.err = errNotDurable
+		return
+	}
+	now, err := x.generationOf(ctx, c.Name)
+	if j.err = ignoreMissing(err); err == nil && now > c.Generation || j.err != nil {
+		return
+	}
+	j.do = func(ctx context.Context, bucket bucket.Bucket) error {
+		return putStamp(ctx, bucket, layout.Stamp{Change: c})
+	}
+}
+
+// generationOf returns the generation of a name that is in SQL, names.ErrNotFound when it is not.
+func (x *Index) generationOf(ctx context.Context, n cluster.Name) (int64, error) {
+	switch n.Kind {
+	case cluster.Tag:
+		v, err := x.db.Tag(ctx, n.Repository, n.Tag)
+		return v.Generation, err
+	case cluster.Membership:
+		l, err := x.db.Layer(ctx, n.Repository, n.Digest)
+		return l.Generation, err
+	}
+	m, err := x.db.StatManifest(ctx, n.Repository, n.Digest)
+	return m.Generation, err
+}
+
+// referredTo divides what a manifest refers to into blobs and manifests.
+func (x *Index) referredTo(ctx context.Context, repo string, p *parsed) (blobs, manifests []digest.Digest, err error) {
+	blobs, manifests = slices.Clone(p.blobs), slices.Clone(p.manifests)
 	for _, d := range p.either {
-		if ok, err := x.hasManifest(ctx, repo, d); err != nil {
-			return err
-		} else if ok {
+		ok, err := x.hasManifest(ctx, repo, d)
+		if err != nil {
+			return nil, nil, err
+		}
+		if ok {
 			manifests = append(manifests, d)
 		} else {
 			blobs = append(blobs, d)
 		}
 	}
-	if err := x.durable(ctx, repo, blobs); err != nil {
-		return err
-	}
-	for _, d := range manifests {
-		if _, err := b.Stat(ctx, layout.BlobKey(d)); errors.Is(err, bucket.ErrNotFound) {
-			return fmt.Errorf("manifest %s: %w", d, errNotDurable)
-		} else if err != nil {
-			return err
-		}
-	}
-	return nil
+	return blobs, manifests, nil
 }
 
-func (x *Index) publishTag(ctx context.Context, b bucket.Bucket, r cluster.NameRecord, mediaType string) error {
-	// A tag that has moved on meanwhile is written by its own row.
-	if now, err := x.db.Tag(ctx, r.Repository, r.Tag); errors.Is(err, names.ErrNotFound) || (err == nil && (now.Generation > r.Generation || now.Digest != r.Digest)) {
-		return nil
-	} else if err != nil {
-		return err
-	}
-	rec, err := json.Marshal(tagRecord{r.Digest, mediaType, r.Generation, r.Time})
-	if err != nil {
-		return err
-	}
-	if err := b.Put(ctx, layout.TagIndexLink(r.Repository, r.Tag, r.Digest), link(r.Digest)); err != nil {
-		return err
-	}
-	if err := b.Put(ctx, layout.TagRecordKey(r.Repository, r.Tag), bytes.NewReader(rec)); err != nil {
-		return err
-	}
-	return b.Put(ctx, layout.TagCurrentLink(r.Repository, r.Tag), link(r.Digest))
-}
-
-func (x *Index) publishDeletion(ctx context.Context, b bucket.Bucket, c cluster.Change) error {
-	switch c.Kind {
-	case cluster.Tag:
-		if now, err := x.db.Tag(ctx, c.Repository, c.Tag); err == nil && now.Generation > c.Generation {
-			return nil // pushed again since
-		} else if err != nil && !errors.Is(err, names.ErrNotFound) {
-			return err
-		}
-		return errors.Join(
-			b.Delete(ctx, layout.TagCurrentLink(c.Repository, c.Tag)),
-			b.Delete(ctx, layout.TagRecordKey(c.Repository, c.Tag)))
-	case cluster.Membership:
-		if _, err := x.db.Layer(ctx, c.Repository, c.Digest); err == nil {
-			return nil
-		} else if !errors.Is(err, names.ErrNotFound) {
-			return err
-		}
-		return b.Delete(ctx, layout.LayerLink(c.Repository, c.Digest))
-	}
-	if ok, err := x.hasManifest(ctx, c.Repository, c.Digest); err != nil || ok {
-		return err
-	}
-	return b.Delete(ctx, layout.RevisionLink(c.Repository, c.Digest))
-}
-
-// durable asks the origins whether blobs are in the bucket. Each is asked for a blob once, and for as many at once as
-// it takes.
-func (x *Index) durable(ctx context.Context, repo string, ds []digest.Digest) error {
-	left := map[digest.Digest]bool{}
-	for _, d := range ds {
-		left[d] = true
-	}
+// durable returns which blobs the bucket of a repository has. Each owner is asked once for all blobs that no owner
+// before it knew to be there. The error says that an origin could not be asked; what others know is returned beside it.
+func (x *Index) durable(ctx context.Context, repo string, ds []digest.Digest) (map[digest.Digest]bool, error) {
+	known := map[digest.Digest]bool{}
+	var failed error
 	for rank := range x.cfg.Replicas {
 		byOrigin := map[*cluster.Origin][]digest.Digest{}
-		for d := range left {
-			if owners := x.origins.Owners(d); rank < len(owners) {
+		for _, d := range ds {
+			if owners := x.origins.Owners(d); !known[d] && rank < len(owners) {
 				byOrigin[owners[rank]] = append(byOrigin[owners[rank]], d)
 			}
 		}
-		var errs []error
+		failed = nil // others may know
 		for o, all := range byOrigin {
 			for asked := range slices.Chunk(all, cluster.MaxDurableDigests) {
 				resp, err := o.Durable(ctx, repo, asked)
 				if err != nil {
-					errs = append(errs, fmt.Errorf("origin %s: %w", o.ID, err))
+					failed = errors.Join(failed, fmt.Errorf("origin %s: %w", o.ID, err))
 					break
 				}
 				for _, d := range resp.Durable {
-					delete(left, d)
+					known[d] = true
 				}
 			}
 		}
-		if len(left) == 0 {
-			return nil
-		}
-		if len(errs) > 0 && rank == x.cfg.Replicas-1 {
-			return errors.Join(errs...)
-		}
 	}
-	for d := range left {
-		return fmt.Errorf("%d blobs, %s among them: %w", len(left), d, errNotDurable)
+	return known, failed
+}
+
+// once runs one function for each name, and gives its error to all who ask for the same.
+type once struct {
+	mu   sync.Mutex
+	done map[cluster.Name]func() error
+}
+
+func (o *once) do(n cluster.Name, f func() error) error {
+	o.mu.Lock()
+	if o.done == nil {
+		o.done = map[cluster.Name]func() error{}
 	}
-	return nil
+	first := o.done[n]
+	if first == nil {
+		first = sync.OnceValue(f)
+		o.done[n] = first
+	}
+	o.mu.Unlock()
+	return first()
 }

@@ -108,10 +108,7 @@ func (x *Index) adoptAll(ctx context.Context, t *round, dead cluster.Latest) err
 	if last == 0 {
 		return nil
 	}
-	select {
-	case x.kick <- struct{}{}:
-	default:
-	}
+	x.wake()
 	// SQL has all changes up to here now, or remembers them as set aside: what origins still keep of others can go.
 	return x.db.Update(ctx, func(tx names.Tx) error { return tx.RaiseGeneration(last) })
 }
@@ -144,7 +141,7 @@ func (x *Index) adopt(ctx context.Context, r cluster.NameRecord, dead cluster.La
 		if err := x.adoptIn(tx, r, p); err != nil {
 			return err
 		}
-		return tx.Enqueue(r)
+		return x.enqueue(tx, r)
 	})
 }
 
@@ -187,8 +184,7 @@ func (x *Index) write(tx names.Tx, r cluster.NameRecord, p *parsed) error {
 	case c.Kind == cluster.Membership:
 		return tx.DeleteLayer(c.Repository, c.Digest, c.Generation)
 	}
-	_, err := x.applyDeletion(tx, r)
-	return err
+	return x.applyDeletion(tx, r)
 }
 
 // bytesOf finds the bytes of the manifest that a record names: in the record, in another of this round, in SQL or in
@@ -205,7 +201,7 @@ func (x *Index) bytesOf(ctx context.Context, r cluster.NameRecord, whole map[dig
 	if !ok {
 		return nil, fmt.Errorf("%w: no bucket is configured for repository %s", errAside, r.Repository)
 	}
-	raw, err := read(ctx, b, layout.BlobKey(r.Digest), registry.MaxManifest+1)
+	raw, err := readObject(ctx, b, layout.BlobKey(r.Digest), registry.MaxManifest+1)
 	if err == nil && r.Digest.Algorithm().FromBytes(raw) != r.Digest {
 		err = errors.New("the bucket's bytes are others")
 	}
@@ -220,12 +216,12 @@ func (x *Index) known(ctx context.Context, r cluster.NameRecord) (bool, error) {
 	switch c := r.Change(); {
 	case c.Act != cluster.Put:
 	case c.Kind == cluster.Membership:
-		_, err := x.db.Layer(ctx, c.Repository, c.Digest)
-		return err == nil, ignoreMissing(err)
+		l, err := x.db.Layer(ctx, c.Repository, c.Digest)
+		return err == nil && l.Generation >= c.Generation, ignoreMissing(err)
 	default:
-		ok, err := x.hasManifest(ctx, r.Repository, r.Digest)
-		if err != nil || !ok || c.Kind != cluster.Tag {
-			return ok, err
+		m, err := x.db.StatManifest(ctx, r.Repository, r.Digest)
+		if err != nil || m.Generation < c.Generation || c.Kind != cluster.Tag {
+			return err == nil && m.Generation >= c.Generation, ignoreMissing(err)
 		}
 		now, err := x.db.Tag(ctx, c.Repository, c.Tag)
 		return err == nil && now.Generation >= c.Generation, ignoreMissing(err)

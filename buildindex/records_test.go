@@ -12,6 +12,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"kraken/buildindex/names"
 	"kraken/proto/cluster"
 	"kraken/proto/layout"
 	"kraken/proto/registry"
@@ -138,7 +139,7 @@ func (r *rig) pushTags(n int, size int) digest.Digest {
 	r.Helper()
 	r.policy = []Policy{{Match: "repo", References: "lax"}}
 	r.start("first.db")
-	b := layered(r.T, digest.FromString("{}"))
+	b := layered(r.TB, digest.FromString("{}"))
 	b = []byte(strings.Replace(string(b), "{", `{"annotations":{"a":"`+strings.Repeat("x", size)+`"},`, 1))
 	var o registry.PutOptions
 	for i := range n {
@@ -163,7 +164,7 @@ func TestManyTagsKeepBytesOnce(t *testing.T) {
 			kept += len(b)
 		}
 	}
-	rows, err := r.x.db.Outbox(t.Context(), 0, 2*tags)
+	rows, err := r.x.db.Outbox(t.Context(), names.AllBuckets, 0, 2*tags)
 	r.must(err)
 	for _, row := range rows {
 		kept += len(row.Record.Bytes)

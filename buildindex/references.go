@@ -14,7 +14,7 @@ import (
 func (x *Index) checkReferences(ctx context.Context, repo string, p *parsed) error {
 	var missing []string
 	for _, d := range p.blobs {
-		_, err := x.db.Layer(ctx, repo, d)
+		_, err := x.layer(ctx, repo, d)
 		if errors.Is(err, names.ErrNotFound) {
 			missing = append(missing, "blob "+d.String())
 		} else if err != nil {
@@ -22,18 +22,17 @@ func (x *Index) checkReferences(ctx context.Context, repo string, p *parsed) err
 		}
 	}
 	for _, d := range p.manifests {
-		ok, err := x.hasManifest(ctx, repo, d)
-		if err != nil {
-			return fmt.Errorf("check references: %w", err)
-		}
-		if !ok {
+		_, err := x.stat(ctx, repo, d)
+		if errors.Is(err, names.ErrNotFound) {
 			missing = append(missing, "manifest "+d.String())
+		} else if err != nil {
+			return fmt.Errorf("check references: %w", err)
 		}
 	}
 	for _, d := range p.either {
-		ok, err := x.hasManifest(ctx, repo, d)
-		if err == nil && !ok {
-			_, err = x.db.Layer(ctx, repo, d)
+		_, err := x.stat(ctx, repo, d)
+		if errors.Is(err, names.ErrNotFound) {
+			_, err = x.layer(ctx, repo, d)
 		}
 		if errors.Is(err, names.ErrNotFound) {
 			missing = append(missing, d.String())
@@ -44,5 +43,5 @@ func (x *Index) checkReferences(ctx context.Context, repo string, p *parsed) err
 	if len(missing) == 0 {
 		return nil
 	}
-	return x.miss(registry.ErrManifestBlobUnknown, "repository %s lacks %s", repo, strings.Join(missing, ", "))
+	return fmt.Errorf("%w: repository %s lacks %s", registry.ErrManifestBlobUnknown, repo, strings.Join(missing, ", "))
 }

@@ -21,7 +21,7 @@ const (
 // ListReferrers is one page of the manifests whose subject is d.
 func (x *Index) ListReferrers(ctx context.Context, repo string, d digest.Digest, artifactType, cursor string) (registry.ReferrersPage, error) {
 	out := registry.ReferrersPage{Filtered: artifactType != ""}
-	if err := x.requireRestored("referrers of %s in %s", d, repo); err != nil {
+	if err := x.requireComplete(repo, "referrers of "+d.String()); err != nil {
 		return out, err
 	}
 	room := referrersBytes

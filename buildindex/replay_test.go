@@ -11,6 +11,7 @@ import (
 // neither one that an origin kept which was away, nor one that somebody kept who could read it.
 func TestOldDeletionComesBack(t *testing.T) {
 	r := newRig(t)
+	r.must(r.x.fill(t.Context()))
 	r.durable(true)
 	a := r.put("v", "one")
 	r.delete(registry.Reference{Digest: a})

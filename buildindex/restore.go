@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"kraken/buildindex/names"
@@ -21,57 +22,141 @@ const (
 
 const (
 	reconcileEvery = time.Minute
+	restoreMin     = 200 * time.Millisecond
 	restoreMax     = 5 * time.Second // between tries of a restoration
 	// settled is the age from which a record belongs to no change that is still under way.
 	settled = time.Minute
 )
 
-// restore fills an empty database from the bucket and from the records that origins keep, then compares SQL with these
-// records now and then, until ctx is done.
+// restore makes SQL know what the buckets and the records that origins keep say, then compares SQL with these records
+// now and then, until ctx is done.
 func (x *Index) restore(ctx context.Context) error {
-	began := time.Now()
-	wait := 200 * time.Millisecond
+	wait := restoreMin
 	for {
-		var err error
+		err := x.fill(ctx)
 		next := reconcileEvery
-		if x.restored.Load() {
-			err = x.reconcile(ctx, began)
-		} else if err = x.fill(ctx); err != nil {
+		switch {
+		case err != nil:
 			next = wait
 			wait = min(2*wait, restoreMax)
-		} else {
-			next = 0 // origins that were not heard
+		default:
+			wait = restoreMin
+			err = x.reconcile(ctx, x.began)
 		}
-		if err != nil && ctx.Err() == nil {
-			x.log.Warn("not all names that origins keep are known", "restored", x.restored.Load(), "again_in", next, "error", err)
-		}
+		x.reportRestore(ctx, err)
+		timer := time.NewTimer(next)
 		select {
 		case <-ctx.Done():
+			timer.Stop()
 			return nil
-		case <-time.After(next):
+		case <-timer.C:
 		}
 	}
 }
 
-// fill restores. The bucket and all but replicas - 1 origins must be heard: a record is on as many origins as there are
-// replicas.
+// reportRestore logs an error once, until there is none.
+func (x *Index) reportRestore(ctx context.Context, err error) {
+	if ctx.Err() != nil || (err != nil) == x.restoreFailed {
+		return
+	}
+	x.restoreFailed = err != nil
+	if err != nil {
+		x.log.Warn("not all names that buckets and origins keep are known", "restored", x.restored.Load(), "error", err)
+	} else {
+		x.log.Info("all names that buckets and origins keep are known")
+	}
+}
+
+// fill restores what SQL does not know yet. An error loses nothing of what was restored before it: the next call goes
+// on from there, and one bucket's trouble does not stop the others.
 func (x *Index) fill(ctx context.Context) error {
 	began := time.Now()
-	var t round
-	var errs []error
-	var unheard []string
-	for _, o := range x.origins.All() {
-		h, err := x.recordsOf(ctx, o)
-		if err == nil {
-			err = x.adoptPending(ctx, o)
+	if !x.heard() {
+		if err := x.hear(ctx); err != nil {
+			return err
 		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("origin %s: %w", o.ID, err))
+	}
+	if x.restored.Load() {
+		return nil
+	}
+	var mu sync.Mutex
+	var errs []error
+	var wg sync.WaitGroup
+	err := x.buckets.All(func(name string, b bucket.Bucket) error {
+		wg.Go(func() {
+			err := x.sweep(ctx, name, b)
+			if err == nil {
+				err = x.sweepDone(ctx, name)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			errs = append(errs, err)
+		})
+		return nil
+	})
+	wg.Wait()
+	if err := errors.Join(append(errs, err)...); err != nil {
+		return err
+	}
+	err = x.db.Update(ctx, func(tx names.Tx) error {
+		err := errors.Join(tx.RaiseGeneration(x.generation.Load()), tx.SetMeta(metaRestored, time.Now().UTC().Format(time.RFC3339)))
+		return errors.Join(err, x.buckets.All(func(name string, _ bucket.Bucket) error { return setSweep(tx, name, sweep{}) }))
+	})
+	if err != nil {
+		return err
+	}
+	x.restored.Store(true)
+	x.stale.Store(false)
+	x.wake() // deletions have waited
+	x.log.Info("names are restored", "seconds", time.Since(began).Seconds())
+	return nil
+}
+
+// sweepDone notes that SQL has all names of a bucket.
+func (x *Index) sweepDone(ctx context.Context, name string) error {
+	if err := x.db.Update(ctx, func(tx names.Tx) error { return setSweep(tx, name, sweep{Done: true}) }); err != nil {
+		return err
+	}
+	x.sweptBuckets.Store(name, true)
+	return nil
+}
+
+// swept reports whether SQL has all names of a bucket, although others may still be restored.
+func (x *Index) swept(name string) bool {
+	_, ok := x.sweptBuckets.Load(name)
+	return ok && x.heard()
+}
+
+// hear takes over what origins keep. All but replicas - 1 must be heard, because a record is on as many origins as
+// there are replicas; the others are heard when they are back, also after a restart. While SQL was restored earlier
+// only what is newer than SQL counts.
+func (x *Index) hear(ctx context.Context) error {
+	if x.restored.Load() {
+		return x.reconcile(ctx, x.began)
+	}
+	origins := x.origins.All()
+	heard, errs := make([][]entry, len(origins)), make([]error, len(origins))
+	var wg sync.WaitGroup
+	for i, o := range origins {
+		wg.Go(func() {
+			if heard[i], errs[i] = x.recordsOf(ctx, o); errs[i] == nil {
+				errs[i] = x.adoptPending(ctx, o)
+			}
+			if errs[i] != nil {
+				errs[i] = fmt.Errorf("origin %s: %w", o.ID, errs[i])
+			}
+		})
+	}
+	wg.Wait()
+	var t round
+	var unheard []string
+	for i, o := range origins {
+		if errs[i] != nil {
 			unheard = append(unheard, o.ID)
 			continue
 		}
 		t.heard = append(t.heard, o.ID)
-		for _, e := range h {
+		for _, e := range heard[i] {
 			if e.err != nil {
 				t.setAside(e)
 			} else {
@@ -79,27 +164,22 @@ func (x *Index) fill(ctx context.Context) error {
 			}
 		}
 	}
-	if len(errs) > max(0, x.cfg.Replicas-1) {
+	if len(unheard) > max(0, x.cfg.Replicas-1) {
 		return errors.Join(errs...)
 	}
-	dead := x.tombstones(t.adopt)
-	err := x.buckets.All(func(name string, b bucket.Bucket) error { return x.fromBucket(ctx, name, b, dead) })
-	if err != nil {
+	if err := x.finish(ctx, &t, x.tombstones(t.adopt)); err != nil {
 		return err
 	}
-	if err := x.finish(ctx, &t, dead); err != nil {
+	if err := x.db.Update(ctx, func(tx names.Tx) error { return setUnheard(tx, unheard) }); err != nil {
 		return err
 	}
-	err = x.db.Update(ctx, func(tx names.Tx) error {
-		return errors.Join(tx.RaiseGeneration(x.generation.Load()), setUnheard(tx, unheard), tx.SetMeta(metaRestored, time.Now().UTC().Format(time.RFC3339)))
-	})
-	if err != nil {
-		return err
-	}
-	x.restored.Store(true)
-	x.log.Info("names are restored", "seconds", time.Since(began).Seconds(), "records", len(t.adopt), "set_aside", len(t.aside), "origins_not_heard", unheard)
+	x.log.Info("origins were heard", "records", len(t.adopt), "set_aside", len(t.aside), "origins_not_heard", unheard)
+	x.setHeard()
 	return nil
 }
+
+// setHeard says that enough origins were heard since the start.
+func (x *Index) setHeard() { x.hearOnce.Do(func() { close(x.heardOrigins) }) }
 
 func setUnheard(tx names.Tx, ids []string) error {
 	b, err := json.Marshal(ids)
@@ -142,6 +222,9 @@ func (x *Index) reconcile(ctx context.Context, began time.Time) error {
 	}
 	if err := x.finish(ctx, &t, x.tombstones(t.adopt)); err != nil {
 		return errors.Join(append(errs, err)...)
+	}
+	if len(errs) < x.cfg.Replicas {
+		x.setHeard()
 	}
 	if late > 0 {
 		unheard = slices.DeleteFunc(unheard, func(id string) bool { return slices.Contains(t.heard, id) })
@@ -230,10 +313,20 @@ func (x *Index) finish(ctx context.Context, t *round, dead cluster.Latest) error
 	return x.aside.save(ctx, x.db)
 }
 
+// adoptPending makes blobs that an origin owes to a bucket members of the repositories that they were pushed to.
 func (x *Index) adoptPending(ctx context.Context, o *cluster.Origin) error {
 	return o.Pending(ctx, func(p cluster.PendingBlob) error {
 		for _, repo := range p.Repositories {
-			if err := x.putLayer(ctx, repo, cluster.Layer{Digest: p.Digest, Size: p.Size}); err != nil {
+			r := pushed(repo, cluster.Layer{Digest: p.Digest, Size: p.Size}, 1)
+			if known, err := x.known(ctx, r); err != nil {
+				return err
+			} else if known {
+				continue
+			}
+			err := x.db.Update(ctx, func(tx names.Tx) error {
+				return errors.Join(tx.PutLayer(repo, p.Digest, p.Size, r.Generation), x.enqueue(tx, r))
+			})
+			if ignoreNewer(err) != nil {
 				return err
 			}
 		}

@@ -38,7 +38,7 @@ type fakeOrigin struct {
 	onPut   func() // unless nil, called when a record was written
 }
 
-func newFakeOrigin(t *testing.T) *fakeOrigin {
+func newFakeOrigin(t testing.TB) *fakeOrigin {
 	f := &fakeOrigin{names: map[string]cluster.NameRecord{}}
 	f.Server = httptest.NewServer(f)
 	t.Cleanup(f.Close)
@@ -114,16 +114,18 @@ func (f *fakeOrigin) kept() int {
 
 // rig is a build-index over two fake origins and a bucket in a folder; its parts are run by hand.
 type rig struct {
-	*testing.T
+	testing.TB
 	dir     string
 	origins []*fakeOrigin
 	keyFile string // not lost with the database
 	policy  []Policy
+	two     bool        // a second bucket, for repositories below other
+	buckets *bucket.Set // unless nil, instead of the one in the folder
 	x       *Index
 }
 
-func newRig(t *testing.T) *rig {
-	r := &rig{T: t, dir: t.TempDir(), origins: []*fakeOrigin{newFakeOrigin(t), newFakeOrigin(t)}}
+func newRig(t testing.TB) *rig {
+	r := &rig{TB: t, dir: t.TempDir(), origins: []*fakeOrigin{newFakeOrigin(t), newFakeOrigin(t)}}
 	r.keyFile = filepath.Join(r.dir, "record.key")
 	r.start("first.db")
 	return r
@@ -137,6 +139,10 @@ func (r *rig) start(database string) {
 		RecordKeyFile: r.keyFile, Repositories: r.policy,
 		Buckets: []bucket.Config{{Name: "b", URL: "file://" + filepath.Join(r.dir, "bucket")}},
 	}
+	if r.two {
+		other := bucket.Config{Name: "other", URL: "file://" + filepath.Join(r.dir, "other"), Repositories: "other/.*"}
+		cfg.Buckets = []bucket.Config{other, cfg.Buckets[0]}
+	}
 	for i, o := range r.origins {
 		cfg.Origins = append(cfg.Origins, ring.Member{ID: fmt.Sprintf("origin-%02d", i+1), URL: o.URL})
 	}
@@ -148,7 +154,15 @@ func (r *rig) start(database string) {
 		r.Fatal(err)
 	}
 	r.x = x
+	if r.buckets != nil {
+		x.buckets = r.buckets
+	}
 	r.Cleanup(r.stop)
+}
+
+// through puts something around the bucket.
+func (r *rig) through(f func(bucket.Bucket) bucket.Bucket) {
+	r.x.buckets = r.x.buckets.Wrap(func(_ string, b bucket.Bucket) bucket.Bucket { return f(b) })
 }
 
 func (r *rig) stop() {
@@ -272,6 +286,7 @@ func TestRestoreWithoutTheBucket(t *testing.T) {
 // A push and a deletion reach the bucket, in order, and the origins forget them.
 func TestOutboxReachesTheBucket(t *testing.T) {
 	r := newRig(t)
+	r.must(r.x.fill(t.Context()))
 	r.durable(true)
 	a, b := r.put("v", "one"), r.put("w", "two")
 	r.delete(registry.Reference{Tag: "w"})

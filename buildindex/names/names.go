@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -30,10 +29,6 @@ var (
 	ErrNewer     = errors.New("the name was changed by a later generation")
 )
 
-// TombstoneAge is for how long a Store remembers deletions, measured in generations, to refuse what is older than they
-// are. No change is under way for so long.
-const TombstoneAge = 2 * time.Hour
-
 // Store is one database of names. All methods may be called at once, and several processes may have one database open.
 type Store interface {
 	// Update does what f writes to tx, all or nothing, and it is durable when Update returns nil. When f returns an
@@ -49,9 +44,12 @@ type Store interface {
 	Tag(ctx context.Context, repo, tag string) (Version, error)
 	// TagsOf returns the tags that name a manifest.
 	TagsOf(ctx context.Context, repo string, d digest.Digest) ([]string, error)
-	// Layer returns the size of a blob that is a member of a repository, of any repository when repo is empty;
-	// ErrNotFound when it is in none.
-	Layer(ctx context.Context, repo string, d digest.Digest) (size int64, err error)
+	// Deleted returns the generation of the last deletion of a tag or a manifest that was not put again, 0 when there
+	// is none.
+	Deleted(ctx context.Context, repo string, ref registry.Reference) (generation int64, err error)
+	// Layer returns the membership of a blob in a repository, in any repository when repo is empty; ErrNotFound when it
+	// is in none.
+	Layer(ctx context.Context, repo string, d digest.Digest) (Layer, error)
 
 	// Tags returns up to n tags after last, in order, ErrNotFound when there is no such repository.
 	Tags(ctx context.Context, repo, last string, n int) ([]string, error)
@@ -60,8 +58,8 @@ type Store interface {
 	// Referrers returns up to n manifests after the digest last whose subject is d, in order of their digests.
 	Referrers(ctx context.Context, repo string, d digest.Digest, last string, n int) ([]Manifest, error)
 
-	// Outbox returns up to n rows after a row's id, oldest first.
-	Outbox(ctx context.Context, after int64, n int) ([]OutboxRow, error)
+	// Outbox returns up to n rows for a bucket, of AllBuckets for all, after a row's id, oldest first.
+	Outbox(ctx context.Context, bucket string, after int64, n int) ([]OutboxRow, error)
 	// Queued returns the rows of the outbox that are of this generation. Deleting a manifest makes one for each of its
 	// tags.
 	Queued(ctx context.Context, generation int64) ([]OutboxRow, error)
@@ -84,23 +82,27 @@ type Tx interface {
 	// PutManifest stores a manifest with its bytes, or raises the generation of one that is there. A *Conflict of kind
 	// ErrNewer says that a later generation has deleted it.
 	PutManifest(m Manifest) error
-	// DeleteManifest removes a manifest and its tags, and returns these. ErrNotFound when it is not there, a *Conflict
-	// of kind ErrNewer when a later generation has put it again.
-	DeleteManifest(repo string, d digest.Digest, generation int64) (tags []string, err error)
+	// DeleteManifest removes a manifest and its tags, and returns these with the generations that they had and that
+	// their deletions have. ErrNotFound when it is not there, a *Conflict of kind ErrNewer when a later generation has
+	// put it again. The deletion is remembered for ever, also of what is not there, and refuses what is older; that of
+	// a tag and of a membership, too.
+	DeleteManifest(repo string, d digest.Digest, generation int64) (tags []Tagged, err error)
 	// PutTag points a tag at v. A *Conflict of kind ErrNewer says that a later generation has moved or deleted it, or
 	// that this generation points it elsewhere; only of two tags of generation 0 the last one written wins.
 	PutTag(repo, tag string, v Version) error
 	// DeleteTag removes a tag. ErrNotFound and *Conflict as for DeleteManifest.
 	DeleteTag(repo, tag string, generation int64) error
-	// PutLayer makes a blob a member of a repository. Generation is NoGeneration for a push, which wins over what came
-	// before it; otherwise a *Conflict of kind ErrNewer says that a later generation has ended the membership.
+	// PutLayer makes a blob a member of a repository, or raises the generation of the membership. A *Conflict of kind
+	// ErrNewer says that a later generation has ended it.
 	PutLayer(repo string, d digest.Digest, size, generation int64) error
 	// DeleteLayer ends a membership. ErrNotFound and *Conflict as for DeleteManifest.
 	DeleteLayer(repo string, d digest.Digest, generation int64) error
 
-	// Enqueue adds a change to the outbox, without the bytes of a manifest, and raises the last generation to the
-	// change's.
-	Enqueue(r cluster.NameRecord) error
+	// Enqueue adds a change to the outbox of a bucket, without the bytes of a manifest, and raises the last generation
+	// to the change's.
+	Enqueue(bucket string, r cluster.NameRecord) error
+	// SetBucket says which bucket's a row of the outbox is. One that is not there is no error.
+	SetBucket(id int64, bucket string) error
 	// Done removes a row of the outbox. One that is not there is no error.
 	Done(id int64) error
 	// RaiseGeneration makes State.LastGeneration at least n.
@@ -109,14 +111,27 @@ type Tx interface {
 	SetMeta(key, value string) error
 }
 
-// NoGeneration is the generation of what has none: blobs that were pushed, and names that another registry wrote.
+// NoGeneration is the generation of what has none: names that another registry, or an older version, wrote. Whatever
+// has one wins.
 const NoGeneration = cluster.NoGeneration
+
+// AllBuckets is no bucket's name, and stands for all of them and for none.
+const AllBuckets = "*"
 
 // Version is what a tag names, and the generation of the change that made it so.
 type Version struct {
 	Digest     digest.Digest
 	Generation int64
 }
+
+// Tagged is a tag that was deleted with its manifest.
+type Tagged struct {
+	Tag        string
+	Generation int64
+}
+
+// Layer is the membership of a blob in a repository.
+type Layer struct{ Size, Generation int64 }
 
 // Manifest is a manifest of a repository.
 type Manifest struct {
@@ -132,6 +147,7 @@ type Manifest struct {
 // OutboxRow is a change that the bucket lacks. Err is set for a row that can't be read.
 type OutboxRow struct {
 	ID     int64
+	Bucket string
 	Record cluster.NameRecord
 	Err    error
 }

@@ -39,8 +39,9 @@ type Bucket interface {
 	Put(ctx context.Context, key string, r io.Reader) error
 	// Delete removes the object; one that is not there is fine.
 	Delete(ctx context.Context, key string) error
-	// List calls fn in the order of keys, until it fails.
-	List(ctx context.Context, prefix string, fn func(Object) error) error
+	// List calls fn for the objects whose key has the prefix and is greater than after, in the order of keys, until it
+	// fails. So a listing that was cut goes on after the last key that fn has seen.
+	List(ctx context.Context, prefix, after string, fn func(Object) error) error
 }
 
 // Config names a bucket and the repositories that use it.

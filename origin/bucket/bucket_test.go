@@ -123,7 +123,7 @@ func TestUnreachableIsNotMissing(t *testing.T) {
 	check("open", err)
 	check("put", b.Put(t.Context(), "a", bytes.NewReader([]byte("b"))))
 	check("delete", b.Delete(t.Context(), "a"))
-	check("list", b.List(t.Context(), "", func(bucket.Object) error { return nil }))
+	check("list", b.List(t.Context(), "", "", func(bucket.Object) error { return nil }))
 	s.SetDown(false)
 	if o, err := b.Stat(t.Context(), "a"); err != nil || o.Size != 1 {
 		t.Errorf("%+v, %v", o, err)
@@ -138,7 +138,7 @@ func TestFolderThatIsGone(t *testing.T) {
 	if err := os.Remove(dir); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.List(t.Context(), "a/", func(bucket.Object) error { return nil }); !errors.Is(err, bucket.ErrUnavailable) || errors.Is(err, bucket.ErrNotFound) {
+	if err := b.List(t.Context(), "a/", "", func(bucket.Object) error { return nil }); !errors.Is(err, bucket.ErrUnavailable) || errors.Is(err, bucket.ErrNotFound) {
 		t.Errorf("list: %v, want ErrUnavailable", err)
 	}
 }

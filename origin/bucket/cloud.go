@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"gocloud.dev/blob"
 	"gocloud.dev/gcerrors"
 )
@@ -77,8 +78,8 @@ func (b *cloud) Delete(ctx context.Context, key string) error {
 	return nil
 }
 
-func (b *cloud) List(ctx context.Context, prefix string, fn func(Object) error) error {
-	it := b.b.List(&blob.ListOptions{Prefix: prefix})
+func (b *cloud) List(ctx context.Context, prefix, after string, fn func(Object) error) error {
+	it := b.b.List(&blob.ListOptions{Prefix: prefix, BeforeList: startAfter(after)})
 	for {
 		o, err := it.Next(ctx)
 		if err == io.EOF {
@@ -87,8 +88,25 @@ func (b *cloud) List(ctx context.Context, prefix string, fn func(Object) error) 
 		if err != nil {
 			return b.fail("list", prefix, err)
 		}
+		if o.Key <= after {
+			continue // the driver can't begin elsewhere than at the first
+		}
 		if err := fn(Object{o.Key, o.Size}); err != nil {
 			return err
 		}
+	}
+}
+
+// startAfter lets S3 begin a listing where it is wanted. Other drivers of the library begin at the first key.
+func startAfter(after string) func(as func(any) bool) error {
+	if after == "" {
+		return nil
+	}
+	return func(as func(any) bool) error {
+		var in *s3.ListObjectsV2Input
+		if as(&in) && in.ContinuationToken == nil {
+			in.StartAfter = &after
+		}
+		return nil
 	}
 }

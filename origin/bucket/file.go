@@ -124,18 +124,29 @@ func syncFile(p string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-func (b *folder) List(ctx context.Context, prefix string, fn func(Object) error) error {
+func (b *folder) List(ctx context.Context, prefix, after string, fn func(Object) error) error {
 	if _, err := os.Stat(b.dir); err != nil { // a folder that is not mounted is not an empty one
 		return b.fail("list", prefix, fmt.Errorf("%s: %w", b.dir, errUnmounted))
 	}
-	return b.walk(ctx, path.Dir(prefix+"x"), prefix, fn)
+	return b.walk(ctx, path.Dir(prefix+"x"), span{prefix, after}, fn)
 }
 
 var errUnmounted = errors.New("the folder is not there")
 
+// span is what of a bucket is listed: the keys with a prefix that are greater than after.
+type span struct{ prefix, after string }
+
+// reaches reports whether a folder, which ends with a slash, may have keys of the span.
+func (s span) reaches(folder string) bool {
+	if !strings.HasPrefix(folder, s.prefix) && !strings.HasPrefix(s.prefix, folder) {
+		return false
+	}
+	return folder > s.after || strings.HasPrefix(s.after, folder)
+}
+
 // walk lists a folder in the order of keys. fileblob's own listing visits a/ before a-b/, repeats keys from page to
 // page for that, and skips what it can't read.
-func (b *folder) walk(ctx context.Context, dir, prefix string, fn func(Object) error) error {
+func (b *folder) walk(ctx context.Context, dir string, s span, fn func(Object) error) error {
 	es, err := os.ReadDir(filepath.Join(b.dir, filepath.FromSlash(dir)))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // gone since it was seen, or nothing has this prefix
@@ -156,11 +167,11 @@ func (b *folder) walk(ctx context.Context, dir, prefix string, fn func(Object) e
 		}
 		sub, isDir := strings.CutSuffix(key, "/")
 		switch {
-		case isDir && (strings.HasPrefix(key, prefix) || strings.HasPrefix(prefix, key)):
-			if err := b.walk(ctx, sub, prefix, fn); err != nil {
+		case isDir && s.reaches(key):
+			if err := b.walk(ctx, sub, s, fn); err != nil {
 				return err
 			}
-		case !isDir && strings.HasPrefix(key, prefix):
+		case !isDir && strings.HasPrefix(key, s.prefix) && key > s.after:
 			fi, err := os.Stat(filepath.Join(b.dir, filepath.FromSlash(key)))
 			if errors.Is(err, fs.ErrNotExist) {
 				continue

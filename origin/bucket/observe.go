@@ -69,9 +69,9 @@ func (o *observed) Delete(ctx context.Context, key string) (err error) {
 	return o.Bucket.Delete(ctx, key)
 }
 
-func (o *observed) List(ctx context.Context, prefix string, fn func(Object) error) (err error) {
+func (o *observed) List(ctx context.Context, prefix, after string, fn func(Object) error) (err error) {
 	defer func(began time.Time) { o.since(began, "list", err) }(time.Now())
-	return o.Bucket.List(ctx, prefix, fn)
+	return o.Bucket.List(ctx, prefix, after, fn)
 }
 
 const (
@@ -150,10 +150,10 @@ func (r retrying) Delete(ctx context.Context, key string) error {
 	return again(ctx, func() (bool, error) { return true, r.Bucket.Delete(ctx, key) })
 }
 
-func (r retrying) List(ctx context.Context, prefix string, fn func(Object) error) error {
+func (r retrying) List(ctx context.Context, prefix, after string, fn func(Object) error) error {
 	return again(ctx, func() (bool, error) {
 		reported := false
-		err := r.Bucket.List(ctx, prefix, func(o Object) error {
+		err := r.Bucket.List(ctx, prefix, after, func(o Object) error {
 			reported = true
 			return fn(o)
 		})

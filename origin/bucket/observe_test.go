@@ -55,7 +55,7 @@ func (f *flaky) Put(ctx context.Context, key string, r io.Reader) error {
 	return f.Bucket.Put(ctx, key, r)
 }
 
-func (f *flaky) List(ctx context.Context, prefix string, fn func(Object) error) error {
+func (f *flaky) List(ctx context.Context, prefix, after string, fn func(Object) error) error {
 	if err := fn(Object{Key: "x"}); err != nil {
 		return err
 	}
@@ -117,7 +117,7 @@ func TestPutIsTriedAgainFromItsStart(t *testing.T) {
 func TestListReportsNothingTwice(t *testing.T) {
 	f := &flaky{Bucket: memory(), failures: 9, err: ErrUnavailable}
 	n := 0
-	if err := retry(f).List(t.Context(), "", func(Object) error { n++; return nil }); err == nil || n != 1 {
+	if err := retry(f).List(t.Context(), "", "", func(Object) error { n++; return nil }); err == nil || n != 1 {
 		t.Errorf("%d calls, %v", n, err)
 	}
 }

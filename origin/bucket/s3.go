@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/url"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	awsconfig "github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
@@ -29,7 +31,11 @@ func checkS3(u *url.URL) error {
 // for all drivers.
 func openS3(ctx context.Context, cfg Config, u *url.URL) (Bucket, error) {
 	q := u.Query()
-	o := []func(*awsconfig.LoadOptions) error{awsconfig.WithRegion(q.Get("region")), awsconfig.WithRetryMaxAttempts(1)}
+	// As many connections are kept as a restore has requests under way: the default of 10 makes the others dial anew.
+	connections := awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) { t.MaxIdleConnsPerHost, t.MaxIdleConns = 128, 256 })
+	o := []func(*awsconfig.LoadOptions) error{
+		awsconfig.WithRegion(q.Get("region")), awsconfig.WithRetryMaxAttempts(1), awsconfig.WithHTTPClient(connections),
+	}
 	if cfg.AccessKey.Value() != "" {
 		o = append(o, awsconfig.WithCredentialsProvider(credentials.NewStaticCredentialsProvider(cfg.AccessKey.Value(), cfg.SecretKey.Value(), "")))
 	}

@@ -83,3 +83,12 @@ func (s *Set) All(fn func(name string, b Bucket) error) error {
 	}
 	return nil
 }
+
+// Wrap returns the set with every bucket decorated by f, as for faults and delays.
+func (s *Set) Wrap(f func(name string, b Bucket) Bucket) *Set {
+	out := &Set{names: s.names, match: s.match}
+	for i, b := range s.buckets {
+		out.buckets = append(out.buckets, f(s.names[i], b))
+	}
+	return out
+}

@@ -280,14 +280,13 @@ func (f *Fetch) dial() {
 	f.t.use(func(lib *torrent.Torrent) { lib.AddPeers(infos) })
 }
 
-// SetWindow makes the length bytes from off on, which a reader will read, come first and in order. It replaces the
-// window that the reader had.
+// SetWindow says that a reader will read length bytes from off on: these pieces come first, in order.
 func (f *Fetch) SetWindow(reader, off, length int64) {
 	f.windows.Set(reader, off, length)
 	f.prioritize()
 }
 
-// DropWindow makes what a reader would have read ordinary again.
+// DropWindow ends SetWindow.
 func (f *Fetch) DropWindow(reader int64) {
 	f.windows.Drop(reader)
 	f.prioritize()
@@ -328,8 +327,7 @@ func (f *Fetch) prioritize() {
 	f.prio = want
 }
 
-// verified counts a piece that the store has marked, and ends the fetch with the last one. Further calls for a piece do
-// nothing.
+// verified is called once or more for each piece that the store has marked.
 func (f *Fetch) verified(i int, from origin) {
 	suspects, last, first := f.board.Verified(i)
 	if !first {
@@ -389,23 +387,23 @@ func (f *Fetch) reprioritize() {
 	}
 }
 
-// Done returns a channel that is closed when all pieces are verified, or the Fetch has failed.
+// Done is closed when all pieces are verified, or the Fetch has failed.
 func (f *Fetch) Done() <-chan struct{} { return f.done }
 
-// Err returns nil before Done, and after it when all pieces are verified; else why the Fetch has failed.
+// Err is nil before Done, and after it when all pieces are verified.
 func (f *Fetch) Err() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.err
 }
 
-// Left returns how many bytes are missing.
+// Left is how many bytes are missing.
 func (f *Fetch) Left() int64 {
 	_, n := f.board.Remaining()
 	return n
 }
 
-// Stats returns what was counted so far.
+// Stats is the state so far.
 func (f *Fetch) Stats() Stats {
 	st := Stats{
 		BytesFromPeers: f.fromPeers.Load(), BytesFromOrigins: f.fromSources.Load(),

@@ -44,8 +44,6 @@ type ClientConfig struct {
 	From netip.Addr `yaml:"-"`
 	// Dial makes connections, nil is the operating system's. Set by tests.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error) `yaml:"-"`
-
-	every lookEvery // set by tests
 }
 
 // tlsTimeout bounds the TLS handshake of a client.
@@ -59,7 +57,7 @@ func NewClient(cfg ClientConfig, log *slog.Logger) (*http.Client, error) {
 	if cfg.ProgressTimeout == 0 {
 		cfg.ProgressTimeout = config.Duration(DefaultProgressTimeout)
 	}
-	d, err := newDenied(cfg.DeniedSerials, cfg.every, log)
+	d, err := newDenied(cfg.DeniedSerials, log)
 	if err != nil {
 		return nil, err
 	}
@@ -99,7 +97,7 @@ func NewClient(cfg ClientConfig, log *slog.Logger) (*http.Client, error) {
 func (cfg ClientConfig) tls(d *denied, log *slog.Logger) (func() (*tls.Config, error), error) {
 	base := &tls.Config{MinVersion: tls.VersionTLS12, VerifyConnection: d.check}
 	if cfg.Cert != "" || cfg.Key != "" {
-		p, err := newPair(cfg.Cert, cfg.Key, cfg.every, log)
+		p, err := newPair(cfg.Cert, cfg.Key, log)
 		if err != nil {
 			return nil, err
 		}
@@ -108,7 +106,7 @@ func (cfg ClientConfig) tls(d *denied, log *slog.Logger) (func() (*tls.Config, e
 	if cfg.CA == "" {
 		return func() (*tls.Config, error) { return base.Clone(), nil }, nil
 	}
-	roots, err := newPool(cfg.CA, cfg.every, log)
+	roots, err := newPool(cfg.CA, log)
 	if err != nil {
 		return nil, err
 	}

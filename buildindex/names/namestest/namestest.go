@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -174,7 +175,15 @@ func (t *suite) tombstones() {
 	dead := names.Version{Generation: 30}
 	t.wantConflict(t.s.Update(t.Context(), func(tx names.Tx) error { return push(tx, a, 20) }), names.ErrNewer, dead)
 	t.wantConflict(t.s.Update(t.Context(), func(tx names.Tx) error { return push(tx, a, 30) }), names.ErrNewer, dead)
+	for ref, want := range map[registry.Reference]int64{v: 30, {Digest: a}: 0} {
+		if got, err := t.s.Deleted(t.Context(), repo, ref); err != nil || got != want {
+			t.Errorf("%s was deleted at %d, %v; want %d", ref, got, err, want)
+		}
+	}
 	t.push(a, 31)
+	if got, err := t.s.Deleted(t.Context(), repo, v); err != nil || got != 0 {
+		t.Errorf("what was put again was deleted at %d, %v", got, err)
+	}
 	t.update(func(tx names.Tx) error { _, err := tx.DeleteManifest(repo, a, 50); return err })
 	dead.Generation = 50
 	t.wantConflict(t.s.Update(t.Context(), func(tx names.Tx) error { return push(tx, a, 40) }), names.ErrNewer, dead)
@@ -201,8 +210,8 @@ func (t *suite) layers() {
 	t.must(put(20))
 	t.wantConflict(remove(10), names.ErrNewer, names.Version{Digest: a, Generation: 20})
 	for _, r := range []string{repo, ""} {
-		if size, err := t.s.Layer(t.Context(), r, a); err != nil || size != 7 {
-			t.Errorf("layer of %q: %d, %v", r, size, err)
+		if l, err := t.s.Layer(t.Context(), r, a); err != nil || l != (names.Layer{Size: 7, Generation: 20}) {
+			t.Errorf("layer of %q: %+v, %v", r, l, err)
 		}
 	}
 	t.must(remove(30))
@@ -215,8 +224,9 @@ func (t *suite) layers() {
 	if err := remove(40); !errors.Is(err, names.ErrNotFound) {
 		t.Errorf("deleted twice: %v", err)
 	}
-	t.must(put(names.NoGeneration)) // bytes that were pushed
-	t.must(remove(41))
+	t.wantConflict(put(names.NoGeneration), names.ErrNewer, names.Version{Generation: 30})
+	t.must(put(41))
+	t.must(remove(42))
 }
 
 // Changes of one name end in the same state in whatever order they come.
@@ -386,10 +396,10 @@ func (t *suite) deletedManifest() {
 	if tags, err := t.s.TagsOf(t.Context(), repo, a); err != nil || len(tags) != 2 {
 		t.Errorf("tags of the manifest: %v, %v", tags, err)
 	}
-	var tags []string
+	var tags []names.Tagged
 	t.update(func(tx names.Tx) (err error) { tags, err = tx.DeleteManifest(repo, a, 9); return err })
-	slices.Sort(tags)
-	if !slices.Equal(tags, []string{"v", "w"}) {
+	slices.SortFunc(tags, func(x, y names.Tagged) int { return strings.Compare(x.Tag, y.Tag) })
+	if !slices.Equal(tags, []names.Tagged{{Tag: "v", Generation: 1}, {Tag: "w", Generation: 1}}) {
 		t.Errorf("tags that went: %v", tags)
 	}
 	t.wantTag("")
@@ -429,7 +439,7 @@ func (t *suite) emptied() {
 func (t *suite) failed() {
 	no := errors.New("no")
 	err := t.s.Update(t.Context(), func(tx names.Tx) error {
-		return errors.Join(push(tx, a, 1), tx.PutLayer(repo, b, 1, names.NoGeneration), tx.SetMeta("k", "v"), tx.Enqueue(cluster.NameRecord{Generation: 5}), no)
+		return errors.Join(push(tx, a, 1), tx.PutLayer(repo, b, 1, names.NoGeneration), tx.SetMeta("k", "v"), tx.Enqueue("x", cluster.NameRecord{Generation: 5}), no)
 	})
 	if !errors.Is(err, no) {
 		t.Errorf("update: %v", err)
@@ -540,7 +550,7 @@ func (t *suite) outbox() {
 	t.update(func(tx names.Tx) error {
 		for i := range 3 {
 			r := cluster.NameRecord{Repository: repo, Tag: fmt.Sprint(i), Bytes: []byte("x"), Signature: []byte("x"), Generation: int64(10 - i)}
-			if err := tx.Enqueue(r); err != nil {
+			if err := tx.Enqueue("x", r); err != nil {
 				return err
 			}
 		}
@@ -550,7 +560,7 @@ func (t *suite) outbox() {
 	if s, err := again.State(t.Context()); err != nil || s != (names.State{LastGeneration: 10, OutboxRows: 3}) {
 		t.Errorf("state %+v, %v", s, err)
 	}
-	rows, err := again.Outbox(t.Context(), 0, 2)
+	rows, err := again.Outbox(t.Context(), "x", 0, 2)
 	if err != nil || len(rows) != 2 || rows[0].Record.Tag != "0" || rows[1].Record.Tag != "1" || rows[0].Record.Bytes != nil || rows[0].Record.Signature != nil {
 		t.Fatalf("rows %+v, %v", rows, err)
 	}
@@ -560,11 +570,19 @@ func (t *suite) outbox() {
 	t.update(func(tx names.Tx) error {
 		return errors.Join(tx.Done(rows[0].ID), tx.Done(rows[1].ID), tx.Done(rows[1].ID))
 	})
-	if rest, err := again.Outbox(t.Context(), rows[1].ID, 10); err != nil || len(rest) != 1 || rest[0].Record.Tag != "2" {
+	if rest, err := again.Outbox(t.Context(), "x", rows[1].ID, 10); err != nil || len(rest) != 1 || rest[0].Record.Tag != "2" {
 		t.Errorf("rest %+v, %v", rest, err)
 	}
+	t.update(func(tx names.Tx) error {
+		return errors.Join(tx.Enqueue("y", cluster.NameRecord{Tag: "of another bucket", Generation: 1}), tx.SetBucket(rows[1].ID+1, "y"), tx.SetBucket(rows[0].ID, "y"))
+	})
+	for bucket, want := range map[string]int{"x": 0, "y": 2, "": 0, names.AllBuckets: 2} {
+		if got, err := again.Outbox(t.Context(), bucket, 0, 10); err != nil || len(got) != want || want > 0 && got[0].Bucket != "y" {
+			t.Errorf("rows of bucket %q: %+v, %v; want %d", bucket, got, err, want)
+		}
+	}
 	t.update(func(tx names.Tx) error { return errors.Join(tx.RaiseGeneration(50), tx.RaiseGeneration(40)) })
-	if s, err := again.State(t.Context()); err != nil || s != (names.State{LastGeneration: 50, OutboxRows: 1}) {
+	if s, err := again.State(t.Context()); err != nil || s != (names.State{LastGeneration: 50, OutboxRows: 2}) {
 		t.Errorf("state %+v, %v", s, err)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"kraken/buildindex/names"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 )
 
@@ -59,18 +60,32 @@ func (s *Store) Tag(ctx context.Context, repo, tag string) (v names.Version, err
 	return v, notFound(err)
 }
 
-// Layer implements names.Store.
-func (s *Store) Layer(ctx context.Context, repo string, d digest.Digest) (size int64, err error) {
-	if repo == "" {
-		err = s.r.QueryRowContext(ctx, `SELECT size FROM layers WHERE digest = ? LIMIT 1`, d).Scan(&size)
-	} else {
-		err = s.r.QueryRowContext(ctx, `SELECT size FROM layers WHERE repository = ? AND digest = ?`, repo, d).Scan(&size)
+// Deleted implements names.Store.
+func (s *Store) Deleted(ctx context.Context, repo string, ref registry.Reference) (generation int64, err error) {
+	kind := cluster.Manifest
+	if ref.Tag != "" {
+		kind = cluster.Tag
 	}
-	return size, notFound(err)
+	err = s.r.QueryRowContext(ctx, `SELECT generation FROM tombstones WHERE repository = ? AND kind = ? AND name = ?`, repo, kind.String(), ref.String()).Scan(&generation)
+	if errors.Is(err, sql.ErrNoRows) {
+		err = nil
+	}
+	return generation, err
+}
+
+// Layer implements names.Store.
+func (s *Store) Layer(ctx context.Context, repo string, d digest.Digest) (l names.Layer, err error) {
+	if repo == "" {
+		err = s.r.QueryRowContext(ctx, `SELECT size, generation FROM layers WHERE digest = ? LIMIT 1`, d).Scan(&l.Size, &l.Generation)
+	} else {
+		err = s.r.QueryRowContext(ctx, `SELECT size, generation FROM layers WHERE repository = ? AND digest = ?`, repo, d).Scan(&l.Size, &l.Generation)
+	}
+	return l, notFound(err)
 }
 
 // The paging queries, which tests see through EXPLAIN.
 const (
+	queryOutbox       = `SELECT id, bucket, record FROM outbox WHERE bucket = ? AND id > ? ORDER BY id LIMIT ?`
 	queryTags         = `SELECT tag AS name FROM tags WHERE repository = ? AND tag > ? ORDER BY tag LIMIT ?`
 	queryRepositories = `SELECT name FROM repositories WHERE name > ? ORDER BY name LIMIT ?`
 	queryReferrers    = `SELECT m.digest, m.media_type, m.artifact_type, c.bytes FROM manifests m JOIN contents c ON c.digest = m.digest WHERE m.repository = ? AND m.subject = ? AND m.subject <> '' AND m.digest > ? ORDER BY m.digest LIMIT ?`
@@ -147,12 +162,15 @@ func (s *Store) Referrers(ctx context.Context, repo string, d digest.Digest, las
 
 // Queued implements names.Store.
 func (s *Store) Queued(ctx context.Context, generation int64) ([]names.OutboxRow, error) {
-	return s.outbox(ctx, `SELECT id, record FROM outbox WHERE generation = ? ORDER BY id`, generation)
+	return s.outbox(ctx, `SELECT id, bucket, record FROM outbox WHERE generation = ? ORDER BY id`, generation)
 }
 
 // Outbox implements names.Store.
-func (s *Store) Outbox(ctx context.Context, after int64, n int) ([]names.OutboxRow, error) {
-	return s.outbox(ctx, `SELECT id, record FROM outbox WHERE id > ? ORDER BY id LIMIT ?`, after, n)
+func (s *Store) Outbox(ctx context.Context, bucket string, after int64, n int) ([]names.OutboxRow, error) {
+	if bucket == names.AllBuckets {
+		return s.outbox(ctx, `SELECT id, bucket, record FROM outbox WHERE id > ? ORDER BY id LIMIT ?`, after, n)
+	}
+	return s.outbox(ctx, queryOutbox, bucket, after, n)
 }
 
 func (s *Store) outbox(ctx context.Context, query string, args ...any) (out []names.OutboxRow, err error) {
@@ -164,7 +182,7 @@ func (s *Store) outbox(ctx context.Context, query string, args ...any) (out []na
 	for rows.Next() {
 		var row names.OutboxRow
 		var b []byte
-		if err := rows.Scan(&row.ID, &b); err != nil {
+		if err := rows.Scan(&row.ID, &row.Bucket, &b); err != nil {
 			return nil, err
 		}
 		if err := json.Unmarshal(b, &row.Record); err != nil {

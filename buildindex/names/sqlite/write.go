@@ -56,20 +56,23 @@ func (t *transaction) notDeletedSince(kind cluster.NameKind, repo string, ref re
 	return err
 }
 
-// bury notes the deletion of a name, unless what is there is newer, a *names.Conflict, and forgets old tombstones. It
-// returns names.ErrNotFound when nothing is there; the deletion is noted all the same.
+// bury notes the deletion of a name, unless what is there is newer, a *names.Conflict. It returns names.ErrNotFound
+// when nothing is there; the deletion is noted all the same.
 func (t *transaction) bury(kind cluster.NameKind, repo string, ref registry.Reference, now names.Version, generation int64) error {
 	if now.Digest != "" && now.Generation > generation {
 		return &names.Conflict{Kind: names.ErrNewer, Repository: repo, Name: ref, Now: now}
-	}
-	if _, err := t.exec(`DELETE FROM tombstones WHERE generation < ?`, generation-names.TombstoneAge.Microseconds()); err != nil {
-		return err
 	}
 	_, err := t.exec(`INSERT INTO tombstones (repository, kind, name, generation) VALUES (?, ?, ?, ?)
 		ON CONFLICT DO UPDATE SET generation = max(generation, excluded.generation)`, repo, kind.String(), ref.String(), generation)
 	if err == nil && now.Digest == "" {
 		err = names.ErrNotFound
 	}
+	return err
+}
+
+// unbury forgets the deletion of a name that is put again: what is there has a higher generation.
+func (t *transaction) unbury(kind cluster.NameKind, repo string, ref registry.Reference) error {
+	_, err := t.exec(`DELETE FROM tombstones WHERE repository = ? AND kind = ? AND name = ?`, repo, kind.String(), ref.String())
 	return err
 }
 
@@ -80,7 +83,11 @@ func (t *transaction) repository(repo string) error {
 
 // PutManifest implements names.Tx.
 func (t *transaction) PutManifest(m names.Manifest) error {
-	if err := t.notDeletedSince(cluster.Manifest, m.Repository, registry.Reference{Digest: m.Digest}, m.Generation); err != nil {
+	ref := registry.Reference{Digest: m.Digest}
+	if err := t.notDeletedSince(cluster.Manifest, m.Repository, ref, m.Generation); err != nil {
+		return err
+	}
+	if err := t.unbury(cluster.Manifest, m.Repository, ref); err != nil {
 		return err
 	}
 	if err := t.repository(m.Repository); err != nil {
@@ -109,6 +116,9 @@ func (t *transaction) PutTag(repo, tag string, v names.Version) error {
 	if now.Digest != "" && (now.Generation > v.Generation || tie) {
 		return &names.Conflict{Kind: names.ErrNewer, Repository: repo, Name: ref, Now: now}
 	}
+	if err := t.unbury(cluster.Tag, repo, ref); err != nil {
+		return err
+	}
 	_, err = t.exec(`INSERT INTO tags (repository, tag, digest, generation) VALUES (?, ?, ?, ?)
 		ON CONFLICT (repository, tag) DO UPDATE SET digest = excluded.digest, generation = excluded.generation`, repo, tag, v.Digest, v.Generation)
 	return err
@@ -128,7 +138,7 @@ func (t *transaction) DeleteTag(repo, tag string, generation int64) error {
 }
 
 // DeleteManifest implements names.Tx. The bytes go with the last repository that has the manifest.
-func (t *transaction) DeleteManifest(repo string, d digest.Digest, generation int64) (tags []string, err error) {
+func (t *transaction) DeleteManifest(repo string, d digest.Digest, generation int64) (tags []names.Tagged, err error) {
 	now, err := t.manifest(repo, d)
 	if err != nil {
 		return nil, err
@@ -150,27 +160,24 @@ func (t *transaction) DeleteManifest(repo string, d digest.Digest, generation in
 
 // deleteTagsOf removes the tags that name a manifest, and returns them. What is newer than such a tag was may set it
 // again, also when it is older than the deletion of the manifest: it names another one.
-func (t *transaction) deleteTagsOf(repo string, d digest.Digest) (tags []string, err error) {
+func (t *transaction) deleteTagsOf(repo string, d digest.Digest) (tags []names.Tagged, err error) {
 	rows, err := t.tx.QueryContext(t.ctx, `SELECT tag, generation FROM tags WHERE repository = ? AND digest = ?`, repo, d)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	was := map[string]int64{}
 	for rows.Next() {
-		var tag string
-		var generation int64
-		if err := rows.Scan(&tag, &generation); err != nil {
+		var was names.Tagged
+		if err := rows.Scan(&was.Tag, &was.Generation); err != nil {
 			return nil, err
 		}
-		was[tag] = generation
-		tags = append(tags, tag)
+		tags = append(tags, was)
 	}
 	if err := rows.Err(); err != nil {
 		return nil, err
 	}
-	for _, tag := range tags {
-		if err := t.DeleteTag(repo, tag, was[tag]); err != nil {
+	for _, was := range tags {
+		if err := t.DeleteTag(repo, was.Tag, was.Generation); err != nil {
 			return nil, err
 		}
 	}
@@ -185,10 +192,12 @@ func (t *transaction) emptied(repo string) error {
 
 // PutLayer implements names.Tx.
 func (t *transaction) PutLayer(repo string, d digest.Digest, size, generation int64) error {
-	if generation != names.NoGeneration {
-		if err := t.notDeletedSince(cluster.Membership, repo, registry.Reference{Digest: d}, generation); err != nil {
-			return err
-		}
+	ref := registry.Reference{Digest: d}
+	if err := t.notDeletedSince(cluster.Membership, repo, ref, generation); err != nil {
+		return err
+	}
+	if err := t.unbury(cluster.Membership, repo, ref); err != nil {
+		return err
 	}
 	if err := t.repository(repo); err != nil {
 		return err
@@ -214,16 +223,22 @@ func (t *transaction) DeleteLayer(repo string, d digest.Digest, generation int64
 }
 
 // Enqueue implements names.Tx. A manifest's bytes are in a table of their own, and its signature is at the origins.
-func (t *transaction) Enqueue(r cluster.NameRecord) error {
+func (t *transaction) Enqueue(bucket string, r cluster.NameRecord) error {
 	r.Bytes, r.Signature = nil, nil
 	b, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
-	if _, err = t.exec(`INSERT INTO outbox (record, generation) VALUES (?, ?)`, b, r.Generation); err != nil {
+	if _, err = t.exec(`INSERT INTO outbox (bucket, record, generation) VALUES (?, ?, ?)`, bucket, b, r.Generation); err != nil {
 		return err
 	}
 	return t.RaiseGeneration(r.Generation)
+}
+
+// SetBucket implements names.Tx.
+func (t *transaction) SetBucket(id int64, bucket string) error {
+	_, err := t.exec(`UPDATE outbox SET bucket = ? WHERE id = ?`, bucket, id)
+	return err
 }
 
 // Done implements names.Tx.

@@ -108,7 +108,7 @@ func list(t *testing.T, b bucket.Bucket) {
 		put(t, b, k, []byte(k))
 	}
 	var got []string
-	err := b.List(t.Context(), "r/", func(o bucket.Object) error {
+	err := b.List(t.Context(), "r/", "", func(o bucket.Object) error {
 		if o.Size != int64(len(o.Key)) {
 			t.Errorf("%+v", o)
 		}
@@ -128,7 +128,7 @@ func list(t *testing.T, b bucket.Bucket) {
 		}
 	}
 	got = nil
-	err = b.List(t.Context(), "many/", func(o bucket.Object) error {
+	err = b.List(t.Context(), "many/", "", func(o bucket.Object) error {
 		if !want[o.Key] {
 			t.Errorf("%s was listed twice or never written", o.Key)
 		}
@@ -139,7 +139,15 @@ func list(t *testing.T, b bucket.Bucket) {
 	if err != nil || len(want) > 0 || !slices.IsSorted(got) {
 		t.Errorf("%v, %d of the keys were not listed, sorted: %v", err, len(want), slices.IsSorted(got))
 	}
-	if err := b.List(t.Context(), "none/", func(o bucket.Object) error { t.Errorf("listed %s", o.Key); return nil }); err != nil {
+	for _, after := range []string{"many/a-b/", "many/a.b/7", "many/a/399", "many/a/zz", "many/", "m", "n"} {
+		wanted := slices.DeleteFunc(slices.Clone(got), func(key string) bool { return key <= after })
+		var rest []string
+		err := b.List(t.Context(), "many/", after, func(o bucket.Object) error { rest = append(rest, o.Key); return nil })
+		if err != nil || !slices.Equal(rest, wanted) {
+			t.Errorf("after %s: %d keys, %v; want %d", after, len(rest), err, len(wanted))
+		}
+	}
+	if err := b.List(t.Context(), "none/", "", func(o bucket.Object) error { t.Errorf("listed %s", o.Key); return nil }); err != nil {
 		t.Error(err)
 	}
 }
@@ -150,7 +158,7 @@ func listEnds(t *testing.T, b bucket.Bucket) {
 	}
 	enough := errors.New("enough")
 	n := 0
-	if err := b.List(t.Context(), "r/", func(bucket.Object) error { n++; return enough }); !errors.Is(err, enough) || n != 1 {
+	if err := b.List(t.Context(), "r/", "", func(bucket.Object) error { n++; return enough }); !errors.Is(err, enough) || n != 1 {
 		t.Errorf("%d calls, %v", n, err)
 	}
 }

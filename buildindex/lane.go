@@ -1,0 +1,212 @@
+package buildindex
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"kraken/buildindex/names"
+	"kraken/origin/bucket"
+	"kraken/proto/layout"
+)
+
+const (
+	outboxBatch = 1000
+	outboxPoll  = 500 * time.Millisecond
+	outboxMax   = 10 * time.Second // between tries while the bucket is down
+	outboxIdle  = time.Minute      // without anything to do
+	// rowsAtOnce is how many changes are written to one bucket at the same time; each has few requests under way.
+	rowsAtOnce = 128
+	rowTimeout = time.Minute // for one row
+)
+
+// lane writes the changes for one bucket, and only these: what stops one bucket stops no other. The lane without a name
+// has the rows of repositories for which no bucket is configured.
+type lane struct {
+	x    *Index
+	name string
+	kick chan struct{}
+
+	mu  sync.Mutex
+	err error // of the last round
+}
+
+// lanes makes one for each bucket, and one for repositories without.
+func (x *Index) newLanes() (out []*lane) {
+	for _, c := range x.cfg.Buckets {
+		out = append(out, &lane{x: x, name: c.Name, kick: make(chan struct{}, 1)})
+	}
+	return append(out, &lane{x: x, kick: make(chan struct{}, 1)})
+}
+
+// bucketOf returns the name of a repository's bucket, empty when none is configured.
+func (x *Index) bucketOf(repo string) string {
+	name, _, _ := x.buckets.For(repo)
+	return name
+}
+
+// outbox writes changes to the buckets until ctx is done.
+func (x *Index) outbox(ctx context.Context) error {
+	if err := x.assign(ctx); err != nil {
+		return err
+	}
+	var g errgroup.Group
+	for _, l := range x.lanes {
+		g.Go(func() error { l.run(ctx); return nil })
+	}
+	return g.Wait()
+}
+
+// assign tells every queued change its bucket, where the configuration has changed since it was queued.
+func (x *Index) assign(ctx context.Context) error {
+	after := int64(0)
+	for {
+		rows, err := x.db.Outbox(ctx, names.AllBuckets, after, outboxBatch)
+		if err != nil || len(rows) == 0 {
+			return err
+		}
+		after = rows[len(rows)-1].ID
+		err = x.db.Update(ctx, func(tx names.Tx) error {
+			for _, row := range rows {
+				if want := x.bucketOf(row.Record.Repository); row.Err == nil && row.Bucket != want {
+					if err := tx.SetBucket(row.ID, want); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("outbox: %w", err)
+		}
+	}
+}
+
+// wake makes all lanes look for changes.
+func (x *Index) wake() {
+	for _, l := range x.lanes {
+		select {
+		case l.kick <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// drain works once through the outbox of every bucket. left says that rows have to wait.
+func (x *Index) drain(ctx context.Context) (left bool, err error) {
+	lefts, errs := make([]bool, len(x.lanes)), make([]error, len(x.lanes))
+	var wg sync.WaitGroup
+	for i, l := range x.lanes {
+		wg.Go(func() { lefts[i], errs[i] = l.round(ctx) })
+	}
+	wg.Wait()
+	for _, l := range lefts {
+		left = left || l
+	}
+	return left, errors.Join(errs...)
+}
+
+func (l *lane) run(ctx context.Context) {
+	if l.name != "" {
+		if b, ok := l.x.buckets.Get(l.name); ok {
+			l.report(ctx, probe(ctx, l.name, b))
+		}
+	}
+	wait := outboxPoll
+	for {
+		left, err := l.round(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		l.report(ctx, err)
+		pause := wait
+		switch {
+		case err != nil:
+			l.x.m.outboxErrors.Inc()
+			wait = min(2*wait, outboxMax)
+		case left:
+			wait = outboxPoll
+		default:
+			pause, wait = outboxIdle, outboxPoll
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+		case <-l.kick:
+		case <-timer.C:
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// report notes how the last round went, and logs when that changes.
+func (l *lane) report(ctx context.Context, err error) {
+	l.mu.Lock()
+	was := l.err
+	l.err = err
+	l.mu.Unlock()
+	if ctx.Err() != nil || (was == nil) == (err == nil) && errors.Is(was, errNoBucket) == errors.Is(err, errNoBucket) {
+		return
+	}
+	if err != nil {
+		l.x.log.Warn("names will be written to the bucket later; pushes go on", "bucket", l.name, "error", err)
+	} else {
+		l.x.log.Info("the bucket takes names again", "bucket", l.name)
+	}
+}
+
+// check is what readiness says of the bucket.
+func (l *lane) check(context.Context) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
+}
+
+var errNoBucket = errors.New("there is no such bucket: create it, or correct its url")
+
+// probe asks a bucket anything. It returns errNoBucket for one that does not exist.
+func probe(ctx context.Context, name string, b bucket.Bucket) error {
+	limit, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	answered := errors.New("answered")
+	err := b.List(limit, layout.RepositoriesRoot, "", func(bucket.Object) error { return answered })
+	switch {
+	case err == nil, errors.Is(err, answered):
+		return nil
+	case errors.Is(err, bucket.ErrNotFound):
+		return fmt.Errorf("bucket %s: %w", name, errNoBucket)
+	}
+	return err
+}
+
+// round works once through the rows of the lane. left says that rows have to wait; an error, that the bucket, or
+// origins, could not be asked. A row that fails for a reason of its own is set aside for a while, and the others go on.
+func (l *lane) round(ctx context.Context) (left bool, err error) {
+	after := int64(0)
+	var unreachable error
+	for {
+		rows, err := l.x.db.Outbox(ctx, l.name, after, outboxBatch)
+		if err != nil {
+			return true, err
+		}
+		if len(rows) == 0 {
+			return left, unreachable
+		}
+		after = rows[len(rows)-1].ID
+		b := &batch{lane: l, rows: rows}
+		if err := b.run(ctx); err != nil {
+			return true, err
+		}
+		left = left || b.left > 0
+		if b.unreachable != nil {
+			unreachable = b.unreachable
+		}
+	}
+}
