@@ -47,6 +47,7 @@ type Origin struct {
 	commits     *commits
 	kick        chan struct{} // write-back has something to do
 	busy        sync.Map      // digest → true while it is written back or moved
+	failing     sync.Map      // name of a bucket → failure, while it does not answer
 
 	nameKeys   cluster.NameKeys // whose name records are believed; all where there is none
 	unsigned   sync.Once        // says in the log that there is none
@@ -62,6 +63,7 @@ type Origin struct {
 type retry struct {
 	at    time.Time
 	delay time.Duration
+	alone bool // fewer origins than replicas were found to owe it
 }
 
 // New opens the store, binds the listeners and finds what is to be written back. Run serves.
@@ -111,7 +113,7 @@ func (o *Origin) assemble(c *role.Chassis) (err error) {
 // openDisk opens the store and binds the peer listener that seeds from it.
 func (o *Origin) openDisk(c *role.Chassis) (err error) {
 	o.store, err = store.Open(store.Config{
-		Dir: o.cfg.Dir, Capacity: int64(o.cfg.Capacity), Keep: o.cfg.Keep, Sessions: o.cfg.Uploads, Logger: o.log, OnEvict: o.evicted,
+		Dir: o.cfg.Dir, Capacity: int64(o.cfg.Capacity), Keep: o.cfg.Keep, Sessions: o.cfg.Uploads, Logger: o.log, OnEvict: o.evicted, OnRotten: o.rotten,
 		OpenFS: o.cfg.OpenFS,
 	})
 	if err != nil {

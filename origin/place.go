@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -17,16 +16,15 @@ import (
 	"kraken/proto/registry"
 )
 
-// copyFrom heals an owner that lacks a blob which another origin has.
+// copyFrom heals an owner that lacks a blob which another origin has. What the other owes the bucket is owed here, too.
 func (o *Origin) copyFrom(ctx context.Context, or *cluster.Origin, repo string, d digest.Digest) {
 	if _, again := o.busy.LoadOrStore(d, true); again {
 		return
 	}
 	defer o.busy.Delete(d)
-	c, err := or.LocalOpen(ctx, repo, d, registry.Whole)
+	m, err := o.debtOf(ctx, or, repo, d)
 	if err == nil {
-		_, err = o.store.Ingest(ctx, d, c.Size, c.Body, nil)
-		c.Close()
+		err = o.copyWithDebt(ctx, or, repo, d, m)
 	}
 	if err != nil {
 		o.log.Info("blob was not copied from another origin", "digest", d, "origin", or.ID, "error", err)
@@ -35,64 +33,55 @@ func (o *Origin) copyFrom(ctx context.Context, or *cluster.Origin, repo string, 
 	o.committed(d)
 }
 
-// spread sees to it that every other owner has a copy: one may have been down when the blob was pushed.
+// copyWithDebt copies a blob from another origin's disk to this one, with a debt where m is not nil.
+func (o *Origin) copyWithDebt(ctx context.Context, or *cluster.Origin, repo string, d digest.Digest, m *store.Marker) error {
+	c, err := or.LocalOpen(ctx, repo, d, registry.Whole)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = o.store.Ingest(ctx, d, c.Size, c.Reader(), m)
+	return err
+}
+
+// spread makes every other owner owe a blob that this origin owes: one may have been down when the blob was pushed, or
+// have a copy without the debt.
 func (o *Origin) spread(ctx context.Context, d digest.Digest, m store.Marker) error {
+	if len(m.Repositories) == 0 {
+		return fmt.Errorf("marker of %s names no repository", d)
+	}
 	var errs []error
 	for _, or := range o.origins.Owners(d) {
 		if or.ID == o.cfg.ID {
 			continue
 		}
-		if err := o.give(ctx, or, d, m); err != nil {
+		if err := o.handOver(ctx, or, d, m); err != nil {
 			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// give copies the blob to an origin that lacks it, with the debt to the bucket.
-func (o *Origin) give(ctx context.Context, or *cluster.Origin, d digest.Digest, m store.Marker) error {
-	repo := m.Repositories[0]
-	_, err := or.LocalStat(ctx, repo, d)
-	if err == nil {
-		return nil
-	}
-	if !errors.Is(err, registry.ErrBlobUnknown) {
-		return fmt.Errorf("ask %s for %s: %w", or.ID, d, err)
-	}
-	for _, repo := range m.Repositories {
-		c, err := o.local(d)
-		if err != nil {
-			return err
-		}
-		err = or.Replicate(ctx, repo, d, c.Size, true, c.Reader())
-		c.Close()
-		if err != nil {
-			return fmt.Errorf("copy %s to %s: %w", d, or.ID, err)
-		}
-	}
-	o.m.replicated.Inc()
-	return nil
-}
-
-// moveToOwners gives a blob that was pushed before its digest was known to those whose it is, then drops it here. Until
-// then this origin keeps it, and lookups find it by walking the rendezvous order.
-func (o *Origin) moveToOwners(ctx context.Context, d digest.Digest, m store.Marker) (wait time.Duration, err error) {
-	if len(m.Repositories) == 0 {
-		return 0, fmt.Errorf("marker of %s names no repository", d)
-	}
+// moveToOwners hands a blob that was pushed before its digest was known over to those whose it is, then drops it here.
+// Until all of them owe it this origin keeps it, and lookups find it by walking the rendezvous order.
+func (o *Origin) moveToOwners(ctx context.Context, d digest.Digest, m store.Marker) error {
 	if err := o.spread(ctx, d, m); err != nil {
-		return 0, err
+		return err
 	}
-	// Two others have it now, and owe it to the bucket.
 	for _, target := range slices.Clone(m.Targets) {
 		if err := o.store.Unmark(d, m, target); err != nil {
-			return 0, err
+			return err
 		}
 	}
-	if err := o.DeleteBlob(ctx, "", d); err != nil && !errors.Is(err, registry.ErrUnsupported) {
-		return 0, err
+	return o.leave(ctx, d)
+}
+
+// leave drops a copy that belongs elsewhere, unless it is owed again since.
+func (o *Origin) leave(ctx context.Context, d digest.Digest) error {
+	if err := o.DeleteBlob(ctx, "", d); err != nil && !errors.Is(err, registry.ErrUnsupported) && !errors.Is(err, registry.ErrBlobUnknown) {
+		return err
 	}
-	return 0, nil
+	return nil
 }
 
 // replicate takes a copy from another origin.
@@ -124,6 +113,8 @@ func (o *Origin) blobRoute(w http.ResponseWriter, r *http.Request, repo string, 
 		}
 		w.Header().Set("Content-Length", strconv.FormatInt(i.Size, 10))
 		w.Header().Set("Docker-Content-Digest", d.String())
+		_, err = o.store.Marker(d)
+		w.Header().Set(cluster.WritebackHeader, strconv.FormatBool(err == nil))
 		w.WriteHeader(http.StatusOK)
 		return nil
 	case http.MethodGet:

@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -82,7 +84,7 @@ func (o *Origin) workOff(ctx context.Context, d digest.Digest) {
 	if err != nil {
 		return // paid meanwhile
 	}
-	wait, err := o.workOnce(ctx, d, m)
+	wait, alone, err := o.workOnce(ctx, d, m)
 	if ctx.Err() != nil {
 		return
 	}
@@ -94,6 +96,7 @@ func (o *Origin) workOff(ctx context.Context, d digest.Digest) {
 		return
 	}
 	r := o.retry[d]
+	r.alone = alone
 	r.delay = min(max(2*r.delay, time.Second), maxBackoff)
 	if err == nil {
 		r.delay = min(r.delay, wait)
@@ -106,59 +109,123 @@ func (o *Origin) workOff(ctx context.Context, d digest.Digest) {
 	o.retry[d] = r
 }
 
-// workOnce makes one try. It returns 0 when nothing is owed any more, else after how long at most to try again.
-func (o *Origin) workOnce(ctx context.Context, d digest.Digest, m store.Marker) (wait time.Duration, err error) {
+// workOnce makes one try. It returns 0 when nothing is owed any more, else after how long at most to try again; alone
+// says that not all owners are known to owe the blob.
+func (o *Origin) workOnce(ctx context.Context, d digest.Digest, m store.Marker) (wait time.Duration, alone bool, err error) {
 	if size, lost := o.store.Lost(d); lost {
 		if settled, err := o.recover(ctx, d, m, size); settled || err != nil {
-			return 0, err
+			return 0, true, err
 		}
 	}
-	if !o.origins.Ring().Owns(o.cfg.ID, d) {
-		return o.moveToOwners(ctx, d, m)
+	i, err := o.store.Stat(d)
+	if err != nil {
+		return 0, true, err
+	}
+	// The bucket first: who has paid must not be made to owe again.
+	left, berr := o.payWhatIsThere(ctx, d, m, i.Size)
+	owns := o.origins.Ring().Owns(o.cfg.ID, d)
+	switch {
+	case len(left) == 0 && owns:
+		return 0, false, nil
+	case len(left) == 0:
+		return 0, false, o.leave(ctx, d)
+	case !owns:
+		err := o.moveToOwners(ctx, d, m)
+		return 0, err != nil, err
 	}
 	if err := o.spread(ctx, d, m); err != nil {
-		// The other owner is down. The bucket must not wait for it.
-		o.log.Info("the other owner has no copy yet", "digest", d, "error", err)
+		// The bucket must not wait for an owner that is down.
+		alone = true
+		o.log.Info("not all owners owe a blob yet", "digest", d, "error", err)
 	}
-	for _, target := range m.Targets {
-		b, ok := o.buckets.Get(target)
-		if !ok {
-			return 0, fmt.Errorf("marker of %s names bucket %q, which is not configured", d, target)
-		}
-		done, err := o.intoBucket(ctx, d, m, target, b)
-		if err != nil {
-			return 0, err
-		}
-		if !done {
-			return 2 * time.Second, nil
-		}
+	if berr != nil {
+		return 0, alone, berr
 	}
-	return 0, nil
+	if !o.leads(ctx, d) && time.Since(m.Created) <= time.Duration(o.cfg.Takeover) {
+		return 2 * time.Second, alone, nil
+	}
+	for _, target := range left {
+		b, _ := o.buckets.Get(target)
+		if err := o.upload(ctx, d, b); err != nil {
+			return 0, alone, err
+		}
+		if err := o.paid(ctx, d, m, target, b); err != nil {
+			return 0, alone, err
+		}
+		o.m.writtenBack.Inc()
+	}
+	return 0, false, nil
 }
 
-// intoBucket writes the blob, or waits for the first owner to do so.
-func (o *Origin) intoBucket(ctx context.Context, d digest.Digest, m store.Marker, target string, b bucket.Bucket) (done bool, err error) {
-	i, err := o.store.Stat(d)
+// payWhatIsThere takes off the debt what a bucket has. left are the targets that don't have the blob, or that could not
+// be asked; of these err tells why.
+func (o *Origin) payWhatIsThere(ctx context.Context, d digest.Digest, m store.Marker, size int64) (left []string, err error) {
+	var errs []error
+	for _, target := range slices.Clone(m.Targets) {
+		done, err := o.payIfThere(ctx, d, m, target, size)
+		if err != nil {
+			errs = append(errs, err)
+		}
+		if !done {
+			left = append(left, target)
+		}
+	}
+	return left, errors.Join(errs...)
+}
+
+// payIfThere takes one bucket off the debt if it has the blob, verified. size may be store.SizeUnknown.
+func (o *Origin) payIfThere(ctx context.Context, d digest.Digest, m store.Marker, target string, size int64) (bool, error) {
+	b, ok := o.buckets.Get(target)
+	if !ok {
+		return false, fmt.Errorf("marker of %s names bucket %q, which is not configured", d, target)
+	}
+	if f, ok := o.failing.Load(target); ok && time.Now().Before(f.(failure).until) {
+		return false, f.(failure).err
+	}
+	there, err := hasVerified(ctx, b, d, size)
+	if err == nil && there {
+		err = o.paid(ctx, d, m, target, b)
+	}
+	if err != nil && ctx.Err() == nil {
+		o.failing.Store(target, failure{err, time.Now().Add(bucketPause)})
+	}
+	return there && err == nil, err
+}
+
+// bucketPause is how long a bucket that did not answer is not asked about further debts: it may hang, and what the
+// owners owe each other must not wait for it.
+const bucketPause = 2 * time.Second
+
+// failure is why a bucket did not answer.
+type failure struct {
+	err   error
+	until time.Time
+}
+
+// hasVerified reports whether a bucket has the blob: by the digest that the bucket keeps with the object, which was
+// hashed on its way there, or by reading it. size may be store.SizeUnknown.
+func hasVerified(ctx context.Context, b bucket.Bucket, d digest.Digest, size int64) (bool, error) {
+	obj, err := b.Stat(ctx, layout.BlobKey(d))
+	switch {
+	case errors.Is(err, bucket.ErrNotFound):
+		return false, nil
+	case err != nil:
+		return false, err
+	case size != store.SizeUnknown && obj.Size != size:
+		return false, nil
+	case obj.Digest == d:
+		return true, nil
+	}
+	r, err := b.Open(ctx, layout.BlobKey(d), 0, -1)
 	if err != nil {
 		return false, err
 	}
-	obj, err := b.Stat(ctx, layout.BlobKey(d))
-	switch {
-	case err == nil && obj.Size == i.Size:
-	case err != nil && !errors.Is(err, bucket.ErrNotFound):
-		return false, err
-	case o.leads(ctx, d) || time.Since(m.Created) > time.Duration(o.cfg.Takeover):
-		if err := o.upload(ctx, d, b); err != nil {
-			return false, err
-		}
-	default:
-		return false, nil
-	}
-	if err := o.paid(ctx, d, m, target, b); err != nil {
+	defer r.Close()
+	v := d.Verifier()
+	if _, err := io.Copy(v, r); err != nil {
 		return false, err
 	}
-	o.m.writtenBack.Inc()
-	return true, nil
+	return v.Verified(), nil
 }
 
 // paid links a blob that a bucket has to the repositories that it was pushed to, and takes the bucket off what is owed.
@@ -172,14 +239,17 @@ func (o *Origin) paid(ctx context.Context, d digest.Digest, m store.Marker, targ
 	return o.store.Unmark(d, m, target)
 }
 
-// leads says that this origin is the first owner that is alive.
+// leads reports whether this origin is the first of the owners that owe the blob and answer.
 func (o *Origin) leads(ctx context.Context, d digest.Digest) bool {
 	for _, or := range o.origins.Owners(d) {
 		if or.ID == o.cfg.ID {
 			return true
 		}
 		pctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-		_, err := or.LocalStat(pctx, cluster.AnyRepository, d)
+		_, err := or.Owes(pctx, cluster.AnyRepository, d)
+		if errors.Is(err, registry.ErrUnsupported) { // of an older version
+			_, err = or.LocalStat(pctx, cluster.AnyRepository, d)
+		}
 		cancel()
 		if err == nil {
 			return false
@@ -188,14 +258,21 @@ func (o *Origin) leads(ctx context.Context, d digest.Digest) bool {
 	return true
 }
 
-// upload writes bytes, then metainfo.
+// upload writes bytes, then metainfo. The bytes are hashed on their way: what has rotted here does not get into the
+// bucket, and is dropped.
 func (o *Origin) upload(ctx context.Context, d digest.Digest, b bucket.Bucket) error {
 	c, err := o.local(d)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	if err := b.Put(ctx, layout.BlobKey(d), c.Reader()); err != nil {
+	body, err := bucket.NewChecked(d, c.Reader())
+	if err != nil {
+		return err
+	}
+	if err := b.Put(ctx, layout.BlobKey(d), body); errors.Is(err, bucket.ErrContent) {
+		return errors.Join(fmt.Errorf("write back %s: %w", d, err), o.dropRotten(ctx, d))
+	} else if err != nil {
 		return err
 	}
 	mi, err := o.metainfo(ctx, d)
@@ -208,7 +285,7 @@ func (o *Origin) upload(ctx context.Context, d digest.Digest, b bucket.Bucket) e
 // status is what is left to write back. It is answered from memory.
 func (o *Origin) status() cluster.WritebackStatus {
 	n, oldest := o.store.Debts()
-	s := cluster.WritebackStatus{Pending: n, Names: o.store.NumNames(), Scanning: o.store.Scanning(), Lost: o.store.NumLost()}
+	s := cluster.WritebackStatus{Pending: n, Names: o.store.NumNames(), Scanning: o.store.Scanning(), Lost: o.store.NumLost(), Alone: o.alone()}
 	if s.Scanning {
 		s.Pending++ // there may be more: nobody must take 0 for an answer yet
 	}

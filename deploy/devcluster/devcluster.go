@@ -5,6 +5,7 @@
 package devcluster
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ type Options struct {
 	Bin     string // folder with the binaries, for processes
 	Runtime string // how components run: process (the default) or docker
 	Agents  int
+	Origins int // default 3; the others get free ports
 	Proxies int // default 1; the others beside the first get free ports
 	// FreePorts gives every component ports that are free now, so that several clusters run side by side. Without it
 	// the first four agents and everything else have the ports of the design, 16000-16100.
@@ -113,8 +115,12 @@ func Plan(o Options) (*Cluster, error) {
 		cl.Components = append(cl.Components, c)
 	}
 	add("kraken-testfs-01", "testfs", 16050)
-	for i := 1; i <= 3; i++ {
-		add(fmt.Sprintf("kraken-origin-%02d", i), "origin", 16030+i, 16033+i, 16040+i)
+	for i := 1; i <= cmp.Or(o.Origins, 3); i++ {
+		ports := []int{16030 + i, 16033 + i, 16040 + i}
+		if i > 3 && err == nil {
+			ports, err = freePorts(3, taken)
+		}
+		add(fmt.Sprintf("kraken-origin-%02d", i), "origin", ports...)
 	}
 	add("kraken-tracker-01", "tracker", 16020, 16021)
 	add("kraken-build-index-01", "build-index", 16010, 16011)

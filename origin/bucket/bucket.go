@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"gocloud.dev/blob/memblob"
 
 	"kraken/proto/config"
@@ -28,6 +29,9 @@ var (
 type Object struct {
 	Key  string
 	Size int64
+	// Digest is what the bytes were when they were written, hashed on their way: who wrote them had a Checked body, and
+	// the bucket can keep that beside the object. Empty when it is not known; List does not tell it.
+	Digest digest.Digest
 }
 
 // Bucket keeps objects under keys, which are paths. Safe for concurrent use.
@@ -35,7 +39,8 @@ type Bucket interface {
 	Stat(ctx context.Context, key string) (Object, error)
 	// Open reads length bytes from off on; -1 is to the end.
 	Open(ctx context.Context, key string, off, length int64) (io.ReadCloser, error)
-	// Put makes the object visible whole and durable, or not at all. It replaces an older one.
+	// Put makes the object visible whole and durable, or not at all. It replaces an older one. Of a Checked body with
+	// other content nothing is written: ErrContent.
 	Put(ctx context.Context, key string, r io.Reader) error
 	// Delete removes the object; one that is not there is fine.
 	Delete(ctx context.Context, key string) error
@@ -49,7 +54,9 @@ type Config struct {
 	// Name is how markers on disk call the bucket: never rename one that has blobs to be written back.
 	Name string `yaml:"name"`
 	// URL is file:///absolute/folder, with ?mode=0640 where others may read its files (default 0600), or
-	// s3://bucket?region=…&endpoint=http://host:port&use_path_style=true; mem:// for tests.
+	// s3://bucket?region=…&endpoint=http://host:port&use_path_style=true; mem:// for tests. With &checksum=sha256 S3
+	// checks what it is sent by x-amz-checksum-sha256; that is so without endpoint, too, and checksum=none turns it
+	// off.
 	URL string `yaml:"url"`
 	// AccessKey and SecretKey are for s3; without them the usual AWS sources are asked.
 	AccessKey config.Secret `yaml:"access_key"`

@@ -2,10 +2,12 @@ package bucket
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/opencontainers/go-digest"
 	"gocloud.dev/blob"
 	"gocloud.dev/gcerrors"
 )
@@ -14,7 +16,12 @@ import (
 type cloud struct {
 	b    *blob.Bucket
 	name string
+	// beforeWrite changes the driver's request before an object is written; nil changes nothing.
+	beforeWrite func(as func(any) bool) error
 }
+
+// digestKey is the key of an object's metadata that tells its digest, of those that were hashed on their way.
+const digestKey = "kraken-digest"
 
 // refused is an error that another try can't change.
 type refused struct{ error }
@@ -28,6 +35,10 @@ func (b *cloud) fail(what, key string, err error) error {
 		return fmt.Errorf("%s %s in bucket %s: %w", what, key, b.name, ErrNotFound)
 	case gcerrors.PermissionDenied, gcerrors.InvalidArgument, gcerrors.Unimplemented, gcerrors.FailedPrecondition:
 		err = refused{err}
+	default:
+		if errors.Is(err, ErrContent) {
+			err = refused{err}
+		}
 	}
 	return fmt.Errorf("%s %s in bucket %s: %w: %w", what, key, b.name, ErrUnavailable, err)
 }
@@ -39,7 +50,7 @@ func (b *cloud) Stat(ctx context.Context, key string) (Object, error) {
 	if err != nil {
 		return Object{}, b.fail("stat", key, err)
 	}
-	return Object{key, a.Size}, nil
+	return Object{Key: key, Size: a.Size, Digest: digest.Digest(a.Metadata[digestKey])}, nil
 }
 
 func (b *cloud) Open(ctx context.Context, key string, off, length int64) (io.ReadCloser, error) {
@@ -54,7 +65,11 @@ func (b *cloud) Put(ctx context.Context, key string, r io.Reader) error {
 	// Cancelling the context is how the library drops what was written so far.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	w, err := b.b.NewWriter(ctx, key, &blob.WriterOptions{ContentType: "application/octet-stream"})
+	o := &blob.WriterOptions{ContentType: "application/octet-stream", BeforeWrite: b.beforeWrite}
+	if c, ok := r.(*Checked); ok {
+		o.Metadata = map[string]string{digestKey: c.Digest().String()}
+	}
+	w, err := b.b.NewWriter(ctx, key, o)
 	if err != nil {
 		return b.fail("write", key, err)
 	}
@@ -91,7 +106,7 @@ func (b *cloud) List(ctx context.Context, prefix, after string, fn func(Object) 
 		if o.Key <= after {
 			continue // the driver can't begin elsewhere than at the first
 		}
-		if err := fn(Object{o.Key, o.Size}); err != nil {
+		if err := fn(Object{Key: o.Key, Size: o.Size}); err != nil {
 			return err
 		}
 	}

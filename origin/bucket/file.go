@@ -14,7 +14,9 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 
+	"github.com/opencontainers/go-digest"
 	"gocloud.dev/blob/fileblob"
 )
 
@@ -78,10 +80,35 @@ func (b *folder) Put(ctx context.Context, key string, r io.Reader) error {
 	if err := os.Chmod(filepath.Join(b.dir, filepath.FromSlash(key)), b.mode); err != nil {
 		return b.fail("chmod", key, err)
 	}
+	if c, ok := r.(*Checked); ok {
+		b.keepDigest(key, c.Digest())
+	}
 	if err := b.sync(key); err != nil {
 		return b.fail("sync", key, err)
 	}
 	return nil
+}
+
+// digestAttribute is the extended attribute of a file that tells its digest. It goes with the file: what is written in
+// its place has none, or its own.
+const digestAttribute = "user.kraken.digest"
+
+// keepDigest writes a digest beside the bytes. Where the file system can't, the bytes are read when somebody asks.
+func (b *folder) keepDigest(key string, d digest.Digest) {
+	_ = syscall.Setxattr(filepath.Join(b.dir, filepath.FromSlash(key)), digestAttribute, []byte(d), 0)
+}
+
+// Stat implements Bucket.
+func (b *folder) Stat(ctx context.Context, key string) (Object, error) {
+	o, err := b.cloud.Stat(ctx, key)
+	if err != nil {
+		return o, err
+	}
+	var buf [256]byte
+	if n, err := syscall.Getxattr(filepath.Join(b.dir, filepath.FromSlash(key)), digestAttribute, buf[:]); err == nil {
+		o.Digest = digest.Digest(buf[:n])
+	}
+	return o, nil
 }
 
 // sync makes a file and the names of all folders down to it durable: fileblob renames without a sync. A folder that was
@@ -179,7 +206,7 @@ func (b *folder) walk(ctx context.Context, dir string, s span, fn func(Object) e
 			if err != nil {
 				return b.fail("list", key, err)
 			}
-			if err := fn(Object{key, fi.Size()}); err != nil {
+			if err := fn(Object{Key: key, Size: fi.Size()}); err != nil {
 				return err
 			}
 		}

@@ -11,6 +11,8 @@ import (
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	awsconfig "github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/feature/s3/transfermanager"
+	"github.com/aws/aws-sdk-go-v2/feature/s3/transfermanager/types"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"gocloud.dev/blob/s3blob"
 )
@@ -20,9 +22,12 @@ func checkS3(u *url.URL) error {
 		return errors.New("want s3://bucket")
 	}
 	for k := range u.Query() {
-		if k != "region" && k != "endpoint" && k != "use_path_style" {
-			return fmt.Errorf("unknown parameter %q: want region, endpoint, use_path_style", k)
+		if k != "region" && k != "endpoint" && k != "use_path_style" && k != "checksum" {
+			return fmt.Errorf("unknown parameter %q: want region, endpoint, use_path_style, checksum", k)
 		}
+	}
+	if c := u.Query().Get("checksum"); c != "" && c != "none" && c != "sha256" {
+		return fmt.Errorf("checksum=%.20q: want sha256 or none", c)
 	}
 	return nil
 }
@@ -56,5 +61,19 @@ func openS3(ctx context.Context, cfg Config, u *url.URL) (Bucket, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &cloud{b: b, name: cfg.Name}, nil
+	c := &cloud{b: b, name: cfg.Name}
+	// Not every S3 knows checksums: that of the service itself does.
+	if how := q.Get("checksum"); how == "sha256" || how == "" && q.Get("endpoint") == "" {
+		c.beforeWrite = withChecksum
+	}
+	return c, nil
+}
+
+// withChecksum makes the bucket check each part of an object as it was sent (x-amz-checksum-sha256).
+func withChecksum(as func(any) bool) error {
+	var in *transfermanager.UploadObjectInput
+	if as(&in) {
+		in.ChecksumAlgorithm = types.ChecksumAlgorithmSha256
+	}
+	return nil
 }

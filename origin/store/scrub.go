@@ -131,8 +131,8 @@ func (s *Store) scrubAll(ctx context.Context, limit *rate.Limiter) error {
 	return nil
 }
 
-// Scrub verifies a whole blob again. One that has rotted is removed, unless it is owed to the bucket: ErrDigestMismatch
-// either way. It is not an access, and does not keep the blob from being evicted.
+// Scrub verifies a whole blob again. One that has rotted is removed, and what it owes to the bucket stays owed:
+// ErrDigestMismatch. It is not an access, and does not keep the blob from being evicted.
 func (s *Store) Scrub(ctx context.Context, d digest.Digest) error {
 	return s.scrubBlob(ctx, d, rate.NewLimiter(rate.Inf, 0), aligned(scrubChunk))
 }
@@ -143,11 +143,15 @@ func (s *Store) scrubBlob(ctx context.Context, d digest.Digest, limit *rate.Limi
 	}
 	s.mu.Lock()
 	e := s.entries[d]
+	owed := e != nil && e.marked
 	s.mu.Unlock()
 	if e == nil {
 		return fmt.Errorf("scrub: %w: %s", ErrNotFound, d)
 	}
 	good, err := s.intact(ctx, d, e, limit, buf)
+	if err == nil && !good && owed { // it may be the last copy: one bad reading is not enough
+		good, err = s.intact(ctx, d, e, limit, buf)
+	}
 	if err != nil {
 		return fmt.Errorf("scrub %s: %w", d, err)
 	}
@@ -155,27 +159,36 @@ func (s *Store) scrubBlob(ctx context.Context, d digest.Digest, limit *rate.Limi
 	if good {
 		return nil
 	}
+	removed, err := s.removeRotten(d, e)
+	if !removed && err == nil {
+		return nil
+	}
+	return errors.Join(fmt.Errorf("scrub %s: %w", d, ErrDigestMismatch), err)
+}
+
+// removeRotten removes a blob whose bytes are wrong, and keeps what it owes as a debt without bytes. It returns false
+// without an error when e is not the blob's entry any more: it was evicted, and perhaps fetched again, meanwhile.
+func (s *Store) removeRotten(d digest.Digest, e *entry) (removed bool, err error) {
 	err = s.removeWhole(d, func(now *entry) error {
-		if now != e { // evicted, and perhaps fetched again, while it was read
+		if now != e {
 			return ErrNotFound
-		}
-		s.scrub.rotten.Add(1)
-		if e.marked {
-			return ErrMarked
 		}
 		return nil
 	})
 	if errors.Is(err, ErrNotFound) {
-		return nil
+		return false, nil
 	}
-	rotten := fmt.Errorf("scrub %s: %w", d, ErrDigestMismatch)
-	if errors.Is(err, ErrMarked) {
-		s.log.Error("a blob is rotten that the bucket still lacks: it is kept, write it back from the other owner", "digest", d)
-		return errors.Join(rotten, err)
+	s.scrub.rotten.Add(1)
+	if errors.Is(err, errKept) { // the next who verifies it tries again
+		s.log.Error("a blob is rotten and is not removed yet", "digest", d, "error", err)
+		return false, err
 	}
-	s.log.Error("a blob was rotten and is removed", "digest", d, "size", e.size)
+	s.log.Error("a blob was rotten and is removed", "digest", d, "size", e.size, "error", err)
 	s.evicted([]digest.Digest{d})
-	return errors.Join(rotten, err)
+	if s.cfg.OnRotten != nil {
+		s.cfg.OnRotten(d)
+	}
+	return true, err
 }
 
 // intact reads a blob around the page cache where the file system can: what is to be verified is the disk, and what

@@ -58,7 +58,10 @@ type Config struct {
 	// OnEvict is told of each blob that made room for others, or was found rotten, without the store's lock. May be
 	// nil.
 	OnEvict func(digest.Digest)
-	Logger  *slog.Logger
+	// OnRotten is told of each blob whose bytes were found to be wrong, after OnEvict. What it owes stays owed. May be
+	// nil.
+	OnRotten func(digest.Digest)
+	Logger   *slog.Logger
 	// OpenFS opens Dir; nil is the operating system's file system.
 	OpenFS func(dir string) (FS, error)
 

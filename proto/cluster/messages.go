@@ -11,6 +11,7 @@ import (
 // Limits of extension messages.
 const (
 	MaxDurableDigests = 10_000
+	MaxDebt           = 1000 // repositories in one Debt
 	MaxLeasePieces    = 256
 	MaxMetainfo       = 64 << 20 // bytes of an encoded metainfo
 	MaxNameRecord     = registry.MaxManifest*2 + 64<<10
@@ -69,6 +70,14 @@ type PendingBlob struct {
 	Since        time.Time     `json:"since"`
 }
 
+// Debt is what an origin owes the bucket of a blob that it holds whole (GET, PUT debt/<digest>): the blob, and a link
+// for each of the repositories.
+type Debt struct {
+	Repositories []string  `json:"repositories"`
+	Since        time.Time `json:"since"`
+	Size         int64     `json:"size"` // of the blob, in bytes
+}
+
 // WritebackStatus is GET /writeback of an origin's admin listener, and of a build-index's for its outbox.
 type WritebackStatus struct {
 	Pending int    `json:"pending"` // blobs, or outbox rows, that are not in the bucket yet
@@ -83,6 +92,9 @@ type WritebackStatus struct {
 	// Lost is how many of Pending are blobs whose file this origin has lost: they come again from another origin, or
 	// are found in the bucket.
 	Lost int `json:"lost,omitempty"`
+	// Alone is how many of Pending fewer than `replicas` origins owed, themselves included, when an origin last looked:
+	// the others were down, or have lost them.
+	Alone int `json:"alone,omitempty"`
 	// Scanning says that an origin has not found all that it holds since its start. Pending counts one more meanwhile.
 	Scanning bool `json:"scanning,omitempty"`
 }

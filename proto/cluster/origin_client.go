@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 
 	"github.com/opencontainers/go-digest"
@@ -55,6 +56,42 @@ func (c *OriginClient) Replicate(ctx context.Context, repo string, d digest.Dige
 	}
 	_, err := c.Call(ctx, registry.Request{Method: http.MethodPut, To: about(repo, "blobs", d), Header: h, Body: r, Length: size}, http.StatusOK, http.StatusCreated)
 	return err
+}
+
+// Owes asks an origin whether it owes the bucket a blob: nil when it holds the blob whole and does,
+// registry.ErrBlobUnknown when it does not, whatever else it has. An origin that does not know the question, of an
+// older version, is registry.ErrUnsupported.
+func (c *OriginClient) Owes(ctx context.Context, repo string, d digest.Digest) (Debt, error) {
+	var out Debt
+	_, err := c.CallJSON(ctx, registry.Request{Method: http.MethodGet, To: about(repo, "debt", d)}, &out, http.StatusOK)
+	return out, err
+}
+
+// TakeDebt hands a debt over to an origin that holds the blob. When it returns nil the origin owes the blob, durably,
+// for all repositories of the debt. registry.ErrBlobUnknown when the origin does not hold the blob: Replicate comes
+// first.
+func (c *OriginClient) TakeDebt(ctx context.Context, d digest.Digest, debt Debt) error {
+	if len(debt.Repositories) == 0 {
+		return fmt.Errorf("hand over the debt of %s: it names no repository", d)
+	}
+	for part := range slices.Chunk(debt.Repositories, MaxDebt) {
+		in := Debt{Repositories: part, Since: debt.Since, Size: debt.Size}
+		body, n, err := jsonBody(in)
+		if err != nil {
+			return err
+		}
+		to := about(part[0], "debt", d)
+		var out Debt
+		if _, err := c.CallJSON(ctx, registry.Request{Method: http.MethodPut, To: to, Header: jsonType, Body: body, Length: n}, &out, http.StatusOK); err != nil {
+			return err
+		}
+		for _, repo := range part {
+			if !slices.Contains(out.Repositories, repo) {
+				return fmt.Errorf("%w: hand over the debt of %s: the answer lacks repository %s", registry.ErrUnavailable, d, repo)
+			}
+		}
+	}
+	return nil
 }
 
 // Metainfo returns a blob's metainfo. registry.ErrUnavailable, with a time to retry, while the origin computes it.

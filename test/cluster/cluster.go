@@ -102,21 +102,27 @@ type Cluster struct {
 // New starts a cluster with three origins and n agents, on plain HTTP. It ends with the test.
 func New(t *testing.T, n int) *Cluster {
 	t.Helper()
-	return start(t, n, false)
+	return start(t, 3, n, false)
+}
+
+// NewOrigins is New with another number of origins.
+func NewOrigins(t *testing.T, origins, agents int) *Cluster {
+	t.Helper()
+	return start(t, origins, agents, false)
 }
 
 // NewMutualTLS is New with a cluster that takes only its own nodes, on every listener.
 func NewMutualTLS(t *testing.T, n int) *Cluster {
 	t.Helper()
-	return start(t, n, true)
+	return start(t, 3, n, true)
 }
 
 // start runs what deploy/devcluster describes, with a second proxy, in this process.
-func start(t *testing.T, n int, mutualTLS bool) *Cluster {
+func start(t *testing.T, origins, n int, mutualTLS bool) *Cluster {
 	t.Helper()
 	dir := t.TempDir()
 	plan, err := devcluster.Plan(devcluster.Options{
-		Dir: dir, Bin: dir, Agents: n, Proxies: 2, FreePorts: true, MutualTLS: mutualTLS, Config: settings(dir, n, mutualTLS),
+		Dir: dir, Bin: dir, Origins: origins, Agents: n, Proxies: 2, FreePorts: true, MutualTLS: mutualTLS, Config: settings(dir, n, mutualTLS),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -3,6 +3,7 @@ package testfs
 import (
 	"crypto/md5"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,13 +16,15 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/google/uuid"
 	"github.com/johannesboyne/gofakes3"
 )
 
 // directory keeps each object as a file below bucket/key. Objects become visible whole, by renaming, and survive a
-// restart. It keeps no metadata and no versions.
+// restart. It keeps no versions. User metadata is an extended attribute of the file, and lost where the file system has
+// none.
 type directory struct{ root *os.Root }
 
 const (
@@ -187,7 +190,9 @@ func (d *directory) GetObject(bucket, key string, rr *gofakes3.ObjectRangeReques
 		f.Close()
 		return nil, err
 	}
-	o := &gofakes3.Object{Name: key, Metadata: map[string]string{"Last-Modified": fi.ModTime().UTC().Format(http.TimeFormat)}, Size: fi.Size(), Contents: f, Hash: stamp(fi), Range: r}
+	meta := metaOf(f)
+	meta["Last-Modified"] = fi.ModTime().UTC().Format(http.TimeFormat)
+	o := &gofakes3.Object{Name: key, Metadata: meta, Size: fi.Size(), Contents: f, Hash: stamp(fi), Range: r}
 	if r != nil {
 		o.Contents = section{io.NewSectionReader(f, r.Start, r.Length), f}
 	}
@@ -225,7 +230,7 @@ func (d *directory) DeleteObject(bucket, key string) (gofakes3.ObjectDeleteResul
 	return gofakes3.ObjectDeleteResult{}, nil
 }
 
-func (d *directory) PutObject(bucket, key string, _ map[string]string, input io.Reader, size int64, cond *gofakes3.PutConditions) (gofakes3.PutObjectResult, error) {
+func (d *directory) PutObject(bucket, key string, meta map[string]string, input io.Reader, size int64, cond *gofakes3.PutConditions) (gofakes3.PutObjectResult, error) {
 	p, err := d.file(bucket, key)
 	if err != nil {
 		return gofakes3.PutObjectResult{}, err
@@ -239,11 +244,11 @@ func (d *directory) PutObject(bucket, key string, _ map[string]string, input io.
 			return gofakes3.PutObjectResult{}, err
 		}
 	}
-	return gofakes3.PutObjectResult{}, d.write(p, size, input)
+	return gofakes3.PutObjectResult{}, d.write(p, size, input, meta)
 }
 
 // write makes a file visible whole.
-func (d *directory) write(p string, size int64, r io.Reader) error {
+func (d *directory) write(p string, size int64, r io.Reader, meta map[string]string) error {
 	tmp := path.Join(partsDir, "put-"+uuid.NewString())
 	f, err := d.root.Create(tmp)
 	if err != nil {
@@ -254,6 +259,7 @@ func (d *directory) write(p string, size int64, r io.Reader) error {
 		err = gofakes3.ErrIncompleteBody
 	}
 	if err == nil {
+		keepMeta(f, meta)
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err == nil {
@@ -263,6 +269,35 @@ func (d *directory) write(p string, size int64, r io.Reader) error {
 		return errors.Join(err, d.root.RemoveAll(tmp))
 	}
 	return nil
+}
+
+const (
+	metaAttribute = "user.testfs.meta"
+	metaFile      = "meta" // of a multipart upload
+	metaPrefix    = "X-Amz-Meta-"
+)
+
+// keepMeta keeps the user's metadata of an object with its file.
+func keepMeta(f *os.File, meta map[string]string) {
+	users := map[string]string{}
+	for k, v := range meta {
+		if strings.HasPrefix(http.CanonicalHeaderKey(k), metaPrefix) {
+			users[k] = v
+		}
+	}
+	if b, err := json.Marshal(users); err == nil && len(users) > 0 {
+		_ = syscall.Setxattr(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), metaAttribute, b, 0)
+	}
+}
+
+// metaOf is what keepMeta kept.
+func metaOf(f *os.File) map[string]string {
+	meta := map[string]string{}
+	b := make([]byte, 4096)
+	if n, err := syscall.Getxattr(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), metaAttribute, b); err == nil {
+		_ = json.Unmarshal(b[:n], &meta)
+	}
+	return meta
 }
 
 // publish renames, again when a delete has just removed the folder.
@@ -306,12 +341,19 @@ func (d *directory) upload(id gofakes3.UploadID) (string, error) {
 	return dir, nil
 }
 
-func (d *directory) CreateMultipartUpload(bucket, key string, _ map[string]string) (gofakes3.UploadID, error) {
+func (d *directory) CreateMultipartUpload(bucket, key string, meta map[string]string) (gofakes3.UploadID, error) {
 	if _, err := d.file(bucket, key); err != nil {
 		return "", err
 	}
 	id := uuid.NewString()
-	return gofakes3.UploadID(id), d.root.Mkdir(path.Join(partsDir, id), 0o755)
+	err := d.root.Mkdir(path.Join(partsDir, id), 0o755)
+	if err == nil {
+		var b []byte
+		if b, err = json.Marshal(meta); err == nil {
+			err = d.root.WriteFile(path.Join(partsDir, id, metaFile), b, 0o644)
+		}
+	}
+	return gofakes3.UploadID(id), err
 }
 
 func (d *directory) UploadPart(_, _ string, id gofakes3.UploadID, number int, length int64, input io.Reader) (string, error) {
@@ -320,7 +362,7 @@ func (d *directory) UploadPart(_, _ string, id gofakes3.UploadID, number int, le
 		return "", err
 	}
 	h := md5.New()
-	if err := d.write(path.Join(dir, strconv.Itoa(number)), -1, io.TeeReader(input, h)); err != nil {
+	if err := d.write(path.Join(dir, strconv.Itoa(number)), -1, io.TeeReader(input, h), nil); err != nil {
 		return "", err
 	}
 	return `"` + hex.EncodeToString(h.Sum(nil)) + `"`, nil
@@ -339,7 +381,11 @@ func (d *directory) CompleteMultipartUpload(bucket, key string, id gofakes3.Uplo
 	slices.SortFunc(parts, func(a, b gofakes3.CompletedPart) int { return a.PartNumber - b.PartNumber })
 	r := &joined{d: d, dir: dir, parts: parts}
 	defer r.close()
-	if err := d.write(p, -1, r); err != nil {
+	meta := map[string]string{}
+	if b, err := d.root.ReadFile(path.Join(dir, metaFile)); err == nil {
+		_ = json.Unmarshal(b, &meta)
+	}
+	if err := d.write(p, -1, r, meta); err != nil {
 		return "", "", err
 	}
 	fi, err := d.root.Stat(p)

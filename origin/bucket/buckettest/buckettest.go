@@ -25,6 +25,7 @@ func Run(t *testing.T, open func(t *testing.T) bucket.Bucket) {
 	t.Run("bytes come back", func(t *testing.T) { bytesComeBack(t, open(t)) })
 	t.Run("replace and delete", func(t *testing.T) { replaceAndDelete(t, open(t)) })
 	t.Run("a broken body leaves nothing", func(t *testing.T) { brokenBody(t, open(t)) })
+	t.Run("a checked body", func(t *testing.T) { checkedBody(t, open(t)) })
 	t.Run("list", func(t *testing.T) { list(t, open(t)) })
 	t.Run("list ends with its callback", func(t *testing.T) { listEnds(t, open(t)) })
 	t.Run("writers of one key", func(t *testing.T) { writersOfOneKey(t, open(t)) })
@@ -100,6 +101,41 @@ func brokenBody(t *testing.T, b bucket.Bucket) {
 	}
 	missing(t, b, "fresh")
 	want(t, b, "old", 0, -1, []byte("old"))
+}
+
+func checkedBody(t *testing.T, b bucket.Bucket) {
+	for _, size := range []int{0, 10, 12<<20 + 1} { // of several parts in S3
+		content := make([]byte, size)
+		rand.NewChaCha8([32]byte{2}).Read(content)
+		d := digest.FromBytes(content)
+		key := layout.BlobKey(d)
+		body := func(d digest.Digest) *bucket.Checked {
+			c, err := bucket.NewChecked(d, bytes.NewReader(content))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return c
+		}
+		if err := b.Put(t.Context(), key, body(digest.FromString("other"))); !errors.Is(err, bucket.ErrContent) {
+			t.Errorf("%d bytes of other content: %v, want ErrContent", size, err)
+		}
+		missing(t, b, key)
+		put(t, b, key, []byte("wrong"))
+		if o, err := b.Stat(t.Context(), key); err != nil || o.Digest != "" {
+			t.Errorf("an object that nobody checked: %+v, %v", o, err)
+		}
+		if err := b.Put(t.Context(), key, body(d)); err != nil {
+			t.Errorf("%d bytes: %v", size, err)
+		}
+		if o, err := b.Stat(t.Context(), key); err != nil || o.Size != int64(size) || o.Digest != "" && o.Digest != d {
+			t.Errorf("stat of %d bytes: %+v, %v", size, o, err)
+		}
+		want(t, b, key, 0, -1, content)
+		put(t, b, key, []byte("wrong again"))
+		if o, err := b.Stat(t.Context(), key); err != nil || o.Digest != "" {
+			t.Errorf("what was written in its place keeps the digest: %+v, %v", o, err)
+		}
+	}
 }
 
 func list(t *testing.T, b bucket.Bucket) {

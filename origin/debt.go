@@ -1,0 +1,182 @@
+package origin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/origin/store"
+	"kraken/proto/cluster"
+	"kraken/proto/registry"
+	"kraken/proto/transport"
+)
+
+// To have a blob and to owe it to the bucket are two facts. At each moment an acknowledged blob is in its bucket,
+// verified, or owed by as many origins that hold it whole as there are replicas; so a debt is handed over before it is
+// dropped, and who takes it over says so.
+
+// debtRoute answers what this origin owes of a blob, and takes debts over.
+func (o *Origin) debtRoute(w http.ResponseWriter, r *http.Request, d digest.Digest) error {
+	var debt cluster.Debt
+	var err error
+	switch r.Method {
+	case http.MethodGet:
+		debt, err = o.owes(d)
+	case http.MethodPut:
+		if err := decode(r, cluster.MaxDebt*512, &debt); err != nil {
+			return err
+		}
+		debt, err = o.takeDebt(d, debt)
+	default:
+		err = fmt.Errorf("%w: %s debt", registry.ErrUnsupported, r.Method)
+	}
+	if err != nil {
+		return err
+	}
+	return transport.WriteJSON(w, http.StatusOK, debt)
+}
+
+// owes returns what this origin owes of a blob that it holds whole, ErrBlobUnknown when it does not hold it or owes
+// nothing.
+func (o *Origin) owes(d digest.Digest) (cluster.Debt, error) {
+	m, err := o.store.Marker(d)
+	if err != nil {
+		return cluster.Debt{}, wire(err)
+	}
+	i, err := o.store.Stat(d)
+	if err != nil { // its file is lost here
+		return cluster.Debt{}, wire(err)
+	}
+	return cluster.Debt{Repositories: m.Repositories[:min(len(m.Repositories), cluster.MaxDebt)], Since: m.Created, Size: i.Size}, nil
+}
+
+// takeDebt makes this origin owe a blob that it holds whole, for further repositories. What it returns is durable.
+func (o *Origin) takeDebt(d digest.Digest, debt cluster.Debt) (cluster.Debt, error) {
+	if len(debt.Repositories) == 0 || len(debt.Repositories) > cluster.MaxDebt {
+		return debt, fmt.Errorf("%w: %d repositories, want 1 to %d", errBody, len(debt.Repositories), cluster.MaxDebt)
+	}
+	m, err := o.markerFor(debt)
+	if err != nil {
+		return debt, err
+	}
+	r, err := o.store.Open(d) // looks at the file: it may be gone, or short
+	if err != nil {
+		return debt, wire(err)
+	}
+	size := r.Info().Size
+	r.Close()
+	if size != debt.Size {
+		return debt, fmt.Errorf("%w: blob %s has %d bytes here, %d at who hands it over", registry.ErrUnavailable, d, size, debt.Size)
+	}
+	if err := o.store.Mark(d, m); err != nil {
+		return debt, wire(err)
+	}
+	o.wake()
+	return debt, nil
+}
+
+// markerFor is the marker of a debt that another origin has.
+func (o *Origin) markerFor(debt cluster.Debt) (m store.Marker, err error) {
+	for _, repo := range debt.Repositories {
+		if err := registry.CheckName(repo); err != nil {
+			return m, err
+		}
+		one, err := o.marker(repo)
+		if err != nil {
+			return m, err
+		}
+		m.Repositories = append(m.Repositories, repo)
+		if !slices.Contains(m.Targets, one.Targets[0]) {
+			m.Targets = append(m.Targets, one.Targets[0])
+		}
+		m.Created = one.Created
+	}
+	if debt.Since.Before(m.Created) { // a clock may be ahead
+		m.Created = debt.Since
+	}
+	slices.Sort(m.Repositories)
+	slices.Sort(m.Targets)
+	return m, nil
+}
+
+// handOver makes another origin owe a blob for all repositories of a debt of this one. It gets the bytes where it lacks
+// them.
+func (o *Origin) handOver(ctx context.Context, or *cluster.Origin, d digest.Digest, m store.Marker) error {
+	i, err := o.store.Stat(d)
+	if err != nil {
+		return err
+	}
+	debt := cluster.Debt{Repositories: m.Repositories, Since: m.Created, Size: i.Size}
+	err = or.TakeDebt(ctx, d, debt)
+	switch {
+	case errors.Is(err, registry.ErrBlobUnknown):
+		if err := o.give(ctx, or, d, m.Repositories[:1]); err != nil {
+			return err
+		}
+		if len(m.Repositories) > 1 { // the first came with the bytes
+			err = or.TakeDebt(ctx, d, debt)
+		} else {
+			err = nil
+		}
+	case errors.Is(err, registry.ErrUnsupported): // of an older version: it takes a debt with the bytes only
+		err = o.give(ctx, or, d, m.Repositories)
+	}
+	if err != nil {
+		return fmt.Errorf("hand the debt of %s over to %s: %w", d, or.ID, err)
+	}
+	return nil
+}
+
+// give copies a blob to another origin, with the debt for some repositories.
+func (o *Origin) give(ctx context.Context, or *cluster.Origin, d digest.Digest, repos []string) error {
+	for _, repo := range repos {
+		c, err := o.local(d)
+		if err != nil {
+			return err
+		}
+		err = or.Replicate(ctx, repo, d, c.Size, true, c.Reader())
+		c.Close()
+		if err != nil {
+			return fmt.Errorf("copy %s to %s: %w", d, or.ID, err)
+		}
+	}
+	o.m.replicated.Inc()
+	return nil
+}
+
+// alone counts the debts that fewer origins than there are replicas were found to have.
+func (o *Origin) alone() (n int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, r := range o.retry {
+		if r.alone {
+			n++
+		}
+	}
+	return n
+}
+
+// debtOf is the debt of a copy that comes from another origin: what that one owes of it. Nil when it owes nothing.
+func (o *Origin) debtOf(ctx context.Context, or *cluster.Origin, repo string, d digest.Digest) (*store.Marker, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	debt, err := or.Owes(ctx, repo, d)
+	switch {
+	case errors.Is(err, registry.ErrBlobUnknown), errors.Is(err, registry.ErrUnsupported):
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("ask %s what it owes of %s: %w", or.ID, d, err)
+	case len(debt.Repositories) == 0:
+		return nil, nil
+	}
+	m, err := o.markerFor(debt)
+	if err != nil {
+		return nil, err
+	}
+	return &m, nil
+}
