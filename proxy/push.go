@@ -123,7 +123,7 @@ func (p *Proxy) WriteUpload(ctx context.Context, repo, id string, c registry.Chu
 		return registry.Upload{}, err
 	}
 	us := make([]registry.Upload, len(ts))
-	errs, readErr := fanOut(ctx, body(c), len(ts), p.stall, func(ctx context.Context, i int, r io.Reader) (err error) {
+	errs, readErr := p.fanOut(ctx, body(c), ts, func(ctx context.Context, i int, r io.Reader) (err error) {
 		us[i], err = ts[i].origin.WriteUpload(ctx, repo, ts[i].Upload, registry.Chunk{Offset: c.Offset, Length: c.Length, Body: r})
 		return err
 	})
@@ -146,6 +146,17 @@ func (p *Proxy) WriteUpload(ctx context.Context, repo, id string, c registry.Chu
 	return p.agree(repo, ts, us, errs)
 }
 
+// fanOut streams a body to all targets, see fanOut. Origins that were left behind are asked last until they answer.
+func (p *Proxy) fanOut(ctx context.Context, body io.Reader, ts []target, send func(ctx context.Context, i int, r io.Reader) error) ([]error, error) {
+	errs, readErr := fanOut(ctx, body, len(ts), p.stall, send)
+	for i, err := range errs {
+		if errors.Is(err, errStalled) {
+			p.origins.Suspect(ts[i].origin)
+		}
+	}
+	return errs, readErr
+}
+
 // outOfOrder is the refusal of a chunk when no copy took it.
 func outOfOrder(errs []error) *registry.RangeError {
 	var re *registry.RangeError
@@ -166,7 +177,7 @@ func (p *Proxy) CommitUpload(ctx context.Context, repo, id string, d digest.Dige
 		return v1.Descriptor{}, err
 	}
 	ds := make([]v1.Descriptor, len(ts))
-	errs, readErr := fanOut(ctx, uncut{body(c)}, len(ts), p.stall, func(ctx context.Context, i int, r io.Reader) (err error) {
+	errs, readErr := p.fanOut(ctx, uncut{body(c)}, ts, func(ctx context.Context, i int, r io.Reader) (err error) {
 		last := registry.Chunk{Offset: c.Offset, Length: c.Length, Body: r}
 		if c.Body == nil {
 			last.Body = nil

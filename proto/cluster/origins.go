@@ -66,6 +66,9 @@ func NewOrigins(members []ring.Member, replicas int, stall time.Duration, hc *ht
 	return o, nil
 }
 
+// Suspect has others asked before or until it has answered: for who saw by other means that it does not.
+func (o *Origins) Suspect(or *Origin) { o.probes.suspect(or) }
+
 // Close ends what the origins do by themselves. Requests go on.
 func (o *Origins) Close() { o.probes.close() }
 

@@ -1,0 +1,209 @@
+package chaos
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"kraken/deploy/devcluster"
+	"kraken/proto/registry"
+)
+
+// What a push or a pull may take while one process hangs: the first one finds that out, the next ones know. A machine
+// that does other things as well is given twice that; with -goals it is not.
+const (
+	firstGoal = 6 * time.Second
+	nextGoal  = 2 * time.Second
+)
+
+// TestHungProcess: while any one origin, the tracker or the bucket hangs, also one that is found out in mid-upload,
+// every push and every pull succeeds, and soon.
+func TestHungProcess(t *testing.T) {
+	if testing.Short() {
+		t.Skip("a minute")
+	}
+	dir := t.TempDir()
+	bin := filepath.Join(dir, "bin")
+	build(t, bin)
+	if err := loopback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r, err := open(t.Context(), filepath.Join(dir, "cluster"), bin, false)
+	if r != nil {
+		t.Cleanup(func() {
+			if err := r.close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := clients(r, Options{Writers: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rng := rand.New(rand.NewPCG(1, 2))
+	var hung []*devcluster.Component
+	for _, role := range []string{"origin", "tracker", "testfs"} {
+		hung = append(hung, r.plan.Role(role)...)
+	}
+	for _, c := range hung {
+		t.Run(c.ID(), func(t *testing.T) {
+			old := newImage(t, rng) // is there before, and at no agent
+			if _, err := pushImage(t.Context(), l.proxy, "hung/"+c.ID(), "old", old, nil); err != nil {
+				t.Fatal(err)
+			}
+			stop := func() { kill(t, c, syscall.SIGSTOP) }
+			defer kill(t, c, syscall.SIGCONT)
+			second := newImage(t, rng)
+			if _, err := pushImage(t.Context(), l.proxy, "hung/"+c.ID(), "second", second, nil); err != nil {
+				t.Fatal(err)
+			}
+			stop()
+			for i, agent := range l.agents {
+				what := fmt.Sprintf("pull by agent %d", i+1)
+				timely(t, what, 0, func() error { return pullImage(t.Context(), agent, "hung/"+c.ID(), "old", old) })
+				timely(t, what, 1, func() error { return pullImage(t.Context(), agent, "hung/"+c.ID(), "second", second) })
+			}
+			kill(t, c, syscall.SIGCONT)
+			if _, err := r.ready(t.Context(), c); err != nil {
+				t.Fatal(err)
+			}
+			var img imageBytes
+			for i := range 3 {
+				hang := stop
+				if i > 0 {
+					hang = nil // it hangs already
+				}
+				img = newImage(t, rng)
+				timely(t, "push", i, func() error {
+					_, err := pushImage(t.Context(), l.proxy, "hung/"+c.ID(), "new", img, hang)
+					return err
+				})
+			}
+			timely(t, "pull of what was pushed", 1, func() error { return pullImage(t.Context(), l.proxy, "hung/"+c.ID(), "new", img) })
+		})
+	}
+}
+
+// timely runs the n-th of several equal requests, which must succeed in time.
+func timely(t *testing.T, what string, n int, f func() error) {
+	t.Helper()
+	goal := nextGoal
+	if n == 0 {
+		goal = firstGoal
+	}
+	began := time.Now()
+	err := f()
+	took := time.Since(began)
+	if err != nil {
+		t.Errorf("%s %d, after %s: %v", what, n+1, took, err)
+	}
+	t.Logf("%s %d: %s", what, n+1, seconds(took))
+	if took > 2*goal || *goalsFlag && took > goal {
+		t.Errorf("%s %d took %s, want at most %s", what, n+1, seconds(took), goal)
+	}
+}
+
+func kill(t *testing.T, c *devcluster.Component, s syscall.Signal) {
+	t.Helper()
+	if err := syscall.Kill(c.PID(), s); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// imageBytes is an image as it is pushed.
+type imageBytes struct {
+	layers   [][]byte
+	manifest []byte
+}
+
+func newImage(t *testing.T, rng *rand.Rand) imageBytes {
+	t.Helper()
+	var img imageBytes
+	var ds []v1.Descriptor
+	for range 3 {
+		b := content(rng, 1<<20)
+		img.layers = append(img.layers, b)
+		ds = append(ds, v1.Descriptor{MediaType: v1.MediaTypeImageLayer, Digest: digest.FromBytes(b), Size: int64(len(b))})
+	}
+	m := v1.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest, Config: ds[0], Layers: ds}
+	raw, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	img.manifest = raw
+	return img
+}
+
+// pushImage pushes an image layer by layer. hang, unless nil, is called in the middle of the second upload.
+func pushImage(ctx context.Context, to *registry.Client, repo, tag string, img imageBytes, hang func()) (digest.Digest, error) {
+	for i, b := range img.layers {
+		d := digest.FromBytes(b)
+		u, err := to.StartUpload(ctx, repo, registry.UploadOptions{Size: -1})
+		if err != nil {
+			return "", fmt.Errorf("layer %d: %w", i, err)
+		}
+		body := &pausing{b: b}
+		if i == 1 {
+			body.half = hang
+		}
+		if u, err = to.WriteUpload(ctx, repo, u.ID, registry.Chunk{Offset: -1, Length: -1, Body: body}); err != nil {
+			return "", fmt.Errorf("layer %d: %w", i, err)
+		}
+		if _, err := to.CommitUpload(ctx, repo, u.ID, d, registry.Chunk{Offset: -1}); err != nil {
+			return "", fmt.Errorf("layer %d: %w", i, err)
+		}
+	}
+	res, err := to.PutManifest(ctx, repo, registry.Reference{Tag: tag}, v1.MediaTypeImageManifest, img.manifest, registry.PutOptions{})
+	return res.Digest, err
+}
+
+// pullImage reads a tag and all layers, and compares the bytes.
+func pullImage(ctx context.Context, from *registry.Client, repo, tag string, img imageBytes) error {
+	m, err := from.GetManifest(ctx, repo, registry.Reference{Tag: tag}, registry.GetOptions{})
+	if err != nil {
+		return err
+	}
+	if m.Digest != digest.FromBytes(img.manifest) {
+		return errors.New("the tag is another manifest")
+	}
+	for i, b := range img.layers {
+		if err := verify(ctx, from, repo, blobRef{digest.FromBytes(b), int64(len(b))}); err != nil {
+			return fmt.Errorf("layer %d: %w", i, err)
+		}
+	}
+	return nil
+}
+
+// pausing is a body that calls half, unless nil, in its middle.
+type pausing struct {
+	b    []byte
+	off  int
+	half func()
+}
+
+func (p *pausing) Read(b []byte) (int, error) {
+	if p.off == len(p.b) {
+		return 0, io.EOF
+	}
+	if p.off >= len(p.b)/2 && p.half != nil {
+		p.half()
+		p.half = nil
+	}
+	n := copy(b, p.b[p.off:min(len(p.b), p.off+32<<10)])
+	p.off += n
+	return n, nil
+}
