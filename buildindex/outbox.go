@@ -299,20 +299,31 @@ func (x *Index) durable(ctx context.Context, repo string, ds []digest.Digest) (m
 
 // once runs one function for each name, and gives its error to all who ask for the same.
 type once struct {
-	mu   sync.Mutex
-	done map[cluster.Name]func() error
+	mu    sync.Mutex
+	begun map[cluster.Name]*outcome
+}
+
+// outcome is what came of a call; err is read after done was closed.
+type outcome struct {
+	done chan struct{}
+	err  error
 }
 
 func (o *once) do(n cluster.Name, f func() error) error {
 	o.mu.Lock()
-	if o.done == nil {
-		o.done = map[cluster.Name]func() error{}
+	if o.begun == nil {
+		o.begun = map[cluster.Name]*outcome{}
 	}
-	first := o.done[n]
-	if first == nil {
-		first = sync.OnceValue(f)
-		o.done[n] = first
+	x := o.begun[n]
+	if x != nil {
+		o.mu.Unlock()
+		<-x.done
+		return x.err
 	}
+	x = &outcome{done: make(chan struct{})}
+	o.begun[n] = x
 	o.mu.Unlock()
-	return first()
+	defer close(x.done)
+	x.err = f()
+	return x.err
 }
