@@ -12,7 +12,7 @@ BUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X kraken/proto/rol
 TOOL := $(GO) tool -modfile=test/tools/go.mod
 
 .DEFAULT_GOAL := help
-.PHONY: help check-go quick build images devcluster stop-devcluster test test-go test-setup test-python test-containers test-tools chaos conformance bench-registry bench-swarm lint fuzz clean
+.PHONY: help check-go quick build images devcluster stop-devcluster test test-go test-sim test-setup test-python test-containers test-tools chaos sim conformance bench-registry bench-swarm lint fuzz clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -45,11 +45,14 @@ stop-devcluster: ## end what devcluster started
 quick: check-go ## gofmt, vet and short tests of the packages that changed since main (BASE=revision)
 	@test/quick.sh $(BASE)
 
-test: test-go test-python test-containers ## run all tests; installs what is missing when root
+test: test-go test-sim test-python test-containers ## run all tests; installs what is missing when root
 
 test-go: check-go ## Go tests with the race detector
 	@test/setup.sh gcc
 	CGO_ENABLED=1 $(GO) test -race -shuffle=on -timeout 10m ./...
+
+test-sim: check-go ## 300 seeds of the cluster in virtual time, without the race detector
+	$(GO) test -timeout 30m -run '^TestSeeds$$' ./test/sim -args -seeds 300 -shrink 100
 
 test-setup: ## install the clients and runtimes that the tests use
 	@test/setup.sh all
@@ -66,6 +69,9 @@ test-python: build test-setup test-tools ## tests with real clients and processe
 chaos: check-go ## faults against a cluster of real processes under load (FAULTS=200 SEED=n KINDS=kill,hang,…); root for all kinds
 	@test/setup.sh chaos
 	$(GO) test -v -timeout 3h -run '^TestChaos$$' ./test/chaos -args -goals -faults $(or $(FAULTS),200) -seed $(or $(SEED),0) -kinds '$(KINDS)'
+
+sim: check-go ## the cluster in virtual time with faults that a seed decides (SEEDS=2000, FIRST=1), or one seed with its history (SEED=n, LOG=warn)
+	$(GO) test -v -timeout 24h -run '^TestSeeds$$' ./test/sim -args $(if $(SEED),-seed $(SEED),-seeds $(or $(SEEDS),2000) -first $(or $(FIRST),1) -shrink 200) -log '$(LOG)'
 
 conformance: build test-tools ## run the distribution specification's own conformance suite, at the proxy and at an agent
 	cd test/python && /usr/bin/python3 -m pytest -q -s test_conformance.py

@@ -1,0 +1,126 @@
+package sim
+
+import (
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime"
+	"runtime/pprof"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+var (
+	seedFlag   = flag.Uint64("seed", 0, "run this seed alone, and print its history")
+	seedsFlag  = flag.Int("seeds", 10, "how many seeds to run")
+	firstFlag  = flag.Uint64("first", 1, "the first seed")
+	notYetFlag = flag.Bool("notyet", false, "also run the schedules that are known to fail")
+	mostFlag   = flag.Int("most", 5, "how many failing seeds end the test")
+	shrinkFlag = flag.Int("shrink", 0, "how many more runs may be spent on each failing plan to make it smaller")
+	logFlag    = flag.String("log", "", "level of what the roles log into histories: debug, info, warn; default none")
+)
+
+// notYet is what is known not to hold, so that plans leave it out.
+var profile = Profile{Epochs: 2, Faults: 26, Ops: 14, Length: 30 * time.Second,
+	Without: map[Action]string{
+		Flip:         "a rotten copy is found by the weekly scrub alone, and one that is owed never goes",
+		DoDeleteBlob: "a link that a manifest's row or a marker writes late brings a deleted membership back",
+	},
+	WithoutNode: map[string]string{
+		"build-index revert": "an older database is taken for the truth",
+	},
+}
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	runtime.GOMAXPROCS(1)
+	os.Exit(m.Run())
+}
+
+// level is the level of what roles log.
+func level() slog.Level {
+	l := slog.Level(100)
+	if *logFlag != "" {
+		if err := l.UnmarshalText([]byte(*logFlag)); err != nil {
+			panic(err)
+		}
+	}
+	return l
+}
+
+// run runs a plan in a bubble, with a watch on its real time.
+func run(t *testing.T, p Plan) (r Result) {
+	t.Helper()
+	defer hangs(fmt.Sprint("seed ", p.Seed))()
+	dir := memoryDir(t)
+	now := time.Now()
+	synctest.Test(t, func(*testing.T) { r = Run(p, dir, level(), now) })
+	if err := os.RemoveAll(dir); err != nil {
+		t.Error(err)
+	}
+	return r
+}
+
+// hangs ends the process when a run does not end in real time.
+func hangs(what string) (stop func()) {
+	watch := time.AfterFunc(2*time.Minute, func() {
+		fmt.Fprintf(os.Stderr, "%s hangs: virtual time does not go on\n", what)
+		_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 2)
+		os.Exit(2)
+	})
+	return func() { watch.Stop() }
+}
+
+// memoryDir is a folder in memory where there is one.
+func memoryDir(t *testing.T) string {
+	t.Helper()
+	base := "/dev/shm"
+	if _, err := os.Stat(base); err != nil {
+		base = t.TempDir()
+	}
+	dir, err := os.MkdirTemp(base, "kraken-sim-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+func TestSeeds(t *testing.T) {
+	if *seedFlag != 0 {
+		r := run(t, profile.Generate(*seedFlag))
+		fmt.Println(r.Plan)
+		fmt.Println(r.History)
+		report(t, r)
+		return
+	}
+	failed := 0
+	for i := range *seedsFlag {
+		p := profile.Generate(*firstFlag + uint64(i))
+		if r := run(t, p); len(r.Violations) > 0 {
+			report(t, r)
+			if failed++; failed == *mostFlag {
+				t.Fatalf("and so on: seed %d was the last", p.Seed)
+			}
+		}
+	}
+}
+
+// report fails the test with what a run found, the smallest plan that finds it, and its history.
+func report(t *testing.T, r Result) {
+	t.Helper()
+	for i, v := range r.Violations {
+		if i == 6 {
+			t.Errorf("seed %d: and %d more", r.Plan.Seed, len(r.Violations)-i)
+			break
+		}
+		t.Errorf("seed %d: %s", r.Plan.Seed, v)
+	}
+	if *shrinkFlag == 0 {
+		return
+	}
+	small := Shrink(r, *shrinkFlag, func(p Plan) Result { return run(t, p) })
+	t.Logf("made smaller:\n%s%s", small.Plan, small.History)
+}
