@@ -32,6 +32,7 @@ build: check-go ## build every binary, static, into bin/
 	$(BUILD) -o bin/kraken-agent ./agent/cmd/kraken-agent
 	$(BUILD) -o bin/kraken-testfs ./test/testfs/cmd/kraken-testfs
 	$(BUILD) -o bin/devcluster ./deploy/devcluster/cmd/devcluster
+	$(BUILD) -o bin/netns ./test/netns/cmd/netns
 
 images: build ## build an image per role with docker or buildah
 	deploy/docker/build.sh bin

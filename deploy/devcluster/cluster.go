@@ -9,12 +9,13 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"text/tabwriter"
 	"time"
 )
 
-// runtime runs components.
-type runtime interface {
+// runner runs components: processes or containers.
+type runner interface {
 	// start returns a handle that alive and stop take.
 	start(ctx context.Context, cl *Cluster, c *Component) (handle string, err error)
 	alive(ctx context.Context, c *Component) bool
@@ -57,7 +58,7 @@ func (cl *Cluster) Up(ctx context.Context, out io.Writer) (err error) {
 		}
 	}
 	for _, c := range cl.Components {
-		if err := cl.await(ctx, c); err != nil {
+		if err := cl.Await(ctx, c, startTimeout); err != nil {
 			return err
 		}
 		fmt.Fprintf(out, "  %-22s ready after %4.1f s   %s\n", c.Name, time.Since(began).Seconds(), cl.URL(c))
@@ -65,9 +66,10 @@ func (cl *Cluster) Up(ctx context.Context, out io.Writer) (err error) {
 	return nil
 }
 
-// await polls readiness. A component that ends is reported at once, with the end of its log.
-func (cl *Cluster) await(ctx context.Context, c *Component) error {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+// Await waits until a component is ready, for at most limit. One that ends is reported at once, with the end of its
+// log.
+func (cl *Cluster) Await(ctx context.Context, c *Component, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	for {
 		last := cl.Ready(ctx, c)
@@ -75,37 +77,45 @@ func (cl *Cluster) await(ctx context.Context, c *Component) error {
 			return nil
 		}
 		if !cl.rt.alive(ctx, c) && ctx.Err() == nil {
-			return fmt.Errorf("%s ended while starting; the end of its log:\n%s", c.Name, cl.tail(ctx, c))
+			return fmt.Errorf("%s ended while starting; the end of its log:\n%s", c.Name, cl.Tail(ctx, c))
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%s is not ready after %s (%w); the end of its log:\n%s", c.Name, startTimeout, last, cl.tail(context.WithoutCancel(ctx), c))
-		case <-time.After(50 * time.Millisecond):
+			return fmt.Errorf("%s is not ready after %s (%w); the end of its log:\n%s", c.Name, limit, last, cl.Tail(context.WithoutCancel(ctx), c))
+		case <-time.After(20 * time.Millisecond):
 		}
 	}
 }
 
 // Ready asks a component whether it is ready; an error says what it answered instead. It takes 3 s at most.
 func (cl *Cluster) Ready(ctx context.Context, c *Component) error {
+	_, err := c.get(ctx, cl.probe(c))
+	return err
+}
+
+// get reads a URL of a component, from where the component is, in 3 s and 64 KiB at most.
+func (c *Component) get(ctx context.Context, url string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, cl.probe(c), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	hc := http.DefaultClient
+	if c.Namespace != "" {
+		hc = c.Host().Client()
+		defer hc.CloseIdleConnections()
+	}
+	resp, err := hc.Do(req)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer resp.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(resp.Body, 1<<12))
-	if err != nil {
-		return err
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", resp.Status, b)
 	}
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s", resp.Status, b)
-	}
-	return nil
+	return b, err
 }
 
 // Down stops in reverse order whatever Up started, and forgets it. Files stay.
@@ -161,6 +171,15 @@ func (cl *Cluster) Stop(ctx context.Context, name string) error { return cl.end(
 // Kill ends a component at once, by SIGKILL.
 func (cl *Cluster) Kill(ctx context.Context, name string) error { return cl.end(ctx, name, true) }
 
+// KillAll ends every component at once, in reverse order, for tests that have nothing to drain.
+func (cl *Cluster) KillAll(ctx context.Context) error {
+	var errs []error
+	for _, c := range slices.Backward(cl.Components) {
+		errs = append(errs, cl.end(ctx, c.Name, true))
+	}
+	return errors.Join(errs...)
+}
+
 func (cl *Cluster) end(ctx context.Context, name string, kill bool) error {
 	c, err := cl.Find(name)
 	if err != nil || c.Handle == "" {
@@ -188,10 +207,11 @@ func (cl *Cluster) Start(ctx context.Context, name string) error {
 	if err := cl.save(); err != nil {
 		return err
 	}
-	return cl.await(ctx, c)
+	return cl.Await(ctx, c, startTimeout)
 }
 
-// Wipe removes the disk of a stopped component, as a lost machine would.
+// Wipe empties the disk of a stopped component, as a machine that replaces a lost one comes with an empty one. The
+// folder itself stays: it may be a mount point.
 func (cl *Cluster) Wipe(name string) error {
 	c, err := cl.Find(name)
 	if err != nil {
@@ -200,10 +220,11 @@ func (cl *Cluster) Wipe(name string) error {
 	if cl.Alive(context.Background(), c) {
 		return fmt.Errorf("%s is running: stop it first", c.Name)
 	}
-	if err := os.RemoveAll(cl.StateDir(c)); err != nil {
-		return err
+	entries, err := os.ReadDir(cl.StateDir(c))
+	for _, e := range entries {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(cl.StateDir(c), e.Name())))
 	}
-	return cl.makeStateDir(c)
+	return err
 }
 
 // StateDir is what a component writes to. It differs by runtime: containers run as another user, who can't use a
@@ -235,9 +256,9 @@ func (cl *Cluster) makeStateDir(c *Component) error {
 	return nil
 }
 
-// tail is the last part of a component's log.
-func (cl *Cluster) tail(ctx context.Context, c *Component) string {
-	const max = 2000
+// Tail is the last part of a component's log, or why it can't be read.
+func (cl *Cluster) Tail(ctx context.Context, c *Component) string {
+	const max = 3000
 	b, err := os.ReadFile(cl.LogPath(c))
 	if cl.Runtime == "docker" {
 		b, err = containers{}.logs(ctx, c)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"path/filepath"
 	"text/template"
 
 	"github.com/goccy/go-yaml"
@@ -34,6 +35,11 @@ func (cl *Cluster) Write() error {
 	if err != nil {
 		return err
 	}
+	if cl.folderBucket {
+		if err := os.MkdirAll(cl.bucketDir(), 0o700); err != nil {
+			return err
+		}
+	}
 	for _, c := range cl.Components {
 		if err := cl.makeStateDir(c); err != nil {
 			return err
@@ -60,6 +66,7 @@ type view struct {
 	C                                    *Component
 	ID, State                            string
 	Origins                              []*Component
+	BucketDir                            string // of a bucket that is a folder
 	Bucket, Tracker, BuildIndex, Proxy   string // addresses
 	OriginURL, TrackerURL, BuildIndexURL string // scheme and, but for origins, address
 	MutualTLS                            bool
@@ -73,6 +80,9 @@ func (cl *Cluster) configOf(t *template.Template, c *Component, recordKey string
 		C: c, ID: c.ID(), State: cl.StateDir(c), Origins: cl.Role("origin"),
 		Bucket: cl.first("testfs"), Tracker: cl.first("tracker"), BuildIndex: cl.first("build-index"), Proxy: cl.first("proxy"),
 		OriginURL: cl.scheme("origin"), MutualTLS: cl.MutualTLS, RecordKeyFile: cl.recordKeyFile(), RecordKey: recordKey,
+	}
+	if cl.folderBucket {
+		v.BucketDir = cl.bucketDir()
 	}
 	v.TrackerURL, v.BuildIndexURL = cl.scheme("tracker")+v.Tracker, cl.scheme("build-index")+v.BuildIndex
 	if cl.MutualTLS {
@@ -92,6 +102,9 @@ func (cl *Cluster) configOf(t *template.Template, c *Component, recordKey string
 	}
 	return yaml.Marshal(overlay(overlay(keys, cl.config[c.Role]), cl.config[c.Name]))
 }
+
+// bucketDir is the bucket where that is a folder.
+func (cl *Cluster) bucketDir() string { return filepath.Join(cl.Dir, "bucket") }
 
 // overlay returns a with the keys of b: a map over a map key by key, whatever else in place of what was there.
 func overlay(a, b map[string]any) map[string]any {

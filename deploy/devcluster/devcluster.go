@@ -1,11 +1,11 @@
 // Package devcluster lays out and runs a whole Kraken cluster on this machine's loopback, as processes or containers: a
 // stand-in bucket, three origins, a tracker, a build-index, a proxy and agents. It is the one description of a cluster,
 // for the command of the same name and for tests against real processes. State, configuration and logs are in one
-// folder; Down ends exactly what Up started. It is no way to run a cluster that matters: see deploy/README.md for that.
+// folder; Down ends exactly what Up started. Benches and the Python tests have it run in network namespaces, too, which
+// test/netns makes. It is no way to run a cluster that matters: see deploy/README.md for that.
 package devcluster
 
 import (
-	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,7 +13,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 )
 
@@ -23,8 +22,15 @@ type Options struct {
 	Bin     string // folder with the binaries, for processes
 	Runtime string // how components run: process (the default) or docker
 	Agents  int
-	Origins int // default 3; the others get free ports
 	Proxies int // default 1; the others beside the first get free ports
+	Origins int // default 3; further ones get free ports. One keeps every blob alone, several keep each twice.
+	// Hosts say where components run, by role ("proxy") or by component ("kraken-agent-01"), whose own line wins;
+	// default 127.0.0.1. Each host has the ports of the design anew. For processes.
+	Hosts map[string]Host
+	// FolderBucket makes a folder in Dir the bucket; testfs, the stand-in server, is left out. For processes.
+	FolderBucket bool
+	// Env is added to the environment of a role's processes, as KEY=value.
+	Env map[string][]string
 	// FreePorts gives every component ports that are free now, so that several clusters run side by side. Without it
 	// the first four agents and everything else have the ports of the design, 16000-16100.
 	FreePorts bool
@@ -46,6 +52,9 @@ type Component struct {
 	Addr  string `json:"addr"`            // registry or main listener
 	Admin string `json:"admin,omitempty"` // admin listener
 	Peer  string `json:"peer,omitempty"`
+	// Namespace is the network namespace that its listeners are in, see Host.
+	Namespace string   `json:"namespace,omitempty"`
+	Env       []string `json:"env,omitempty"`
 	// of the runtime: pid and its start time, or container id; empty when stopped
 	Handle string `json:"handle,omitempty"`
 }
@@ -60,6 +69,15 @@ func (c *Component) PID() int {
 		return 0
 	}
 	return pid
+}
+
+// Host is where the component runs.
+func (c *Component) Host() Host {
+	ip, _, err := net.SplitHostPort(c.Addr)
+	if err != nil {
+		return loopback
+	}
+	return Host{IP: ip, Namespace: c.Namespace}
 }
 
 func (c *Component) ports() []string {
@@ -81,67 +99,15 @@ type Cluster struct {
 	Dir        string       `json:"-"`
 	Bin        string       `json:"-"`
 
-	rt     runtime
-	config map[string]map[string]any
+	rt           runner
+	config       map[string]map[string]any
+	folderBucket bool
 }
 
 const stateFile = "cluster.json"
 
 // ErrNone is that Up has started nothing in a folder, or Down has ended it.
 var ErrNone = errors.New("no cluster is running")
-
-// Plan lays out a new cluster, all on 127.0.0.1. Nothing is written or started.
-func Plan(o Options) (*Cluster, error) {
-	if o.Agents < 0 || o.Proxies < 0 {
-		return nil, fmt.Errorf("%d agents, %d proxies: must not be negative", o.Agents, o.Proxies)
-	}
-	cl, err := newCluster(o)
-	if err != nil {
-		return nil, err
-	}
-	if o.MutualTLS && cl.Runtime == "docker" {
-		return nil, errors.New("mutual TLS: for processes only, a container's user can't read the keys")
-	}
-	cl.MutualTLS, cl.config = o.MutualTLS, o.Config
-	taken := map[int]bool{}
-	add := func(name, role string, ports ...int) {
-		if o.FreePorts && err == nil {
-			ports, err = freePorts(len(ports), taken)
-		}
-		c := &Component{Name: name, Role: role}
-		for i, addr := range []*string{&c.Addr, &c.Admin, &c.Peer}[:len(ports)] {
-			*addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(ports[i]))
-		}
-		cl.Components = append(cl.Components, c)
-	}
-	add("kraken-testfs-01", "testfs", 16050)
-	for i := 1; i <= cmp.Or(o.Origins, 3); i++ {
-		ports := []int{16030 + i, 16033 + i, 16040 + i}
-		if i > 3 && err == nil {
-			ports, err = freePorts(3, taken)
-		}
-		add(fmt.Sprintf("kraken-origin-%02d", i), "origin", ports...)
-	}
-	add("kraken-tracker-01", "tracker", 16020, 16021)
-	add("kraken-build-index-01", "build-index", 16010, 16011)
-	add("kraken-proxy-01", "proxy", 16000, 16001)
-	for i := 2; i <= o.Proxies; i++ {
-		ports := make([]int, 2)
-		if err == nil {
-			ports, err = freePorts(2, taken)
-		}
-		add(fmt.Sprintf("kraken-proxy-%02d", i), "proxy", ports...)
-	}
-	for i := 1; i <= o.Agents; i++ {
-		base := 16051 + 10*i
-		ports := []int{base, base + 2, base + 1}
-		if i > 4 && err == nil {
-			ports, err = freePorts(3, taken)
-		}
-		add(fmt.Sprintf("kraken-agent-%02d", i), "agent", ports...)
-	}
-	return cl, err
-}
 
 func newCluster(o Options) (*Cluster, error) {
 	dir, err := filepath.Abs(o.Dir)

@@ -74,6 +74,106 @@ func TestConfig(t *testing.T) {
 	}
 }
 
+// TestHosts has components at other addresses, each host with the ports of the design anew; a component's line wins
+// over its role's.
+func TestHosts(t *testing.T) {
+	core, own := Host{IP: "10.0.0.1", Namespace: "core"}, Host{IP: "10.0.0.2", Namespace: "own"}
+	cl, err := Plan(Options{Dir: t.TempDir(), Agents: 3, Hosts: map[string]Host{"agent": core, "kraken-agent-02": own, "tracker": core}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id, want := range map[string]string{
+		"agent-01": "core 10.0.0.1:16061", "agent-02": "own 10.0.0.2:16061", "agent-03": "core 10.0.0.1:16071",
+		"tracker-01": "core 10.0.0.1:16020", "origin-03": " 127.0.0.1:16033",
+	} {
+		c, err := cl.Find(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := c.Host().Namespace + " " + c.Addr; got != want {
+			t.Errorf("%s: at %q, want %q", id, got, want)
+		}
+	}
+	for _, o := range []Options{
+		{Hosts: map[string]Host{"agent": own}, Runtime: "docker"}, {Hosts: map[string]Host{"agent": own}, MutualTLS: true},
+		{FolderBucket: true, Runtime: "docker"}, {Origins: -1},
+	} {
+		if _, err := Plan(o); err == nil {
+			t.Errorf("taken: %+v", o)
+		}
+	}
+}
+
+// TestFolderBucket has a cluster of one origin, which keeps every blob alone, with a folder as bucket.
+func TestFolderBucket(t *testing.T) {
+	dir := t.TempDir()
+	cl, err := Plan(Options{Dir: dir, Origins: 1, FolderBucket: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cl.Write(); err != nil {
+		t.Fatal(err)
+	}
+	if len(cl.Role("testfs")) != 0 || len(cl.Role("origin")) != 1 {
+		t.Errorf("components: %v", cl.Components)
+	}
+	for _, c := range cl.Components {
+		text, err := os.ReadFile(cl.ConfigPath(c))
+		if err != nil {
+			t.Fatal(err)
+		}
+		hasBucket := c.Role == "origin" || c.Role == "build-index"
+		if strings.Contains(string(text), "file://"+dir+"/bucket") != hasBucket || !strings.Contains(string(text), "replicas: 1\n") {
+			t.Errorf("%s: %s", c.Name, text)
+		}
+	}
+	if _, err := os.Stat(dir + "/bucket"); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestWipe empties the disk of a component and leaves the folder, which may be a mount point.
+func TestWipe(t *testing.T) {
+	cl, err := Plan(Options{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cl.Write(); err != nil {
+		t.Fatal(err)
+	}
+	dir := cl.StateDir(cl.Role("origin")[0])
+	before, err := os.Stat(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(dir+"/blobs/x", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := cl.Wipe("origin-01"); err != nil {
+		t.Fatal(err)
+	}
+	after, err := os.Stat(dir)
+	if err != nil || !os.SameFile(before, after) {
+		t.Errorf("the folder is another one, %v", err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+// TestUsage measures this process.
+func TestUsage(t *testing.T) {
+	if n, err := Memory(os.Getpid(), "VmRSS"); err != nil || n < 1<<20 {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+	if _, err := Memory(os.Getpid(), "VmNothing"); err == nil {
+		t.Error("a line that is not there")
+	}
+	if d, err := CPU(os.Getpid()); err != nil || d < 0 {
+		t.Errorf("%s, %v", d, err)
+	}
+}
+
 // TestMutualTLS gives each component a certificate that the others verify, and says so in every configuration.
 func TestMutualTLS(t *testing.T) {
 	cl, err := Plan(Options{Dir: t.TempDir(), Agents: 1, MutualTLS: true})

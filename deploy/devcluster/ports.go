@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"syscall"
 
 	"kraken/proto/transport"
 )
@@ -41,16 +42,22 @@ func (cl *Cluster) checkPorts() error {
 	var errs []error
 	for _, c := range cl.Components {
 		for _, a := range c.ports() {
-			l, err := net.Listen("tcp", a)
-			if err != nil {
+			err := c.Host().Enter(func() error {
+				l, err := net.Listen("tcp", a)
+				if err != nil {
+					return err
+				}
+				return l.Close()
+			})
+			if errors.Is(err, syscall.EADDRINUSE) {
 				who := transport.PortOwner(a)
 				if who == "" {
 					who = "another process"
 				}
 				errs = append(errs, fmt.Errorf("port %s, needed by %s, is taken by %s", a, c.Name, who))
-				continue
+			} else if err != nil {
+				errs = append(errs, fmt.Errorf("listen for %s: %w", c.Name, err))
 			}
-			l.Close()
 		}
 	}
 	if len(errs) > 0 {

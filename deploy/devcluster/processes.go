@@ -26,7 +26,9 @@ func (p processes) start(_ context.Context, cl *Cluster, c *Component) (string, 
 		return "", err
 	}
 	defer log.Close()
-	cmd := exec.Command(filepath.Join(cl.Bin, "kraken-"+c.Role), cl.args(c)...)
+	argv := c.Host().command(append([]string{filepath.Join(cl.Bin, "kraken-"+c.Role)}, cl.args(c)...)...)
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Env = append(os.Environ(), c.Env...)
 	cmd.Stdout, cmd.Stderr, cmd.Dir = log, log, filepath.Join(cl.Dir, c.Name)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if p.bound {
@@ -42,25 +44,11 @@ func (p processes) start(_ context.Context, cl *Cluster, c *Component) (string, 
 			fmt.Fprintf(os.Stderr, "devcluster: %s: %v\n", c.Name, err)
 		}
 	}()
-	began, _, err := procStat(pid)
+	began, _, err := beganAndState(pid)
 	if err != nil {
 		return "", fmt.Errorf("it ended at once; see %s", cl.LogPath(c))
 	}
 	return fmt.Sprintf("%d:%s", pid, began), nil
-}
-
-// procStat reads start time and state of a process (proc(5), /proc/pid/stat fields 22 and 3).
-func procStat(pid int) (began, state string, err error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return "", "", err
-	}
-	_, rest, ok := strings.Cut(string(b[strings.LastIndexByte(string(b), ')'):]), ") ")
-	f := strings.Fields(rest)
-	if !ok || len(f) < 20 {
-		return "", "", fmt.Errorf("/proc/%d/stat: unexpected form", pid)
-	}
-	return f[19], f[0], nil
 }
 
 func (processes) pid(c *Component) (int, bool) {
@@ -69,7 +57,7 @@ func (processes) pid(c *Component) (int, bool) {
 	if err != nil {
 		return 0, false
 	}
-	now, state, err := procStat(pid)
+	now, state, err := beganAndState(pid)
 	return pid, err == nil && now == began && state != "Z"
 }
 
@@ -98,7 +86,7 @@ func (p processes) stop(ctx context.Context, c *Component, kill bool) error {
 				return fmt.Errorf("pid %d does not end", pid)
 			}
 			return p.stop(ctx, c, true)
-		case <-time.After(20 * time.Millisecond):
+		case <-time.After(5 * time.Millisecond):
 		}
 	}
 	return nil

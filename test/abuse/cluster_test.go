@@ -141,25 +141,11 @@ func open(ctx context.Context, dir string, o options) (*system, error) {
 
 // close ends what runs. Nothing here is worth waiting 30 s for a request that a test left open, so it is killed, agents
 // first.
-func (c *system) close() error {
-	var errs []error
-	for i := len(c.plan.Components) - 1; i >= 0; i-- {
-		errs = append(errs, c.plan.Kill(context.Background(), c.plan.Components[i].Name))
-	}
-	return errors.Join(errs...)
-}
+func (c *system) close() error { return c.plan.KillAll(context.Background()) }
 
 func (c *system) logs(t *testing.T) {
 	for _, part := range c.plan.Components {
-		b, err := os.ReadFile(c.plan.LogPath(part))
-		if err != nil {
-			t.Logf("log of %s: %v", part.Name, err)
-			continue
-		}
-		if len(b) > 3000 {
-			b = b[len(b)-3000:]
-		}
-		t.Logf("the end of the log of %s:\n%s", part.Name, b)
+		t.Logf("the end of the log of %s:\n%s", part.Name, c.plan.Tail(context.Background(), part))
 	}
 }
 
@@ -237,22 +223,13 @@ func (p *process) alive(t *testing.T) {
 func (p *process) state() string { return p.c.plan.StateDir(p.Component) }
 
 // rss is the resident memory of the process, in bytes.
-func (p *process) rss(t *testing.T) int64 { t.Helper(); return p.status(t, "VmRSS") }
-
-func (p *process) status(t *testing.T, line string) int64 {
+func (p *process) rss(t *testing.T) int64 {
 	t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
+	n, err := devcluster.Memory(p.PID(), "VmRSS")
 	if err != nil {
 		t.Fatalf("%s: %v", p.Name, err)
 	}
-	for l := range strings.Lines(string(b)) {
-		var kib int64
-		if _, err := fmt.Sscanf(l, line+": %d kB", &kib); err == nil {
-			return kib << 10
-		}
-	}
-	t.Fatalf("%s: no %s", p.Name, line)
-	return 0
+	return n
 }
 
 // descriptors is how many the process has open.

@@ -10,9 +10,10 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"kraken/deploy/devcluster"
 )
 
 // bin is the folder of the binaries that TestMain builds.
@@ -28,7 +29,7 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	bin = filepath.Join(dir, "bin")
-	if err := build(context.Background(), bin); err != nil {
+	if err := devcluster.Build(context.Background(), bin); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -41,16 +42,4 @@ func run(m *testing.M) int {
 		return 1
 	}
 	return code
-}
-
-// build makes every binary, with no flags of its own, so that what `go build ./...` and `go vet ./...` left in the
-// cache is used.
-func build(ctx context.Context, into string) error {
-	cmd := exec.CommandContext(ctx, "go", "build", "-o", into+"/",
-		"./proxy/cmd/...", "./origin/cmd/...", "./buildindex/cmd/...", "./tracker/cmd/...", "./agent/cmd/...", "./test/testfs/cmd/...")
-	cmd.Dir = "../.."
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build the binaries: %w\n%s", err, out)
-	}
-	return nil
 }

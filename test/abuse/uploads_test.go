@@ -23,13 +23,8 @@ import (
 // settled waits until all blobs and names are in the bucket.
 func (c *system) settled(t *testing.T) {
 	t.Helper()
-	for _, p := range append([]*process{c.BuildIndex}, c.Origins...) {
-		eventually(t, 45*time.Second, func() error {
-			if s := p.writeback(t); s.Pending > 0 || s.Names > 0 {
-				return fmt.Errorf("%s: %+v", p.Name, s)
-			}
-			return nil
-		})
+	if err := c.plan.Settle(t.Context(), 45*time.Second); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"kraken/deploy/devcluster"
 )
 
 var (
@@ -61,7 +63,9 @@ func TestChaos(t *testing.T) {
 	}
 	dir := t.TempDir()
 	bin := filepath.Join(dir, "bin")
-	build(t, bin)
+	if err := devcluster.Build(t.Context(), bin); err != nil {
+		t.Fatal(err)
+	}
 	seed := *seedFlag
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())
@@ -138,14 +142,4 @@ func keep(t *testing.T, state string) {
 		}
 	}
 	t.Logf("logs of the components: %s", to)
-}
-
-// build makes every binary.
-func build(t *testing.T, into string) {
-	cmd := exec.Command("go", "build", "-o", into+"/",
-		"./proxy/cmd/...", "./origin/cmd/...", "./buildindex/cmd/...", "./tracker/cmd/...", "./agent/cmd/...", "./test/testfs/cmd/...")
-	cmd.Dir = "../.."
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build the binaries: %v\n%s", err, out)
-	}
 }

@@ -55,7 +55,7 @@ var kinds = []kind{
 			if err := r.plan.Kill(ctx, c.Name); err != nil {
 				return err
 			}
-			return r.wipe(c)
+			return r.plan.Wipe(c.Name)
 		},
 		end: restart,
 	},

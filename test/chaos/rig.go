@@ -2,7 +2,6 @@ package chaos
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -100,94 +99,11 @@ func run(ctx context.Context, name string, args ...string) error {
 
 // close ends every process and takes the file systems away.
 func (r *rig) close() error {
-	var errs []error
-	for i := len(r.plan.Components) - 1; i >= 0; i-- {
-		errs = append(errs, r.plan.Kill(context.Background(), r.plan.Components[i].Name))
-	}
+	errs := []error{r.plan.KillAll(context.Background())}
 	for i := len(r.mounts) - 1; i >= 0; i-- {
 		errs = append(errs, run(context.Background(), "umount", r.mounts[i]))
 	}
 	return errors.Join(errs...)
-}
-
-// wipe empties the disk of a stopped component, as a replaced machine would come with a new one.
-func (r *rig) wipe(c *devcluster.Component) error {
-	dir := r.plan.StateDir(c)
-	entries, err := os.ReadDir(dir)
-	for _, e := range entries {
-		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
-	}
-	return err
-}
-
-// ready waits until a component says that it is, and returns how long that took.
-func (r *rig) ready(ctx context.Context, c *devcluster.Component) (time.Duration, error) {
-	began := time.Now()
-	for {
-		try, cancel := context.WithTimeout(ctx, 2*time.Second)
-		err := r.plan.Ready(try, c)
-		cancel()
-		if took := time.Since(began); err == nil || took > readyLimit {
-			return took, err
-		}
-		if err := sleep(ctx, 20*time.Millisecond); err != nil {
-			return time.Since(began), err
-		}
-	}
-}
-
-// settled waits until nothing is left to be written to the bucket, or for at most d; it returns what is left.
-func (r *rig) settled(ctx context.Context, d time.Duration) error {
-	end := time.Now().Add(d)
-	for {
-		left, err := r.left(ctx)
-		if err == nil && left == 0 {
-			return nil
-		}
-		if err == nil {
-			err = fmt.Errorf("%d are not in the bucket", left)
-		}
-		if time.Now().After(end) {
-			return err
-		}
-		if err := sleep(ctx, 100*time.Millisecond); err != nil {
-			return err
-		}
-	}
-}
-
-// left returns how many blobs and names the cluster says are not in the bucket yet.
-func (r *rig) left(ctx context.Context) (int, error) {
-	sum := 0
-	for _, c := range r.plan.Components {
-		if c.Role != "origin" && c.Role != "build-index" {
-			continue
-		}
-		var s struct{ Pending, Names int }
-		if err := getJSON(ctx, "http://"+c.Admin+"/writeback", &s); err != nil {
-			return 0, fmt.Errorf("%s: %w", c.Name, err)
-		}
-		sum += s.Pending + s.Names
-	}
-	return sum, nil
-}
-
-func getJSON(ctx context.Context, url string, into any) error {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s", url, resp.Status)
-	}
-	return json.NewDecoder(resp.Body).Decode(into)
 }
 
 // cut drops, or with on false passes again, every packet to and from a component's listeners for data, without a FIN.

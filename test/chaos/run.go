@@ -111,7 +111,7 @@ func faults(ctx context.Context, r *rig, l *load, rep *report, o Options) error 
 func (l *load) settle(ctx context.Context, r *rig) error {
 	l.gate.Lock()
 	defer l.gate.Unlock()
-	return r.settled(ctx, settleTime)
+	return r.plan.Settle(ctx, settleTime)
 }
 
 // happen lets one fault happen and end, and waits until its component is ready again.
@@ -128,8 +128,8 @@ func happen(ctx context.Context, r *rig, rep *report, f fault) (time.Duration, e
 	if err := f.end(ctx, r, f.part); err != nil {
 		return 0, err
 	}
-	if _, err := r.ready(ctx, f.part); err != nil {
-		return 0, fmt.Errorf("not ready after %s: %w", readyLimit, err)
+	if err := r.plan.Await(ctx, f.part, readyLimit); err != nil {
+		return 0, err
 	}
 	took := time.Since(began)
 	rep.ready(&f, took)
@@ -138,7 +138,7 @@ func happen(ctx context.Context, r *rig, rep *report, f fault) (time.Duration, e
 
 // check compares the cluster with the model: as it is, and after everything but the bucket was lost.
 func check(ctx context.Context, r *rig, l *load, o Options) error {
-	if err := r.settled(ctx, settleTime); err != nil {
+	if err := r.plan.Settle(ctx, settleTime); err != nil {
 		return fmt.Errorf("after the last fault: %w", err)
 	}
 	n := l.checkAll(ctx, "after the faults")
@@ -151,7 +151,7 @@ func check(ctx context.Context, r *rig, l *load, o Options) error {
 			return err
 		}
 		key, keyErr := os.ReadFile(r.plan.StateDir(c) + "/upload.key")
-		if err := r.wipe(c); err != nil {
+		if err := r.plan.Wipe(c.Name); err != nil {
 			return err
 		}
 		if keyErr == nil { // configuration, although the component made it by itself

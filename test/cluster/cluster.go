@@ -4,7 +4,6 @@ package cluster
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -234,16 +233,12 @@ func (c *Cluster) url(comp *devcluster.Component) string {
 // owed says what some parts have not written to the bucket, or, a build-index, not restored yet.
 func (c *Cluster) owed(names ...string) error {
 	for _, name := range names {
-		_, b, err := get("http://" + c.Admin(name) + "/writeback")
+		n, err := c.plan.Owed(c.t.Context(), c.find(name))
 		if err != nil {
 			return err
 		}
-		var s cluster.WritebackStatus
-		if err := json.Unmarshal(b, &s); err != nil {
-			return err
-		}
-		if s.Pending+s.Names > 0 {
-			return fmt.Errorf("%s has %+v", name, s)
+		if n > 0 {
+			return fmt.Errorf("%s owes %d blobs and names", name, n)
 		}
 	}
 	return nil

@@ -1,7 +1,7 @@
 """A cluster in network namespaces: every node has its own kernel counters and, where wanted, a shaped link.
 
-Nodes are namespaces joined by a bridge that is itself in a namespace; nothing of the machine's own network is touched, and
-everything is removed at the end. Needs root.
+bin/netns makes the namespaces, joined by a bridge that is itself in one, and bin/devcluster lays out and runs the cluster in them; nothing
+of the machine's own network is touched, and everything is removed at the end. Needs root.
 """
 
 import json
@@ -14,14 +14,14 @@ import uuid
 
 from components import ROOT, run
 
-NET = "10.213.7."
+NETNS, DEVCLUSTER = os.path.join(ROOT, "bin", "netns"), os.path.join(ROOT, "bin", "devcluster")
 
 
 class Node:
-    def __init__(self, rig, name, host):
-        self.rig, self.name, self.ip = rig, name, NET + str(host)
-        self.ns = "%s-%s" % (rig.tag, name)
-        self.procs = {}
+    """A namespace, with the components that run in it."""
+
+    def __init__(self, rig, name, ip, namespace):
+        self.rig, self.name, self.ip, self.ns = rig, name, ip, namespace
 
     def exec(self, *args, **kw):
         return run("ip", "netns", "exec", self.ns, *args, **kw)
@@ -38,54 +38,48 @@ class Node:
         1448 bytes or, unsegmented between namespaces, 64 KiB: 14 of Ethernet, 20 of IPv4, 32 of TCP with time stamps (RFC 7323)."""
         return self.counter("rx_bytes") - 66 * self.counter("rx_packets")
 
-    def shape(self, rate):
-        """Limits the link in both directions, e.g. "25mbit"."""
-        for ns, dev in ((self.ns, "eth0"), (self.rig.hub, "v-" + self.name)):
-            run("ip", "netns", "exec", ns, "tc", "qdisc", "replace", "dev", dev, "root", "tbf", "rate", rate, "burst", "64kb", "latency", "100ms")
-
-    def start(self, role, config, args=()):
-        folder = os.path.join(self.rig.dir, self.name, role)
-        os.makedirs(folder, exist_ok=True)
-        argv = [os.path.join(ROOT, "bin", "kraken-" + role)]
-        if config is not None:
-            path = os.path.join(folder, "config.yaml")
-            with open(path, "w") as f:
-                json.dump(config, f)  # JSON is YAML
-            argv += ["--config", path]
-        log = open(os.path.join(folder, "log"), "a")
-        self.procs[role] = self.popen(argv + list(args), stdout=log, stderr=log)
-        log.close()
-
-    def kill(self, role):
-        """kill -9, as a crash would."""
-        p = self.procs.pop(role)
-        p.kill()
-        p.wait()
-
-    def log(self, role):
-        with open(os.path.join(self.rig.dir, self.name, role, "log"), errors="replace") as f:
-            return f.read()
+    def shape(self, mbit):
+        """Limits the link in both directions."""
+        run(NETNS, "rate", self.rig.tag, mbit, self.name)
 
     def curl(self, url, *args, **kw):
         """curl in this node's namespace; --noproxy because the namespaces know no other network."""
         return self.exec("curl", "-sS", "--noproxy", "*", *args, url, **kw)
 
-    def metrics(self, port):
+    def metrics(self):
+        """Prometheus samples of the component of the node's name."""
         out = {}
-        for line in self.curl("http://%s:%d/metrics" % (self.ip, port)).stdout.splitlines():
+        for line in self.curl("http://%s/metrics" % self.rig.component(self.name)["admin"]).stdout.splitlines():
             if line and not line.startswith("#"):
                 name, _, value = line.rpartition(" ")
                 out[name] = float(value)
         return out
 
+    @property
+    def addr(self):
+        """Main listener of the component of the node's name."""
+        return self.rig.component(self.name)["addr"]
+
+    def kill(self):
+        """kill -9 of the component of the node's name, as a crash would."""
+        self.rig.control("kill", self.name)
+
+    def start(self):
+        """Starts it again and waits until it is ready."""
+        self.rig.control("start", self.name)
+
+    def log(self):
+        with open(os.path.join(self.rig.dir, "kraken-" + self.name, "log"), errors="replace") as f:
+            return f.read()
+
 
 class Rig:
-    def __init__(self, agents=4, small_blob="1MiB"):
+    """A cluster: each origin and agent has a node of its own, the core has the rest. others are nodes with nothing on them."""
+
+    def __init__(self, agents=4, others=()):
         self.tag = "kr" + uuid.uuid4().hex[:4]
-        self.hub = self.tag + "-hub"
         self.dir = tempfile.mkdtemp(prefix="kraken-rig-")
-        self.small_blob = small_blob
-        self.nodes, self.count = [], agents
+        self.count, self.others = agents, others
 
     def __enter__(self):
         try:
@@ -96,89 +90,39 @@ class Rig:
         return self
 
     def __exit__(self, *exc):
-        for n in self.nodes:
-            for p in n.procs.values():
-                p.terminate()
-        for n in self.nodes:
-            for p in n.procs.values():
-                try:
-                    p.wait(40)
-                except subprocess.TimeoutExpired:
-                    p.kill()
-                    p.wait()
-        for ns in [n.ns for n in self.nodes] + [self.hub]:
-            run("ip", "netns", "del", ns, check=False)
+        down = run(DEVCLUSTER, "--dir", self.dir, "down", check=False)
+        run(NETNS, "down", self.tag, check=False)
         shutil.rmtree(self.dir, ignore_errors=True)
-
-    def _node(self, name, host):
-        n = Node(self, name, host)
-        self.nodes.append(n)
-        run("ip", "netns", "add", n.ns)
-        run("ip", "link", "add", "eth0", "netns", n.ns, "type", "veth", "peer", "name", "v-" + name, "netns", self.hub)
-        run("ip", "-n", self.hub, "link", "set", "v-" + name, "master", "br0", "up")
-        run("ip", "-n", n.ns, "addr", "add", n.ip + "/24", "dev", "eth0")
-        run("ip", "-n", n.ns, "link", "set", "eth0", "up")
-        run("ip", "-n", n.ns, "link", "set", "lo", "up")
-        return n
+        assert down.returncode == 0, down.stdout
 
     def _build(self):
-        run("ip", "netns", "add", self.hub)
-        run("ip", "-n", self.hub, "link", "add", "br0", "type", "bridge")
-        run("ip", "-n", self.hub, "link", "set", "br0", "up")
-        self.core = self._node("core", 10)
-        self.origins = [self._node("origin%d" % i, 20 + i) for i in (1, 2, 3)]
-        self.agents = [self._node("agent%d" % i, 30 + i) for i in range(1, self.count + 1)]
-        core = self.core.ip
-        members = [{"id": "origin-%02d" % (i + 1), "url": "http://%s:16031" % o.ip, "peer": "%s:16041" % o.ip} for i, o in enumerate(self.origins)]
-        base = {"log": {"format": "text", "level": "info"}, "origins": members, "replicas": 2}
-        bucket = [{"name": "rig", "url": "s3://kraken?endpoint=http://%s:16050&region=us-east-1&use_path_style=true" % core, "access_key": "kraken", "secret_key": "kraken"}]
+        origins = ["origin-%02d" % i for i in (1, 2, 3)]
+        agents = ["agent-%02d" % i for i in range(1, self.count + 1)]
+        hosts = json.loads(run(NETNS, "up", self.tag, "core", *origins, *agents, *self.others).stdout)
+        self.nodes = {name: Node(self, name, h["ip"], h["namespace"]) for name, h in hosts.items()}
+        self.core, self.origins, self.agents = self.nodes["core"], [self.nodes[o] for o in origins], [self.nodes[a] for a in agents]
+        layout = {"hosts": {"kraken-" + name: hosts[name] for name in origins + agents}, "config": {"agent": {"small_blob": "1MiB"}}}
+        layout["hosts"].update((role, hosts["core"]) for role in ("testfs", "tracker", "build-index", "proxy"))
+        path = os.path.join(self.dir, "layout.json")
+        with open(path, "w") as f:
+            json.dump(layout, f)
+        self.control("up", "--agents", self.count, "--layout", path)
 
-        def state(n, role):
-            d = os.path.join(self.dir, n.name, role + "-state")
-            os.makedirs(d)
-            return d
+    def control(self, *args):
+        run(DEVCLUSTER, "--dir", self.dir, "--bin", os.path.join(ROOT, "bin"), *args)
 
-        def listens(n, port, admin):
-            return {"server": {"listen": "%s:%d" % (n.ip, port)}, "admin": {"listen": "%s:%d" % (n.ip, admin)}}
+    def component(self, name):
+        """What devcluster says of a component."""
+        with open(os.path.join(self.dir, "cluster.json")) as f:
+            return next(c for c in json.load(f)["components"] if c["name"] == "kraken-" + name)
 
-        self.core.start("testfs", None, ["--listen", core + ":16050", "--dir", state(self.core, "testfs")])
-        self.await_ready(self.core, 16050)
-        for o, m in zip(self.origins, members):
-            o.start("origin", {**base, **listens(o, 16031, 16034), "id": m["id"], "dir": state(o, "origin"), "buckets": bucket,
-                               "peer": {"listen": o.ip + ":16041", "stock_peers": True}})
-        self.core.start("tracker", {**base, **listens(self.core, 16020, 16021), "stock_peers": True})
-        self.core.start("build-index", {**base, **listens(self.core, 16010, 16011), "database": os.path.join(state(self.core, "build-index"), "names.db"), "buckets": bucket})
-        for o in self.origins:
-            self.await_ready(o, 16031)
-        self.await_ready(self.core, 16020)
-        self.await_ready(self.core, 16010)
-        self.core.start("proxy", {**base, **listens(self.core, 16000, 16001), "build_index": {"url": "http://%s:16010" % core}})
-        self.await_ready(self.core, 16000)
-        self.agent_config = lambda n: {
-            **base, **listens(n, 16061, 16063), "node": n.name, "build_index": {"url": "http://%s:16010" % core}, "tracker": {"url": "http://%s:16020" % core},
-            "peer": {"listen": n.ip + ":16062", "stock_peers": True}, "cache": {"dir": os.path.join(self.dir, n.name, "agent-state")}, "small_blob": self.small_blob}
-        for a in self.agents:
-            self.start_agent(a)
-
-    def start_agent(self, a):
-        os.makedirs(os.path.join(self.dir, a.name, "agent-state"), exist_ok=True)
-        a.start("agent", self.agent_config(a))
-        self.await_ready(a, 16061)
-
-    def await_ready(self, n, port, timeout=30):
-        deadline = time.monotonic() + timeout
-        while True:
-            r = n.curl("http://%s:%d/readiness" % (n.ip, port), "-o", "/dev/null", "-w", "%{http_code}", check=False)
-            if r.stdout.strip().endswith("200"):
-                return
-            if time.monotonic() > deadline:
-                logs = "\n".join("%s: %s" % (role, n.log(role)[-1500:]) for role in n.procs)
-                raise AssertionError("%s:%d is not ready after %d s\n%s" % (n.name, port, timeout, logs))
-            time.sleep(0.1)
+    def url(self, name):
+        """Main listener of a component."""
+        return "http://" + self.component(name)["addr"]
 
     def push_blob(self, repo, path, digest):
         """Pushes a file through the proxy, with curl in the core's namespace."""
-        base = "http://%s:16000" % self.core.ip
+        base = self.url("proxy-01")
         headers = self.core.curl(base + "/v2/%s/blobs/uploads/" % repo, "-X", "POST", "-D", "-", "-o", "/dev/null").stdout
         loc = next(l.split(":", 1)[1].strip() for l in headers.splitlines() if l.lower().startswith("location:"))
         url = base + loc + ("&" if "?" in loc else "?") + "digest=" + digest
@@ -188,7 +132,7 @@ class Rig:
     def await_metainfo(self, repo, digest, timeout=60):
         """Waits until the tracker can answer with metainfo, so that a pull swarms."""
         deadline = time.monotonic() + timeout
-        url = "http://%s:16020/blobs/%s/torrent" % (self.core.ip, digest)
+        url = self.url("tracker-01") + "/blobs/%s/torrent" % digest
         while self.core.curl(url, "-o", "/dev/null", "-w", "%{http_code}").stdout != "200":
             assert time.monotonic() < deadline, "no metainfo after %d s" % timeout
             time.sleep(0.2)

@@ -33,8 +33,8 @@ def blob(tmp_path_factory):
 
 def pull(agent, repo, digest, out="/dev/null", results=None, **kw):
     """Pulls a blob from the agent on its own node; returns curl's time to first byte and the digest."""
-    p = agent.exec("bash", "-c", 'set -o pipefail; curl -sSf --noproxy "*" -w "%%{stderr}%%{time_starttransfer}\\n" http://%s:16061/v2/%s/blobs/%s | sha256sum' % (agent.ip, repo, digest), check=False, **kw)
-    assert p.returncode == 0, "%s could not pull: %s\nits log ends:\n%s" % (agent.name, p.stdout, agent.log("agent")[-3000:])
+    p = agent.exec("bash", "-c", 'set -o pipefail; curl -sSf --noproxy "*" -w "%%{stderr}%%{time_starttransfer}\\n" http://%s/v2/%s/blobs/%s | sha256sum' % (agent.addr, repo, digest), check=False, **kw)
+    assert p.returncode == 0, "%s could not pull: %s\nits log ends:\n%s" % (agent.name, p.stdout, agent.log()[-3000:])
     first, sha = None, None
     for line in p.stdout.splitlines():
         if line.endswith("-"):
@@ -57,7 +57,7 @@ def test_four_agents_share(blob):
         wait_quiet(rig)
         sent = {n.name: n.counter("tx_bytes") for n in rig.origins + rig.agents}
         got = {n.name: n.payload() for n in rig.agents}
-        before = {n.name: n.metrics(16063) for n in rig.agents}
+        before = {n.name: n.metrics() for n in rig.agents}
         results = []
         threads = [threading.Thread(target=pull, args=(a, repo, digest), kwargs={"results": results}) for a in rig.agents]
         for t in threads:
@@ -74,7 +74,7 @@ def test_four_agents_share(blob):
         assert agents > 1 * BIG, "agents sent %.2f copies" % (agents / BIG)
         counted = 0
         for n in rig.agents:
-            after = n.metrics(16063)
+            after = n.metrics()
             counted += sum(after.get(k, 0) - before[n.name].get(k, 0) for k in RECEIVED)
         print("the metrics say %.3f copies, the kernel %.3f" % (counted / BIG, received / BIG))
         assert abs(counted - received) < 0.05 * received, "metrics say %d bytes, the kernel %d" % (counted, received)
@@ -104,8 +104,8 @@ def test_first_byte_through_a_slow_link(blob):
         rig.push_blob(repo, path, digest)
         rig.await_metainfo(repo, digest)
         agent = rig.agents[0]
-        agent.shape("25mbit")
-        url = "http://%s:16061/v2/%s/blobs/%s" % (agent.ip, repo, digest)
+        agent.shape(25)
+        url = "http://%s/v2/%s/blobs/%s" % (agent.addr, repo, digest)
         first = agent.exec("sh", "-c", 'curl -sS --noproxy "*" --max-time 5 -o /dev/null -w "%%{time_starttransfer} %%{size_download}" %s || true' % url).stdout.split()
         print("first byte after %s s, %s bytes in 5 s" % (first[-2], first[-1]))
         assert 0 < float(first[-2]) < 2.0
@@ -120,17 +120,17 @@ def test_resume_after_kill(blob):
         rig.push_blob(repo, path, digest)
         rig.await_metainfo(repo, digest)
         agent = rig.agents[0]
-        agent.shape("400mbit")
+        agent.shape(400)
         start = agent.counter("rx_bytes")
-        url = "http://%s:16061/v2/%s/blobs/%s" % (agent.ip, repo, digest)
+        url = "http://%s/v2/%s/blobs/%s" % (agent.addr, repo, digest)
         c = agent.popen(["curl", "-sS", "--noproxy", "*", "-o", "/dev/null", url])
         deadline = time.monotonic() + 60
         while agent.counter("rx_bytes") - start < BIG * 0.5:
             assert time.monotonic() < deadline, "half of the blob did not arrive in 60 s"
             time.sleep(0.02)
-        agent.kill("agent")
+        agent.kill()
         c.wait()
-        rig.start_agent(agent)
+        agent.start()
         start = agent.counter("rx_bytes")
         _, sha = pull(agent, repo, digest)
         assert sha == digest
@@ -144,13 +144,13 @@ def test_stock_client(blob, tool, tmp_path):
     tool("aria2c")
     path, digest = blob
     repo = unique("test/stock")
-    with Rig(agents=1) as rig:
+    with Rig(agents=1, others=["aria"]) as rig:
         rig.push_blob(repo, path, digest)
         rig.await_metainfo(repo, digest)
         assert pull(rig.agents[0], repo, digest)[1] == digest  # there is a peer besides the origins
-        client = rig._node("aria", 50)
+        client = rig.nodes["aria"]
         torrent = str(tmp_path / "full.torrent")
-        client.curl("http://%s:16020/blobs/%s/torrent" % (rig.core.ip, digest), "-f", "-o", torrent)
+        client.curl(rig.url("tracker-01") + "/blobs/%s/torrent" % digest, "-f", "-o", torrent)
         with open(torrent, "rb") as f:
             meta, rest = bdecode(f.read())
         assert rest == b"" and meta[b"url-list"] and meta[b"announce"]

@@ -18,6 +18,7 @@ import (
 	"github.com/anacrolix/torrent/metainfo"
 	"github.com/opencontainers/go-digest"
 
+	"kraken/deploy/devcluster"
 	"kraken/origin/store"
 	"kraken/proto/announce"
 	"kraken/test/bench/report"
@@ -54,10 +55,10 @@ func firstByte(b *bench, ctx context.Context) (err error) {
 
 func (c *cluster) oneByte(ctx context.Context, b blobOf) (time.Duration, error) {
 	a := c.agents[0]
-	hc := a.client()
+	hc := a.Host().Client()
 	defer hc.CloseIdleConnections()
 	began := time.Now()
-	resp, err := hc.Get(c.url(a, "agent") + "/v2/" + repository + "/blobs/" + b.digest.String())
+	resp, err := hc.Get(c.plan.URL(a) + "/v2/" + repository + "/blobs/" + b.digest.String())
 	if err != nil {
 		return 0, err
 	}
@@ -81,9 +82,9 @@ func small(b *bench, ctx context.Context) (err error) {
 		return err
 	}
 	a := c.agents[0]
-	hc := a.client()
+	hc := a.Host().Client()
 	hc.Transport.(*http.Transport).MaxIdleConnsPerHost = clients
-	base := c.url(a, "agent") + "/v2/" + repository
+	base := c.plan.URL(a) + "/v2/" + repository
 	if _, err := get(ctx, hc, base+"/manifests/v1", ""); err != nil {
 		return err
 	}
@@ -135,10 +136,11 @@ func small(b *bench, ctx context.Context) (err error) {
 // each, which is no part of a pull.
 func (c *cluster) published(ctx context.Context) error {
 	const name = "kraken_build_index_outbox_rows "
-	hc := c.core.client()
+	index := c.only("build-index")
+	hc := index.Host().Client()
 	defer hc.CloseIdleConnections()
 	return eventually(ctx, time.Minute, "the build-index has written to the bucket what was pushed", func() (bool, error) {
-		resp, err := hc.Get("http://" + c.addr(c.core, "build-index", 2) + "/metrics")
+		resp, err := hc.Get("http://" + index.Admin + "/metrics")
 		if err != nil {
 			return false, err
 		}
@@ -156,9 +158,10 @@ func (c *cluster) published(ctx context.Context) error {
 
 // pushImage pushes an image of n layers of 10 KiB.
 func (c *cluster) pushImage(ctx context.Context, tag string, n int) ([]digest.Digest, error) {
-	hc := c.core.client()
+	proxy := c.only("proxy")
+	hc := proxy.Host().Client()
 	defer hc.CloseIdleConnections()
-	base := c.url(c.core, "proxy")
+	base := c.plan.URL(proxy)
 	type descriptor struct {
 		MediaType string        `json:"mediaType"`
 		Digest    digest.Digest `json:"digest"`
@@ -201,17 +204,19 @@ func (c *cluster) pushImage(ctx context.Context, tag string, n int) ([]digest.Di
 // memoryIdle is what an agent takes that holds 10,000 blobs which peers can ask for, and has nothing to do.
 func memoryIdle(b *bench, ctx context.Context) (err error) {
 	const n, size = 10_000, 8 << 10
-	c, err := b.newCluster(ctx, options{agents: 1, agent: map[string]any{"small_blob": "4KiB"}})
+	c, err := b.newCluster(ctx, options{agents: 1, config: map[string]map[string]any{"agent": {"small_blob": "4KiB"}}})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.close()) }()
 	a := c.agents[0]
-	c.procs[a.name+"-agent"].end()
-	if err := fill(ctx, c.cache(a), n, size); err != nil {
+	if err := c.plan.Stop(ctx, a.Name); err != nil {
 		return err
 	}
-	if err := errors.Join(c.startAgent(a), c.await(ctx, a, "agent")); err != nil {
+	if err := fill(ctx, c.plan.StateDir(a), n, size); err != nil {
+		return err
+	}
+	if err := c.plan.Start(ctx, a.Name); err != nil {
 		return err
 	}
 	// Two announce intervals of the default 10 s are part of being idle.
@@ -220,12 +225,11 @@ func memoryIdle(b *bench, ctx context.Context) (err error) {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	p := c.procs[a.name+"-agent"]
-	rss, err := p.memory("VmRSS")
+	rss, err := devcluster.Memory(a.PID(), "VmRSS")
 	if err != nil {
 		return err
 	}
-	peak, err := p.memory("VmHWM")
+	peak, err := devcluster.Memory(a.PID(), "VmHWM")
 	b.add(report.AtMost("agent's memory, idle", map[string]any{"blobs": n}, float64(rss)/mib, "MiB", 64, map[string]any{"peak": float64(peak) / mib}))
 	return err
 }
@@ -269,27 +273,22 @@ func memoryPull(b *bench, ctx context.Context) (err error) {
 	if _, err := c.pull(ctx, c.agents[0], blob); err != nil {
 		return err
 	}
-	peak, err := c.procs[c.agents[0].name+"-agent"].memory("VmHWM")
+	peak, err := devcluster.Memory(c.agents[0].PID(), "VmHWM")
 	b.add(report.AtMost("agent's memory, pulling 4 GiB", nil, float64(peak)/mib, "MiB", 200, nil))
 	return err
 }
 
 // tracker announces blobs in batches to a tracker that has one core.
 func tracker(b *bench, ctx context.Context) (err error) {
-	c, err := b.newCluster(ctx, options{})
+	// one client plays all peers
+	keys := map[string]any{"trust_announced_ip": true, "limits": map[string]any{"source_pairs": 1_000_000}}
+	c, err := b.newCluster(ctx, options{env: map[string][]string{"tracker": {"GOMAXPROCS=1"}}, config: map[string]map[string]any{"tracker": keys}})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.close()) }()
-	p := c.procs["core-tracker"]
-	p.end()
-	// one client plays all peers
-	conf := map[string]any{"trust_announced_ip": true, "limits": map[string]any{"source_pairs": 1_000_000}}
-	if err := errors.Join(c.run(c.core, "tracker", []string{"GOMAXPROCS=1"}, conf), c.await(ctx, c.core, "tracker")); err != nil {
-		return err
-	}
-	p = c.procs["core-tracker"]
-	empty, err := p.memory("VmRSS")
+	p := c.only("tracker")
+	empty, err := devcluster.Memory(p.PID(), "VmRSS")
 	if err != nil {
 		return err
 	}
@@ -299,10 +298,10 @@ func tracker(b *bench, ctx context.Context) (err error) {
 		digests[i] = digest.FromString(fmt.Sprint("blob ", i))
 	}
 	hc := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: workers}}
-	client := announce.NewClient(c.url(c.core, "tracker"), hc)
+	client := announce.NewClient(c.plan.URL(p), hc)
 	announceAll := func() (float64, time.Duration, error) {
 		began := time.Now()
-		before, err := p.cpu()
+		before, err := devcluster.CPU(p.PID())
 		if err != nil {
 			return 0, 0, err
 		}
@@ -314,13 +313,13 @@ func tracker(b *bench, ctx context.Context) (err error) {
 			}
 			return err
 		})
-		after, cpuErr := p.cpu()
+		after, cpuErr := devcluster.CPU(p.PID())
 		return peers * batches * batch / time.Since(began).Seconds(), after - before, errors.Join(err, cpuErr)
 	}
 	if _, _, err := announceAll(); err != nil {
 		return err
 	}
-	full, err := p.memory("VmRSS")
+	full, err := devcluster.Memory(p.PID(), "VmRSS")
 	if err != nil {
 		return err
 	}

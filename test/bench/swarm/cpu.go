@@ -17,6 +17,7 @@ import (
 	"github.com/anacrolix/torrent/metainfo"
 	"github.com/anacrolix/torrent/storage"
 
+	"kraken/deploy/devcluster"
 	"kraken/proto/blob"
 	"kraken/test/bench/report"
 )
@@ -42,7 +43,7 @@ func cpuRow(n int) func(*bench, context.Context) error {
 			if err != nil {
 				return err
 			}
-			file := filepath.Join(c.dir, "file")
+			file := filepath.Join(c.plan.Dir, "file")
 			if err := writeBlob(file, blob); err != nil {
 				return err
 			}
@@ -90,8 +91,8 @@ func (c *cluster) cpuOf(ctx context.Context, b blobOf) (float64, error) {
 }
 
 func (c *cluster) cpu() (sum time.Duration, err error) {
-	for _, p := range c.procs {
-		t, err := p.cpu()
+	for _, p := range c.plan.Components {
+		t, err := devcluster.CPU(p.PID())
 		if err != nil {
 			return 0, err
 		}
@@ -147,7 +148,7 @@ func runChild(task string) error {
 
 // httpChild serves the file, and n clients fetch, write and hash it.
 func httpChild(n int, file, dir string) error {
-	l, err := (&node{ip: "127.0.0.1"}).listen(0)
+	l, err := devcluster.Host{IP: "127.0.0.1"}.Listen(0)
 	if err != nil {
 		return err
 	}

@@ -2,9 +2,10 @@
 // namespaces, and on loopback beside a plain HTTP server and the bare BitTorrent library. It needs root and Linux; it
 // makes everything that it uses and removes it.
 //
-// The processes are the shipped binaries with their default configuration, except for addresses, folders, and, where a
-// row says so, the speed of the link. Every time is a ratio to the lower bound max(F/u, F/min d, N·F/(u + Σu_i)) at the
-// link's nominal rate: what Ethernet, IP and TCP add (4.4 %) is part of what is measured.
+// The processes are the shipped binaries as deploy/devcluster lays them out, with one origin, a folder as bucket, no
+// peers but Kraken's and, where a row says so, the speed of the link. Every time is a ratio to the lower bound max(F/u,
+// F/min d, N·F/(u + Σu_i)) at the link's nominal rate: what Ethernet, IP and TCP add (4.4 %) is part of what is
+// measured.
 package main
 
 import (

@@ -12,7 +12,9 @@ import (
 	"sync"
 	"time"
 
+	"kraken/deploy/devcluster"
 	"kraken/test/bench/report"
+	"kraken/test/netns"
 )
 
 const (
@@ -44,17 +46,17 @@ func (r round) last() float64   { return r.took[len(r.took)-1] }
 // race shapes the links and calls pull for each agent at once. midway, if not nil, runs beside the pulls; agents that
 // it reports as gone may fail.
 func (c *cluster) race(ctx context.Context, mbit int, size int64, pull func(context.Context, int) (float64, error), midway func(context.Context) (gone []int, err error)) (r round, err error) {
-	limited := append([]*node{c.origin}, c.agents...)
-	if err := c.net.shape(mbit, limited); err != nil {
+	limited := c.net.Nodes[1:] // all but the core
+	if err := c.net.Shape(mbit, limited...); err != nil {
 		return r, err
 	}
-	defer func() { err = errors.Join(err, c.net.shape(0, limited)) }()
-	before, err := c.net.traffic()
+	defer func() { err = errors.Join(err, c.net.Shape(0, limited...)) }()
+	before, err := c.net.Traffic()
 	if err != nil {
 		return r, err
 	}
 	used0, total0 := machine()
-	s := c.net.sample(250 * time.Millisecond)
+	s := sample(c.net, 250*time.Millisecond)
 	took, errs := make([]float64, len(c.agents)), make([]error, len(c.agents))
 	var wg sync.WaitGroup
 	for i := range c.agents {
@@ -67,7 +69,7 @@ func (c *cluster) race(ctx context.Context, mbit int, size int64, pull func(cont
 	}
 	wg.Wait()
 	used1, total1 := machine()
-	after, terr := c.net.traffic()
+	after, terr := c.net.Traffic()
 	if merr != nil {
 		merr = errors.Join(append(errs, merr)...) // what became of the pulls may say why
 	}
@@ -79,14 +81,14 @@ func (c *cluster) race(ctx context.Context, mbit int, size int64, pull func(cont
 			continue
 		}
 		if errs[i] != nil {
-			return r, fmt.Errorf("%s: %w", c.agents[i].name, errs[i])
+			return r, fmt.Errorf("%s: %w", c.agents[i].ID(), errs[i])
 		}
 		r.took = append(r.took, took[i])
 	}
 	slices.Sort(r.took)
-	r.copies = float64(after[c.origin.name].sent-before[c.origin.name].sent) / float64(size)
+	r.copies = float64(after[c.origin.ID()].Sent-before[c.origin.ID()].Sent) / float64(size)
 	for _, a := range c.agents {
-		r.twice += float64(after[a.name].received-before[a.name].received) / float64(size) / float64(len(c.agents))
+		r.twice += float64(after[a.ID()].Received-before[a.ID()].Received) / float64(size) / float64(len(c.agents))
 	}
 	r.twice--
 	r.busy, r.s = (used1-used0)/(total1-total0), s
@@ -207,14 +209,14 @@ func (c *cluster) overHTTP(ctx context.Context, mbit, n int) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	dir := filepath.Join(c.dir, "www")
+	dir := filepath.Join(c.plan.Dir, "www")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return 0, err
 	}
 	if err := writeBlob(filepath.Join(dir, "blob"), blob); err != nil {
 		return 0, err
 	}
-	l, err := c.origin.listen(18080)
+	l, err := c.origin.Host().Listen(18080)
 	if err != nil {
 		return 0, err
 	}
@@ -222,7 +224,7 @@ func (c *cluster) overHTTP(ctx context.Context, mbit, n int) (float64, error) {
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(l) }()
 	r, err := c.race(ctx, mbit, size, func(ctx context.Context, i int) (float64, error) {
-		p, err := get(ctx, c.agents[i].client(), "http://"+c.origin.ip+":18080/blob", blob.digest)
+		p, err := get(ctx, c.agents[i].Host().Client(), "http://"+l.Addr().String()+"/blob", blob.digest)
 		return p.took.Seconds(), err
 	}, nil)
 	if cerr := errors.Join(err, srv.Close()); cerr != nil {
@@ -307,36 +309,25 @@ func arrivals(b *bench, ctx context.Context) error {
 
 // left is the bound of what agents still lack, from what they have received so far: the slowest link, and all links
 // together.
-func left(got traffic, agents []*node, size int64, mbit, uplinks int) float64 {
+func left(got netns.Traffic, agents []*devcluster.Component, size int64, mbit, uplinks int) float64 {
 	var most, all int64
 	for _, a := range agents {
-		n := max(0, size-got[a.name].received)
+		n := max(0, size-got[a.ID()].Received)
 		most, all = max(most, n), all+n
 	}
 	return max(seconds(most, mbit), seconds(all, mbit)/float64(uplinks))
 }
 
-// since is the traffic of now without that of before.
-func (n *network) since(before traffic) (traffic, error) {
-	now, err := n.traffic()
-	for name, t := range now {
-		t.received -= before[name].received
-		t.sent -= before[name].sent
-		now[name] = t
-	}
-	return now, err
-}
-
 // kill pulls one blob with n agents and kills processes when the traffic since the start says so. killed does it; it
 // returns the agents that are gone, and how many links can still send. The time is measured from there, against the
 // bound of what is left.
-func (b *bench) kill(ctx context.Context, name string, n int, when func(*cluster, traffic) bool, killed func(*cluster) (gone []int, uplinks int)) error {
+func (b *bench) kill(ctx context.Context, name string, n int, when func(*cluster, netns.Traffic) bool, killed func(*cluster) (gone []int, uplinks int, err error)) error {
 	return b.special(ctx, n, func(c *cluster) error {
 		blob, err := c.push(ctx, killSize)
 		if err != nil {
 			return err
 		}
-		before, err := c.net.traffic()
+		before, err := c.net.Traffic()
 		if err != nil {
 			return err
 		}
@@ -346,20 +337,20 @@ func (b *bench) kill(ctx context.Context, name string, n int, when func(*cluster
 			p, err := c.pull(ctx, c.agents[i], blob)
 			return p.took.Seconds(), err
 		}, func(ctx context.Context) ([]int, error) {
-			var got traffic
+			var got netns.Traffic
 			err := eventually(ctx, 2*time.Minute, name, func() (_ bool, err error) {
-				got, err = c.net.since(before)
+				got, err = c.net.Since(before)
 				return when(c, got), err
 			})
-			gone, uplinks := killed(c)
-			var alive []*node
+			gone, uplinks, kerr := killed(c)
+			var alive []*devcluster.Component
 			for i, a := range c.agents {
 				if !slices.Contains(gone, i) {
 					alive = append(alive, a)
 				}
 			}
 			at, limit = time.Since(began).Seconds(), left(got, alive, killSize, mbit25, uplinks)
-			return gone, err
+			return gone, errors.Join(err, kerr)
 		})
 		if err != nil {
 			return err
@@ -372,14 +363,14 @@ const killSize = 64 * mib
 
 func killThird(b *bench, ctx context.Context) error {
 	const n = 9
-	return b.kill(ctx, "a third killed midway", n, func(c *cluster, got traffic) bool {
-		return got[c.agents[n-1].name].received > killSize/2
-	}, func(c *cluster) (gone []int, uplinks int) {
+	return b.kill(ctx, "a third killed midway", n, func(c *cluster, got netns.Traffic) bool {
+		return got[c.agents[n-1].ID()].Received > killSize/2
+	}, func(c *cluster) (gone []int, uplinks int, err error) {
 		for i := range n / 3 {
-			c.procs[c.agents[i].name+"-agent"].kill()
+			err = errors.Join(err, c.plan.Kill(ctx, c.agents[i].Name))
 			gone = append(gone, i)
 		}
-		return gone, 1 + n - n/3
+		return gone, 1 + n - n/3, err
 	})
 }
 
@@ -388,14 +379,13 @@ func killOrigin(b *bench, ctx context.Context) error {
 	// send that nobody has. Without the second, pieces that it sent twice could stand for others.
 	var before int64
 	since := time.Now()
-	return b.kill(ctx, "origin killed after one copy", eight, func(c *cluster, got traffic) bool {
-		sent := got[c.origin.name].sent
+	return b.kill(ctx, "origin killed after one copy", eight, func(c *cluster, got netns.Traffic) bool {
+		sent := got[c.origin.ID()].Sent
 		if sent-before > 64<<10 {
 			before, since = sent, time.Now()
 		}
 		return sent > killSize && (float64(sent) > killSize*1.02 || time.Since(since) > 200*time.Millisecond)
-	}, func(c *cluster) ([]int, int) {
-		c.procs["origin-origin"].kill()
-		return nil, eight
+	}, func(c *cluster) ([]int, int, error) {
+		return nil, eight, c.plan.Kill(ctx, c.origin.Name)
 	})
 }

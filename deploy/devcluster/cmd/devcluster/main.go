@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/goccy/go-yaml"
 	"github.com/spf13/cobra"
 
 	"kraken/deploy/devcluster"
@@ -38,11 +39,15 @@ func command() *cobra.Command {
 	f.StringVar(&o.Bin, "bin", "bin", "folder with the kraken binaries (process runtime)")
 	f.StringVar(&o.Runtime, "runtime", "process", "how components run: process or docker")
 
+	var layout string
 	up := &cobra.Command{
 		Use:   "up",
 		Short: "Start the cluster and wait until every component is ready",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if err := readLayout(layout, &o); err != nil {
+				return err
+			}
 			cl, err := devcluster.Plan(o)
 			if err != nil {
 				return err
@@ -57,6 +62,7 @@ func command() *cobra.Command {
 	up.Flags().IntVar(&o.Agents, "agents", 2, "number of agents; the fifth and further ones take free ports")
 	up.Flags().BoolVar(&o.MutualTLS, "mutual-tls", false, "origins, tracker, build-index and peers take only holders of a certificate, which are made")
 	up.Flags().BoolVar(&o.FreePorts, "free-ports", false, "take free ports instead of those of the design")
+	up.Flags().StringVar(&layout, "layout", "", "YAML or JSON file with hosts (ip, namespace) and config (keys over those of the templates), each by role or by component")
 	up.Flags().StringVar(&o.Runtime, "runtime", "process", "how components run: process or docker")
 
 	root.AddCommand(up,
@@ -80,6 +86,26 @@ func command() *cobra.Command {
 		}),
 	)
 	return root
+}
+
+// readLayout reads what is too much for flags into o; an empty name is no file.
+func readLayout(file string, o *devcluster.Options) error {
+	if file == "" {
+		return nil
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	var l struct {
+		Hosts  map[string]devcluster.Host
+		Config map[string]map[string]any
+	}
+	if err := yaml.UnmarshalWithOptions(b, &l, yaml.Strict()); err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	o.Hosts, o.Config = l.Hosts, l.Config
+	return nil
 }
 
 // onRunning is a command on a cluster that up has started.

@@ -1,0 +1,51 @@
+package devcluster
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"kraken/proto/cluster"
+)
+
+// Owed returns how many blobs and names some origins and build-indexes, all when none is named, have not written to the
+// bucket yet. A build-index that has not restored its names owes some, too.
+func (cl *Cluster) Owed(ctx context.Context, of ...*Component) (int, error) {
+	if len(of) == 0 {
+		of = append(cl.Role("origin"), cl.Role("build-index")...)
+	}
+	sum := 0
+	for _, c := range of {
+		b, err := c.get(ctx, "http://"+c.Admin+"/writeback")
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w", c.Name, err)
+		}
+		var s cluster.WritebackStatus
+		if err := json.Unmarshal(b, &s); err != nil {
+			return 0, fmt.Errorf("%s: %w", c.Name, err)
+		}
+		sum += s.Pending + s.Names
+	}
+	return sum, nil
+}
+
+// Settle waits until nothing is owed, for at most limit.
+func (cl *Cluster) Settle(ctx context.Context, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for {
+		left, err := cl.Owed(ctx)
+		if err == nil && left == 0 {
+			return nil
+		}
+		if err == nil {
+			err = fmt.Errorf("%d blobs and names are not in the bucket", left)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("not within %s: %w", limit, err)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}

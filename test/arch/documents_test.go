@@ -1,0 +1,93 @@
+package arch
+
+import (
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// goFile is a name of a Go file in a document, with whatever folders stand before it.
+var goFile = regexp.MustCompile(`[A-Za-z0-9_.*-]+(?:/[A-Za-z0-9_.*-]+)*\.go\b`)
+
+// packageName is how documents name a package: in code quotes, a path whose first folder is one of the project's.
+var packageName = regexp.MustCompile("`((?:proto|origin|tracker|agent|buildindex|proxy|deploy|test)(?:/[a-zA-Z0-9_.-]+)+)/?`")
+
+// TestDocumentsNameWhatExists refuses documents that name a Go file or a folder which is not there: what was moved is
+// named anew. A name without its folders may be of any package; folders named out are made by what runs.
+// MEASUREMENTS.md and CHANGELOG.md tell of times past.
+func TestDocumentsNameWhatExists(t *testing.T) {
+	var names []string
+	goFiles(t, func(name string) { names = append(names, "/"+name) })
+	documents(t, func(name, text string) {
+		if base := path.Base(name); base == "MEASUREMENTS.md" || base == "CHANGELOG.md" {
+			return
+		}
+		for _, file := range goFile.FindAllString(text, -1) {
+			if strings.Contains(file, "*") {
+				continue
+			}
+			clean := strings.TrimLeft(path.Clean(file), "./")
+			if !slices.ContainsFunc(names, func(n string) bool { return strings.HasSuffix(n, "/"+clean) }) {
+				t.Errorf("%s names %s, which is not there", name, file)
+			}
+		}
+		for _, m := range packageName.FindAllStringSubmatch(text, -1) {
+			if !strings.Contains(m[1]+"/", "/out/") && !namedFolder(m[1]) {
+				t.Errorf("%s names %s, which is not there", name, m[1])
+			}
+		}
+	})
+}
+
+// namedFolder reports whether a path from the root is there. The last part may be a symbol of a package, as in
+// `proto/cluster.Change`.
+func namedFolder(name string) bool {
+	dir, last := path.Split(name)
+	before, _, _ := strings.Cut(last, ".")
+	for _, p := range []string{name, dir + before} {
+		if _, err := os.Stat(filepath.Join(root, filepath.FromSlash(p))); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// documents calls f with the path from the root and the text of each of the project's documents.
+func documents(t *testing.T, f func(name, text string)) {
+	t.Helper()
+	n := 0
+	err := filepath.WalkDir(root, func(p string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(root, p)
+		if err != nil {
+			return err
+		}
+		rel = filepath.ToSlash(rel)
+		if e.IsDir() {
+			if rel != "." && (strings.HasPrefix(e.Name(), ".") || rel == "bin" || rel == "venv") {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		if path.Ext(rel) != ".md" {
+			return nil
+		}
+		b, err := os.ReadFile(p)
+		n++
+		f(rel, string(b))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n < 5 {
+		t.Errorf("found %d documents; is the test looking at the right folder?", n)
+	}
+}
