@@ -17,12 +17,31 @@ var goFile = regexp.MustCompile(`[A-Za-z0-9_.*-]+(?:/[A-Za-z0-9_.*-]+)*\.go\b`)
 // packageName is how documents name a package: in code quotes, a path whose first folder is one of the project's.
 var packageName = regexp.MustCompile("`((?:proto|origin|tracker|agent|buildindex|proxy|deploy|test)(?:/[a-zA-Z0-9_.-]+)+)/?`")
 
-// TestDocumentsNameWhatExists refuses documents that name a Go file or a folder which is not there: what was moved is
-// named anew. A name without its folders may be of any package; folders named out are made by what runs.
+var word = regexp.MustCompile(`[A-Za-z0-9_]+`)
+
+// exported is how documents name a symbol of a package, in code quotes.
+var exported = regexp.MustCompile("`([a-z]+)\\.([A-Z][A-Za-z0-9]*)[^`\n]*`")
+
+// TestDocumentsNameWhatExists refuses documents that name a Go file, a folder or a symbol which is not there: what was
+// moved is named anew. A name without its folders may be of any package; folders named out are made by what runs.
 // MEASUREMENTS.md and CHANGELOG.md tell of times past.
 func TestDocumentsNameWhatExists(t *testing.T) {
 	var names []string
-	goFiles(t, func(name string) { names = append(names, "/"+name) })
+	words := map[string]map[string]bool{} // by the name of a package: what is in its files
+	goFiles(t, func(name string) {
+		names = append(names, "/"+name)
+		text, err := os.ReadFile(filepath.Join(root, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		pkg := path.Base(path.Dir(name))
+		if words[pkg] == nil {
+			words[pkg] = map[string]bool{}
+		}
+		for _, w := range word.FindAllString(string(text), -1) {
+			words[pkg][w] = true
+		}
+	})
 	documents(t, func(name, text string) {
 		if base := path.Base(name); base == "MEASUREMENTS.md" || base == "CHANGELOG.md" {
 			return
@@ -39,6 +58,11 @@ func TestDocumentsNameWhatExists(t *testing.T) {
 		for _, m := range packageName.FindAllStringSubmatch(text, -1) {
 			if !strings.Contains(m[1]+"/", "/out/") && !namedFolder(m[1]) {
 				t.Errorf("%s names %s, which is not there", name, m[1])
+			}
+		}
+		for _, m := range exported.FindAllStringSubmatch(text, -1) {
+			if of := words[m[1]]; of != nil && !of[m[2]] {
+				t.Errorf("%s names %s.%s, which is not there", name, m[1], m[2])
 			}
 		}
 	})

@@ -35,7 +35,9 @@ func TestHungProcess(t *testing.T) {
 	}
 	dir := t.TempDir()
 	bin := filepath.Join(dir, "bin")
-	build(t, bin)
+	if err := devcluster.Build(t.Context(), bin); err != nil {
+		t.Fatal(err)
+	}
 	if err := loopback(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +80,7 @@ func TestHungProcess(t *testing.T) {
 				timely(t, what, 1, func() error { return pullImage(t.Context(), agent, "hung/"+c.ID(), "second", second) })
 			}
 			kill(t, c, syscall.SIGCONT)
-			if _, err := r.ready(t.Context(), c); err != nil {
+			if err := r.plan.Await(t.Context(), c, readyLimit); err != nil {
 				t.Fatal(err)
 			}
 			var img imageBytes
