@@ -47,8 +47,9 @@ type Agent struct {
 	smallBlob   int64
 
 	sizes   *lru.Cache[digest.Digest, int64] // of blobs, from the manifests that passed by
-	checked *expirable.LRU[string, string]   // "repo@digest" → media type: manifests lately confirmed
-	resolve singleflight.Group               // one request to build-index for any number of askers
+	doubts  *doubts
+	checked *expirable.LRU[string, string] // "repo@digest" → media type: manifests lately confirmed
+	resolve singleflight.Group             // one request to build-index for any number of askers
 
 	ctx     context.Context // of pulls: ends when the agent does
 	stop    context.CancelFunc
@@ -84,6 +85,7 @@ func (a *Agent) assemble(c *role.Chassis) (err error) {
 	if a.sizes, err = lru.New[digest.Digest, int64](knownSizes); err != nil {
 		return err
 	}
+	a.doubts = newDoubts()
 	a.checked = expirable.NewLRU[string, string](knownManifests, nil, time.Duration(a.cfg.ManifestTTL))
 	if err := a.openCache(c); err != nil {
 		return err
@@ -98,6 +100,7 @@ func (a *Agent) assemble(c *role.Chassis) (err error) {
 	c.Part("scrub", a.store.RunScrub)
 	c.Part("disk", a.store.RunSync)
 	c.Part("pulls", a.endPulls)
+	c.Part("background", c.EndBackground)
 	return c.Serve("registry", a.handler(c.Registry), a.store.AdminRoutes, a.store.ControlRoutes, a.swarm.ControlRoutes)
 }
 
@@ -212,12 +215,12 @@ func (a *Agent) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.
 
 // OpenBlob opens the cached file, or joins the download of d and streams it while it arrives, or, when it is small,
 // once it is verified.
-func (a *Agent) OpenBlob(ctx context.Context, repo string, d digest.Digest, _ registry.Range) (*registry.Content, error) {
+func (a *Agent) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint registry.Range) (*registry.Content, error) {
 	for {
-		r, err := a.store.Open(d)
+		r, err := a.open(ctx, d, hint)
 		if err == nil {
 			a.m.hits.Inc()
-			return &registry.Content{Digest: d, Size: r.Info().Size, File: r.File(), Close: r.Close}, nil
+			return a.watch(&registry.Content{Digest: d, Size: r.Info().Size, File: r.File(), Close: r.Close}, hint), nil
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
@@ -265,12 +268,20 @@ func (a *Agent) OpenBlob(ctx context.Context, repo string, d digest.Digest, _ re
 		a.m.misses.Inc()
 		s := newStream(ctx, p)
 		var once sync.Once
-		return &registry.Content{Digest: d, Size: p.size, Body: s, Close: func() error {
+		return a.watch(&registry.Content{Digest: d, Size: p.size, Body: s, Close: func() error {
 			once.Do(func() {
 				s.close()
 				a.leave(p)
 			})
 			return nil
-		}}, nil
+		}}, hint), nil
 	}
+}
+
+// open opens a blob of the cache. A small one of which all is read is verified first.
+func (a *Agent) open(ctx context.Context, d digest.Digest, hint registry.Range) (*store.Reader, error) {
+	if i, err := a.store.Stat(d); err == nil && i.Size <= heldWhole && hint == registry.Whole {
+		return a.store.OpenVerified(ctx, d)
+	}
+	return a.store.Open(d)
 }

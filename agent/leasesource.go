@@ -8,6 +8,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"kraken/origin/swarm"
@@ -24,6 +25,7 @@ type leaseSource struct {
 	peer   [20]byte
 	bytes  prometheus.Counter
 	swarm  *swarm.Swarm // whose rates it keeps to
+	tell   func(repo string, d digest.Digest, origins ...string)
 }
 
 // Name is the origin's id.
@@ -51,6 +53,9 @@ func (l *leaseSource) Lease(ctx context.Context, m *blob.Metainfo, r swarm.Lease
 	return nil, 0, fmt.Errorf("lease pieces of %s from %s: %w", m.Digest, l.origin.ID, err)
 }
 
+// Wrong implements swarm.Doubted.
+func (l *leaseSource) Wrong(d digest.Digest) { l.tell(l.repo, d, l.origin.ID) }
+
 // ReadRange implements swarm.Source: the body of n bytes at off keeps to the download rates and is counted.
 func (l *leaseSource) ReadRange(ctx context.Context, m *blob.Metainfo, off, n int64) (io.ReadCloser, error) {
 	c, err := l.origin.OpenBlob(cluster.WithPeer(ctx, hex.EncodeToString(l.peer[:])), l.repo, m.Digest, registry.Range{Offset: off, Length: n})
@@ -58,6 +63,8 @@ func (l *leaseSource) ReadRange(ctx context.Context, m *blob.Metainfo, off, n in
 		return nil, fmt.Errorf("read %d bytes at %d of %s from %s: %w", n, off, m.Digest, l.origin.ID, err)
 	}
 	if c.Size != m.Size {
+		l.Wrong(m.Digest)
+		c.Close()
 		return nil, fmt.Errorf("read %s from %s: it has %d bytes, the metainfo says %d", m.Digest, l.origin.ID, c.Size, m.Size)
 	}
 	if _, err := c.Body.Seek(off, io.SeekStart); err != nil {

@@ -143,6 +143,7 @@ func (a *Agent) manifestFromOrigins(ctx context.Context, repo string, d digest.D
 	ctx, cancel := context.WithTimeout(ctx, metainfoBudget)
 	defer cancel()
 	raw, suspects, err := a.readManifest(ctx, repo, d, nil)
+	a.tell(repo, d, suspects...)
 	if len(suspects) > 0 && len(a.originsBut(d, suspects)) > 0 {
 		raw, _, err = a.readManifest(ctx, repo, d, suspects)
 	}

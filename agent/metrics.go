@@ -3,9 +3,9 @@ package agent
 import "github.com/prometheus/client_golang/prometheus"
 
 type metrics struct {
-	fromOrigins, fromHTTP, originFailures                            prometheus.Counter
-	hits, misses, failed, stale, trackerErrors, badMetainfo, evicted prometheus.Counter
-	duration                                                         prometheus.Histogram
+	fromOrigins, fromHTTP, originFailures                                     prometheus.Counter
+	hits, misses, failed, stale, trackerErrors, badMetainfo, evicted, doubted prometheus.Counter
+	duration                                                                  prometheus.Histogram
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -24,6 +24,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		stale:          counter("stale_manifests_total", "Manifests served although build-index was unreachable."),
 		trackerErrors:  counter("tracker_errors_total", "Announces that the tracker did not answer."),
 		badMetainfo:    counter("bad_metainfo_total", "Blobs whose pieces all passed while the whole did not."),
+		doubted:        counter("blobs_doubted_total", "Blobs that origins were told to verify because they had sent other bytes or sizes."),
 		evicted:        counter("evicted_total", "Blobs that made room for others."),
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "kraken_agent_pull_seconds", Help: "Time from the first request for a blob to its place in the cache.",

@@ -285,7 +285,7 @@ func (a *Agent) overSwarm(ctx context.Context, p *pull, m *blob.Metainfo, peers 
 	}
 	var sources []swarm.Source
 	for _, o := range a.origins.Owners(p.digest) {
-		sources = append(sources, &leaseSource{origin: o, repo: p.repo, peer: a.swarm.PeerID(), bytes: a.m.fromOrigins, swarm: a.swarm})
+		sources = append(sources, &leaseSource{origin: o, repo: p.repo, peer: a.swarm.PeerID(), bytes: a.m.fromOrigins, swarm: a.swarm, tell: a.tell})
 	}
 	f, err := a.swarm.Fetch(ctx, swarm.Request{Partial: part, Sources: sources, Peers: peers})
 	if err != nil {
@@ -397,6 +397,7 @@ func (a *Agent) overHTTP(ctx context.Context, p *pull) error {
 		return nil
 	}
 	if p.suspects = r.suspects(err); p.suspects != nil {
+		a.tell(p.repo, p.digest, p.suspects...)
 		p.mu.Lock()
 		p.closed = true // who comes back at once is to find the second try
 		p.mu.Unlock()

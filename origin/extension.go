@@ -60,6 +60,8 @@ func (o *Origin) extension(w http.ResponseWriter, r *http.Request, x registry.Ex
 		return o.blobRoute(w, r, x.Repository, d)
 	case "debt":
 		return o.debtRoute(w, r, d)
+	case "verify":
+		return o.verifyRoute(w, r, d)
 	case "metainfo":
 		return o.metainfoRoute(w, r, x.Repository, d)
 	case "lease":

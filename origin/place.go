@@ -118,7 +118,11 @@ func (o *Origin) blobRoute(w http.ResponseWriter, r *http.Request, repo string, 
 		w.WriteHeader(http.StatusOK)
 		return nil
 	case http.MethodGet:
-		c, err := o.local(d)
+		open := o.localWhole
+		if r.Header.Get("Range") != "" {
+			open = func(_ context.Context, d digest.Digest) (*registry.Content, error) { return o.local(d) }
+		}
+		c, err := open(r.Context(), d)
 		if err != nil {
 			return err
 		}

@@ -15,6 +15,22 @@ import (
 	"kraken/proto/registry"
 )
 
+// hashedOnRead is the size in bytes up to which a blob is hashed each time that all of it is read: larger ones are
+// verified when somebody says that they are wrong, and by the scrub.
+const hashedOnRead = 1 << 20
+
+// localWhole is local for who reads the whole blob: a small one is verified first.
+func (o *Origin) localWhole(ctx context.Context, d digest.Digest) (*registry.Content, error) {
+	if i, err := o.store.Stat(d); err != nil || i.Size > hashedOnRead {
+		return o.local(d)
+	}
+	r, err := o.store.OpenVerified(ctx, d)
+	if err != nil {
+		return nil, wire(err)
+	}
+	return &registry.Content{Digest: d, Size: r.Info().Size, File: r.File(), Close: r.Close}, nil
+}
+
 // local opens what is on this disk.
 func (o *Origin) local(d digest.Digest) (*registry.Content, error) {
 	r, err := o.store.Open(d)
@@ -91,7 +107,11 @@ func (o *Origin) inBucket(ctx context.Context, repo string, d digest.Digest) (b 
 
 // OpenBlob reads from this disk, from another origin's, or through from the bucket while the bytes come to this disk.
 func (o *Origin) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint registry.Range) (*registry.Content, error) {
-	if c, err := o.local(d); err == nil {
+	here := o.localWhole
+	if hint != registry.Whole {
+		here = func(_ context.Context, d digest.Digest) (*registry.Content, error) { return o.local(d) }
+	}
+	if c, err := here(ctx, d); err == nil {
 		return c, nil
 	}
 	var unsure []error

@@ -68,6 +68,14 @@ func (r *recomputations) done() {
 	r.running--
 }
 
+// right says that source was right about d: what it and others say next is listened to at once.
+func (r *recomputations) right(d digest.Digest, source string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.last.Remove(d)
+	r.sources.Remove(source)
+}
+
 // doubtMetainfo takes an agent's word that all pieces of d pass and the whole fails. It returns at once: the blob is
 // verified and its metainfo recomputed in the background, unless that happened a moment ago, for d or for this source,
 // or enough are being read. Peers and leases go on with the old metainfo until another one is found. ErrBlobUnknown

@@ -3,12 +3,52 @@ package origin
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net/http"
 
 	"github.com/opencontainers/go-digest"
 
 	"kraken/origin/store"
 	"kraken/proto/cluster"
+	"kraken/proto/registry"
+	"kraken/proto/transport"
 )
+
+// verifyRoute takes a reader's word that a blob here is not what it should be.
+func (o *Origin) verifyRoute(w http.ResponseWriter, r *http.Request, d digest.Digest) error {
+	if r.Method != http.MethodPost {
+		return fmt.Errorf("%w: %s verify", registry.ErrUnsupported, r.Method)
+	}
+	if err := o.doubt(d, transport.SourceOf(r.RemoteAddr)); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusAccepted)
+	return nil
+}
+
+// doubt verifies a blob in the background because source says that it is wrong, and drops a rotten one. Like doubts
+// about metainfo it is followed only so often: who is right about one is listened to again at once. ErrBlobUnknown when
+// this origin does not hold d.
+func (o *Origin) doubt(d digest.Digest, source string) error {
+	if r, err := o.store.Open(d); err != nil { // which finds a file that is gone or short
+		return wire(err)
+	} else {
+		r.Close()
+	}
+	if o.Context().Err() != nil || !o.recomputing.begin(d, source) {
+		return nil
+	}
+	o.Background(func(ctx context.Context) {
+		defer o.recomputing.done()
+		switch err := o.store.Scrub(ctx, d); {
+		case errors.Is(err, store.ErrDigestMismatch):
+			o.recomputing.right(d, source)
+		case err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrNotFound):
+			o.log.Warn("a blob that somebody doubts was not verified", "digest", d, "error", err)
+		}
+	})
+	return nil
+}
 
 // dropRotten verifies a blob whose bytes somebody found to be wrong. A rotten one is dropped, and comes again from
 // another origin or the bucket. Nil says that it was read and looked at, whatever came of it.

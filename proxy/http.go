@@ -14,7 +14,7 @@ import (
 // handler stacks: a server over clients is a proxy. Names are build-index's whole half, blobs go by membership.
 func (p *Proxy) handler(reg *prometheus.Registry) http.Handler {
 	r := chi.NewRouter()
-	r.Use(transport.Middleware("proxy", p.log, reg), transport.CloseAfterChunked, transport.AnswerHalfClosed)
+	r.Use(transport.Middleware("proxy", p.log, reg), transport.CloseAfterChunked, transport.AnswerHalfClosed, withSource)
 	r.Get("/health", p.Health.Health)
 	r.Get("/readiness", p.Health.Readiness)
 	r.MethodNotAllowed(registry.UnknownMethod)

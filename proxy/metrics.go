@@ -3,7 +3,7 @@ package proxy
 import "github.com/prometheus/client_golang/prometheus"
 
 type metrics struct {
-	leftBehind, short, refused, silent, madeGood prometheus.Counter
+	doubted, leftBehind, short, refused, silent, madeGood prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -29,6 +29,10 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		Name: "kraken_proxy_upload_copies_made_good_total",
 		Help: "Copies that were brought to another origin in the place of one that was left behind.",
 	})
-	r.MustRegister(m.leftBehind, m.short, m.refused, m.silent, m.madeGood)
+	m.doubted = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "kraken_proxy_blobs_doubted_total",
+		Help: "Blobs that origins were told to verify: of another size than the membership's, or asked for twice.",
+	})
+	r.MustRegister(m.doubted, m.leftBehind, m.short, m.refused, m.silent, m.madeGood)
 	return m
 }

@@ -24,6 +24,7 @@ type Proxy struct {
 	index    *cluster.IndexClient // waits for a build-index that restarts
 	ids      signer
 	inFlight *inFlight
+	doubts   *doubts
 	replicas int
 	stall    time.Duration
 	chunkMin int64
@@ -36,7 +37,7 @@ func New(cfg Config, deps role.Deps) (*Proxy, error) {
 	}
 	p := &Proxy{
 		log: deps.Log, m: newMetrics(deps.Registry), replicas: min(cfg.Replicas, len(cfg.Origins)), stall: time.Duration(cfg.StallTimeout),
-		chunkMin: int64(cfg.ChunkMinLength), inFlight: newInFlight(cfg.Uploads.InFlight, cfg.Uploads.InFlightPerSource),
+		chunkMin: int64(cfg.ChunkMinLength), inFlight: newInFlight(cfg.Uploads.InFlight, cfg.Uploads.InFlightPerSource), doubts: newDoubts(),
 	}
 	if err := role.Open(cfg.Config, deps, p.stall, func(c *role.Chassis) error { return p.assemble(c, cfg) }); err != nil {
 		return nil, err
@@ -64,6 +65,7 @@ func (p *Proxy) assemble(c *role.Chassis, cfg Config) (err error) {
 	for _, o := range p.origins.All() {
 		c.Health.AddCheck(o.ID, false, o.Ping)
 	}
+	c.Part("background", c.EndBackground)
 	return c.Serve("registry", p.handler(c.Registry), nil)
 }
 

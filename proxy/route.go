@@ -29,10 +29,19 @@ func (p *Proxy) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.
 
 // OpenBlob reads from an owning origin what is a member of the repository.
 func (p *Proxy) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint registry.Range) (*registry.Content, error) {
-	if _, err := p.index.GetLayer(ctx, repo, d); err != nil {
+	l, err := p.index.GetLayer(ctx, repo, d)
+	if err != nil {
 		return nil, fmt.Errorf("blob %s of %s: %w", d, repo, err)
 	}
-	return p.origins.OpenBlob(ctx, repo, d, hint)
+	c, err := p.origins.OpenBlob(ctx, repo, d, hint)
+	if err == nil && c.Size != l.Size {
+		c.Close()
+		c, err = p.openElsewhere(ctx, repo, d, hint, l.Size)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return p.watch(ctx, repo, c), nil
 }
 
 // DeleteBlob ends the membership; the bytes go later, when no repository has them any more.

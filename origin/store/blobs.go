@@ -69,6 +69,31 @@ func (s *Store) OpenYielding(d digest.Digest) (*Reader, error) {
 	return r, err
 }
 
+// OpenVerified is Open that reads and hashes the blob first, which is worth it for small ones. One that has rotted is
+// removed, and what it owes stays owed: ErrNotFound.
+func (s *Store) OpenVerified(ctx context.Context, d digest.Digest) (*Reader, error) {
+	r, err := s.Open(d)
+	if err != nil {
+		return nil, err
+	}
+	v := d.Verifier()
+	_, err = io.Copy(v, r.f)
+	if err == nil && v.Verified() {
+		if _, err = r.f.Seek(0, io.SeekStart); err == nil {
+			return r, nil
+		}
+	}
+	err = errors.Join(err, r.Close())
+	switch serr := s.Scrub(ctx, d); {
+	case serr == nil: // the disk has the right bytes, and gave others, or none
+		return nil, errors.Join(fmt.Errorf("open blob %s: %w", d, ErrDigestMismatch), err)
+	case errors.Is(serr, ErrDigestMismatch), errors.Is(serr, ErrNotFound):
+		return nil, fmt.Errorf("%w: %s", ErrNotFound, d)
+	default:
+		return nil, serr
+	}
+}
+
 // open counts the reader among users. lost says that the blob was forgotten, which OnEvict has to be told.
 func (s *Store) open(d digest.Digest, users func(*entry) *int) (r *Reader, lost bool, err error) {
 	if err := s.find(d); err != nil {

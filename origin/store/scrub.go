@@ -51,6 +51,11 @@ type scrubState struct {
 	last                         atomic.Int64 // end of the last pass, Unix seconds
 }
 
+// Scrubbed returns how many blobs were verified again since the start, and how many of them had rotted.
+func (s *Store) Scrubbed() (blobs, rotten int64) {
+	return s.scrub.blobs.Load(), s.scrub.rotten.Load()
+}
+
 const (
 	scrubChunk = 1 << 20
 	scrubAlign = 4096

@@ -1,8 +1,10 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -151,5 +153,83 @@ func TestScrubInTheBackground(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestPushReplacesRot: the verified bytes of a push take the place of a file that has rotted; what it owed and what the
+// push owes are both owed.
+func TestPushReplacesRot(t *testing.T) {
+	for name, n := range map[string]int{"a bit": 300_000, "short": 299_999, "long": 300_001} {
+		t.Run(name, func(t *testing.T) {
+			var gone []digest.Digest
+			s := open(t, Config{OnEvict: func(d digest.Digest) { gone = append(gone, d) }})
+			content := noise(300_000, 40)
+			d := ingest(t, s, content, &Marker{Targets: []string{"a"}, Repositories: []string{"one"}})
+			push := func(m *Marker) {
+				t.Helper()
+				u, err := s.NewUpload(UploadOptions{Size: SizeUnknown})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := u.Write(t.Context(), 0, bytes.NewReader(content)); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := u.Commit(t.Context(), d, m); err != nil {
+					t.Fatal(err)
+				}
+			}
+			push(nil)
+			if len(gone) > 0 || s.scrub.rotten.Load() != 0 {
+				t.Fatal("a good blob counts as rotten")
+			}
+			rot(t, s, d, n)
+			push(nil)
+			if m, err := s.Marker(d); err != nil || !slices.Equal(m.Targets, []string{"a"}) {
+				t.Errorf("what the old file owed: %+v, %v", m, err)
+			}
+			rot(t, s, d, n)
+			push(&Marker{Targets: []string{"b"}, Repositories: []string{"two"}})
+			m, err := s.Marker(d)
+			if err != nil || !slices.Equal(m.Targets, []string{"a", "b"}) || !slices.Equal(m.Repositories, []string{"one", "two"}) {
+				t.Errorf("what both owe: %+v, %v", m, err)
+			}
+			if err := s.Scrub(t.Context(), d); err != nil {
+				t.Errorf("what was pushed is not there: %v", err)
+			}
+			if s.scrub.rotten.Load() != 2 || len(gone) != 2 {
+				t.Errorf("%d counted, told of %d, want 2", s.scrub.rotten.Load(), len(gone))
+			}
+			if used, _ := s.Usage(); used != onDisk(t, s) {
+				t.Errorf("%d bytes are counted, %d are on the disk", used, onDisk(t, s))
+			}
+			s = reopen(t, s)
+			<-s.Scanned()
+			if err := s.Scrub(t.Context(), d); err != nil {
+				t.Errorf("after a restart: %v", err)
+			}
+		})
+	}
+}
+
+func TestOpenVerified(t *testing.T) {
+	s := open(t, Config{})
+	good, bad, owed := ingest(t, s, noise(5000, 41), nil), ingest(t, s, noise(5000, 42), nil), ingest(t, s, noise(5000, 43), &Marker{Targets: []string{"b"}})
+	rot(t, s, bad, 5000)
+	rot(t, s, owed, 5000)
+	r, err := s.OpenVerified(t.Context(), good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(r.File()); err != nil || !bytes.Equal(b, noise(5000, 41)) {
+		t.Errorf("%d bytes, %v", len(b), err)
+	}
+	r.Close()
+	for _, d := range []digest.Digest{bad, owed} {
+		if _, err := s.OpenVerified(t.Context(), d); !errors.Is(err, ErrNotFound) {
+			t.Errorf("a rotten one: %v, want ErrNotFound", err)
+		}
+	}
+	if _, lost := s.Lost(owed); !lost {
+		t.Error("what the rotten one owes is not owed any more")
 	}
 }

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -64,9 +65,10 @@ type Upload struct {
 
 	growth atomic.Pointer[Growth] // nil when nobody reads it while it is written
 
-	staged  bool // a commit that failed may have left files
-	adopted bool // its bytes are a blob's now
-	renamed bool // its folder, too
+	staged   bool // a commit that failed may have left files
+	adopted  bool // its bytes are a blob's now
+	renamed  bool // its folder, too
+	replaces bool // they took the place of a file that had rotted
 }
 
 var uploadID = regexp.MustCompile(`^[a-z0-9-]{1,64}$`)
@@ -368,6 +370,11 @@ func (u *Upload) Commit(ctx context.Context, d digest.Digest, m *Marker) (Info, 
 	if err := u.s.adopt(u, d, size, m); err != nil {
 		return Info{}, fmt.Errorf("commit %s: %w", d, err)
 	}
+	if u.replaces {
+		u.s.scrub.rotten.Add(1)
+		u.s.log.Error("a blob was rotten, and is replaced by what was pushed", "digest", d, "size", size)
+		u.s.evicted([]digest.Digest{d}) // who has the old file open lets go of it
+	}
 	return Info{d, size}, u.end()
 }
 
@@ -417,19 +424,29 @@ func (s *Store) adopt(u *Upload, d digest.Digest, size int64, m *Marker) error {
 // place is adopt with the blob's folder claimed.
 func (s *Store) place(u *Upload, d digest.Digest, size int64, m *Marker) error {
 	s.mu.Lock()
-	whole, partial := s.entries[d] != nil, s.partials[d] != nil
+	old, partial := s.entries[d], s.partials[d] != nil
 	s.mu.Unlock()
-	switch {
-	case whole && m == nil:
-		return nil
-	case whole:
-		if _, err := s.mark(d, *m); err != nil {
-			return err
-		}
-		s.recount(d)
-		return nil
-	case partial:
+	if partial {
 		return fmt.Errorf("%w: %s is being fetched", ErrBusy, d)
+	}
+	if old != nil {
+		same, err := s.sameBytes(u, d, size)
+		switch {
+		case err != nil:
+			return err
+		case same && m == nil:
+			return nil
+		case same:
+			if _, err := s.mark(d, *m); err != nil {
+				return err
+			}
+			s.recount(d)
+			return nil
+		}
+		if owed, err := s.readMarker(d); m == nil && err == nil {
+			m = &owed
+		}
+		u.replaces = true
 	}
 	if err := s.makeShard(d); err != nil {
 		return err
@@ -460,9 +477,42 @@ func (s *Store) place(u *Upload, d digest.Digest, size int64, m *Marker) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if old != nil {
+		s.used -= old.disk
+	}
 	s.admit(d, size, disk, m)
 	u.adopted = true
 	return nil
+}
+
+// sameBytes reports whether the file of a whole blob has the bytes of a session that was verified. One that has others
+// has rotted, and who pushed the blob again has brought what it should be.
+func (s *Store) sameBytes(u *Upload, d digest.Digest, size int64) (bool, error) {
+	f, err := s.root.Open(blobFile(d, fileData))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("compare %s with what is there: %w", d, err)
+	}
+	defer f.Close()
+	if fi, err := f.Stat(); err != nil || fi.Size() != size {
+		return false, err
+	}
+	a, b := buffers.Get().(*[]byte), buffers.Get().(*[]byte)
+	defer buffers.Put(a)
+	defer buffers.Put(b)
+	for at := int64(0); at < size; {
+		n := min(size-at, int64(len(*a)), int64(len(*b)))
+		if _, err := u.f.ReadAt((*a)[:n], at); err != nil {
+			return false, fmt.Errorf("compare %s with what is there: %w", d, err)
+		}
+		if _, err := f.ReadAt((*b)[:n], at); err != nil || !bytes.Equal((*a)[:n], (*b)[:n]) {
+			return false, nil // a disk that can't give the bytes back has lost them
+		}
+		at += n
+	}
+	return true, nil
 }
 
 // footprint returns what the session's folder takes on disk as that of a blob; known is false when that is to be found

@@ -13,6 +13,8 @@ import (
 
 	"github.com/anacrolix/torrent"
 
+	"github.com/opencontainers/go-digest"
+
 	"kraken/origin/swarm/plan"
 	"kraken/proto/blob"
 )
@@ -48,6 +50,12 @@ type Source interface {
 	Lease(ctx context.Context, m *blob.Metainfo, r LeaseRequest) (pieces []int, retryAfter time.Duration, err error)
 	// ReadRange reads n bytes at off. It is also used without a lease, where none is to be had.
 	ReadRange(ctx context.Context, m *blob.Metainfo, off, n int64) (io.ReadCloser, error)
+}
+
+// Doubted is a Source that wants to know of wrong bytes that it has sent.
+type Doubted interface {
+	// Wrong says that a piece of a blob did not pass its hash. It returns at once.
+	Wrong(d digest.Digest)
 }
 
 const (
@@ -110,6 +118,9 @@ func (w *worker) run() {
 				return
 			}
 			f.s.log.Info("origin does not deliver", "origin", w.src.Name(), "digest", f.m.Digest, "error", err)
+			if doubted, ok := w.src.(Doubted); ok && errors.Is(err, errWrongPiece) {
+				doubted.Wrong(f.m.Digest)
+			}
 			if errors.Is(err, errWrongPiece) && w.leasing.Wrong() {
 				f.s.log.Warn("origin has wrong pieces and is left alone", "origin", w.src.Name(), "digest", f.m.Digest)
 				return

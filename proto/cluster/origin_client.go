@@ -94,6 +94,13 @@ func (c *OriginClient) TakeDebt(ctx context.Context, d digest.Digest, debt Debt)
 	return nil
 }
 
+// Verify tells an origin that a reader got other bytes of a blob than its digest says: it reads the blob again soon,
+// and drops a rotten one. registry.ErrBlobUnknown when the origin does not hold it.
+func (c *OriginClient) Verify(ctx context.Context, repo string, d digest.Digest) error {
+	_, err := c.Call(ctx, registry.Request{Method: http.MethodPost, To: about(repo, "verify", d)}, http.StatusAccepted)
+	return err
+}
+
 // Metainfo returns a blob's metainfo. registry.ErrUnavailable, with a time to retry, while the origin computes it.
 func (c *OriginClient) Metainfo(ctx context.Context, repo string, d digest.Digest) (*blob.Metainfo, error) {
 	to := about(repo, "metainfo", d)

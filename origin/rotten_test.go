@@ -1,0 +1,95 @@
+package origin
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/proto/cluster"
+	"kraken/proto/registry"
+)
+
+// scrubbed waits until the origin has verified a blob again, and returns how many it has.
+func scrubbed(t *testing.T, o *Origin) int64 {
+	t.Helper()
+	deadline, tick := time.After(20*time.Second), time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		if n, _ := o.store.Scrubbed(); n > 0 {
+			return n
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatal("nothing was verified in 20 s")
+		}
+	}
+}
+
+// TestDoubtsAreBounded: who says of a good blob again and again that it is wrong makes the origin read it once.
+func TestDoubtsAreBounded(t *testing.T) {
+	o, c := alone(t)
+	content := bytes.Repeat([]byte("a layer "), 1<<17)
+	d := digest.FromBytes(content)
+	if err := c.Replicate(t.Context(), "r", d, int64(len(content)), false, bytes.NewReader(content)); err != nil {
+		t.Fatal(err)
+	}
+	for range 50 {
+		if err := c.Verify(t.Context(), "r", d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.Verify(t.Context(), "r", digest.FromString("nobody has it")); !errors.Is(err, registry.ErrBlobUnknown) {
+		t.Errorf("a blob that is not here: %v, want ErrBlobUnknown", err)
+	}
+	if n := scrubbed(t, o); n != 1 {
+		t.Errorf("the blob was read %d times", n)
+	}
+	if _, err := o.store.Stat(d); err != nil {
+		t.Errorf("the good blob is gone: %v", err)
+	}
+}
+
+// TestDebts: a debt is taken over for a blob that is here with the size that is said, and merged.
+func TestDebts(t *testing.T) {
+	o, c := alone(t)
+	content := []byte("a layer")
+	d := digest.FromBytes(content)
+	debt := cluster.Debt{Repositories: []string{"r/one"}, Size: int64(len(content))}
+	if err := c.TakeDebt(t.Context(), d, debt); !errors.Is(err, registry.ErrBlobUnknown) {
+		t.Errorf("a blob that is not here: %v, want ErrBlobUnknown", err)
+	}
+	// A bucket that can't be written to.
+	if err := os.RemoveAll(filepath.Join(filepath.Dir(o.cfg.Dir), "bucket")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(filepath.Dir(o.cfg.Dir), "bucket"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Replicate(t.Context(), "r", d, int64(len(content)), false, bytes.NewReader(content)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Owes(t.Context(), "r", d); !errors.Is(err, registry.ErrBlobUnknown) {
+		t.Errorf("a copy without debt: %v, want ErrBlobUnknown", err)
+	}
+	short := debt
+	short.Size--
+	if err := c.TakeDebt(t.Context(), d, short); !errors.Is(err, registry.ErrUnavailable) {
+		t.Errorf("another size: %v, want ErrUnavailable", err)
+	}
+	for _, repo := range []string{"r/one", "r/two"} {
+		debt.Repositories = []string{repo}
+		if err := c.TakeDebt(t.Context(), d, debt); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := c.Owes(t.Context(), "r", d)
+	if err != nil || len(got.Repositories) != 2 || got.Size != int64(len(content)) {
+		t.Errorf("owes %+v, %v, want both repositories", got, err)
+	}
+}
