@@ -79,7 +79,7 @@ func (a *Agent) assemble(c *role.Chassis) (err error) {
 	if a.index, err = cluster.NewIndexClient(a.cfg.BuildIndex.URL, c.Client); err != nil {
 		return fmt.Errorf("build_index: %w", err)
 	}
-	if a.indexHealth, err = newIndexHealth(a.cfg.BuildIndex.URL, time.Duration(a.cfg.BuildIndexWait), time.Duration(a.cfg.Client.DialTimeout)); err != nil {
+	if a.indexHealth, err = newIndexHealth(a.cfg.BuildIndex.URL, time.Duration(a.cfg.BuildIndexWait), a.cfg.Client.Dialer()); err != nil {
 		return err
 	}
 	if a.sizes, err = lru.New[digest.Digest, int64](knownSizes); err != nil {

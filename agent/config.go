@@ -1,7 +1,9 @@
 package agent
 
 import (
+	"fmt"
 	"net"
+	"net/url"
 	"time"
 
 	"kraken/origin/store"
@@ -116,10 +118,15 @@ func (c *Config) Validate() error {
 	}
 	var m config.Mistakes
 	c.Config.Validate(&m, role.Listener{Key: "peer.listen", Addr: c.Peer.Listen})
+	for i, name := range c.Names {
+		if u, err := url.Parse("//" + name); err != nil || name == "" || u.Host != name {
+			m.Add(fmt.Sprintf("names[%d]", i), "%q is no name of a registry: want host or host:port, as runtimes write it", name)
+		}
+	}
 	c.BuildIndex.Validate(&m, "build_index")
 	c.Tracker.Validate(&m, "tracker")
 	c.Peer.validate(&m, "peer")
-	m.Path("cache.dir", c.Cache.Dir)
+	m.Folder("cache.dir", c.Cache.Dir)
 	config.NotNegative(&m, "cache.capacity", c.Cache.Capacity)
 	m.Join("cache", c.Cache.Validate())
 	config.NotNegative(&m, "small_blob", c.SmallBlob)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"kraken/proto/registry"
+	"kraken/proto/transport"
 )
 
 // Budgets of questions to build-index.
@@ -33,12 +34,12 @@ var (
 type indexHealth struct {
 	patience time.Duration // how long an answer is waited for
 	address  string        // host and port
-	dial     func(ctx context.Context, network, address string) (net.Conn, error)
+	dial     transport.DialFunc
 	silent   atomic.Int64 // until when it counts as silent, in ns since the epoch
 }
 
-// newIndexHealth returns the view of the build-index at a URL. A connection is tried for at most dialTimeout.
-func newIndexHealth(base string, patience, dialTimeout time.Duration) (*indexHealth, error) {
+// newIndexHealth returns the view of the build-index at a URL, to which dial makes connections.
+func newIndexHealth(base string, patience time.Duration, dial transport.DialFunc) (*indexHealth, error) {
 	u, err := url.Parse(base)
 	if err != nil {
 		return nil, fmt.Errorf("build_index: %w", err)
@@ -50,7 +51,7 @@ func newIndexHealth(base string, patience, dialTimeout time.Duration) (*indexHea
 	if port == "" {
 		port = "80"
 	}
-	return &indexHealth{patience: patience, address: net.JoinHostPort(u.Hostname(), port), dial: (&net.Dialer{Timeout: dialTimeout}).DialContext}, nil
+	return &indexHealth{patience: patience, address: net.JoinHostPort(u.Hostname(), port), dial: dial}, nil
 }
 
 // ask calls a question with a context that ends when its answer is not to be waited for any longer: after the patience

@@ -1,10 +1,13 @@
 package buildindex
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"regexp"
 
 	"kraken/origin/bucket"
+	"kraken/proto/cluster"
 	"kraken/proto/config"
 	"kraken/proto/role"
 )
@@ -46,21 +49,24 @@ type Policy struct {
 func (c *Config) Validate() error {
 	var m config.Mistakes
 	c.Config.Validate(&m)
-	m.Path("database", c.Database)
+	m.File("database", c.Database)
 	m.Join("", bucket.ValidateAll(c.Buckets))
 	if len(c.RecordKeys) > 0 && c.RecordKeyFile == "" {
 		m.Add("record_key_file", "is needed with record_keys, because records must be signed to be believed")
 	}
+	cluster.ValidateNameKeys(&m, "record_keys", c.RecordKeys)
+	if c.RecordKeyFile != "" {
+		m.Path("record_key_file", c.RecordKeyFile)
+		if _, err := cluster.ReadNameSigner(c.RecordKeyFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			m.Add("record_key_file", "%w", err)
+		}
+	}
 	for i := range c.Repositories {
 		key, p := fmt.Sprintf("repositories[%d]", i), &c.Repositories[i]
-		var err error
-		if p.re, err = regexp.Compile(`^(?:` + p.Match + `)$`); err != nil || p.Match == "" {
-			m.Add(key+".match", "%q is no regular expression", p.Match)
-		}
+		m.Need(key+".match", p.Match)
+		p.re = m.Pattern(key+".match", p.Match)
 		if p.ImmutableTags != "" {
-			if p.immutable, err = regexp.Compile(`^(?:` + p.ImmutableTags + `)$`); err != nil {
-				m.Add(key+".immutable_tags", "%q is no regular expression", p.ImmutableTags)
-			}
+			p.immutable = m.Pattern(key+".immutable_tags", p.ImmutableTags)
 		}
 		if p.References != "" && p.References != "strict" && p.References != "lax" {
 			m.Add(key+".references", "%q: want strict or lax", p.References)

@@ -9,6 +9,7 @@ import (
 	"kraken/origin/bucket"
 	"kraken/origin/store"
 	"kraken/origin/swarm"
+	"kraken/proto/cluster"
 	"kraken/proto/config"
 	"kraken/proto/ring"
 	"kraken/proto/role"
@@ -102,11 +103,12 @@ func (c *Config) Validate() error {
 	if c.ID != "" && !slices.ContainsFunc(c.Origins, func(o ring.Member) bool { return o.ID == c.ID }) {
 		m.Add("id", "%q is not among the origins: want one of their ids", c.ID)
 	}
-	m.Path("dir", c.Dir)
+	m.Folder("dir", c.Dir)
 	config.NotNegative(&m, "capacity", c.Capacity)
 	m.Join("", c.Keep.Validate())
 	m.Join("", bucket.ValidateAll(c.Buckets))
 	m.Join("uploads", c.Uploads.Validate())
+	cluster.ValidateNameKeys(&m, "record_keys", c.RecordKeys)
 	c.Peer.validate(&m, "peer")
 	config.NotNegative(&m, "upload_idle", c.UploadIdle)
 	config.NotNegative(&m, "takeover", c.Takeover)

@@ -1,6 +1,8 @@
 package proxy
 
 import (
+	"errors"
+	"io/fs"
 	"time"
 
 	"kraken/proto/config"
@@ -73,6 +75,9 @@ func (c *Config) Validate() error {
 	}
 	if c.UploadKeyFile != "" {
 		m.Path("upload_key_file", c.UploadKeyFile)
+		if _, err := readKey(c.UploadKeyFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			m.Add("upload_key_file", "%w", err)
+		}
 	}
 	if c.UploadKey.Value() != "" && c.UploadKeyFile != "" {
 		m.Add("upload_key_file", "and upload_key exclude each other: set one")

@@ -87,6 +87,11 @@ func mistakes(f files) []mistake {
 		o[key] = value
 		return []any{o}
 	}
+	two := maps.Clone(one)
+	two["id"] = "origin-02"
+	withPattern := func(p string) map[string]any {
+		return map[string]any{"name": "a", "url": "file:///b", "repositories": p}
+	}
 	bucket := func(name, url string) map[string]any { return map[string]any{"name": name, "url": url} }
 	tls := func(kv ...string) map[string]any {
 		m := map[string]any{}
@@ -159,6 +164,34 @@ func mistakes(f files) []mistake {
 		{"a relative cache", changes{"cache.dir": "var/lib"}, "", "cache.dir: ", "absolute"},
 		{"a relative database", changes{"database": "names.db"}, "", "database: ", "absolute"},
 		{"a variable that is not set", changes{"node": "${KRAKEN_NO_SUCH_VARIABLE}"}, "", "node: ", "${KRAKEN_NO_SUCH_VARIABLE} is not set"},
+		{"two origins at one URL", changes{"origins": []any{one, two}}, "", "origins[1].url: ", "origins[0]"},
+		{"a URL with a path", changes{"build_index.url": "http://127.0.0.1:16010/v2/"}, "", "build_index.url: ", "nothing else"},
+		{"a record key that is none", changes{"record_keys": []any{"c2hvcnQ="}}, "", "record_keys[0]: ", "32 bytes in base64"},
+		{"a record key's file that is missing", changes{"record_keys": []any{"file:" + f.missing}}, "", "record_keys[0]: ", "no such file"},
+		{"a record key's file without a key", changes{"record_keys": []any{"file:" + f.text}}, "", "record_keys[0]: ", "no PEM public key"},
+		{"a record key's file of another kind", changes{"record_keys": []any{"file:" + f.cert}}, "", "record_keys[0]: ", f.cert},
+		{"a key of name records that is none", changes{"record_key_file": f.text}, "", "record_key_file: ", "no PEM private key"},
+		{"a key of name records of another kind", changes{"record_key_file": f.key}, "", "record_key_file: ", "Ed25519"},
+		{"a key of name records that is a folder", changes{"record_key_file": f.dir}, "", "record_key_file: ", "directory"},
+		{"a relative key of name records", changes{"record_key_file": "record.key"}, "", "record_key_file: ", "absolute"},
+		{"an upload key that is a folder", changes{"upload_key_file": f.dir}, "proxy", "upload_key_file: ", "directory"},
+		{"an upload key that is too short", changes{"upload_key_file": f.text}, "proxy", "upload_key_file: ", "at least 32"},
+		{"a folder that is a file", changes{"dir": f.text}, "", "dir: ", "is a file"},
+		{"a cache that is a file", changes{"cache.dir": f.text}, "", "cache.dir: ", "is a file"},
+		{"a database that is a folder", changes{"database": f.dir}, "", "database: ", "is a folder"},
+		{"a bucket's pattern that is none", changes{"buckets": []any{withPattern("team/[")}}, "", "buckets[0].repositories: ", "regular expression"},
+		{"a bucket's pattern of two halves", changes{"buckets": []any{withPattern("a)|(?:b")}}, "", "buckets[0].repositories: ", "regular expression"},
+		{"a shell's pattern for repositories", changes{"repositories": []any{map[string]any{"match": "*"}}}, "", "repositories[0].match: ", "regular expression"},
+		{"a policy without a pattern", changes{"repositories": []any{map[string]any{"references": "lax"}}}, "", "repositories[0].match: ", "is needed"},
+		{"a pattern of tags that is none", changes{"repositories": []any{map[string]any{"match": ".*", "immutable_tags": "v[0-9"}}}, "", "repositories[0].immutable_tags: ", "regular expression"},
+		{"an unknown parameter of a folder", changes{"buckets": []any{bucket("a", "file:///b?mod=0640")}}, "", "buckets[0].url: ", "mod"},
+		{"an endpoint without a scheme", changes{"buckets": []any{bucket("a", "s3://b?endpoint=minio:9000")}}, "", "buckets[0].url: ", "http://host:port"},
+		{"a yes that is no true", changes{"buckets": []any{bucket("a", "s3://b?use_path_style=yes")}}, "", "buckets[0].url: ", "true or false"},
+		{"a registry's name that is a URL", changes{"names": []any{"https://registry.example"}}, "agent", "names[0]: ", "host:port"},
+		{"a time without a unit", changes{"stall_timeout": "5"}, "proxy", "stall_timeout: ", "with a unit"},
+		{"a size with a unit that there is not", changes{"cache.capacity": "100 gigs"}, "", "cache.capacity: ", "64MiB"},
+		{"a water mark in percent", changes{"high_water": 95}, "", "high_water", "<= 1"},
+		{"a pin that is no digest", changes{"pinned": []any{"library/alpine:3"}}, "", "pinned", "digest"},
 		{"a text in the place of keys", changes{"server": "127.0.0.1:16000"}, "", "server: ", "want keys"},
 		{"a list in the place of a text", changes{"server.listen": []any{":1"}}, "", "server.listen: ", "a list"},
 	}
@@ -171,7 +204,7 @@ type mistake struct {
 	key, say string
 }
 
-type files struct{ cert, key, otherKey, text, missing string }
+type files struct{ cert, key, otherKey, text, dir, missing string }
 
 func newFiles(t *testing.T) files {
 	t.Helper()
@@ -199,7 +232,7 @@ func newFiles(t *testing.T) files {
 		}
 		return write(name+".crt", "CERTIFICATE", der), write(name+".key", "PRIVATE KEY", kb)
 	}
-	f := files{missing: filepath.Join(dir, "missing.pem"), text: filepath.Join(dir, "text")}
+	f := files{missing: filepath.Join(dir, "missing.pem"), text: filepath.Join(dir, "text"), dir: dir}
 	f.cert, f.key = pair("one")
 	_, f.otherKey = pair("other")
 	if err := os.WriteFile(f.text, []byte("no PEM\n"), 0o600); err != nil {
@@ -309,5 +342,26 @@ func TestOneFileForAllNodes(t *testing.T) {
 	}
 	if code, _, stderr := check(t, "agent", path); code != 0 {
 		t.Error(fmt.Sprint(stderr))
+	}
+}
+
+// TestFilesOfNoSense: what is no YAML, or says a thing twice, is refused with its place.
+func TestFilesOfNoSense(t *testing.T) {
+	for name, tc := range map[string]struct{ text, say string }{
+		"a tab before a key":  {"log:\n\tlevel: info\n", "2:1"},
+		"a key twice":         {"log: {level: info}\nlog: {level: debug}\n", "log"},
+		"a key inside twice":  {"log:\n  level: info\n  level: debug\n", "level"},
+		"an open bracket":     {"origins: [\n", "origins"},
+		"a list of keys":      {"- log: {level: info}\n", "want keys"},
+		"an alias of nothing": {"log: *common\n", "*common"},
+	} {
+		path := filepath.Join(t.TempDir(), "tracker.yaml")
+		if err := os.WriteFile(path, []byte(tc.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		code, stdout, stderr := check(t, "tracker", path)
+		if code != 1 || stdout != "" || !strings.Contains(stderr, path) || !strings.Contains(stderr, tc.say) {
+			t.Errorf("%s: exit code %d, stdout %q, stderr %q; want 1 and %q", name, code, stdout, stderr, tc.say)
+		}
 	}
 }

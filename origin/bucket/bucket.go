@@ -4,6 +4,7 @@
 package bucket
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -72,9 +73,7 @@ type Config struct {
 func (c Config) Validate() error {
 	var m config.Mistakes
 	m.Need("name", c.Name)
-	if _, err := c.pattern(); err != nil {
-		m.Add("repositories", "%q is no regular expression: %w", c.Repositories, err)
-	}
+	m.Pattern("repositories", c.Repositories)
 	if (c.AccessKey.Value() == "") != (c.SecretKey.Value() == "") {
 		m.Add("access_key", "access_key and secret_key are needed together, or neither")
 	}
@@ -100,12 +99,10 @@ func (c Config) Validate() error {
 	return m.Err()
 }
 
-// pattern matches the whole names of the repositories that use the bucket.
-func (c Config) pattern() (*regexp.Regexp, error) {
-	if c.Repositories == "" {
-		return regexp.Compile("")
-	}
-	return regexp.Compile(`^(?:` + c.Repositories + `)$`)
+// pattern matches the whole names of the repositories that use the bucket. c is valid.
+func (c Config) pattern() *regexp.Regexp {
+	var m config.Mistakes
+	return m.Pattern("repositories", cmp.Or(c.Repositories, ".*"))
 }
 
 // requestTimeout bounds the calls that move no body to speak of.

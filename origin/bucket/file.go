@@ -37,6 +37,11 @@ func checkFile(u *url.URL) error {
 	if u.Host != "" || !filepath.IsAbs(u.Path) {
 		return fmt.Errorf("%s: want file:///absolute/folder", u)
 	}
+	for k := range u.Query() {
+		if k != "mode" {
+			return fmt.Errorf("unknown parameter %q: want mode", k)
+		}
+	}
 	_, err := fileMode(u)
 	return err
 }

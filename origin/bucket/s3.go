@@ -26,6 +26,14 @@ func checkS3(u *url.URL) error {
 			return fmt.Errorf("unknown parameter %q: want region, endpoint, use_path_style, checksum", k)
 		}
 	}
+	if s := u.Query().Get("use_path_style"); s != "" && s != "true" && s != "false" {
+		return fmt.Errorf("use_path_style=%.20q: want true or false", s)
+	}
+	if e := u.Query().Get("endpoint"); e != "" {
+		if v, err := url.Parse(e); err != nil || v.Scheme != "http" && v.Scheme != "https" || v.Host == "" {
+			return fmt.Errorf("endpoint=%.100q: want http://host:port or https://host:port", e)
+		}
+	}
 	if c := u.Query().Get("checksum"); c != "" && c != "none" && c != "sha256" {
 		return fmt.Errorf("checksum=%.20q: want sha256 or none", c)
 	}

@@ -22,15 +22,11 @@ func OpenAll(ctx context.Context, cfgs []Config, m *Metrics) (*Set, error) {
 	}
 	s := &Set{}
 	for _, c := range cfgs {
-		re, err := c.pattern()
-		if err != nil {
-			return nil, fmt.Errorf("bucket %s: repositories: %w", c.Name, err)
-		}
 		b, err := Open(ctx, c, m)
 		if err != nil {
 			return nil, err
 		}
-		s.names, s.match, s.buckets = append(s.names, c.Name), append(s.match, re), append(s.buckets, b)
+		s.names, s.match, s.buckets = append(s.names, c.Name), append(s.match, c.pattern()), append(s.buckets, b)
 	}
 	return s, nil
 }

@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"kraken/proto/config"
 	"kraken/proto/registry"
 )
 
@@ -104,6 +105,15 @@ func ParseNameKeys(list []string) (NameKeys, error) {
 	return out, nil
 }
 
+// ValidateNameKeys puts what ParseNameKeys refuses into m, below key.
+func ValidateNameKeys(m *config.Mistakes, key string, list []string) {
+	for i, s := range list {
+		if _, err := parseNameKey(s); err != nil {
+			m.Add(fmt.Sprintf("%s[%d]", key, i), "%w", err)
+		}
+	}
+}
+
 func parseNameKey(s string) (NameKeys, error) {
 	file, ok := strings.CutPrefix(s, "file:")
 	if !ok {
@@ -142,27 +152,33 @@ func parseNameKey(s string) (NameKeys, error) {
 // OpenNameSigner returns a signer with the private key in file (PEM, PKCS #8, Ed25519). Where there is no file it makes
 // one, readable by its owner alone, with the public half beside it as file.pub, and says so in made.
 func OpenNameSigner(file string) (s *NameSigner, made bool, err error) {
-	b, err := os.ReadFile(file)
+	s, err = ReadNameSigner(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		s, err = makeNameSigner(file)
 		return s, true, err
 	}
+	return s, false, err
+}
+
+// ReadNameSigner is OpenNameSigner for a file that exists, fs.ErrNotExist where it does not.
+func ReadNameSigner(file string) (*NameSigner, error) {
+	b, err := os.ReadFile(file)
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
 	block, _ := pem.Decode(b)
 	if block == nil {
-		return nil, false, fmt.Errorf("%s has no PEM private key", file)
+		return nil, fmt.Errorf("%s has no PEM private key", file)
 	}
 	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {
-		return nil, false, fmt.Errorf("%s: %w", file, err)
+		return nil, fmt.Errorf("%s: %w", file, err)
 	}
 	private, ok := key.(ed25519.PrivateKey)
 	if !ok {
-		return nil, false, fmt.Errorf("%s: the key is %T, want Ed25519", file, key)
+		return nil, fmt.Errorf("%s: the key is %T, want Ed25519", file, key)
 	}
-	return &NameSigner{private}, false, nil
+	return &NameSigner{private}, nil
 }
 
 func makeNameSigner(file string) (*NameSigner, error) {

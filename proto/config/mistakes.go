@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -120,7 +122,7 @@ func (m *Mistakes) URL(key, value string) {
 		m.Add(key, "%w: want %s://host:port", err, scheme)
 	case u.User != nil:
 		m.Add(key, "holds a user or password: want %s://%s", scheme, u.Host)
-	case u.Hostname() == "" || u.RawQuery != "" || u.Fragment != "":
+	case u.Hostname() == "" || u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.Fragment != "":
 		m.Add(key, "%q: want %s://host:port and nothing else", value, scheme)
 	case u.Port() != "":
 		m.port(key, value, u.Port())
@@ -175,6 +177,31 @@ func (m *Mistakes) Path(key, value string) {
 	} else if !filepath.IsAbs(value) {
 		m.Add(key, "%q is relative: want an absolute path", value)
 	}
+}
+
+// Folder refuses, beside what Path does, what is there and is no folder. One that is missing is made later.
+func (m *Mistakes) Folder(key, value string) {
+	m.Path(key, value)
+	if i, err := os.Stat(value); err == nil && !i.IsDir() {
+		m.Add(key, "%q is a file: want a folder", value)
+	}
+}
+
+// File refuses, beside what Path does, what is there and is a folder. One that is missing is made later.
+func (m *Mistakes) File(key, value string) {
+	m.Path(key, value)
+	if i, err := os.Stat(value); err == nil && i.IsDir() {
+		m.Add(key, "%q is a folder: want a file", value)
+	}
+}
+
+// Pattern compiles a regular expression for whole texts and refuses what is none: the result is nil then.
+func (m *Mistakes) Pattern(key, value string) *regexp.Regexp {
+	if _, err := regexp.Compile(value); err != nil { // by itself: a)(b would become one by what is put around it
+		m.Add(key, "%q is no regular expression: %w", value, err)
+		return nil
+	}
+	return regexp.MustCompile(`^(?:` + value + `)$`)
 }
 
 // NotNegative refuses a number, size or time below zero.

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"reflect"
+	"slices"
 
 	"kraken/proto/config"
 	"kraken/proto/ring"
@@ -101,6 +102,9 @@ func (c *Config) validateOrigins(m *config.Mistakes) {
 			first[o.ID] = i
 		}
 		m.URL(key+".url", o.URL)
+		if j := slices.IndexFunc(c.Origins[:i], func(p ring.Member) bool { return o.URL != "" && p.URL == o.URL }); j >= 0 {
+			m.Add(key+".url", "%s is there twice: origins[%d] has it, too; both copies of a blob would be at one origin", o.URL, j)
+		}
 		if o.Peer != "" {
 			m.HostPort(key+".peer", o.Peer)
 		}

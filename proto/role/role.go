@@ -59,6 +59,7 @@ func Open(cfg Config, deps Deps, stall time.Duration, assemble func(*Chassis) er
 	c := &Chassis{Deps: deps, Health: transport.NewHealth(), adminConfig: cfg.Admin, serverConfig: cfg.Server}
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	if err := c.connect(cfg, stall); err != nil {
+		c.stop()
 		return err
 	}
 	err := assemble(c)

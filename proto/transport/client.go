@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -43,7 +44,27 @@ type ClientConfig struct {
 	// the role.
 	From netip.Addr `yaml:"-"`
 	// Dial makes connections, nil is the operating system's. Set by tests.
-	Dial func(ctx context.Context, network, addr string) (net.Conn, error) `yaml:"-"`
+	Dial DialFunc `yaml:"-"`
+}
+
+// DialFunc makes a connection, as net.Dialer.DialContext does.
+type DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error)
+
+// Dialer returns what makes this client's connections, each within DialTimeout.
+func (cfg ClientConfig) Dialer() DialFunc {
+	timeout := time.Duration(cmp.Or(cfg.DialTimeout, config.Duration(DefaultDialTimeout)))
+	if cfg.Dial != nil {
+		return func(ctx context.Context, network, addr string) (net.Conn, error) {
+			ctx, cancel := context.WithTimeout(ctx, timeout)
+			defer cancel()
+			return cfg.Dial(ctx, network, addr)
+		}
+	}
+	dialer := net.Dialer{Timeout: timeout, KeepAlive: 15 * time.Second}
+	if cfg.From.IsValid() {
+		return (&boundDialer{Dialer: dialer, from: cfg.From}).DialContext
+	}
+	return dialer.DialContext
 }
 
 // tlsTimeout bounds the TLS handshake of a client.
@@ -51,9 +72,6 @@ const tlsTimeout = 5 * time.Second
 
 // NewClient returns a client that pools connections, never asks for compression, and gives up on lack of progress.
 func NewClient(cfg ClientConfig, log *slog.Logger) (*http.Client, error) {
-	if cfg.DialTimeout == 0 {
-		cfg.DialTimeout = config.Duration(DefaultDialTimeout)
-	}
 	if cfg.ProgressTimeout == 0 {
 		cfg.ProgressTimeout = config.Duration(DefaultProgressTimeout)
 	}
@@ -65,18 +83,7 @@ func NewClient(cfg ClientConfig, log *slog.Logger) (*http.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	dialer := net.Dialer{Timeout: time.Duration(cfg.DialTimeout), KeepAlive: 15 * time.Second}
-	dial := dialer.DialContext
-	if cfg.From.IsValid() {
-		dial = (&boundDialer{Dialer: dialer, from: cfg.From}).DialContext
-	}
-	if cfg.Dial != nil {
-		dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
-			ctx, cancel := context.WithTimeout(ctx, time.Duration(cfg.DialTimeout))
-			defer cancel()
-			return cfg.Dial(ctx, network, addr)
-		}
-	}
+	dial := cfg.Dialer()
 	t := &http.Transport{
 		DialContext:           dial,
 		DialTLSContext:        dialTLS(dial, tc),

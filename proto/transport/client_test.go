@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -345,4 +346,19 @@ func (s *slowReader) Read(p []byte) (int, error) {
 	s.n--
 	p[0] = 'x'
 	return 1, nil
+}
+
+// TestDialerIsTheClients: who connects beside the client does it as the client would, and waits no longer.
+func TestDialerIsTheClients(t *testing.T) {
+	asked := ""
+	dial := ClientConfig{DialTimeout: config.Duration(time.Minute), Dial: func(ctx context.Context, _, addr string) (net.Conn, error) {
+		asked = addr
+		if end, ok := ctx.Deadline(); !ok || time.Until(end) > time.Minute {
+			t.Errorf("a connection may take until %v", end)
+		}
+		return nil, net.ErrClosed
+	}}.Dialer()
+	if _, err := dial(t.Context(), "tcp", "index:1"); !errors.Is(err, net.ErrClosed) || asked != "index:1" {
+		t.Errorf("asked for %q: %v", asked, err)
+	}
 }
