@@ -39,7 +39,7 @@ func newUplink(t *testing.T, pieces, rate int) *uplink {
 func (u *uplink) read(who asker, i int) {
 	ended := u.budgets.reading(who, u.m.Digest, i, i)
 	u.leases.sending(u.m.Digest, registry.Range{Offset: int64(i) * u.m.PieceLength(), Length: u.m.PieceLength()}, u.m.Size)
-	sent := u.turns.fetch(u.m.PieceLength())
+	sent := u.turns.beginSend(u.m.PieceLength())
 	u.busy <- struct{}{}
 	time.Sleep(time.Duration(u.m.PieceLength()) * time.Second / time.Duration(u.rate))
 	<-u.busy

@@ -27,12 +27,12 @@ func (c counting) OpenBlob(ctx context.Context, repo string, d digest.Digest, hi
 			who, _ := ctx.Value(askerKey{}).(asker)
 			pl := blob.PieceLength(content.Size)
 			read := c.budgets.reading(who, d, int(hint.Offset/pl), int((hint.Offset+n-1)/pl))
-			sent, closed := c.turns.fetch(n), content.Close
+			done, closed := c.turns.beginSend(n), content.Close
 			content.Close = func() error {
 				limit, stop := context.WithTimeout(ctx, leaseFor)
 				transport.AwaitSent(limit, turnLimit)
 				stop()
-				sent()
+				done()
 				at, err := content.Reader().Seek(0, io.SeekCurrent)
 				read(err == nil && at >= hint.Offset+n)
 				return closed()

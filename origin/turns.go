@@ -16,9 +16,9 @@ const (
 	// out in this time.
 	ahead = 250 * time.Millisecond
 	// leastAhead is what is leased in advance at least, as far as it goes out in a second: a connection that has rested
-	// begins slowly, and few of them leave a slow link idle. unknownAhead is that while the uplink's rate is not known:
-	// the first pieces share a slow link with little else, and are traded the sooner.
-	leastAhead, unknownAhead = 768 << 10, 256 << 10
+	// begins slowly, and few of them leave a slow link idle. initialWindow is the window before the first rate
+	// measurement: the first pieces share a slow link with little else, and are traded the sooner.
+	leastAhead, initialWindow = 768 << 10, 256 << 10
 	// turnWait is how long an agent waits for its turn until it is told to ask again. It counts as waiting for
 	// placeTime more.
 	turnWait, placeTime = time.Second, 2 * time.Second
@@ -61,7 +61,7 @@ type turns struct {
 	began      time.Time     // of this rateTime
 	since      time.Time     // when something began to be on its way, or of the last measurement
 	busy       time.Duration // since the last measurement, up to when nothing was on its way
-	sent       int64         // since the last measurement
+	sentBytes  int64         // since the last measurement
 }
 
 // grant is what was leased, or a part of it that is being fetched.
@@ -179,15 +179,18 @@ func (t *turns) queue(agent string) *waiter {
 	return w
 }
 
-// gone says that the agent has not waited for a while.
+// gone reports whether the agent has not waited for placeTime.
 func (s *share) gone(now time.Time) bool { return s.waiting == 0 && now.Sub(s.left) > placeTime }
 
-// next is the request whose turn it is: of who has leased least, then of who waits for longest.
+// next returns the request whose turn it is: of who has leased least, then of who waits for longest.
 func (t *turns) next() *waiter {
 	if t.front == nil {
 		t.front = slices.MinFunc(t.waiting, func(a, b *waiter) int {
 			if a.last != b.last {
-				return map[bool]int{true: 1, false: -1}[a.last]
+				if a.last {
+					return 1
+				}
+				return -1
 			}
 			return cmp.Or(cmp.Compare(a.leased, b.leased), a.asked.Compare(b.asked))
 		})
@@ -203,24 +206,24 @@ func (t *turns) leave(w *waiter) {
 	t.changed.Wake()
 }
 
-// window is how many bytes may be on their way.
+// window returns how many bytes may be on their way. The caller holds t.mu.
 func (t *turns) window() int64 {
 	rate := max(t.rate, t.last)
 	if rate == 0 {
-		return unknownAhead
+		return initialWindow
 	}
-	return max(unknownAhead, min(leastAhead, int64(rate)), int64(rate*ahead.Seconds()))
+	return max(initialWindow, min(leastAhead, int64(rate)), int64(rate*ahead.Seconds()))
 }
 
-// spread is how long a piece of a length, in bytes, may need to reach the agents of a crowd that trade it, as far as
-// the uplink's rate tells how slow their links are. What is sent again sooner is sent to each of them.
+// spread returns how long a piece of this length in bytes may need to reach the agents of a crowd that trade it, as far
+// as the uplink's rate tells how slow their links are. What is sent again sooner is sent to each of them.
 func (t *turns) spread(piece int64) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return min(spreadPieces*t.lasts(min(piece, spreadBlock)), spreadLimit)
 }
 
-// lasts is how long the uplink takes for n bytes.
+// lasts returns how long the uplink takes for n bytes, 0 while its rate is not known. The caller holds t.mu.
 func (t *turns) lasts(n int64) time.Duration {
 	rate := max(t.rate, t.last)
 	if rate == 0 {
@@ -237,8 +240,9 @@ func (t *turns) add(g *grant) {
 	t.pending += g.bytes
 }
 
-// rest ends a time in which something was on its way.
-func (t *turns) rest(now time.Time) {
+// countBusy adds the time since the last measurement, in which something was on its way, to busy. The caller holds
+// t.mu.
+func (t *turns) countBusy(now time.Time) {
 	t.busy += now.Sub(t.since)
 	t.since = now
 }
@@ -253,15 +257,15 @@ func (t *turns) expire(now time.Time) {
 			return false
 		}
 		if g.fetched { // it may be sent yet, and its bytes count then
-			t.rest(now)
+			t.countBusy(now)
 		}
 		t.pending -= g.bytes
 		return true
 	})
 }
 
-// unfetched takes n bytes off the leases that nobody fetches yet.
-func (t *turns) unfetched(n int64) {
+// dropUnfetched takes n bytes off the leases that nobody fetches yet.
+func (t *turns) dropUnfetched(n int64) {
 	t.open = slices.DeleteFunc(t.open, func(g *grant) bool {
 		if g.fetched {
 			return false
@@ -281,36 +285,36 @@ func (t *turns) unused(agent string, n int64) {
 	if s := t.shares[agent]; s != nil {
 		s.leased, t.front = s.leased-n, nil
 	}
-	t.unfetched(n)
+	t.dropUnfetched(n)
 	t.changed.Wake()
 }
 
-// fetch notes that n leased bytes are being fetched. sent is called when they were sent, or never will be.
-func (t *turns) fetch(n int64) (sent func()) {
+// beginSend notes that n leased bytes are being fetched. The caller calls done when they were sent, or never will be.
+func (t *turns) beginSend(n int64) (done func()) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.unfetched(n)
+	t.dropUnfetched(n)
 	g := &grant{bytes: n, until: time.Now().Add(turnLimit + t.lasts(2*(t.pending+n))), fetched: true}
 	t.add(g)
-	return func() { t.sentAll(g) }
+	return func() { t.endSend(g) }
 }
 
-func (t *turns) sentAll(g *grant) {
+func (t *turns) endSend(g *grant) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := time.Now()
-	t.sent += g.bytes
-	t.rest(now)
+	t.sentBytes += g.bytes
+	t.countBusy(now)
 	if i := slices.Index(t.open, g); i >= 0 {
 		t.open = slices.Delete(t.open, i, i+1)
 		t.pending -= g.bytes
 	}
-	if t.busy >= rateStep || t.sent >= max(rateBytes, rateWindows*t.window()) {
+	if t.busy >= rateStep || t.sentBytes >= max(rateBytes, rateWindows*t.window()) {
 		if now.Sub(t.began) > rateTime {
 			t.rate, t.last, t.began = 0, t.rate, now
 		}
-		t.rate = max(t.rate, float64(t.sent)/max(t.busy, shortest).Seconds())
-		t.busy, t.sent = 0, 0
+		t.rate = max(t.rate, float64(t.sentBytes)/max(t.busy, shortest).Seconds())
+		t.busy, t.sentBytes = 0, 0
 	}
 	t.changed.Wake()
 }

@@ -22,7 +22,7 @@ func (t *turns) drain(rate int) {
 		if pending == 0 {
 			return
 		}
-		sent := t.fetch(turnPiece)
+		sent := t.beginSend(turnPiece)
 		time.Sleep(time.Duration(turnPiece * int(time.Second) / rate))
 		sent()
 	}
@@ -42,14 +42,14 @@ func TestTurnsOnASlowUplink(t *testing.T) {
 		got := make(chan int, agents)
 		for i := range agents {
 			go func() {
-				if n := x.take(t.Context(), strconv.Itoa(i), turnPiece, 8); n < 1 || n*turnPiece > unknownAhead {
+				if n := x.take(t.Context(), strconv.Itoa(i), turnPiece, 8); n < 1 || n*turnPiece > initialWindow {
 					t.Errorf("agent %d may lease %d pieces, want 1 or 2", i, n)
 				}
 				got <- i
 			}()
 			synctest.Wait()
-			if n := x.atOnce(); n > unknownAhead {
-				t.Fatalf("%d bytes are on their way while the uplink's rate is not known, want at most %d", n, unknownAhead)
+			if n := x.atOnce(); n > initialWindow {
+				t.Fatalf("%d bytes are on their way while the uplink's rate is not known, want at most %d", n, initialWindow)
 			}
 		}
 		x.drain(rate)
@@ -74,13 +74,13 @@ func TestTurnsThatEndInBunches(t *testing.T) {
 		x := newTurns()
 		var open []func()
 		for range each {
-			open = append(open, x.fetch(piece))
+			open = append(open, x.beginSend(piece))
 		}
 		for range 80 {
 			for _, n := range []int{1, each - 1} {
 				time.Sleep(each * piece * time.Second / rate / 2)
 				for range n {
-					next := x.fetch(piece)
+					next := x.beginSend(piece)
 					open[0]()
 					open = append(open[1:], next)
 				}
@@ -99,7 +99,7 @@ func TestTurnsThatEndInBunches(t *testing.T) {
 // not more than a second's.
 func TestTurnsAhead(t *testing.T) {
 	for rate, want := range map[float64]int64{
-		0: unknownAhead, 100 << 10: unknownAhead, 500 << 10: 500 << 10, 1 << 20: leastAhead, 3 << 20: leastAhead, 40 << 20: 10 << 20,
+		0: initialWindow, 100 << 10: initialWindow, 500 << 10: 500 << 10, 1 << 20: leastAhead, 3 << 20: leastAhead, 40 << 20: 10 << 20,
 	} {
 		x := newTurns()
 		x.rate = rate
@@ -114,7 +114,7 @@ func TestTurnsSentAfterTheyRanOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const size, takes = 4 << 20, 4
 		x := newTurns()
-		late := x.fetch(size)
+		late := x.beginSend(size)
 		time.Sleep((takes - 1) * time.Second)
 		x.mu.Lock()
 		x.expire(time.Now())
@@ -123,7 +123,7 @@ func TestTurnsSentAfterTheyRanOut(t *testing.T) {
 		if left > 0 {
 			t.Fatal("it has not run out")
 		}
-		next := x.fetch(1)
+		next := x.beginSend(1)
 		time.Sleep(time.Second)
 		late()
 		next()
@@ -138,12 +138,12 @@ func TestTurnsOnAFastUplink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x := newTurns()
 		x.take(t.Context(), "slow", turnPiece, 1)
-		sent := x.fetch(turnPiece)
+		sent := x.beginSend(turnPiece)
 		time.Sleep(time.Second)
 		sent()
 		for range 400 {
 			n := x.take(t.Context(), "a", turnPiece, 8)
-			sent := x.fetch(int64(n) * turnPiece)
+			sent := x.beginSend(int64(n) * turnPiece)
 			time.Sleep(time.Millisecond)
 			sent()
 		}
@@ -175,7 +175,7 @@ func shares(t *testing.T, x *turns, d time.Duration, slow ...bool) []int {
 					if n == 0 {
 						continue
 					}
-					sent := x.fetch(turnPiece)
+					sent := x.beginSend(turnPiece)
 					uplink <- struct{}{}
 					time.Sleep(time.Duration(turnPiece * int(time.Second) / rate))
 					<-uplink
@@ -235,7 +235,7 @@ func TestTurnsThatAreNotUsed(t *testing.T) {
 		x := newTurns()
 		turn := func(agent string) func() {
 			x.take(t.Context(), agent, turnPiece, 1)
-			return x.fetch(turnPiece)
+			return x.beginSend(turnPiece)
 		}
 		turn("other")()
 		x.take(t.Context(), "modest", turnPiece, 1)
@@ -269,7 +269,7 @@ func TestTurnsOfTooManyAgents(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x := newTurns()
 		x.take(t.Context(), "known", turnPiece, 1)
-		x.fetch(turnPiece)()
+		x.beginSend(turnPiece)()
 		x.mu.Lock()
 		for i := range maxShares {
 			x.shares["full "+strconv.Itoa(i)] = &share{waiting: 1}
@@ -284,7 +284,7 @@ func TestTurnsOfTooManyAgents(t *testing.T) {
 				time.Sleep(time.Duration(i) * 37 * time.Millisecond) // they don't all give up at one moment
 				for k := 0; ctx.Err() == nil; k++ {
 					if n := x.take(ctx, strconv.Itoa(i)+" "+strconv.Itoa(k), turnPiece, 1); n > 0 {
-						sent := x.fetch(turnPiece)
+						sent := x.beginSend(turnPiece)
 						uplink <- struct{}{}
 						time.Sleep(100 * time.Millisecond)
 						<-uplink
@@ -316,7 +316,7 @@ func TestTurnsKeepPlaces(t *testing.T) {
 		if n := x.take(t.Context(), "sending", turnPiece, 2); n != 2 {
 			t.Fatalf("the first may lease %d pieces, want 2", n)
 		}
-		sent := x.fetch(2 * turnPiece)
+		sent := x.beginSend(2 * turnPiece)
 		x.mu.Lock()
 		x.open[0].until = time.Now().Add(time.Hour) // slow, not gone
 		x.mu.Unlock()
@@ -353,7 +353,7 @@ func TestTurnsOfOneWhoIsGone(t *testing.T) {
 				x := newTurns()
 				x.take(t.Context(), "gone", turnPiece, 2)
 				if tc.fetches {
-					defer x.fetch(2 * turnPiece)() // long after
+					defer x.beginSend(2 * turnPiece)() // long after
 				}
 				began, n := time.Now(), 0
 				for n == 0 {
@@ -376,7 +376,7 @@ func TestTurnsAfterAShortTransfer(t *testing.T) {
 		x := newTurns()
 		for range 2 {
 			x.take(t.Context(), "a", 2<<20, 1)
-			sent := x.fetch(2 << 20)
+			sent := x.beginSend(2 << 20)
 			time.Sleep(5 * time.Millisecond)
 			sent()
 			time.Sleep(time.Minute) // rest says nothing about the uplink
