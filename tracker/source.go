@@ -99,7 +99,7 @@ func (t *Tracker) certified(ctx context.Context, cert *x509.Certificate, ip neti
 		}
 	}
 	for _, name := range cert.DNSNames[:min(maxNames, len(cert.DNSNames))] {
-		if slices.Contains(t.names.addresses(ctx, name), ip) {
+		if slices.Contains(t.resolver.addresses(ctx, name), ip) {
 			return true
 		}
 	}

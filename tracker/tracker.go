@@ -24,7 +24,7 @@ type Tracker struct {
 	store     *store
 	metainfos *metainfos
 	hosts     *hosts
-	names     *names
+	resolver  *resolver
 	questions *questions
 	page      page
 }
@@ -34,7 +34,7 @@ func New(cfg Config, deps role.Deps) (*Tracker, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	t := &Tracker{cfg: cfg, log: deps.Log, m: newMetrics(deps.Registry), hosts: newHosts(), names: newNames(), questions: newQuestions()}
+	t := &Tracker{cfg: cfg, log: deps.Log, m: newMetrics(deps.Registry), hosts: newHosts(), resolver: newResolver(), questions: newQuestions()}
 	if err := role.Open(cfg.Config, deps, cluster.Stall, t.assemble); err != nil {
 		return nil, err
 	}

@@ -19,9 +19,9 @@ const (
 	// maxReceive is from where on a connection is left to the kernel. Of a process it takes no more than
 	// net.core.rmem_max, 208 KiB as a rule.
 	maxReceive = 128 << 10
-	// shareEvery is how often the shares follow what has changed, and settle how soon they follow a new peer: in a
+	// shareEvery is how often the shares follow what has changed, and newPeerDelay how soon they follow a new peer: in a
 	// crowd all come at once.
-	shareEvery, settle = time.Second, 50 * time.Millisecond
+	shareEvery, newPeerDelay = time.Second, 50 * time.Millisecond
 )
 
 // receiveWindow is how many bytes one of some peers may have on its way to this node through a link of a rate, in bytes
@@ -48,7 +48,7 @@ func (s *Swarm) shareLink() {
 		case <-s.joined:
 			if !soon {
 				soon = true
-				t.Reset(settle)
+				t.Reset(newPeerDelay)
 			}
 			continue
 		case <-t.C:

@@ -162,7 +162,7 @@ func awaitShares(t *testing.T, n *node, addr string, check func(c *conn, untouch
 	defer other.Close()
 	eventually(t, "connected", func() bool { return len(n.feeding()) > 0 })
 	since := time.Now()
-	eventually(t, "shares are given", func() bool { return time.Since(since) > 3*settle })
+	eventually(t, "shares are given", func() bool { return time.Since(since) > 3*newPeerDelay })
 	cs := n.feeding()
 	if len(cs) == 0 {
 		t.Error("nobody is connected any more")
