@@ -1,7 +1,9 @@
 package origin
 
 import (
+	"fmt"
 	"net/http"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -107,6 +109,11 @@ func (c *Config) Validate() error {
 	config.NotNegative(&m, "capacity", c.Capacity)
 	m.Join("", c.Keep.Validate())
 	m.Join("", bucket.ValidateAll(c.Buckets))
+	for i, b := range c.Buckets {
+		if f := b.Folder(); f != "" && c.Dir != "" && (within(f, c.Dir) || within(c.Dir, f)) {
+			m.Add(fmt.Sprintf("buckets[%d].url", i), "%s and dir, %s, are one in the other: eviction would be at home in the bucket", f, c.Dir)
+		}
+	}
 	m.Join("uploads", c.Uploads.Validate())
 	cluster.ValidateNameKeys(&m, "record_keys", c.RecordKeys)
 	c.Peer.validate(&m, "peer")
@@ -115,6 +122,12 @@ func (c *Config) Validate() error {
 	config.NotNegative(&m, "writeback_workers", c.WritebackWorkers)
 	config.NotNegative(&m, "leasers", c.Leasers)
 	return m.Err()
+}
+
+// within reports whether a path is a folder's, or the folder itself.
+func within(p, folder string) bool {
+	rel, err := filepath.Rel(folder, p)
+	return err == nil && filepath.IsLocal(rel)
 }
 
 func (p Peer) validate(m *config.Mistakes, key string) {

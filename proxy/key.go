@@ -53,6 +53,9 @@ func keyFile(name string) (key []byte, made bool, err error) {
 	if key, err = readKey(name); !errors.Is(err, fs.ErrNotExist) {
 		return key, false, err
 	}
+	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+		return nil, false, err
+	}
 	tmp, err := os.CreateTemp(filepath.Dir(name), filepath.Base(name)+".*.new") // 0600
 	if err != nil {
 		return nil, false, err

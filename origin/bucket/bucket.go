@@ -69,7 +69,15 @@ type Config struct {
 	Driver Bucket `yaml:"-"`
 }
 
-// Validate refuses what Open and OpenAll would refuse. It touches neither network nor disk.
+// Folder returns the folder of a file:// bucket, empty for one of another kind.
+func (c Config) Folder() string {
+	if u, err := url.Parse(c.URL); err == nil && u.Scheme == "file" {
+		return u.Path
+	}
+	return ""
+}
+
+// Validate refuses what Open and OpenAll would refuse. It makes nothing and touches no network.
 func (c Config) Validate() error {
 	var m config.Mistakes
 	m.Need("name", c.Name)

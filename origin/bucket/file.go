@@ -42,6 +42,9 @@ func checkFile(u *url.URL) error {
 			return fmt.Errorf("unknown parameter %q: want mode", k)
 		}
 	}
+	if i, err := os.Stat(u.Path); err == nil && !i.IsDir() {
+		return fmt.Errorf("%s is a file: want a folder", u.Path)
+	}
 	_, err := fileMode(u)
 	return err
 }

@@ -31,7 +31,7 @@ func OpenAll(ctx context.Context, cfgs []Config, m *Metrics) (*Set, error) {
 	return s, nil
 }
 
-// ValidateAll refuses what OpenAll would refuse. It touches neither network nor disk.
+// ValidateAll refuses what OpenAll would refuse. It makes nothing and touches no network.
 func ValidateAll(cfgs []Config) error {
 	var m config.Mistakes
 	if len(cfgs) == 0 {

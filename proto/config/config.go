@@ -135,6 +135,9 @@ func (r *Rate) UnmarshalText(b []byte) error {
 		if err != nil || !(v >= 0 && v*scale <= 1e15) { // so written, NaN is refused
 			return fmt.Errorf("rate %q: want e.g. 25Mbit/s", b)
 		}
+		if v > 0 && v*scale < 8 {
+			return fmt.Errorf("rate %q: is less than a byte a second, and 0 would be unlimited", b)
+		}
 		*r = Rate(v * scale / 8)
 		return nil
 	}

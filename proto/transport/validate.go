@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"fmt"
 	"os"
 	"strings"
 	"syscall"
@@ -17,6 +18,11 @@ import (
 // the files that TLS names, and binds nothing.
 func (c *ServerConfig) Validate(m *config.Mistakes, key string) {
 	m.Listen(key+".listen", c.Listen)
+	for i, h := range c.Hosts {
+		if h == "" || strings.ContainsAny(h, "/ ") {
+			m.Add(fmt.Sprintf("%s.hosts[%d]", key, i), "%q is no name of a host: want one as a Host header has it, or * for every name", h)
+		}
+	}
 	c.Advertise = resolveServer(m, key+".advertise", c.Advertise)
 	c.TLS.validate(m, key+".tls")
 	config.NotNegative(m, key+".drain_timeout", c.DrainTimeout)
