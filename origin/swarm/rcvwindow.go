@@ -19,8 +19,8 @@ const (
 	// maxReceive is from where on a connection is left to the kernel. Of a process it takes no more than
 	// net.core.rmem_max, 208 KiB as a rule.
 	maxReceive = 128 << 10
-	// shareEvery is how often the shares follow what has changed, and newPeerDelay how soon they follow a new peer: in a
-	// crowd all come at once.
+	// shareEvery is how often the shares follow what has changed, and newPeerDelay how soon they follow a new peer: in
+	// a crowd all come at once.
 	shareEvery, newPeerDelay = time.Second, 50 * time.Millisecond
 )
 

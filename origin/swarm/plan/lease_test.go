@@ -157,7 +157,7 @@ func TestLeaseSize(t *testing.T) {
 	if l.Delivered(1, 0); l.Failed() != 250*time.Millisecond {
 		t.Error("what was delivered does not end the long pauses")
 	}
-	if l.Wrong() || l.Wrong() || !l.Wrong() {
+	if first, second, third := l.Wrong(), l.Wrong(), l.Wrong(); first || second || !third {
 		t.Error("a Source with wrong pieces is not left alone after the third")
 	}
 }
