@@ -65,6 +65,9 @@ var errBody = &registry.Error{Code: "UNSUPPORTED", Status: http.StatusBadRequest
 
 // extension serves memberships (proto/README.md, section 5).
 func (x *Index) extension(w http.ResponseWriter, r *http.Request, p registry.ExtensionPath) error {
+	if p.Key == "" && p.Resource == "layers" && r.Method == http.MethodGet {
+		return x.listLayers(w, r, p.Repository)
+	}
 	d, err := blob.ParseDigest(p.Key)
 	if err != nil {
 		return fmt.Errorf("%w: %w", registry.ErrDigestInvalid, err)

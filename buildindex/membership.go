@@ -1,16 +1,21 @@
 package buildindex
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
 	"kraken/buildindex/names"
+	"kraken/proto/blob"
 	"kraken/proto/cluster"
 	"kraken/proto/registry"
+	"kraken/proto/transport"
 )
 
 // putLayer makes a blob that was pushed a member of the repository. Its second place is the marker of the blob on the
@@ -41,6 +46,37 @@ func (x *Index) getLayer(ctx context.Context, repo string, d digest.Digest) (clu
 		return cluster.Layer{}, fmt.Errorf("blob %s of %s: %w", d, repo, err)
 	}
 	return cluster.Layer{Digest: d, Size: l.Size}, nil
+}
+
+// listLayers answers with a page of the members of a repository. While names are restored it is ErrUnavailable, as
+// every list.
+func (x *Index) listLayers(w http.ResponseWriter, r *http.Request, repo string) error {
+	if err := registry.CheckName(repo); err != nil {
+		return err
+	}
+	q := r.URL.Query()
+	n, err := strconv.Atoi(cmp.Or(q.Get("n"), strconv.Itoa(cluster.MaxLayers)))
+	if err != nil || n < 1 {
+		return fmt.Errorf("%w: n is %.20q", registry.ErrPaginationInvalid, q.Get("n"))
+	}
+	last := digest.Digest(q.Get("last"))
+	if last != "" {
+		if last, err = blob.ParseDigest(q.Get("last")); err != nil {
+			return fmt.Errorf("%w: last: %w", registry.ErrDigestInvalid, err)
+		}
+	}
+	if err := x.requireComplete(repo, "members"); err != nil {
+		return err
+	}
+	list, err := x.db.Layers(r.Context(), repo, last, min(n, cluster.MaxLayers))
+	if err != nil {
+		return fmt.Errorf("list the members of %s: %w", repo, err)
+	}
+	out := cluster.LayerList{Layers: make([]cluster.Layer, 0, len(list))}
+	for _, m := range list {
+		out.Layers = append(out.Layers, cluster.Layer{Digest: m.Digest, Size: m.Size})
+	}
+	return transport.WriteJSON(w, http.StatusOK, out)
 }
 
 // pushed is the change that made a blob that was pushed a member of a repository.

@@ -51,6 +51,10 @@ type Store interface {
 	// is in none.
 	Layer(ctx context.Context, repo string, d digest.Digest) (Layer, error)
 
+	// Layers returns up to n members of a repository whose digests come after last, in the order of digests; none when
+	// there is no such repository.
+	Layers(ctx context.Context, repo string, last digest.Digest, n int) ([]Member, error)
+
 	// Tags returns up to n tags after last, in order, ErrNotFound when there is no such repository.
 	Tags(ctx context.Context, repo, last string, n int) ([]string, error)
 	// Repositories returns up to n repositories after last, in order. One exists while it has a manifest or a blob.
@@ -109,6 +113,12 @@ type Tx interface {
 	RaiseGeneration(n int64) error
 	// SetMeta writes a setting.
 	SetMeta(key, value string) error
+}
+
+// Member is a blob of a repository.
+type Member struct {
+	Digest digest.Digest
+	Size   int64
 }
 
 // NoGeneration is the generation of what has none: names that another registry, or an older version, wrote. Whatever

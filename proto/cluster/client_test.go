@@ -69,6 +69,9 @@ func calls() []func(t *testing.T, c clients, repo, arg string) error {
 		func(t *testing.T, c clients, r, a string) error {
 			return ignore(c.index.GetLayer(t.Context(), r, d(a)))
 		},
+		func(t *testing.T, c clients, r, _ string) error {
+			return ignore(c.index.ListLayers(t.Context(), r, "", 1))
+		},
 		func(t *testing.T, c clients, r, a string) error { return c.index.DeleteLayer(t.Context(), r, d(a)) },
 		func(t *testing.T, c clients, r, a string) error {
 			return ignore(c.index.MountLayer(t.Context(), r, a, d(a)))

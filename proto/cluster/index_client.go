@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"net/url"
+	"strconv"
 
 	"github.com/opencontainers/go-digest"
 
@@ -38,6 +39,17 @@ func (c *IndexClient) GetLayer(ctx context.Context, repo string, d digest.Digest
 	var l Layer
 	_, err := c.CallJSON(ctx, registry.Request{Method: http.MethodGet, To: about(repo, "layers", d)}, &l, http.StatusOK)
 	return l, err
+}
+
+// ListLayers returns up to n members of a repository whose digests come after last, in the order of digests.
+func (c *IndexClient) ListLayers(ctx context.Context, repo string, last digest.Digest, n int) ([]Layer, error) {
+	q := url.Values{"n": {strconv.Itoa(n)}}
+	if last != "" {
+		q.Set("last", last.String())
+	}
+	var out LayerList
+	_, err := c.CallJSON(ctx, registry.Request{Method: http.MethodGet, To: endpoint(repo, "layers", ""), Query: q}, &out, http.StatusOK)
+	return out.Layers, err
 }
 
 // DeleteLayer ends a membership, registry.ErrBlobUnknown when there is none.

@@ -115,6 +115,14 @@ type SetAside struct {
 	Next       time.Time     `json:"next,omitzero"` // when it is tried again
 }
 
+// LayerList is a page of the members of a repository, in the order of their digests (GET layers).
+type LayerList struct {
+	Layers []Layer `json:"layers"`
+}
+
+// MaxLayers bounds a LayerList.
+const MaxLayers = 10_000
+
 // Layer is the membership of a blob in a repository (PUT, GET layers/<digest>).
 type Layer struct {
 	Digest digest.Digest `json:"digest"`

@@ -2,6 +2,8 @@ package role
 
 import (
 	"context"
+	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -17,27 +19,63 @@ import (
 
 // Main is the process of one role: it reads the command line and the configuration, opens the role, runs it until
 // SIGTERM or SIGINT, and exits with 0, or with 1 and the reason on stderr.
-func Main[C any, P settings[C], R Runner](name, short string, open func(C, Deps) (R, error)) {
+func Main[C any, P settings[C], R Runner](name, short string, open func(C, Deps) (R, error), jobs ...Job[C]) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	code := Execute(ctx, Command[C, P](name, short, open), os.Args[1:], os.Stdout, os.Stderr)
+	code := Execute(ctx, Command[C, P](name, short, open, jobs...), os.Args[1:], os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
 }
 
-// Execute runs a command until it is done, or ctx is, and returns the exit code.
+// Execute runs a command until it is done, or ctx is, and returns the exit code: that of an error with a method
+// ExitCode, 1 for another, else 0.
 func Execute(ctx context.Context, c *cobra.Command, args []string, stdout, stderr io.Writer) int {
 	c.SetArgs(args)
 	c.SetOut(stdout)
 	c.SetErr(stderr)
 	if err := c.ExecuteContext(ctx); err != nil {
 		fmt.Fprintf(stderr, "%s: %v\n", c.Name(), err)
+		var coded interface{ ExitCode() int }
+		if errors.As(err, &coded) {
+			return coded.ExitCode()
+		}
 		return 1
 	}
 	return 0
 }
 
+// Job is a command of a role's program that does one thing, with the role's configuration, and ends.
+type Job[C any] struct {
+	Name, Short string
+	Long        string // for --help
+	Flags       func(*flag.FlagSet)
+	Run         func(ctx context.Context, cfg C, out io.Writer) error
+}
+
+// command is the job's command line. It opens nothing of the role.
+func (j Job[C]) command(role string) *cobra.Command {
+	var path string
+	c := &cobra.Command{
+		Use: j.Name + " --config FILE", Short: j.Short, Long: j.Long, Args: cobra.NoArgs, SilenceUsage: true, SilenceErrors: true,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if path == "" {
+				return fmt.Errorf("--config FILE is needed: that of kraken-%s", role)
+			}
+			var cfg C
+			if err := config.Load(path, &cfg); err != nil {
+				return err
+			}
+			return j.Run(c.Context(), cfg, c.OutOrStdout())
+		},
+	}
+	c.Flags().StringVar(&path, "config", "", "configuration file of kraken-"+role+" (required)")
+	flags := flag.NewFlagSet(j.Name, flag.ContinueOnError)
+	j.Flags(flags)
+	c.Flags().AddGoFlagSet(flags)
+	return c
+}
+
 // Command is the command line of kraken-<name>.
-func Command[C any, P settings[C], R Runner](name, short string, open func(C, Deps) (R, error)) *cobra.Command {
+func Command[C any, P settings[C], R Runner](name, short string, open func(C, Deps) (R, error), jobs ...Job[C]) *cobra.Command {
 	var path string
 	var check bool
 	c := &cobra.Command{
@@ -73,6 +111,10 @@ func Command[C any, P settings[C], R Runner](name, short string, open func(C, De
 			return r.Run(c.Context())
 		},
 	}
+	for _, j := range jobs {
+		c.AddCommand(j.command(name))
+	}
+	c.CompletionOptions.DisableDefaultCmd = true
 	c.Flags().StringVar(&path, "config", "", "configuration file, see deploy/config/"+name+".yaml (required)")
 	c.Flags().BoolVar(&check, "check", false, "say ok, or all that is wrong with the configuration, and exit")
 	return c

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
+	"kraken/origin"
 	"kraken/origin/bucket"
 	"kraken/proto/cluster"
 	"kraken/proto/config"
@@ -70,13 +72,17 @@ func (f *fleet) blobs(n int, owners ...string) (out [][]byte) {
 	return out
 }
 
+func (f *fleet) bucketConfig() bucket.Config {
+	return bucket.Config{
+		Name: "testfs", URL: "s3://kraken?region=us-east-1&use_path_style=true&endpoint=http://" + f.c.Bucket.Addr(),
+		AccessKey: config.NewSecret("dev"), SecretKey: config.NewSecret("dev"),
+	}
+}
+
 // bucket is the cluster's.
 func (f *fleet) bucket() bucket.Bucket {
 	f.t.Helper()
-	b, err := bucket.Open(f.t.Context(), bucket.Config{
-		Name: "testfs", URL: "s3://kraken?region=us-east-1&use_path_style=true&endpoint=http://" + f.c.Bucket.Addr(),
-		AccessKey: config.NewSecret("dev"), SecretKey: config.NewSecret("dev"),
-	}, nil)
+	b, err := bucket.Open(f.t.Context(), f.bucketConfig(), nil)
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -174,4 +180,62 @@ func TestDebtsAreMerged(t *testing.T) {
 	f.settled()
 	f.wantStored("demo/first", blobs)
 	f.wantStored("demo/second", blobs)
+}
+
+// An audit tells what is in the bucket, what is owed by two, and what neither is.
+func TestAudit(t *testing.T) {
+	f := newFleet(t, 3)
+	cfg := origin.Config{ID: f.names[0], Dir: t.TempDir()}
+	for i, name := range f.names {
+		cfg.Origins = append(cfg.Origins, ring.Member{ID: name, URL: f.c.OriginURLs[i], Peer: "127.0.0.1:1"})
+	}
+	cfg.Replicas = 2
+	cfg.Buckets = []bucket.Config{f.bucketConfig()}
+	audit := func(want origin.AuditReport) {
+		t.Helper()
+		var out bytes.Buffer
+		got, err := origin.Audit(t.Context(), cfg, origin.AuditOptions{BuildIndex: "http://" + f.c.find("build-index").Addr}, &out)
+		var found *origin.AuditError
+		if got != want || (err != nil) != errors.As(err, &found) || (err != nil) != (want.Missing+want.Unknown > 0) {
+			t.Errorf("%+v, %v, want %+v; it says:\n%s", got, err, want, &out)
+		}
+		if lines := strings.Count(out.String(), "\n"); lines != want.Missing+want.Unknown {
+			t.Errorf("%d lines, want one for each that is missing:\n%s", lines, &out)
+		}
+		if found != nil && want.Missing > 0 && found.ExitCode() != 1 {
+			t.Errorf("exit code %d, want 1", found.ExitCode())
+		}
+	}
+	push := func(b []byte, repo string) digest.Digest {
+		t.Helper()
+		if err := pushBlob(t.Context(), f.c.Proxy, repo, b); err != nil {
+			t.Fatal(err)
+		}
+		return digest.FromBytes(b)
+	}
+	blobs := f.blobs(4, f.names[0], f.names[1])
+	first := push(blobs[0], "demo/one")
+	f.settled()
+	f.c.Bucket.SetDown(true)
+	push(blobs[1], "demo/one")
+	push(blobs[2], "demo/two")
+	f.c.Bucket.SetDown(false)
+	f.settled()
+	audit(origin.AuditReport{Repositories: 2, Members: 3, InBucket: 3})
+	for _, p := range f.c.Origins { // nobody writes back in what follows
+		p.Stop()
+	}
+	if err := f.bucket().Delete(t.Context(), layout.BlobKey(first)); err != nil {
+		t.Fatal(err)
+	}
+	wrong := bytes.Clone(blobs[1])
+	wrong[3] ^= 1
+	if err := f.bucket().Put(t.Context(), layout.BlobKey(digest.FromBytes(blobs[1])), bytes.NewReader(wrong)); err != nil {
+		t.Fatal(err)
+	}
+	audit(origin.AuditReport{Repositories: 2, Members: 3, InBucket: 1, Unknown: 2})
+	for _, p := range f.c.Origins {
+		p.Start()
+	}
+	audit(origin.AuditReport{Repositories: 2, Members: 3, InBucket: 1, Missing: 2})
 }

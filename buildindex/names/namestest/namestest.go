@@ -214,6 +214,11 @@ func (t *suite) layers() {
 			t.Errorf("layer of %q: %+v, %v", r, l, err)
 		}
 	}
+	for last, want := range map[digest.Digest][]names.Member{"": {{Digest: a, Size: 7}}, a: nil} {
+		if l, err := t.s.Layers(t.Context(), repo, last, 10); err != nil || !slices.Equal(l, want) {
+			t.Errorf("members after %q: %v, %v, want %v", last, l, err, want)
+		}
+	}
 	t.must(remove(30))
 	t.wantConflict(put(25), names.ErrNewer, names.Version{Generation: 30})
 	for _, r := range []string{repo, ""} {

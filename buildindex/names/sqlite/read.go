@@ -83,10 +83,28 @@ func (s *Store) Layer(ctx context.Context, repo string, d digest.Digest) (l name
 	return l, notFound(err)
 }
 
+// Layers implements names.Store.
+func (s *Store) Layers(ctx context.Context, repo string, last digest.Digest, n int) (out []names.Member, err error) {
+	rows, err := s.r.QueryContext(ctx, queryLayers, repo, last, n)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var m names.Member
+		if err := rows.Scan(&m.Digest, &m.Size); err != nil {
+			return nil, err
+		}
+		out = append(out, m)
+	}
+	return out, rows.Err()
+}
+
 // The paging queries, which tests see through EXPLAIN.
 const (
 	queryOutbox       = `SELECT id, bucket, record FROM outbox WHERE bucket = ? AND id > ? ORDER BY id LIMIT ?`
 	queryTags         = `SELECT tag AS name FROM tags WHERE repository = ? AND tag > ? ORDER BY tag LIMIT ?`
+	queryLayers       = `SELECT digest, size FROM layers WHERE repository = ? AND digest > ? ORDER BY digest LIMIT ?`
 	queryRepositories = `SELECT name FROM repositories WHERE name > ? ORDER BY name LIMIT ?`
 	queryReferrers    = `SELECT m.digest, m.media_type, m.artifact_type, c.bytes FROM manifests m JOIN contents c ON c.digest = m.digest WHERE m.repository = ? AND m.subject = ? AND m.subject <> '' AND m.digest > ? ORDER BY m.digest LIMIT ?`
 )

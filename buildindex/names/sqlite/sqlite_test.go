@@ -157,6 +157,7 @@ func TestPagingReadsAnIndex(t *testing.T) {
 	}{
 		"outbox":       {queryOutbox, []any{"x", 0, 100}},
 		"tags":         {queryTags, []any{"r", "", 100}},
+		"layers":       {queryLayers, []any{"r", "", 100}},
 		"repositories": {queryRepositories, []any{"", 100}},
 		"referrers":    {queryReferrers, []any{"r", "d", "", 100}},
 	} {
