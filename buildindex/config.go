@@ -85,10 +85,10 @@ func (c *Config) policy(repo string) (p Policy) {
 	return p
 }
 
-// lax says that manifests of a repository may refer to what is not there.
+// lax reports whether manifests of a repository may refer to what is not there.
 func (c *Config) lax(repo string) bool { return c.policy(repo).References == "lax" }
 
-// immutable says that a tag must neither move nor go.
+// immutable reports whether a tag must neither move nor go.
 func (c *Config) immutable(repo, tag string) bool {
 	p := c.policy(repo)
 	return p.immutable != nil && p.immutable.MatchString(tag)

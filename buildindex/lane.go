@@ -35,7 +35,7 @@ type lane struct {
 	err error // of the last round
 }
 
-// lanes makes one for each bucket, and one for repositories without.
+// newLanes returns one for each bucket, and one for repositories without.
 func (x *Index) newLanes() (out []*lane) {
 	for _, c := range x.cfg.Buckets {
 		out = append(out, &lane{x: x, name: c.Name, kick: make(chan struct{}, 1)})

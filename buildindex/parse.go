@@ -187,7 +187,7 @@ func (p *parsed) image(doc *document) error {
 	return nil
 }
 
-// elsewhere says that layers of a media type are not pushed to registries.
+// isNondistributable reports whether layers of a media type are not pushed to registries.
 func isNondistributable(mediaType string) bool {
 	switch mediaType {
 	case registry.MediaTypeDockerForeignLayer,

@@ -211,7 +211,7 @@ func (x *Index) bytesOf(ctx context.Context, r cluster.NameRecord, whole map[dig
 	return raw, nil
 }
 
-// known says whether SQL has what a record says.
+// known reports whether SQL has what a record says.
 func (x *Index) known(ctx context.Context, r cluster.NameRecord) (bool, error) {
 	switch c := r.Change(); {
 	case c.Act != cluster.Put:

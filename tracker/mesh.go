@@ -38,10 +38,10 @@ func newMesh(d digest.Digest, degree int) mesh {
 
 func (m *mesh) len() int { return len(m.first.members) }
 
-// complete says that everybody is given everybody.
+// complete reports whether everybody is given everybody.
 func (m *mesh) complete() bool { return m.len() <= m.degree+1 }
 
-// few says that neighbours are the nearest on the first circle.
+// few reports whether neighbours are the nearest on the first circle.
 func (m *mesh) few() bool { return m.len() <= 2*m.degree }
 
 func (m *mesh) entry(r *roster, p *peer) *entry {

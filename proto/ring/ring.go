@@ -60,7 +60,7 @@ func (r *Ring) Owners(d digest.Digest) []string {
 	return o[:min(r.replicas, len(o))]
 }
 
-// Owns says whether id is among the owners of d.
+// Owns reports whether id is among the owners of d.
 func (r *Ring) Owns(id string, d digest.Digest) bool { return slices.Contains(r.Owners(d), id) }
 
 func score(id string, d digest.Digest) uint64 {
