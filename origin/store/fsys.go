@@ -36,6 +36,8 @@ type FS interface {
 	Sync(f *os.File) error
 	// SyncAll makes everything durable that is there.
 	SyncAll() error
+	// Boot tells one run of the machine from another; empty where that is not known.
+	Boot() string
 	// Space returns what others than root may still write, and the size of the file system, in bytes.
 	Space() (free, size int64, err error)
 	Close() error
@@ -71,6 +73,8 @@ func (f folder) Sub(name string) (FS, error) {
 func (folder) Sync(f *os.File) error { return f.Sync() }
 
 func (f folder) SyncAll() error { return unix.Syncfs(int(f.top.Fd())) }
+
+func (folder) Boot() string { return bootID() }
 
 func (f folder) Space() (free, size int64, err error) {
 	var st syscall.Statfs_t

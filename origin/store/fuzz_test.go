@@ -24,7 +24,7 @@ func FuzzDisk(f *testing.F) {
 	}
 	f.Add(0, m.Marshal())
 	f.Add(1, []byte(`{"targets":["main"],"repositories":["a"],"created":"2026-01-01T00:00:00Z"}`))
-	f.Add(2, encodePieces(blob.NewBitmap(m.NumPieces()), blob.NewBitmap(m.NumPieces())))
+	f.Add(2, encodePieces(bootID(), blob.NewBitmap(m.NumPieces()), blob.NewBitmap(m.NumPieces())))
 	f.Add(3, []byte(`{"Size":-5,"Digest":"../../x","Offset":9223372036854775807}`))
 	f.Add(4, []byte("boot -9223372036854775808\n"))
 	f.Add(5, []byte("2\n"))

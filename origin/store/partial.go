@@ -61,22 +61,22 @@ var bootID = sync.OnceValue(func() string {
 	return string(b[:36])
 })
 
-func piecesHeader() string { return fmt.Sprintf("%s%-36s\n", piecesMagic, bootID()) }
+func piecesHeader(boot string) string { return fmt.Sprintf("%s%-36s\n", piecesMagic, boot) }
 
 // encodePieces is the content of the pieces file.
-func encodePieces(synced, have blob.Bitmap) []byte {
-	return append(append([]byte(piecesHeader()), synced.Bytes()...), have.Bytes()...)
+func encodePieces(boot string, synced, have blob.Bitmap) []byte {
+	return append(append([]byte(piecesHeader(boot)), synced.Bytes()...), have.Bytes()...)
 }
 
-// decodePieces returns the pieces that can be trusted now. What can't be read means none.
-func decodePieces(n int, b []byte) (have blob.Bitmap) {
-	h := piecesHeader()
+// decodePieces returns the pieces that can be trusted in this run of the machine. What can't be read means none.
+func decodePieces(boot string, n int, b []byte) (have blob.Bitmap) {
+	h := piecesHeader(boot)
 	k := (n + 7) / 8
 	if len(b) != len(h)+2*k || !bytes.HasPrefix(b, []byte(piecesMagic)) {
 		return blob.NewBitmap(n)
 	}
 	part := b[len(h) : len(h)+k]
-	if bootID() != "" && string(b[:len(h)]) == h {
+	if boot != "" && string(b[:len(h)]) == h {
 		part = b[len(h)+k:]
 	}
 	have, err := blob.ParseBitmap(n, part)
@@ -152,13 +152,13 @@ func (s *Store) openPartial(m *blob.Metainfo) (_ *Partial, fresh bool, err error
 	}
 	old, merr := s.Metainfo(d)
 	if b, err := s.root.ReadFile(blobFile(d, filePieces)); err == nil && merr == nil && old.InfoHash() == m.InfoHash() {
-		p.have = decodePieces(m.NumPieces(), b)
+		p.have = decodePieces(s.root.Boot(), m.NumPieces(), b)
 	}
 	if err := s.makeBlobDir(d); err != nil {
 		return nil, false, err
 	}
 	// The pieces file comes first: data without it would look like a whole blob.
-	if err := s.writeFile(blobFile(d, filePieces), encodePieces(p.have, p.have)); err != nil {
+	if err := s.writeFile(blobFile(d, filePieces), encodePieces(s.root.Boot(), p.have, p.have)); err != nil {
 		return nil, false, err
 	}
 	if err := s.writeFile(blobFile(d, fileMetainfo), m.Marshal()); err != nil {
@@ -268,7 +268,7 @@ func (p *Partial) MarkUnverified(i int) error {
 // writeBit writes the byte of the live bitmap that has piece i.
 func (p *Partial) writeBit(i int) error {
 	b := p.have.Bytes()
-	_, err := p.b.WriteAt(b[i/8:i/8+1], int64(len(piecesHeader())+len(b)+i/8))
+	_, err := p.b.WriteAt(b[i/8:i/8+1], int64(len(piecesHeader(""))+len(b)+i/8))
 	return err
 }
 
@@ -383,7 +383,7 @@ func (p *Partial) writeSynced(have blob.Bitmap) error {
 		return nil
 	}
 	p.synced = have.Count()
-	_, err := p.b.WriteAt(have.Bytes(), int64(len(piecesHeader())))
+	_, err := p.b.WriteAt(have.Bytes(), int64(len(piecesHeader(""))))
 	return err
 }
 

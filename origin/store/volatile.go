@@ -66,7 +66,7 @@ func (s *Store) syncAll() error {
 		return nil
 	}
 	// An older one costs more blobs, and lets no wrong one through.
-	return s.replaceFile(fileSynced, fmt.Appendf(nil, "%s %d\n", bootID(), at.UnixNano()), s.root.Sync)
+	return s.replaceFile(fileSynced, fmt.Appendf(nil, "%s %d\n", s.root.Boot(), at.UnixNano()), s.root.Sync)
 }
 
 // fileTime is what a file that is written now gets as its time: the kernel takes that from a clock that moves with its
@@ -90,7 +90,7 @@ func (s *Store) findTorn() error {
 		return err
 	}
 	boot, text, _ := strings.Cut(strings.TrimSpace(string(b)), " ")
-	if boot == bootID() && boot != "" {
+	if boot == s.root.Boot() && boot != "" {
 		return nil
 	}
 	n, err := strconv.ParseInt(text, 10, 64)
