@@ -72,7 +72,6 @@ func layer(repo string, b []byte) name { return name{"layer", repo, digest.FromB
 
 // A copy that owes nothing does not count as one that does: the third origin keeps its debt until both owners owe.
 func TestCopyWithoutDebt(t *testing.T) {
-	notYet(t, "an origin that has a blob is taken for one that owes it")
 	directed(t, Options{}, func(s *Sim) {
 		b := s.placed(5000, 0, 1, 2)
 		s.bucket.set(bucketDown)
@@ -137,7 +136,6 @@ func TestFlipBeforeWriteBack(t *testing.T) {
 
 // A wrong object in the bucket is replaced by the next push of the same digest.
 func TestWrongObjectInBucket(t *testing.T) {
-	notYet(t, "what the bucket has is told by its size")
 	directed(t, Options{Unchecked: true}, func(s *Sim) {
 		b := s.placed(5000, 0, 1)
 		s.bucket.put(b, append([]byte("x"), b[1:]...))

@@ -39,6 +39,7 @@ type disk struct {
 	next   int
 	rotten map[string]bool // hex of blobs that a bit was flipped in
 
+	boots   int // of the machine
 	calls   int // of the file system that change or sync something
 	crashAt int // the call at which everything fails, 0 for never
 }
@@ -248,6 +249,7 @@ func (d *disk) syncNames(dir *inode) {
 func (d *disk) crash() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.boots++
 	// How kind the crash is: from losing all that was not synced to losing nothing.
 	kind := []float64{0, 0.5, 0.9, 1}[d.rnd.IntN(4)]
 	lost := map[*inode]bool{} // folders that have lost an operation: later ones on them are lost as well

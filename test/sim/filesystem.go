@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"maps"
 	"os"
@@ -256,6 +257,13 @@ func (f *fileSystem) SyncAll() error {
 	}
 	walk(f.d.root)
 	return nil
+}
+
+// Boot implements store.FS.
+func (f *fileSystem) Boot() string {
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	return fmt.Sprintf("boot-%031d", f.d.boots)
 }
 
 // Space implements store.FS.
