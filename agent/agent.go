@@ -6,7 +6,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -15,14 +14,12 @@ import (
 	"github.com/hashicorp/golang-lru/v2"
 	"github.com/hashicorp/golang-lru/v2/expirable"
 	"github.com/opencontainers/go-digest"
-	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/singleflight"
 
 	"kraken/origin/store"
 	"kraken/origin/swarm"
 	"kraken/proto/announce"
 	"kraken/proto/cluster"
-	"kraken/proto/registry"
 	"kraken/proto/role"
 )
 
@@ -200,88 +197,4 @@ func (a *Agent) evicted(d digest.Digest) {
 	if a.announcer != nil {
 		a.announcer.gone(d)
 	}
-}
-
-// StatBlob answers from the cache, from a pull in flight or from an origin's metadata, and never downloads.
-func (a *Agent) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.Descriptor, error) {
-	if info, err := a.store.Stat(d); err == nil {
-		return v1.Descriptor{Digest: d, Size: info.Size}, nil
-	}
-	if m, err := a.store.Metainfo(d); err == nil {
-		return v1.Descriptor{Digest: d, Size: m.Size}, nil
-	}
-	return a.origins.StatBlob(ctx, repo, d)
-}
-
-// OpenBlob opens the cached file, or joins the download of d and streams it while it arrives, or, when it is small,
-// once it is verified.
-func (a *Agent) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint registry.Range) (*registry.Content, error) {
-	for {
-		r, err := a.open(ctx, d, hint)
-		if err == nil {
-			a.m.hits.Inc()
-			return a.watch(&registry.Content{Digest: d, Size: r.Info().Size, File: r.File(), Close: r.Close}, hint), nil
-		}
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		p, wait, err := a.join(repo, d, errors.Is(err, store.ErrNotFound))
-		if err != nil {
-			return nil, err
-		}
-		if p == nil {
-			select {
-			case <-wait:
-				continue
-			case <-ctx.Done():
-				return nil, context.Cause(ctx)
-			}
-		}
-		select {
-		case <-p.ready:
-		case <-ctx.Done():
-			a.leave(p)
-			return nil, context.Cause(ctx)
-		}
-		if p.body == nil {
-			<-p.done
-			a.leave(p)
-			err := p.err
-			if p.second != nil { // nobody has got wrong bytes yet, and another try has begun
-				select {
-				case <-p.second.done:
-				case <-ctx.Done():
-					return nil, context.Cause(ctx)
-				}
-				err = p.second.err
-			}
-			switch {
-			case err == nil:
-				continue
-			case errors.Is(err, errAbandoned):
-				continue // the reader before us left just as we came
-			case a.ctx.Err() != nil:
-				return nil, fmt.Errorf("%w: %w: %w", registry.ErrUnavailable, errShuttingDown, err)
-			}
-			return nil, err
-		}
-		a.m.misses.Inc()
-		s := newStream(ctx, p)
-		var once sync.Once
-		return a.watch(&registry.Content{Digest: d, Size: p.size, Body: s, Close: func() error {
-			once.Do(func() {
-				s.close()
-				a.leave(p)
-			})
-			return nil
-		}}, hint), nil
-	}
-}
-
-// open opens a blob of the cache. A small one of which all is read is verified first.
-func (a *Agent) open(ctx context.Context, d digest.Digest, hint registry.Range) (*store.Reader, error) {
-	if i, err := a.store.Stat(d); err == nil && i.Size <= heldWhole && hint == registry.Whole {
-		return a.store.OpenVerified(ctx, d)
-	}
-	return a.store.Open(d)
 }

@@ -83,7 +83,7 @@ func newAnnouncer(a announced, t announcing, peer announce.Peer, log *slog.Logge
 	}
 }
 
-// self is how this agent is known to others.
+// self returns how this agent is known to others.
 func (a *Agent) self(addr []string) announce.Peer {
 	id := a.swarm.PeerID()
 	node := a.cfg.Node
@@ -95,8 +95,8 @@ func (a *Agent) self(addr []string) announce.Peer {
 	return announce.Peer{ID: hex.EncodeToString(id[:]), Addr: addr, Node: node, Key: crand.Text()}
 }
 
-// trackerClient is a client that announces from the address that is announced: a tracker gives a node to others only
-// where it is announced from.
+// trackerClient returns a client that announces from the address that is announced: a tracker gives a node to others
+// only where it is announced from.
 func trackerClient(cfg transport.ClientConfig, addr []string, log *slog.Logger) (*http.Client, error) {
 	for _, s := range addr {
 		if ap, err := netip.ParseAddrPort(s); err == nil && !ap.Addr().IsLoopback() {
@@ -106,8 +106,8 @@ func trackerClient(cfg transport.ClientConfig, addr []string, log *slog.Logger) 
 	return transport.NewClient(cfg, log)
 }
 
-// peerAddr is what other agents dial: the configured address, or the listener's own. A listener on all addresses needs
-// a configured one.
+// peerAddr returns what other agents dial: the configured address, or the listener's own. A listener on all addresses
+// needs a configured one.
 func peerAddr(advertise string, bound netip.AddrPort) ([]string, error) {
 	if advertise == "" {
 		if bound.Addr().IsUnspecified() {
@@ -164,7 +164,7 @@ func (n *announcer) send(ctx context.Context, states []announce.BlobState) (anno
 	return resp, err
 }
 
-// state is the error of the last announce.
+// state returns the error of the last announce.
 func (n *announcer) state() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -175,7 +175,7 @@ func (n *announcer) completed(repo string, m *blob.Metainfo, received int64) {
 	n.event(announce.BlobState{Digest: m.Digest, Repository: repo, Size: m.Size, Downloaded: received, Event: announce.EventCompleted})
 }
 
-// gone says that a blob was evicted, or that its download has ended without it.
+// gone tells the tracker, soon, that a blob was evicted or that its pull has ended without it.
 func (n *announcer) gone(d digest.Digest) {
 	n.mu.Lock()
 	s, known := n.told[d]
@@ -283,8 +283,8 @@ func (n *announcer) nextFull() time.Duration {
 	return n.interval
 }
 
-// batch is what to send now: events, downloads, and when everything is due also what was used lately. Each blob is in
-// it once, with its last event.
+// batch returns what to send now: events, downloads, and when everything is due also what was used lately. Each blob is
+// in it once, with its last event.
 func (n *announcer) batch(full bool) (states []announce.BlobState, young bool) {
 	downloads, young := n.a.downloads()
 	var held []store.Info
@@ -335,7 +335,7 @@ func (n *announcer) batch(full bool) (states []announce.BlobState, young bool) {
 	return states, young
 }
 
-// received is how many bytes a fetch has got and verified.
+// received returns how many bytes a fetch has got and verified.
 func received(f *swarm.Fetch) int64 {
 	s := f.Stats()
 	return s.BytesFromPeers + s.BytesFromOrigins
@@ -390,7 +390,7 @@ func (n *announcer) leave() error {
 	return nil
 }
 
-// lately are the blobs that were pulled, read, or asked for by a peer lately, as far as peers can have them.
+// lately returns the blobs that were pulled, read, or asked for by a peer lately, as far as peers can have them.
 func (a *Agent) lately() []store.Info {
 	a.store.Touch(a.swarm.Asked()...)
 	return a.store.Recent(time.Now().Add(-time.Duration(a.cfg.Peer.AnnounceFor)), announce.MaxBlobs, func(i store.Info) bool {
@@ -398,15 +398,15 @@ func (a *Agent) lately() []store.Info {
 	})
 }
 
-// downloads are the pulls that swarm now.
+// downloads returns the pulls that swarm now, and whether one of them is young.
 func (a *Agent) downloads() (states []announce.BlobState, young bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, p := range a.pulls {
 		p.mu.Lock()
-		if p.fetch != nil {
+		if r := p.report; r.fetch != nil {
 			states = append(states, announce.BlobState{
-				Digest: p.digest, Repository: p.repo, Size: p.size, Left: p.left(), Downloaded: received(p.fetch), Want: true,
+				Digest: p.digest, Repository: p.repo, Size: r.size, Left: r.missing(), Downloaded: received(r.fetch), Want: true,
 			})
 			young = young || time.Since(p.began) < youth
 		}
@@ -425,7 +425,7 @@ func (a *Agent) addPeers(d digest.Digest, peers []swarm.Peer) {
 		return
 	}
 	p.mu.Lock()
-	f := p.fetch
+	f := p.report.fetch
 	p.mu.Unlock()
 	if f != nil {
 		f.AddPeers(peers)

@@ -184,7 +184,7 @@ func TestOneRequestAnInterval(t *testing.T) {
 func TestNewDownloadsAndEventsDontWait(t *testing.T) {
 	announces(t, 3, func(t *testing.T, a *announcer, n *node, tr *notebook, _ func()) {
 		began := time.Since(tr.began)
-		answer, err := a.ask(t.Context(), announce.BlobState{Digest: named(7).Digest, Left: -1, Want: true, Event: announce.EventStarted})
+		answer, err := a.ask(t.Context(), announce.BlobState{Digest: named(7).Digest, Left: announce.LeftUnknown, Want: true, Event: announce.EventStarted})
 		if err != nil || len(answer.Peers) != 1 || time.Since(tr.began) != began {
 			t.Errorf("a new download: %+v, %v", answer, err)
 		}

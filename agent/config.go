@@ -71,7 +71,7 @@ type Peer struct {
 // pace is the share of the link that uploads may take.
 const pace = 0.9
 
-// rates are the limits to begin with: uploads are bounded by upload_rate and by the pace of the link.
+// rates returns the limits to begin with: uploads are bounded by upload_rate and by the pace of the link.
 func (p Peer) rates() swarm.Rates {
 	r := p.Rates
 	paced := config.Rate(pace * float64(p.LinkRate))

@@ -529,11 +529,13 @@ func TestWrongBytes(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := newCourse(t, b, tc.says...)
 			body, err := c.get(t.Context(), c.d, "")
+			var got []byte
 			if err == nil {
-				_, err = io.ReadAll(body)
+				got, err = io.ReadAll(body)
 				body.Close()
 			}
-			if err == nil {
+			// Who has got nothing yet when the first try ends gets what the second one brings.
+			if err == nil && !(tc.ok && bytes.Equal(got, b)) {
 				t.Error("wrong bytes, and a clean end")
 			}
 			eventually(t, "all pulls are over", func() bool { return c.pulling() == 0 && c.requests() == 0 })
@@ -645,7 +647,7 @@ func TestPullEndsBeforeItIsJoined(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the pull is over", func() bool { return c.cached(c.d) && c.pulling() == 0 })
-	p, wait, err := c.join("r", c.d, true)
+	p, wait, err := c.join("r", c.d, notCached)
 	if p != nil || err != nil {
 		t.Fatalf("joined %v, and %v", p, err)
 	}

@@ -113,7 +113,7 @@ func (x *indexHealth) probe(ctx context.Context, cancel context.CancelCauseFunc)
 	}
 }
 
-// staleWarning is the Warning header (RFC 7234, 110) of an answer that build-index did not confirm.
+// staleWarning returns the Warning header (RFC 7234, 110) of an answer that build-index did not confirm.
 func staleWarning(reason error) string {
 	if errors.Is(reason, errSilent) {
 		return `110 kraken-agent "response is stale: build-index did not answer in time"`

@@ -28,7 +28,7 @@ type leaseSource struct {
 	tell   func(repo string, d digest.Digest, origins ...string)
 }
 
-// Name is the origin's id.
+// Name implements swarm.Source: it is the origin's id.
 func (l *leaseSource) Name() string { return l.origin.ID }
 
 // Lease implements swarm.Source: it asks the origin which pieces to fetch from it now.

@@ -1,11 +1,9 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"sync"
 	"time"
 
@@ -13,16 +11,126 @@ import (
 
 	"kraken/origin/store"
 	"kraken/origin/swarm"
-	"kraken/proto/announce"
-	"kraken/proto/blob"
 	"kraken/proto/registry"
-	"kraken/proto/transport"
 )
 
 var (
 	errAbandoned    = errors.New("nobody reads this blob any more")
 	errShuttingDown = errors.New("the agent is shutting down")
 )
+
+// pullState is where a pull stands.
+type pullState int
+
+const (
+	begun     pullState = iota // a way to the blob is looked for; readers wait
+	joined                     // readers read what comes
+	retried                    // origins sent other bytes, and a second try is on its way; readers wait
+	abandoned                  // nobody read it: what is under way ends, and nobody can join
+	verified                   // the blob is in the cache
+	failed                     // it could not be had
+)
+
+// pullEvent is what happens to a pull.
+type pullEvent int
+
+const (
+	published pullEvent = iota // there is a body to read
+	deserted                   // the last reader has gone, and less than half is there
+	tainted                    // the bytes were others, and somebody else may have the right ones
+	committed                  // all was verified, and is in the cache
+	broke                      // the try ended otherwise
+)
+
+// transitions are all changes of state; what is missing does not happen. A pull is over in verified and failed.
+var transitions = map[pullState]map[pullEvent]pullState{
+	begun:     {published: joined, deserted: abandoned, tainted: retried, committed: verified, broke: failed},
+	joined:    {deserted: abandoned, tainted: retried, committed: verified, broke: failed},
+	retried:   {published: joined, deserted: abandoned, committed: verified, broke: failed},
+	abandoned: {published: abandoned, committed: verified, broke: failed},
+}
+
+func (s pullState) over() bool { return s == verified || s == failed }
+
+// pull brings one blob into the cache, in one try or two, and is shared by all its readers. It belongs to the agent,
+// not to the request that began it: own, one goroutine, changes its state, and readers look at it.
+type pull struct {
+	digest digest.Digest
+	repo   string
+	began  time.Time
+	ended  chan struct{} // closed when the pull is over
+	unread chan struct{} // has a place: the last reader has gone
+
+	mu      sync.Mutex
+	state   pullState
+	changed store.Signal // the state is another
+	err     error        // why it failed
+	waiting int          // readers that have joined and have no body yet
+	in      *incoming    // what readers get; nil before it was published, and while another try is begun
+	report  report
+}
+
+// report is how far the try under way is.
+type report struct {
+	size    int64
+	missing func() int64 // bytes; nil: not known
+	fetch   *swarm.Fetch // nil: no pieces are swarmed now
+}
+
+// incoming is the body of one try, with its readers. It implements store.Growing for who reads it.
+type incoming struct {
+	p    *pull
+	size int64
+	body body
+
+	ended chan struct{} // closed when the try has ended
+	err   error         // why without the blob; read after ended
+
+	// Under the pull's lock.
+	readers int
+	over    bool // the try has ended
+	closed  bool // the body is
+}
+
+// newPull returns a pull that has just begun and has no reader.
+func newPull(repo string, d digest.Digest) *pull {
+	return &pull{
+		digest: d, repo: repo, began: time.Now(), ended: make(chan struct{}), unread: make(chan struct{}, 1),
+	}
+}
+
+// absence is why a reader found no blob in the cache.
+type absence int
+
+const (
+	notCached  absence = iota // it was not there
+	unreadable                // it could not be opened
+)
+
+// join returns the pull of d, begun now if there is none, with one reader more, who must call body once. Where none can
+// be joined, wait is closed when to look into the cache again: at the end of one that is abandoned, or at once when the
+// cache has what it lacked as the caller looked.
+func (a *Agent) join(repo string, d digest.Digest, why absence) (p *pull, wait <-chan struct{}, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if p := a.pulls[d]; p != nil {
+		if !p.join() {
+			return nil, p.ended, nil
+		}
+		return p, nil, nil
+	}
+	if a.closing {
+		return nil, nil, fmt.Errorf("%w: %w", registry.ErrUnavailable, errShuttingDown)
+	}
+	if _, err := a.store.Stat(d); err == nil && why == notCached {
+		return nil, closedChan, nil
+	}
+	p = newPull(repo, d)
+	p.join()
+	a.pulls[d] = p
+	a.wg.Go(func() { a.own(p) })
+	return p, nil, nil
+}
 
 // closedChan is closed from the start.
 var closedChan = func() <-chan struct{} {
@@ -31,402 +139,259 @@ var closedChan = func() <-chan struct{} {
 	return c
 }()
 
-// pull is one download of one blob, shared by all its readers. It belongs to the agent, not to the request that began
-// it.
-type pull struct {
-	digest digest.Digest
-	repo   string
-	began  time.Time
-	ctx    context.Context
-	cancel context.CancelCauseFunc
-
-	wrong    []string // the second try: origins of which one has sent other bytes in the first
-	suspects []string // of this one, when it has failed for that reason
-
-	ready chan struct{} // closed when size and body are set, or the pull has failed
-	size  int64
-	body  body
-
-	done   chan struct{} // closed when the blob is in the cache, or the pull has failed
-	err    error         // read after done
-	second *pull         // begun in its place because this one got wrong bytes, nil: none was; read after done
-
-	mu      sync.Mutex
-	readers int // and one for the download itself
-	// closed says that the pull can't be joined any more: it was cancelled because nobody read it, or what it has is
-	// wrong.
-	closed bool
-	fetch  *swarm.Fetch // set while pieces are swarmed
-	left   func() int64 // bytes that are still missing
+// own brings the blob, and is the one that changes the pull's state.
+func (a *Agent) own(p *pull) {
+	if suspects := a.attempt(p, nil); suspects != nil {
+		a.attempt(p, suspects)
+	}
 }
 
-// body is where readers of a blob in flight read.
-type body interface {
-	io.ReaderAt
-	// wait blocks until the byte at off has been verified, or received where nothing can be verified yet, and returns
-	// the end of what can be read from off on.
-	wait(ctx context.Context, off int64) (end int64, err error)
-	// want says that a reader will read from off on; the body fetches that first.
-	want(reader int64, off int64)
-	// unwant ends the wish of a reader that has gone.
-	unwant(reader int64)
-	// close is called once, when the pull is over and its last reader has gone.
-	close()
-}
-
-// join returns the pull of d, begun now if there is none, with one reader more. leave must be called once. Where none
-// can be joined, wait is closed when to look again: at the end of one that is being given up, or at once when the cache
-// lacked d as the caller looked, and one that ended since has brought it.
-func (a *Agent) join(repo string, d digest.Digest, lacked bool) (p *pull, wait <-chan struct{}, err error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if p := a.pulls[d]; p != nil {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		if p.closed {
-			return nil, p.done, nil
-		}
-		p.readers++
-		return p, nil, nil
-	}
-	if a.closing {
-		return nil, nil, fmt.Errorf("%w: %w", registry.ErrUnavailable, errShuttingDown)
-	}
-	if _, err := a.store.Stat(d); err == nil && lacked {
-		return nil, closedChan, nil
-	}
-	p = a.begin(repo, d, nil)
-	p.readers++
-	a.wg.Go(func() {
-		for p := p; p != nil; {
-			p = a.download(p)
-		}
-	})
-	return p, nil, nil
-}
-
-// begin makes a pull that can be joined, of no reader yet. a.mu is held.
-func (a *Agent) begin(repo string, d digest.Digest, wrong []string) *pull {
+// attempt runs one try to its end: the first one without suspects, else one that goes around them. It returns new
+// suspects when another try is to follow: who has read wrong bytes can't be helped, but who still waits, and the next
+// reader, get the right ones.
+func (a *Agent) attempt(p *pull, suspects []string) []string {
 	ctx, cancel := context.WithCancelCause(a.ctx)
-	p := &pull{
-		digest: d, repo: repo, began: time.Now(), ctx: ctx, cancel: cancel, wrong: wrong, readers: 1,
-		ready: make(chan struct{}), done: make(chan struct{}), left: func() int64 { return -1 },
+	defer cancel(nil)
+	t := &try{p: p, suspects: suspects, readable: make(chan *incoming, 1)}
+	results := make(chan result, 1)
+	go func() { results <- a.run(ctx, t) }()
+	for {
+		select {
+		case in := <-t.readable:
+			p.publish(in)
+		case <-p.unread:
+			if p.abandon() {
+				cancel(errAbandoned)
+			}
+		case r := <-results:
+			select {
+			case in := <-t.readable:
+				p.publish(in)
+			default:
+			}
+			return a.conclude(p, suspects == nil, r)
+		}
 	}
-	a.pulls[d] = p
-	return p
 }
 
-// download runs a pull to its end. When origins sent other bytes than the digest's, and somebody else may have the
-// right ones, a second pull is in its place then, and is the caller's to run: who has read wrong bytes can't be helped,
-// but who still waits, and the next reader, find the right ones on their way.
-func (a *Agent) download(p *pull) (second *pull) {
-	d := p.digest
-	err := a.run(p.ctx, p)
-	if errors.Is(err, store.ErrFull) {
-		err = fmt.Errorf("%w: %w", registry.ErrStorageFull, err)
+// conclude ends a try with what came of it. It returns suspects when another try is to follow.
+func (a *Agent) conclude(p *pull, first bool, r result) (suspects []string) {
+	if errors.Is(r.err, store.ErrFull) {
+		r.err = fmt.Errorf("%w: %w", registry.ErrStorageFull, r.err)
 	}
-	p.cancel(nil)
+	event := committed
 	a.mu.Lock()
-	delete(a.pulls, d)
-	if err != nil && p.wrong == nil && len(p.suspects) > 0 && !a.closing && len(a.originsBut(d, p.suspects)) > 0 {
-		second = a.begin(p.repo, d, p.suspects)
-		p.second = second
+	switch {
+	case r.err == nil:
+	case first && len(r.suspects) > 0 && !a.closing && p.can(tainted) && len(a.originsBut(p.digest, r.suspects)) > 0:
+		event, suspects = tainted, r.suspects
+	default:
+		event = broke
+	}
+	if event != tainted {
+		delete(a.pulls, p.digest)
 	}
 	a.mu.Unlock()
+	a.note(p, r.err)
+	p.end(event, r)
+	if event == broke {
+		a.announcer.gone(p.digest)
+	}
+	return suspects
+}
+
+// note logs and counts what ended without the blob, by whose fault it was.
+func (a *Agent) note(p *pull, err error) {
 	switch {
 	case err == nil, errors.Is(err, errAbandoned):
 	case errors.Is(err, registry.ErrBlobUnknown): // whoever asks for what there is not makes no failure of it
-		a.log.Info("no origin knows a blob that was asked for", "repository", p.repo, "digest", d)
+		a.log.Info("no origin knows a blob that was asked for", "repository", p.repo, "digest", p.digest)
 	case a.ctx.Err() != nil:
-		a.log.Info("the agent ends before a pull does", "repository", p.repo, "digest", d)
+		a.log.Info("the agent ends before a pull does", "repository", p.repo, "digest", p.digest)
 	default:
 		a.m.failed.Inc()
-		a.log.Warn("pull failed", "repository", p.repo, "digest", d, "error", err)
+		a.log.Warn("pull failed", "repository", p.repo, "digest", p.digest, "error", err)
 	}
-	p.finish(err)
-	p.release()
-	if err != nil && second == nil {
-		a.announcer.gone(d)
-	}
-	return second
 }
 
-// release takes one user off; the last one closes the body.
-func (p *pull) release() {
+// The owner's.
+
+// enter changes the state, where the table has the event for it, and wakes who waits. The caller holds p.mu.
+func (p *pull) enter(e pullEvent) bool {
+	next, ok := transitions[p.state][e]
+	if !ok {
+		return false
+	}
+	p.state = next
+	p.changed.Wake()
+	return true
+}
+
+// can reports whether e may happen now.
+func (p *pull) can(e pullEvent) bool {
 	p.mu.Lock()
-	p.readers--
-	last := p.readers == 0
-	p.mu.Unlock()
-	if last && p.body != nil {
-		p.body.close()
-	}
+	defer p.mu.Unlock()
+	_, ok := transitions[p.state][e]
+	return ok
 }
 
-// leave takes one reader off. A pull that nobody reads is cancelled, unless most of it is there: then it is finished
-// for the next one and for the swarm. What was fetched stays on disk either way, and the next pull resumes.
-func (a *Agent) leave(p *pull) {
+// publish gives readers a body.
+func (p *pull) publish(in *incoming) {
 	p.mu.Lock()
-	if p.readers == 2 { // this one and the download itself
-		if left := p.left(); left < 0 || left > p.size/2 {
-			p.closed = true
-			p.cancel(errAbandoned)
-		}
-	}
-	p.mu.Unlock()
-	p.release()
+	defer p.mu.Unlock()
+	p.in = in
+	p.enter(published)
 }
 
-// publish makes the body readable.
-func (p *pull) publish(size int64, b body, left func() int64) {
+// abandon reports whether the pull is given up: nobody reads it, and less than half is there, as far as is known. Of
+// what is mostly there the rest is fetched for the next reader and for the swarm. What was fetched stays on disk either
+// way, and the next pull resumes.
+func (p *pull) abandon() bool {
 	p.mu.Lock()
-	p.size, p.body, p.left = size, b, left
-	p.mu.Unlock()
-	close(p.ready)
+	defer p.mu.Unlock()
+	if p.isRead() {
+		return false // somebody has joined meanwhile
+	}
+	if r := p.report; r.missing != nil && r.missing() <= r.size/2 {
+		return false
+	}
+	return p.enter(deserted)
 }
 
-func (p *pull) finish(err error) {
-	p.err = err
-	select {
-	case <-p.ready:
-	default:
-		close(p.ready)
-	}
-	close(p.done)
-}
-
-// run downloads one blob by the best way that works: swarm, else HTTP from an origin.
-func (a *Agent) run(ctx context.Context, p *pull) error {
-	began := time.Now()
-	if p.wrong != nil {
-		return a.overHTTP(ctx, p)
-	}
-	if size, ok := a.sizes.Get(p.digest); ok && size <= a.smallBlob {
-		return a.overHTTP(ctx, p)
-	}
-	m, peers, err := a.locate(ctx, p)
-	switch {
-	case err != nil:
-		a.log.Info("no metainfo, fetching over HTTP", "repository", p.repo, "digest", p.digest, "reason", err)
-		return a.overHTTP(ctx, p)
-	case m.Size <= a.smallBlob:
-		return a.overHTTP(ctx, p)
-	}
-	err = a.overSwarm(ctx, p, m, peers)
-	if err == nil {
-		a.m.duration.Observe(time.Since(began).Seconds())
-	}
-	return err
-}
-
-// locate asks the tracker for metainfo and peers in one round trip. When the tracker can't say, an owner is asked for
-// the metainfo, and the pieces come from origins and from peers that come by.
-func (a *Agent) locate(ctx context.Context, p *pull) (*blob.Metainfo, []swarm.Peer, error) {
-	known, err := a.store.Metainfo(p.digest)
-	if err != nil {
-		known = nil // not resumed: nobody has told us the metainfo yet
-	}
-	tctx, cancel := context.WithTimeout(ctx, trackerBudget)
-	defer cancel()
-	answer, err := a.announcer.ask(tctx, announce.BlobState{
-		Digest: p.digest, Repository: p.repo, Event: announce.EventStarted, Left: -1, Want: true, NeedMetainfo: known == nil,
-	})
-	switch {
-	case err == nil:
-	case ctx.Err() != nil:
-		return nil, nil, context.Cause(ctx) // nobody reads it any more: the tracker's silence is not to blame
-	default:
-		a.m.trackerErrors.Inc()
-		a.log.Warn("tracker does not answer, going on without peers", "digest", p.digest, "error", err)
-	}
-	peers := toPeers(answer.Peers)
-	if known != nil {
-		return known, peers, nil
-	}
-	if len(answer.Metainfo) > 0 {
-		m, err := blob.ParseMetainfo(answer.Metainfo)
-		if err == nil && m.Digest == p.digest {
-			return m, peers, nil
-		}
-		a.log.Warn("tracker sent a wrong metainfo", "digest", p.digest, "error", err)
-	}
-	m, err := a.metainfoFromOrigins(ctx, p)
-	return m, peers, err
-}
-
-func (a *Agent) metainfoFromOrigins(ctx context.Context, p *pull) (*blob.Metainfo, error) {
-	var errs []error
-	unknown := 0
-	owners := a.origins.Owners(p.digest)
-	for _, o := range owners {
-		// An origin that is silent is then known to be, and asked last for the bytes.
-		mctx, cancel := context.WithTimeout(transport.WithProgressTimeout(ctx, time.Duration(a.cfg.Peer.StallTimeout)), metainfoBudget)
-		m, err := o.Metainfo(mctx, p.repo, p.digest)
-		cancel()
-		if err == nil && m.Digest == p.digest {
-			return m, nil
-		}
-		if errors.Is(err, registry.ErrBlobUnknown) {
-			unknown++
-			err = errors.New(err.Error()) // in words only: what one does not know another may have
-		}
-		errs = append(errs, fmt.Errorf("metainfo of %s from %s: %w", p.digest, o.ID, err))
-	}
-	if unknown == len(owners) && unknown > 0 {
-		return nil, fmt.Errorf("%w: no owner knows %s", registry.ErrUnavailable, p.digest)
-	}
-	return nil, errors.Join(errs...)
-}
-
-// overSwarm trades pieces with other agents and leases from the owners the pieces that nobody has yet.
-func (a *Agent) overSwarm(ctx context.Context, p *pull, m *blob.Metainfo, peers []swarm.Peer) error {
-	part, err := a.store.Partial(m)
-	if err != nil {
-		return fmt.Errorf("open partial blob %s: %w", p.digest, err)
-	}
-	var sources []swarm.Source
-	for _, o := range a.origins.Owners(p.digest) {
-		sources = append(sources, &leaseSource{origin: o, repo: p.repo, peer: a.swarm.PeerID(), bytes: a.m.fromOrigins, swarm: a.swarm, tell: a.tell})
-	}
-	f, err := a.swarm.Fetch(ctx, swarm.Request{Partial: part, Sources: sources, Peers: peers})
-	if err != nil {
-		return errors.Join(fmt.Errorf("swarm %s: %w", p.digest, err), part.Close())
-	}
-	defer func() {
-		if err := f.Close(); err != nil {
-			a.log.Warn("fetch did not end well", "digest", p.digest, "error", err)
-		}
-	}()
-	b := &swarmBody{part: part, fetch: f, m: m}
+// end changes the state with the result of a try, and then tells its readers: one that comes back at once finds the
+// second try.
+func (p *pull) end(e pullEvent, r result) {
 	p.mu.Lock()
-	p.fetch = f
-	p.mu.Unlock()
-	p.publish(m.Size, b, func() int64 { return missing(m, part) })
-	select {
-	case <-f.Done():
-		err = f.Err()
-	case <-ctx.Done():
-		err = context.Cause(ctx)
-	}
-	p.mu.Lock()
-	p.fetch = nil
-	p.mu.Unlock()
-	if err != nil {
-		part.Fail(err)
-		return fmt.Errorf("swarm %s: %w", p.digest, err)
-	}
-	if _, err := part.Commit(ctx); err != nil {
-		part.Fail(err)
-		if errors.Is(err, store.ErrDigestMismatch) {
-			a.badMetainfo(ctx, p)
-		}
-		return fmt.Errorf("commit %s: %w", p.digest, err)
-	}
-	a.announcer.completed(p.repo, m, received(f))
-	s := f.Stats()
-	a.log.Info("pulled", "repository", p.repo, "digest", p.digest, "size", m.Size, "from_peers", s.BytesFromPeers, "from_origins", s.BytesFromOrigins,
-		"resumed", m.Size-s.BytesFromPeers-s.BytesFromOrigins, "took", time.Since(p.began).Round(time.Millisecond))
-	return nil
-}
-
-// badMetainfo: every piece passed and the whole did not, so the metainfo is wrong. The origins recompute it; the next
-// pull of this blob goes over HTTP.
-func (a *Agent) badMetainfo(ctx context.Context, p *pull) {
-	a.m.badMetainfo.Inc()
-	for _, o := range a.origins.Owners(p.digest) {
-		if err := o.DropMetainfo(ctx, p.repo, p.digest); err != nil {
-			a.log.Warn("origin was not told of a wrong metainfo", "origin", o.ID, "digest", p.digest, "error", err)
-		}
-	}
-	a.sizes.Add(p.digest, 0)
-}
-
-func missing(m *blob.Metainfo, part *store.Partial) int64 {
-	bm := part.Bitmap()
-	left := m.Size
-	for i := range m.NumPieces() {
-		if bm.Has(i) {
-			left -= m.PieceSize(i)
-		}
-	}
-	return left
-}
-
-// heldWhole is up to what size, in bytes, nobody gets anything of a blob before all of it was verified. So much is soon
-// there, and a reader of the whole would have to wait for the last byte in any case.
-const heldWhole = 64 << 10
-
-// overHTTP streams the blob from its origins into the cache, mostly from one. Readers follow the bytes as they arrive,
-// or get them from memory once all are there.
-func (a *Agent) overHTTP(ctx context.Context, p *pull) error {
-	r := a.newHTTPSource(ctx, p.repo, p.digest, p.wrong)
-	defer r.Close()
-	if err := r.open(); err != nil {
-		return err
-	}
-	u, err := a.store.NewUpload(store.UploadOptions{
-		Size: r.size, Digest: p.digest, Note: p.repo, Transient: true, NoMetainfo: r.size <= a.smallBlob,
-	})
-	if err != nil {
-		return fmt.Errorf("make room for %s: %w", p.digest, err)
-	}
-	from := a.swarm.LimitDownload(ctx, p.digest, r)
-	end := func(error) {}
-	var held *bytes.Reader
-	if r.size <= heldWhole {
-		held, err = a.hold(ctx, p, u, from, r.size)
+	in := p.in
+	if p.report = (report{}); e == tainted {
+		p.in = nil
 	} else {
-		end, err = a.follow(ctx, p, u, from, r.size)
+		p.err = r.err
 	}
-	if err == nil {
-		_, err = u.Commit(ctx, p.digest, nil)
-	}
-	if errors.Is(err, store.ErrDigestMismatch) {
-		err = fmt.Errorf("%w: %w", registry.ErrUnavailable, err)
-	}
-	if err == nil {
-		if r.size > a.smallBlob {
-			if m, err := a.store.Metainfo(p.digest); err == nil {
-				a.swarm.Register(m)
-				a.announcer.completed(p.repo, m, m.Size)
-			}
-		}
-		if held != nil {
-			p.publish(r.size, heldBody{held}, func() int64 { return 0 })
-		}
-		end(nil)
-		return nil
-	}
-	if p.suspects = r.suspects(err); p.suspects != nil {
-		a.tell(p.repo, p.digest, p.suspects...)
-		p.mu.Lock()
-		p.closed = true // who comes back at once is to find the second try
-		p.mu.Unlock()
-	}
-	end(err)
-	if aerr := u.Abort(); aerr != nil && !errors.Is(aerr, store.ErrUploadUnknown) {
-		a.log.Warn("session of a failed fetch stays until it expires", "digest", p.digest, "error", aerr)
-	}
-	return fmt.Errorf("fetch %s over HTTP: %w", p.digest, err)
-}
-
-// follow writes from to u, with readers behind it until end is called.
-func (a *Agent) follow(ctx context.Context, p *pull, u *store.Upload, from io.Reader, size int64) (end func(error), err error) {
-	g, err := u.Growth()
-	if err != nil {
-		return func(error) {}, err
-	}
-	p.publish(size, followed{g}, func() int64 { return size - g.Written() })
-	_, err = u.Write(ctx, 0, &counted{from, a.m.fromHTTP})
-	return g.End, err
-}
-
-// hold writes from to u, and returns what it wrote.
-func (a *Agent) hold(ctx context.Context, p *pull, u *store.Upload, from io.Reader, size int64) (*bytes.Reader, error) {
-	p.mu.Lock()
-	p.size, p.left = size, func() int64 { return size - u.Offset() }
+	p.enter(e)
+	over := p.state.over()
 	p.mu.Unlock()
-	held := bytes.NewBuffer(make([]byte, 0, size))
-	n, err := u.Write(ctx, 0, io.TeeReader(from, held))
-	a.m.fromHTTP.Add(float64(n))
-	return bytes.NewReader(held.Bytes()), err
+	if in != nil {
+		in.err = r.err
+		close(in.ended)
+	}
+	if r.finish != nil {
+		r.finish(r.err)
+	}
+	if over {
+		close(p.ended)
+	}
+	if in != nil {
+		p.mu.Lock()
+		in.over = true
+		p.mu.Unlock()
+		p.tidy(in)
+	}
+}
+
+// The readers'.
+
+// isRead reports whether somebody reads the pull or waits for it. The caller holds p.mu.
+func (p *pull) isRead() bool { return p.waiting > 0 || p.in != nil && p.in.readers > 0 }
+
+// join adds a reader, unless the pull is abandoned or over.
+func (p *pull) join() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.state == abandoned || p.state.over() {
+		return false
+	}
+	p.waiting++
+	return true
+}
+
+// body waits until there is something to read, for a reader that has joined. It returns nil and no error when the blob
+// is in the cache instead. leave must be called once on what it returns.
+func (p *pull) body(ctx context.Context) (*incoming, error) {
+	for {
+		changed := p.changed.C()
+		p.mu.Lock()
+		state, in, err := p.state, p.in, p.err
+		if in != nil && (state == joined || state == verified) {
+			p.waiting--
+			in.readers++
+			p.mu.Unlock()
+			return in, nil
+		}
+		p.mu.Unlock()
+		if state.over() {
+			p.goAway()
+			return nil, err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			p.goAway()
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// goAway takes off a reader that has no body.
+func (p *pull) goAway() {
+	p.mu.Lock()
+	p.waiting--
+	in := p.in
+	p.mu.Unlock()
+	p.gone(in)
+}
+
+// leave takes one reader off.
+func (in *incoming) leave() {
+	in.p.mu.Lock()
+	in.readers--
+	in.p.mu.Unlock()
+	in.p.gone(in)
+}
+
+// gone tells the owner when nobody reads the pull any more, and closes the body that the one who has gone was the last
+// to need.
+func (p *pull) gone(in *incoming) {
+	p.mu.Lock()
+	deserted := in == p.in && !p.isRead()
+	p.mu.Unlock()
+	if deserted {
+		select {
+		case p.unread <- struct{}{}:
+		default:
+		}
+	}
+	if in != nil {
+		p.tidy(in)
+	}
+}
+
+// tidy closes a body whose try has ended and that nobody reads or is about to.
+func (p *pull) tidy(in *incoming) {
+	p.mu.Lock()
+	needed := !in.over || in.readers > 0 || in == p.in && p.waiting > 0
+	last := !needed && !in.closed
+	in.closed = in.closed || last
+	p.mu.Unlock()
+	if last {
+		in.body.close()
+	}
+}
+
+// ReadAt implements store.Growing.
+func (in *incoming) ReadAt(b []byte, off int64) (int, error) { return in.body.ReadAt(b, off) }
+
+// Wait implements store.Growing.
+func (in *incoming) Wait(ctx context.Context, off int64) (int64, error) {
+	return in.body.wait(ctx, off)
+}
+
+// Verified implements store.Growing.
+func (in *incoming) Verified(ctx context.Context) error {
+	select {
+	case <-in.ended:
+		return in.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }

@@ -387,7 +387,10 @@ func (r *running) missing(d digest.Digest) int64 {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.left()
+	if p.report.missing == nil {
+		return -1
+	}
+	return p.report.missing()
 }
 
 // waiting is how many readers a blob in flight has.
@@ -400,7 +403,10 @@ func (r *running) waiting(d digest.Digest) int {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.readers - 1
+	if p.in == nil {
+		return p.waiting
+	}
+	return p.waiting + p.in.readers
 }
 
 func (r *running) cached(d digest.Digest) bool {

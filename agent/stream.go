@@ -20,7 +20,7 @@ const readAhead = 8 << 20
 // stream reads a blob while it arrives, and makes what it will read next come first. One stream belongs to one request.
 type stream struct {
 	*store.Follower
-	p     *pull
+	in    *incoming
 	id    int64
 	begun bool  // the body was asked for bytes
 	asked int64 // from which position on, the last time
@@ -28,12 +28,12 @@ type stream struct {
 
 var streamIDs atomic.Int64
 
-func newStream(ctx context.Context, p *pull) *stream {
+func newStream(ctx context.Context, in *incoming) *stream {
 	hold := store.HoldFromWhole
-	if _, verified := p.body.(heldBody); verified {
+	if _, verified := in.body.(heldBody); verified {
 		hold = store.HoldFromNone
 	}
-	s := &stream{Follower: store.Follow(ctx, p, p.size, hold), p: p, id: streamIDs.Add(1)}
+	s := &stream{Follower: store.Follow(ctx, in, in.size, hold), in: in, id: streamIDs.Add(1)}
 	s.OnRead = s.ask
 	return s
 }
@@ -41,28 +41,12 @@ func newStream(ctx context.Context, p *pull) *stream {
 // ask asks the body for the bytes from pos on, unless it was a moment ago.
 func (s *stream) ask(pos int64) {
 	if !s.begun || pos-s.asked >= readAhead/4 || pos < s.asked {
-		s.p.body.want(s.id, pos)
+		s.in.body.want(s.id, pos)
 		s.begun, s.asked = true, pos
 	}
 }
 
-func (s *stream) close() { s.p.body.unwant(s.id) }
-
-// ReadAt implements store.Growing for who holds a use of the pull that has a body.
-func (p *pull) ReadAt(b []byte, off int64) (int, error) { return p.body.ReadAt(b, off) }
-
-// Wait implements store.Growing.
-func (p *pull) Wait(ctx context.Context, off int64) (int64, error) { return p.body.wait(ctx, off) }
-
-// Verified implements store.Growing.
-func (p *pull) Verified(ctx context.Context) error {
-	select {
-	case <-p.done:
-		return p.err
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
+func (s *stream) close() { s.in.body.unwant(s.id) }
 
 // swarmBody reads pieces of a partial blob.
 type swarmBody struct {

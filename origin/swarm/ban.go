@@ -28,7 +28,7 @@ func (b *bans) add(id [20]byte, addr netip.AddrPort, reason string) {
 	b.all = append(b.all, Ban{Addr: addr, ID: id, Until: time.Now().Add(b.time), Reason: reason})
 }
 
-// has says whether a peer is banned; the zero id and the zero address match nobody.
+// has reports whether a peer is banned; the zero id and the zero address match nobody.
 func (b *bans) has(id [20]byte, addr netip.AddrPort) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -34,8 +34,8 @@ type address struct {
 func (a *address) Network() string { return "tcp" }
 func (a *address) String() string  { return a.text }
 
-// dialText is the library's key of an address that is dialled for one torrent. It is no ip:port, so the library keeps
-// no lists of bad addresses of its own: on one host all peers share an IP address.
+// dialText returns the library's key of an address that is dialled for one torrent. It is no ip:port, so the library
+// keeps no lists of bad addresses of its own: on one host all peers share an IP address.
 func dialText(ap netip.AddrPort, ih blob.InfoHash) string { return ap.String() + "/" + ih.String() }
 
 // conn is a connection with a peer, accepted or dialled.

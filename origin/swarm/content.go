@@ -93,7 +93,7 @@ func (c *content) readAt(b []byte, off int64) (int, error) {
 	}
 }
 
-// data is the file that has the blob, or what is there of it.
+// data returns the file that has the blob, or what is there of it; nil when the content is closed.
 func (c *content) data() *os.File {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
@@ -115,7 +115,7 @@ type pieceContent struct {
 
 func (p pieceContent) offset() int64 { return int64(p.i) * p.c.m.PieceLength() }
 
-// ReadAt is asked for a block for a peer: nothing else here makes the library read. So this is where the uploads of a
+// ReadAt returns a block for a peer: nothing else here makes the library read. So this is where the uploads of a
 // blob are limited. The library has a goroutine for each connection that reads its peer's blocks one after the other;
 // messages don't wait for it.
 func (p pieceContent) ReadAt(b []byte, off int64) (int, error) {

@@ -280,13 +280,14 @@ func (f *Fetch) dial() {
 	f.t.use(func(lib *torrent.Torrent) { lib.AddPeers(infos) })
 }
 
-// SetWindow says that a reader will read length bytes from off on: these pieces come first, in order.
+// SetWindow makes the length bytes from off on, which a reader will read, come first and in order. It replaces the
+// window that the reader had.
 func (f *Fetch) SetWindow(reader, off, length int64) {
 	f.windows.Set(reader, off, length)
 	f.prioritize()
 }
 
-// DropWindow ends SetWindow.
+// DropWindow makes what a reader would have read ordinary again.
 func (f *Fetch) DropWindow(reader int64) {
 	f.windows.Drop(reader)
 	f.prioritize()
@@ -327,7 +328,8 @@ func (f *Fetch) prioritize() {
 	f.prio = want
 }
 
-// verified is called once or more for each piece that the store has marked.
+// verified counts a piece that the store has marked, and ends the fetch with the last one. Further calls for a piece do
+// nothing.
 func (f *Fetch) verified(i int, from origin) {
 	suspects, last, first := f.board.Verified(i)
 	if !first {
@@ -387,23 +389,23 @@ func (f *Fetch) reprioritize() {
 	}
 }
 
-// Done is closed when all pieces are verified, or the Fetch has failed.
+// Done returns a channel that is closed when all pieces are verified, or the Fetch has failed.
 func (f *Fetch) Done() <-chan struct{} { return f.done }
 
-// Err is nil before Done, and after it when all pieces are verified.
+// Err returns nil before Done, and after it when all pieces are verified; else why the Fetch has failed.
 func (f *Fetch) Err() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.err
 }
 
-// Left is how many bytes are missing.
+// Left returns how many bytes are missing.
 func (f *Fetch) Left() int64 {
 	_, n := f.board.Remaining()
 	return n
 }
 
-// Stats is the state so far.
+// Stats returns what was counted so far.
 func (f *Fetch) Stats() Stats {
 	st := Stats{
 		BytesFromPeers: f.fromPeers.Load(), BytesFromOrigins: f.fromSources.Load(),

@@ -54,8 +54,8 @@ func (s *Swarm) completedHandshake(pc *torrent.PeerConn, hash metainfo.Hash) {
 	c.t = t
 }
 
-// connAdded is called when the library has taken a connection into its torrent, with its lock held, like all that
-// follow.
+// connAdded notes that the library has taken a connection into its torrent. The library's lock is held, as in all
+// callbacks that follow.
 func (s *Swarm) connAdded(pc *torrent.PeerConn) {
 	c := connOf(&pc.Peer)
 	if c == nil || c.t == nil {
@@ -181,7 +181,7 @@ func (c *conn) judge(m *pp.Message) verdict {
 	}
 }
 
-// holds notes that the peer has a piece.
+// holds notes that the peer has piece i.
 func (c *conn) holds(i int) {
 	b := c.t.data.board()
 	if b == nil || c.all || c.have.Has(i) {

@@ -16,7 +16,7 @@ import (
 	"kraken/proto/blob"
 )
 
-// loaded is a blob for which the library has a torrent now: it is fetched, or a peer has asked for it lately.
+// loaded is a blob for which the library has a torrent now: it is fetched, or a peer asked for it within IdleTimeout.
 type loaded struct {
 	s     *Swarm
 	m     *blob.Metainfo

@@ -24,9 +24,9 @@ const (
 	shareEvery, newPeerDelay = time.Second, 50 * time.Millisecond
 )
 
-// receiveWindow is how many bytes one of some peers may have on its way to this node through a link of a rate, in bytes
-// a second: what fills the path, so that one peer alone can keep the link busy, and its share of the queue. 0: the
-// kernel decides.
+// receiveWindow returns how many bytes one of some peers may have on its way to this node through a link of a rate, in
+// bytes a second: what fills the path, so that one peer alone can keep the link busy, and its share of the queue. 0:
+// the kernel decides.
 func receiveWindow(link config.Rate, peers int, p transport.Path) int {
 	w := int(float64(link) * (p.RoundTrip + queueTime/time.Duration(max(peers, 1))).Seconds())
 	w = max(w, minSegments*p.Segment)
@@ -62,7 +62,7 @@ func (s *Swarm) shareLink() {
 	}
 }
 
-// feeding are the connections that a Fetch may ask for something.
+// feeding returns the connections that a Fetch may ask for something.
 func (s *Swarm) feeding() (out []*conn) {
 	for _, f := range s.fetches() {
 		f.t.mu.Lock()

@@ -95,8 +95,8 @@ func (c *conn) writePart(head, part []byte, off int64) error {
 	return sendOpen(c.raw, c.Conn, c.t.data.data, off, int64(len(part)))
 }
 
-// notSent is the error of a block that was not sent whole. The library tells nobody, and the disk's fault must not look
-// like the peer's.
+// notSent returns the error of a block that was not sent whole, and logs and counts it where it is the disk's. The
+// library tells nobody, and the disk's fault must not look like the peer's.
 func (c *conn) notSent(err error) error {
 	err = fmt.Errorf("send a block of %s to peer %s: %w", c.t.m.Digest, c.address.addr, err)
 	if !ofPeer(err) && !errors.Is(err, os.ErrClosed) { // closed: the blob was evicted, or the swarm is

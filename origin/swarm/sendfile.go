@@ -100,7 +100,7 @@ func sendOpen(to syscall.RawConn, copied io.Writer, open func() *os.File, off, n
 	}
 }
 
-// copyFile is sendFile for files and kernels that know no better.
+// copyFile does what sendFile does with reads and writes, for files and kernels that know no better.
 func copyFile(to io.Writer, f *os.File, off, n int64) error {
 	buf := hashBuffers.Get().(*[]byte)
 	defer hashBuffers.Put(buf)
@@ -120,7 +120,7 @@ func copyFile(to io.Writer, f *os.File, off, n int64) error {
 	return nil
 }
 
-// ofPeer says that an error of sending is the connection's, and not the file's.
+// ofPeer reports whether an error of sending is the connection's, and not the file's.
 func ofPeer(err error) bool {
 	for _, e := range []error{net.ErrClosed, errGone, syscall.EPIPE, syscall.ECONNRESET, syscall.ECONNABORTED, syscall.ETIMEDOUT, syscall.ENOTCONN,
 		syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.ENETDOWN, os.ErrDeadlineExceeded} {

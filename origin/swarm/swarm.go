@@ -180,13 +180,13 @@ func New(cfg Config) (*Swarm, error) {
 	return s, nil
 }
 
-// Addr is where the listener is bound.
+// Addr returns the address that the listener is bound to.
 func (s *Swarm) Addr() netip.AddrPort {
 	ap := s.listener.Listener.Addr().(*net.TCPAddr).AddrPort()
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
-// PeerID is this node's peer id. It is new at every start.
+// PeerID returns this node's peer id. It is new at every start.
 func (s *Swarm) PeerID() [20]byte { return s.id }
 
 // Run finds the blobs of the store that can be seeded, drops idle torrents until ctx is done, and closes the Swarm.
@@ -262,17 +262,17 @@ func (s *Swarm) scan(ctx context.Context) {
 	}
 }
 
-// Register says that the store has the whole blob and its metainfo: peers can ask for it from now on.
+// Register lets peers ask for a blob from now on. The store has it whole, and its metainfo.
 func (s *Swarm) Register(m *blob.Metainfo) {
 	if m.NumPieces() > 0 {
 		s.index.add(m.InfoHash(), m.Digest)
 	}
 }
 
-// Seeds says whether peers can ask for the blob: Register was called, or Run has found it.
+// Seeds reports whether peers can ask for the blob: Register was called, or Run has found it.
 func (s *Swarm) Seeds(d digest.Digest) bool { return s.index.has(d) }
 
-// Forget says that the blob has left the store. Peers that are fetching it are disconnected.
+// Forget ends that peers can ask for a blob, which has left the store. Peers that are fetching it are disconnected.
 func (s *Swarm) Forget(d digest.Digest) {
 	s.loadMu.Lock() // a fetch that has just ended opens the blob and registers it with this lock
 	defer s.loadMu.Unlock()

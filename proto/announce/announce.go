@@ -42,13 +42,16 @@ type Peer struct {
 	Complete bool `json:"complete,omitempty"`
 }
 
+// LeftUnknown is BlobState.Left of a blob of which the peer knows no size.
+const LeftUnknown = -1
+
 // BlobState is what a peer says of one blob.
 type BlobState struct {
 	Digest     digest.Digest `json:"digest"`
 	Repository string        `json:"repository,omitempty"` // some repository it is pulled from
 	Event      Event         `json:"event,omitempty"`
 	Size       int64         `json:"size,omitempty"` // bytes, 0 when not known yet
-	Left       int64         `json:"left"`           // bytes still missing; 0 once complete, -1 when nothing is known
+	Left       int64         `json:"left"`           // bytes still missing; 0 once complete, or LeftUnknown
 	Uploaded   int64         `json:"uploaded,omitempty"`
 	Downloaded int64         `json:"downloaded,omitempty"`
 	// Want asks for peers and origins, NeedMetainfo for the metainfo as well.

@@ -143,7 +143,7 @@ func (s *BlobState) validate() error {
 	if s.Size < 0 || s.Size > blob.MaxSize {
 		return fmt.Errorf("size %d is not in 0..%d", s.Size, int64(blob.MaxSize))
 	}
-	if s.Left < -1 || s.Left > blob.MaxSize {
+	if s.Left < LeftUnknown || s.Left > blob.MaxSize {
 		return fmt.Errorf("left %d is not in -1..%d", s.Left, int64(blob.MaxSize))
 	}
 	if s.Uploaded < 0 || s.Downloaded < 0 {

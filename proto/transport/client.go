@@ -45,6 +45,8 @@ type ClientConfig struct {
 	From netip.Addr `yaml:"-"`
 	// Dial makes connections, nil is the operating system's. Set by tests.
 	Dial DialFunc `yaml:"-"`
+
+	every lookEvery // set by tests
 }
 
 // DialFunc makes a connection, as net.Dialer.DialContext does.
@@ -75,7 +77,7 @@ func NewClient(cfg ClientConfig, log *slog.Logger) (*http.Client, error) {
 	if cfg.ProgressTimeout == 0 {
 		cfg.ProgressTimeout = config.Duration(DefaultProgressTimeout)
 	}
-	d, err := newDenied(cfg.DeniedSerials, log)
+	d, err := newDenied(cfg.DeniedSerials, cfg.every, log)
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +106,7 @@ func NewClient(cfg ClientConfig, log *slog.Logger) (*http.Client, error) {
 func (cfg ClientConfig) tls(d *denied, log *slog.Logger) (func() (*tls.Config, error), error) {
 	base := &tls.Config{MinVersion: tls.VersionTLS12, VerifyConnection: d.check}
 	if cfg.Cert != "" || cfg.Key != "" {
-		p, err := newPair(cfg.Cert, cfg.Key, log)
+		p, err := newPair(cfg.Cert, cfg.Key, cfg.every, log)
 		if err != nil {
 			return nil, err
 		}
@@ -113,7 +115,7 @@ func (cfg ClientConfig) tls(d *denied, log *slog.Logger) (func() (*tls.Config, e
 	if cfg.CA == "" {
 		return func() (*tls.Config, error) { return base.Clone(), nil }, nil
 	}
-	roots, err := newPool(cfg.CA, log)
+	roots, err := newPool(cfg.CA, cfg.every, log)
 	if err != nil {
 		return nil, err
 	}

@@ -15,10 +15,22 @@ import (
 	"time"
 )
 
+// lookEvery is how often files are looked at, at most.
+type lookEvery time.Duration
+
+// period returns the time between two looks: a second, where it is not set.
+func (e lookEvery) period() time.Duration {
+	if e == 0 {
+		return time.Second
+	}
+	return time.Duration(e)
+}
+
 // reloaded is what files say, read again when they change. It is safe for concurrent use.
 type reloaded[T any] struct {
 	files []string
 	parse func(files [][]byte) (T, error)
+	every lookEvery
 	log   *slog.Logger
 
 	mu      sync.Mutex
@@ -29,8 +41,8 @@ type reloaded[T any] struct {
 }
 
 // newReloaded reads the files once; what they say must be usable then.
-func newReloaded[T any](log *slog.Logger, parse func([][]byte) (T, error), files ...string) (*reloaded[T], error) {
-	r := &reloaded[T]{files: files, parse: parse, log: log, checked: time.Now(), stamps: stampsOf(files)}
+func newReloaded[T any](log *slog.Logger, every lookEvery, parse func([][]byte) (T, error), files ...string) (*reloaded[T], error) {
+	r := &reloaded[T]{files: files, parse: parse, every: every, log: log, checked: time.Now(), stamps: stampsOf(files)}
 	var err error
 	r.current, err = r.read()
 	return r, err
@@ -68,13 +80,14 @@ func (r *reloaded[T]) read() (v T, err error) {
 	return v, nil
 }
 
-// get looks at the files at most once a second. While what they say is not usable, because it is half written say, the
-// old value stays, and they are read again each time: what kept them from being read may be no change of theirs.
+// get returns what the files say. It looks at them at most once in a period. While what they say is not usable, because
+// it is half written say, the old value stays, and they are read again each time: what kept them from being read may be
+// no change of theirs.
 func (r *reloaded[T]) get() (T, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := time.Now()
-	if now.Sub(r.checked) < time.Second {
+	if now.Sub(r.checked) < r.every.period() {
 		return r.current, nil
 	}
 	r.checked = now
@@ -95,20 +108,20 @@ func (r *reloaded[T]) get() (T, error) {
 	return r.current, nil
 }
 
-// newPair is a certificate and key on disk.
-func newPair(cert, key string, log *slog.Logger) (*reloaded[*tls.Certificate], error) {
+// newPair returns a certificate and key on disk.
+func newPair(cert, key string, every lookEvery, log *slog.Logger) (*reloaded[*tls.Certificate], error) {
 	if cert == "" || key == "" {
 		return nil, errors.New("tls: cert and key are needed together")
 	}
-	return newReloaded(log, func(f [][]byte) (*tls.Certificate, error) {
+	return newReloaded(log, every, func(f [][]byte) (*tls.Certificate, error) {
 		c, err := tls.X509KeyPair(f[0], f[1])
 		return &c, err
 	}, cert, key)
 }
 
-// newPool is an authority on disk.
-func newPool(file string, log *slog.Logger) (*reloaded[*x509.CertPool], error) {
-	return newReloaded(log, func(f [][]byte) (*x509.CertPool, error) {
+// newPool returns an authority on disk.
+func newPool(file string, every lookEvery, log *slog.Logger) (*reloaded[*x509.CertPool], error) {
+	return newReloaded(log, every, func(f [][]byte) (*x509.CertPool, error) {
 		p := x509.NewCertPool()
 		if !p.AppendCertsFromPEM(f[0]) {
 			return nil, errors.New("no certificate in PEM form is in it")

@@ -19,7 +19,10 @@ import (
 	"time"
 )
 
-// replace gives file the content of another, and waits until who read it before must look again.
+// always looks at files each time.
+const always lookEvery = 1
+
+// replace gives file the content of another, at another time.
 func replace(t *testing.T, file string, content []byte) {
 	t.Helper()
 	if err := os.WriteFile(file, content, 0o600); err != nil {
@@ -29,7 +32,6 @@ func replace(t *testing.T, file string, content []byte) {
 	if err := os.Chtimes(file, stamp, stamp); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(1100 * time.Millisecond) // files are looked at once a second
 }
 
 func content(t *testing.T, file string) []byte {
@@ -74,9 +76,9 @@ func TestAuthorityIsReloaded(t *testing.T) {
 	ca, next := newAuthority(t), newAuthority(t)
 	server, client := newParty(t, ca, "server"), newParty(t, ca, "client")
 	s := running(t, ServerConfig{
-		Listen: "127.0.0.1:0", TLS: TLS{Cert: server.cert, Key: server.key, ClientCA: server.ca, DeniedSerials: server.denied},
+		Listen: "127.0.0.1:0", TLS: TLS{Cert: server.cert, Key: server.key, ClientCA: server.ca, DeniedSerials: server.denied, every: always},
 	}, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "hello") }))
-	c, err := NewClient(ClientConfig{CA: client.ca, Cert: client.cert, Key: client.key, DeniedSerials: client.denied}, quiet())
+	c, err := NewClient(ClientConfig{CA: client.ca, Cert: client.cert, Key: client.key, DeniedSerials: client.denied, every: always}, quiet())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +128,7 @@ func TestPeerAuthorityIsReloaded(t *testing.T) {
 	ca, next := newAuthority(t), newAuthority(t)
 	accepts, dials := newParty(t, ca, "accepts"), newParty(t, ca, "dials")
 	configs := func(p party) PeerConfigs {
-		c, err := PeerTLS{Cert: p.cert, Key: p.key, CA: p.ca, DeniedSerials: p.denied}.Configs(quiet())
+		c, err := PeerTLS{Cert: p.cert, Key: p.key, CA: p.ca, DeniedSerials: p.denied, every: always}.Configs(quiet())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -193,7 +195,7 @@ func TestReadAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
 		fails := 0
-		r, err := newReloaded(slog.New(slog.NewTextHandler(&log, nil)), func(f [][]byte) (string, error) {
+		r, err := newReloaded(slog.New(slog.NewTextHandler(&log, nil)), 0, func(f [][]byte) (string, error) {
 			if fails > 0 {
 				fails--
 				return "", errors.New("too many open files")

@@ -17,6 +17,8 @@ type TLS struct {
 	// DeniedSerials is a file of serial numbers, hexadecimal, one a line: whoever shows such a certificate is refused,
 	// and its connections are cut. It needs ClientCA.
 	DeniedSerials string `yaml:"denied_serials"`
+
+	every lookEvery // set by tests
 }
 
 // server returns the configuration of the listener, and the list of denied serial numbers. Both are nil when no
@@ -28,7 +30,7 @@ func (t TLS) server(log *slog.Logger) (*tls.Config, *denied, error) {
 	if t.DeniedSerials != "" && t.ClientCA == "" {
 		return nil, nil, errors.New("tls: denied_serials needs client_ca: without it clients show no certificates")
 	}
-	p, err := newPair(t.Cert, t.Key, log)
+	p, err := newPair(t.Cert, t.Key, t.every, log)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -38,7 +40,7 @@ func (t TLS) server(log *slog.Logger) (*tls.Config, *denied, error) {
 	if t.ClientCA == "" {
 		return c, nil, nil
 	}
-	d, err := verifyClients(c, t.ClientCA, t.DeniedSerials, log)
+	d, err := verifyClients(c, t.ClientCA, t.DeniedSerials, t.every, log)
 	return c, d, err
 }
 
@@ -53,6 +55,8 @@ type PeerTLS struct {
 	// DeniedSerials is a file of serial numbers, hexadecimal, one a line: such certificates are refused, and
 	// connections with them cut.
 	DeniedSerials string `yaml:"denied_serials"`
+
+	every lookEvery // set by tests
 }
 
 // PeerConfigs are both sides of PeerTLS. Check reports whether an open connection is still allowed.
@@ -71,7 +75,7 @@ func (t PeerTLS) Configs(log *slog.Logger) (PeerConfigs, error) {
 	if t.CA == "" {
 		return PeerConfigs{}, errors.New("tls: ca is needed to know the cluster's peers by")
 	}
-	p, err := newPair(t.Cert, t.Key, log)
+	p, err := newPair(t.Cert, t.Key, t.every, log)
 	if err != nil {
 		return PeerConfigs{}, err
 	}
@@ -79,11 +83,11 @@ func (t PeerTLS) Configs(log *slog.Logger) (PeerConfigs, error) {
 		MinVersion:     tls.VersionTLS13,
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return p.get() },
 	}
-	d, err := verifyClients(server, t.CA, t.DeniedSerials, log)
+	d, err := verifyClients(server, t.CA, t.DeniedSerials, t.every, log)
 	if err != nil {
 		return PeerConfigs{}, err
 	}
-	roots, err := newPool(t.CA, log)
+	roots, err := newPool(t.CA, t.every, log)
 	if err != nil {
 		return PeerConfigs{}, err
 	}
@@ -100,12 +104,12 @@ func (t PeerTLS) Configs(log *slog.Logger) (PeerConfigs, error) {
 
 // verifyClients makes c ask for certificates of the authority in the file ca that are not on the list in the file
 // serials, as both files are when a client comes. A resumed session is verified again.
-func verifyClients(c *tls.Config, ca, serials string, log *slog.Logger) (*denied, error) {
-	roots, err := newPool(ca, log)
+func verifyClients(c *tls.Config, ca, serials string, every lookEvery, log *slog.Logger) (*denied, error) {
+	roots, err := newPool(ca, every, log)
 	if err != nil {
 		return nil, err
 	}
-	d, err := newDenied(serials, log)
+	d, err := newDenied(serials, every, log)
 	if err != nil {
 		return nil, err
 	}
@@ -149,11 +153,11 @@ func verify(cs tls.ConnectionState, ca *reloaded[*x509.CertPool], usage x509.Ext
 type denied struct{ list *reloaded[map[string]bool] }
 
 // newDenied reads the file; none is nil without an error.
-func newDenied(file string, log *slog.Logger) (*denied, error) {
+func newDenied(file string, every lookEvery, log *slog.Logger) (*denied, error) {
 	if file == "" {
 		return nil, nil
 	}
-	list, err := newReloaded(log, parseSerials, file)
+	list, err := newReloaded(log, every, parseSerials, file)
 	return &denied{list}, err
 }
 

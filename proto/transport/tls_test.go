@@ -116,7 +116,7 @@ func TestReload(t *testing.T) {
 			}
 		}
 		issue("first")
-		p, err := newPair(cert, key, quiet())
+		p, err := newPair(cert, key, 0, quiet())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -29,7 +29,7 @@ type Limits struct {
 	BlobDownloadRate config.Rate `yaml:"blob_download_rate" json:"blob_download_rate"`
 }
 
-// Attr is the limits in a log, in words.
+// Attr returns the limits for a log, in words.
 func (r Limits) Attr() slog.Attr {
 	return slog.Group("rates", "upload", r.UploadRate.String(), "download", r.DownloadRate.String(),
 		"blob_upload", r.BlobUploadRate.String(), "blob_download", r.BlobDownloadRate.String())
