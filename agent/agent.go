@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/golang-lru/v2"
@@ -45,8 +46,10 @@ type Agent struct {
 
 	sizes   *lru.Cache[digest.Digest, int64] // of blobs, from the manifests that passed by
 	doubts  *doubts
-	checked *expirable.LRU[string, string] // "repo@digest" → media type: manifests lately confirmed
-	resolve singleflight.Group             // one request to build-index for any number of askers
+	checked *expirable.LRU[string, string]          // "repo@digest" → media type: manifests lately confirmed
+	wrong   *expirable.LRU[digest.Digest, []string] // ids of origins that lately sent other bytes to a relay
+	full    atomic.Bool                             // the last pull found no room in the cache
+	resolve singleflight.Group                      // one request to build-index for any number of askers
 
 	ctx     context.Context // of pulls: ends when the agent does
 	stop    context.CancelFunc
@@ -84,12 +87,14 @@ func (a *Agent) assemble(c *role.Chassis) (err error) {
 	}
 	a.doubts = newDoubts()
 	a.checked = expirable.NewLRU[string, string](knownManifests, nil, time.Duration(a.cfg.ManifestTTL))
+	a.wrong = expirable.NewLRU[digest.Digest, []string](1000, nil, rememberWrong)
 	if err := a.openCache(c); err != nil {
 		return err
 	}
 	if err := a.openSwarm(c); err != nil {
 		return fmt.Errorf("peer: %w", err)
 	}
+	c.Health.AddCheck("disk", false, a.store.CheckSpace)
 	c.Health.AddCheck("build-index", false, a.index.Ping)
 	c.Health.AddCheck("tracker", false, func(context.Context) error { return a.announcer.state() })
 	c.Part("announcer", a.announcer.run)

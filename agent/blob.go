@@ -25,7 +25,7 @@ func (a *Agent) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.
 }
 
 // OpenBlob opens the cached file, or joins the download of d and streams it while it arrives, or, when it is small,
-// once it is verified.
+// once it is verified. What the cache has no room for is relayed.
 func (a *Agent) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint registry.Range) (*registry.Content, error) {
 	for {
 		r, err := a.open(ctx, d, hint)
@@ -56,19 +56,25 @@ func (a *Agent) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint
 		switch {
 		case err != nil && ctx.Err() == nil && a.ctx.Err() != nil:
 			return nil, fmt.Errorf("%w: %w: %w", registry.ErrUnavailable, errShuttingDown, err)
+		case errors.Is(err, store.ErrFull):
+			return a.relayed(ctx, repo, d, hint)
 		case err != nil:
 			return nil, err
 		case in == nil:
 			continue
 		}
 		a.m.misses.Inc()
-		return a.watch(in.content(ctx), hint), nil
+		return a.watch(in.content(ctx, func() *relay {
+			a.m.relayed.Inc()
+			return &relay{a: a, ctx: ctx, repo: repo, digest: d, hash: d.Algorithm().Hash()}
+		}), hint), nil
 	}
 }
 
-// content returns what one reader gets of a blob that arrives. Its Close ends the use of in.
-func (in *incoming) content(ctx context.Context) *registry.Content {
-	s := newStream(ctx, in)
+// content returns what one reader gets of a blob that arrives. Its Close ends the use of in. others makes what goes on
+// where the disk has no room for the rest.
+func (in *incoming) content(ctx context.Context, others func() *relay) *registry.Content {
+	s := newStream(ctx, in, others)
 	var once sync.Once
 	return &registry.Content{Digest: in.p.digest, Size: in.size, Body: s, Close: func() error {
 		once.Do(func() {

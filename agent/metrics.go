@@ -3,9 +3,9 @@ package agent
 import "github.com/prometheus/client_golang/prometheus"
 
 type metrics struct {
-	fromOrigins, fromHTTP, originFailures                                     prometheus.Counter
-	hits, misses, failed, stale, trackerErrors, badMetainfo, evicted, doubted prometheus.Counter
-	duration                                                                  prometheus.Histogram
+	fromOrigins, fromHTTP, originFailures                                              prometheus.Counter
+	hits, misses, relayed, failed, stale, trackerErrors, badMetainfo, evicted, doubted prometheus.Counter
+	duration                                                                           prometheus.Histogram
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -20,6 +20,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		originFailures: counter("origin_http_failures_total", "Origins that refused, broke off or were silent while a whole blob was read over HTTP; the next one went on."),
 		hits:           counter("blob_hits_total", "Blob reads that the cache answered."),
 		misses:         counter("blob_misses_total", "Blob reads that joined a download."),
+		relayed:        counter("blobs_relayed_total", "Blob reads that the origins answered without the cache, which had no room."),
 		failed:         counter("pulls_failed_total", "Downloads of blobs that exist which ended without the blob, other than by the readers' or the agent's own end."),
 		stale:          counter("stale_manifests_total", "Manifests served although build-index was unreachable."),
 		trackerErrors:  counter("tracker_errors_total", "Announces that the tracker did not answer."),

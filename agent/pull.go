@@ -203,7 +203,12 @@ func (a *Agent) conclude(p *pull, first bool, r result) (suspects []string) {
 // note logs and counts what ended without the blob, by whose fault it was.
 func (a *Agent) note(p *pull, err error) {
 	switch {
-	case err == nil, errors.Is(err, errAbandoned):
+	case err == nil:
+		a.noteRoom(nil)
+	case errors.Is(err, errAbandoned):
+	case errors.Is(err, store.ErrFull):
+		a.noteRoom(err)
+		a.log.Info("a blob is not cached: its readers get it from the origins", "repository", p.repo, "digest", p.digest, "error", err)
 	case errors.Is(err, registry.ErrBlobUnknown): // whoever asks for what there is not makes no failure of it
 		a.log.Info("no origin knows a blob that was asked for", "repository", p.repo, "digest", p.digest)
 	case a.ctx.Err() != nil:

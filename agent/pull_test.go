@@ -285,7 +285,9 @@ func startWith(t *testing.T, cfg Config) *running {
 		cfg.BuildIndex.URL = "http://127.0.0.1:1"
 	}
 	cfg.Peer.Listen, cfg.Peer.StockPeers = "127.0.0.1:0", true
-	cfg.Cache.Dir = t.TempDir()
+	if cfg.Cache.Dir == "" {
+		cfg.Cache.Dir = t.TempDir()
+	}
 	a, err := New(cfg, role.Deps{Log: slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelWarn})), Registry: r.reg})
 	if err != nil {
 		t.Fatal(err)

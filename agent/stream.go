@@ -3,6 +3,8 @@ package agent
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"sync/atomic"
 
@@ -24,16 +26,22 @@ type stream struct {
 	id    int64
 	begun bool  // the body was asked for bytes
 	asked int64 // from which position on, the last time
+
+	next   int64 // position after the last read
+	jumped bool  // it did not read all from byte 0 on
+	relay  *relay
+	others func() *relay // makes one
 }
 
 var streamIDs atomic.Int64
 
-func newStream(ctx context.Context, in *incoming) *stream {
+// newStream returns a reader of in, which goes on by what others returns where the disk fills up meanwhile.
+func newStream(ctx context.Context, in *incoming, others func() *relay) *stream {
 	hold := store.HoldFromWhole
 	if _, verified := in.body.(heldBody); verified {
 		hold = store.HoldFromNone
 	}
-	s := &stream{Follower: store.Follow(ctx, in, in.size, hold), in: in, id: streamIDs.Add(1)}
+	s := &stream{Follower: store.Follow(ctx, in, in.size, hold), in: in, id: streamIDs.Add(1), others: others}
 	s.OnRead = s.ask
 	return s
 }
@@ -46,7 +54,57 @@ func (s *stream) ask(pos int64) {
 	}
 }
 
-func (s *stream) close() { s.in.body.unwant(s.id) }
+// Read implements io.Reader.
+func (s *stream) Read(b []byte) (int, error) {
+	if s.relay != nil {
+		return s.relay.Read(b)
+	}
+	pos, err := s.Follower.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return 0, err
+	}
+	s.jumped = s.jumped || pos != s.next
+	n, err := s.Follower.Read(b)
+	s.next = pos + int64(n)
+	if n > 0 || !errors.Is(err, store.ErrFull) {
+		return n, err
+	}
+	if rerr := s.goOn(pos); rerr != nil {
+		return 0, errors.Join(err, rerr)
+	}
+	return s.relay.Read(b)
+}
+
+// goOn makes the stream read from the origins from pos on, without the disk, which has filled up. What a reader of the
+// whole has had is hashed again from the disk, so that its last byte waits for the digest as before.
+func (s *stream) goOn(pos int64) error {
+	r := s.others()
+	r.size, r.pos = s.in.size, pos
+	if !s.jumped && pos > 0 {
+		n, err := io.Copy(r.hash, io.NewSectionReader(s.in, 0, pos))
+		if err != nil {
+			return fmt.Errorf("read again what was relayed of %s: %w", r.digest, err)
+		}
+		r.hashed = n
+	}
+	s.relay = r
+	return nil
+}
+
+// Seek implements io.Seeker; it moves no bytes.
+func (s *stream) Seek(off int64, whence int) (int64, error) {
+	if s.relay != nil {
+		return s.relay.Seek(off, whence)
+	}
+	return s.Follower.Seek(off, whence)
+}
+
+func (s *stream) close() {
+	s.in.body.unwant(s.id)
+	if s.relay != nil {
+		s.relay.Close()
+	}
+}
 
 // swarmBody reads pieces of a partial blob.
 type swarmBody struct {

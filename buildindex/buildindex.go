@@ -114,6 +114,7 @@ func (x *Index) openDatabase(c *role.Chassis) (err error) {
 // addChecks says what readiness asks.
 func (x *Index) addChecks(h *transport.Health) {
 	h.AddCheck("database", true, x.db.Ping)
+	h.AddCheck("disk", false, x.checkSpace)
 	h.AddCheck("restored", false, func(context.Context) error {
 		if !x.restored.Load() {
 			return errors.New("names are being restored; what is not known yet is answered with 503")

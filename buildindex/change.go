@@ -142,7 +142,7 @@ func (x *Index) change(ctx context.Context, rs []cluster.NameRecord, f func(name
 	})
 	if err != nil {
 		undo(len(rs))
-		return x.conflict(err)
+		return x.conflict(x.full(err))
 	}
 	x.wake()
 	return nil

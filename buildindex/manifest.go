@@ -34,6 +34,9 @@ func (x *Index) PutManifest(ctx context.Context, repo string, ref registry.Refer
 	if err == nil {
 		err = p.bounded()
 	}
+	if err == nil {
+		err = x.roomForMore()
+	}
 	if err != nil {
 		return registry.PutResult{}, err
 	}

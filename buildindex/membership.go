@@ -21,7 +21,11 @@ import (
 // putLayer makes a blob that was pushed a member of the repository. Its second place is the marker of the blob on the
 // origins, which names the repository and which they turn into the bucket's link.
 func (x *Index) putLayer(ctx context.Context, repo string, l cluster.Layer) error {
-	n, err := x.nextGeneration()
+	err := x.roomForMore()
+	n := int64(0)
+	if err == nil {
+		n, err = x.nextGeneration()
+	}
 	if err == nil {
 		err = x.db.Update(ctx, func(tx names.Tx) error {
 			if err := tx.PutLayer(repo, l.Digest, l.Size, n); err != nil {
@@ -31,7 +35,7 @@ func (x *Index) putLayer(ctx context.Context, repo string, l cluster.Layer) erro
 		})
 	}
 	if err != nil {
-		return fmt.Errorf("make %s a member of %s: %w", l.Digest, repo, x.conflict(err))
+		return fmt.Errorf("make %s a member of %s: %w", l.Digest, repo, x.conflict(x.full(err)))
 	}
 	x.wake()
 	return nil
@@ -116,6 +120,9 @@ func (x *Index) mount(ctx context.Context, repo, from string, d digest.Digest) (
 	}
 	if err != nil {
 		return cluster.Layer{}, fmt.Errorf("mount %s from %q: %w", d, from, err)
+	}
+	if err := x.roomForMore(); err != nil {
+		return cluster.Layer{}, fmt.Errorf("mount %s into %s: %w", d, repo, err)
 	}
 	defer x.lock(repo, d.String())()
 	r, err := x.record(cluster.PutName(cluster.MembershipName(repo, d)))

@@ -31,6 +31,15 @@ func newMetrics(r prometheus.Registerer, x *Index) *metrics {
 	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "kraken_build_index_set_aside", Help: "Changes and name records that can't go on for a reason of their own now.",
 	}, func() float64 { _, n := x.aside.list(0); return float64(n) }))
+	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "kraken_build_index_free_bytes", Help: "Bytes that are free on the database's file system, -1 when that is not known.",
+	}, func() float64 {
+		space, err := x.space()
+		if err != nil {
+			return -1
+		}
+		return float64(space.Free)
+	}))
 	return &metrics{
 		pushed:       counter("manifests_pushed_total", "Manifests accepted."),
 		published:    counter("published_total", "Changes that are in the bucket now."),

@@ -132,6 +132,7 @@ func (o *Origin) openDisk(c *role.Chassis) (err error) {
 
 // addChecks says what readiness asks.
 func (o *Origin) addChecks(h *transport.Health) {
+	h.AddCheck("disk", false, o.store.CheckSpace)
 	h.AddCheck("name records", false, o.checkNames)
 	for _, c := range o.cfg.Buckets {
 		b, _ := o.buckets.Get(c.Name)

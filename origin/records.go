@@ -72,7 +72,7 @@ func (o *Origin) putName(w http.ResponseWriter, r *http.Request, x registry.Exte
 		return fmt.Errorf("%w: %w", registry.ErrRecordInvalid, err)
 	}
 	if err := o.store.PutName(x.Key, line.Bytes()); err != nil {
-		return err
+		return wire(err)
 	}
 	w.WriteHeader(http.StatusCreated)
 	return nil

@@ -24,6 +24,8 @@ var (
 	ErrNotFound    = errors.New("not in the database")
 	ErrNewerSchema = errors.New("database was written by a newer version")
 
+	// ErrFull is a write that the database's file system has no room for. Nothing of it is kept.
+	ErrFull = errors.New("the database's disk is full")
 	// ErrCondition and ErrNewer are the kinds of a Conflict.
 	ErrCondition = errors.New("the condition of the write does not hold")
 	ErrNewer     = errors.New("the name was changed by a later generation")

@@ -115,12 +115,15 @@ func (s *Store) replaceFile(name string, b []byte, sync func(*os.File) error) er
 		return err
 	}
 	_, err = f.Write(b)
-	if err == nil {
+	if err = s.noRoom(err); err == nil {
 		err = sync(f)
 	}
 	err = errors.Join(err, f.Close())
 	if err == nil {
 		err = s.root.Rename(tmp, name)
+	}
+	if err != nil { // on a full disk what is left of it would be in the way of others
+		err = errors.Join(err, s.remove(tmp))
 	}
 	return err
 }

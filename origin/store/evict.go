@@ -48,7 +48,7 @@ func (s *Store) reserve(n int64) error {
 		room, gone := s.evict(n, should)
 		s.evicted(gone)
 		if must > 0 && room < must {
-			return s.full(n)
+			return s.fullFor(n)
 		}
 	}
 }
@@ -64,13 +64,6 @@ func (s *Store) await(scanning bool, freed <-chan struct{}) error {
 	case <-s.ctx.Done():
 		return errClosed
 	}
-}
-
-func (s *Store) full(n int64) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return fmt.Errorf("%w: %d bytes more are needed, %d are taken by what is open, pinned, partial or not written back (capacity %d, min_free %d)",
-		ErrFull, n, s.used, s.cfg.Capacity, s.cfg.MinFree)
 }
 
 // candidate is a blob that nobody needs to have, as it was when it was looked at.

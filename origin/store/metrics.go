@@ -17,6 +17,13 @@ func (s *Store) RegisterMetrics(r prometheus.Registerer) {
 	}
 	gauge("used_bytes", "Bytes that blobs, partial blobs and uploads take on disk.", func() float64 { used, _ := s.Usage(); return float64(used) })
 	gauge("capacity_bytes", "Bytes that they may take, 0 for any number.", func() float64 { _, c := s.Usage(); return float64(c) })
+	gauge("free_bytes", "Bytes that are free on the file system, -1 when that is not known.", func() float64 {
+		space, err := s.Space()
+		if err != nil {
+			return -1
+		}
+		return float64(space.Free)
+	})
 	gauge("blobs", "Whole blobs.", func() float64 { return float64(s.status().Blobs) })
 	gauge("pinned_blobs", "Digests that are pinned.", func() float64 { return float64(len(s.Pins())) })
 	gauge("upload_sessions", "Upload sessions of clients.", func() float64 { return float64(s.held().sessions) })

@@ -173,7 +173,7 @@ func (s *Store) openPartial(m *blob.Metainfo) (_ *Partial, fresh bool, err error
 		return nil, false, err
 	}
 	if err := p.f.Truncate(m.Size); err != nil {
-		return nil, false, err
+		return nil, false, s.noRoom(err)
 	}
 	if p.b, err = s.root.OpenFile(blobFile(d, filePieces), os.O_RDWR, 0o600); err != nil {
 		return nil, false, err
@@ -222,7 +222,8 @@ func (p *Partial) WriteAt(b []byte, off int64) (int, error) {
 	if off < 0 || off+int64(len(b)) > p.m.Size {
 		return 0, fmt.Errorf("write %d bytes at %d of %s: beyond its %d bytes", len(b), off, p.m.Digest, p.m.Size)
 	}
-	return p.f.WriteAt(b, off)
+	n, err := p.f.WriteAt(b, off)
+	return n, p.s.noRoom(err)
 }
 
 // ReadAt reads what is there; only verified pieces mean anything to others.

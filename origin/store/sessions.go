@@ -174,8 +174,8 @@ func (s *Store) endSession(o UploadOptions, bytes int64) {
 	s.sessions.add(o.Source, -1, -bytes)
 }
 
-// keptFree is what sessions leave free on the file system beyond min_free, for names and commits.
-const keptFree = 64 << 20
+// errKeptFree is that sessions leave the file system's reserve (disk.Space) free, for names and commits.
+var errKeptFree = errors.New("what is left is kept for names and commits")
 
 // chargeSession accounts for n more bytes of a session of have bytes: ErrTooMany when others leave no room for them
 // now, ErrFull when there never will be. Sessions of a source that takes more make room.
@@ -225,9 +225,9 @@ func (s *Store) tryCharge(o UploadOptions, have, n int64) (victim *Upload, err e
 		return nil, err
 	}
 	if limit.Share > 0 {
-		if avail, err := s.avail(); err == nil && avail-n < min(keptFree, s.disk/20) {
+		if space, err := s.Space(); err == nil && space.Free-n < space.Reserve() {
 			c.refused++
-			return nil, fmt.Errorf("%w: %d bytes are free, and what is left is kept for names and commits", ErrFull, avail)
+			return nil, s.full(errKeptFree)
 		}
 	}
 	c.add(o.Source, 0, n)

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math"
 	"syscall"
 	"time"
 
@@ -107,22 +106,6 @@ func (s *Store) supersede(d digest.Digest) {
 	if fi, err := s.root.Stat(blobFile(d, fileData)); err == nil {
 		s.unreserve(occupied(fi))
 	}
-}
-
-// free is what others than root may still write to the store's file system.
-func (s *Store) free() (int64, error) {
-	free, _, err := s.root.Space()
-	return free, err
-}
-
-// available is what may still be written to the file system, a very large number when that is not known.
-func (s *Store) available() int64 {
-	n, err := s.avail()
-	if err != nil {
-		s.log.Warn("free space is not known", "error", err)
-		return math.MaxInt64
-	}
-	return n
 }
 
 // excess says how many bytes should be chosen to be removed so that n more can be written while avail are free, and how

@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"kraken/proto/disk"
 )
 
 // Errors of this package.
@@ -98,6 +100,8 @@ type Store struct {
 
 	evictedSessions atomic.Int64 // that made room for others' sessions
 	disk            int64        // size of the file system in bytes
+	mount           string       // where the file system is mounted
+	refused         atomic.Int64 // when something last found no room, in nanoseconds of Unix time
 
 	// The file system's slow calls; tests have slower ones. None is made with mu.
 	avail     func() (int64, error) // bytes that are free
@@ -187,9 +191,11 @@ func Open(cfg Config) (_ *Store, err error) {
 	if cfg.OpenFS == nil {
 		cfg.OpenFS = openFolder
 	}
-	if s.root, err = cfg.OpenFS(cfg.Dir); err != nil {
+	root, err := cfg.OpenFS(cfg.Dir)
+	if err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
+	s.root, s.mount = roomy{root, s}, disk.Mount(cfg.Dir)
 	s.avail, s.fsync, s.removeAll = s.free, s.root.Sync, s.root.RemoveAll
 	if _, s.disk, err = s.root.Space(); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)

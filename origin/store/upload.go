@@ -95,9 +95,13 @@ func (s *Store) NewUpload(o UploadOptions) (*Upload, error) {
 	if err := s.beginSession(o); err != nil {
 		return nil, fmt.Errorf("start upload: %w", err)
 	}
-	err = s.ups.Mkdir(o.ID, 0o700)
+	if err = s.makeFolderRoom(); err == nil {
+		err = s.ups.Mkdir(o.ID, 0o700)
+	}
 	if err == nil && !o.Transient {
-		err = s.ups.WriteFile(path.Join(o.ID, fileSession), b, 0o600)
+		if err = s.ups.WriteFile(path.Join(o.ID, fileSession), b, 0o600); err != nil {
+			err = errors.Join(err, s.ups.RemoveAll(o.ID))
+		}
 	}
 	if err != nil {
 		s.endSession(o, 0)
@@ -318,10 +322,7 @@ func (u *Upload) append(b []byte, at int64) error {
 	if _, err := u.f.WriteAt(b, at); err != nil {
 		u.s.unchargeSession(u.o, int64(len(b)))
 		u.s.unreserve(int64(len(b)))
-		if errors.Is(err, syscall.ENOSPC) {
-			return fmt.Errorf("upload %s: %w: %w", u.id, ErrFull, err)
-		}
-		return fmt.Errorf("upload %s: %w", u.id, err)
+		return fmt.Errorf("upload %s: %w", u.id, u.s.noRoom(err))
 	}
 	if u.hashed == at {
 		u.sha.Write(b)
@@ -569,7 +570,7 @@ func (u *Upload) stage(d digest.Digest, size int64, m *Marker) error {
 		}
 		defer f.Close()
 		if _, err := f.Write(b); err != nil {
-			return err
+			return u.s.noRoom(err)
 		}
 		syncs = append(syncs, func() error { return u.s.fsync(f) })
 	}

@@ -166,7 +166,9 @@ func (p pieceContent) WriteAt(b []byte, off int64) (int, error) {
 	}
 	board.EndWrite(p.i)
 	if err != nil {
-		return 0, fmt.Errorf("write piece %d of %s: %w", p.i, p.c.m.Digest, err)
+		err = fmt.Errorf("write piece %d of %s: %w", p.i, p.c.m.Digest, err)
+		p.c.fetch.finish(err) // the library would ask no peer for anything any more, and the fetch never end
+		return 0, err
 	}
 	return len(b), nil
 }

@@ -10,6 +10,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"kraken/proto/disk"
 )
 
 // Public returns what err says to clients: no address, no URL and no file name of this cluster, and each cause once.
@@ -53,6 +55,8 @@ func hidden(err error) string {
 		return e.Op + ": " + hidden(e.Err)
 	case *os.LinkError:
 		return e.Op + ": " + hidden(e.Err)
+	case *disk.FullError:
+		return hidden(e.Err)
 	case *net.AddrError:
 		return e.Err
 	case *net.DNSError:

@@ -22,7 +22,7 @@ const (
 // floors is the law: a package may import packages of lower floors only. A package that no line names is refused: give
 // it an owner first.
 var floors = [][]string{
-	{"proto/blob", "proto/ring", "proto/config"},
+	{"proto/blob", "proto/ring", "proto/config", "proto/disk"},
 	{"proto/transport"},
 	{"proto/registry", "proto/announce"},
 	{"proto/cluster"},

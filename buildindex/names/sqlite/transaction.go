@@ -4,6 +4,9 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
+
+	driver "modernc.org/sqlite"
 
 	"kraken/buildindex/names"
 )
@@ -48,7 +51,22 @@ func (s *Store) Update(ctx context.Context, f func(names.Tx) error) error {
 		}()
 		s.commit(context.WithoutCancel(ctx), batch)
 	}
-	return w.err
+	return full(w.err)
+}
+
+// Codes of SQLite for a file system without room: of its files, and of the memory that its processes share.
+const (
+	codeFull    = 13         // SQLITE_FULL
+	codeShmSize = 10 | 19<<8 // SQLITE_IOERR_SHMSIZE
+)
+
+// full returns err as names.ErrFull where it says that there is no room.
+func full(err error) error {
+	var e *driver.Error
+	if errors.As(err, &e) && (e.Code() == codeFull || e.Code() == codeShmSize) {
+		return fmt.Errorf("%w: %w", names.ErrFull, err)
+	}
+	return err
 }
 
 // commit runs a batch in one transaction.

@@ -1,0 +1,150 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/proto/config"
+	"kraken/proto/ring"
+	"kraken/proto/role"
+	"kraken/test/mounts"
+)
+
+// onSmallDisk starts an agent whose cache is on a file system of its own.
+func onSmallDisk(t *testing.T, o *source, size int64) (a *running, dir string) {
+	t.Helper()
+	url, _ := lonely(t, atOnce(), o.infos)
+	dir = mounts.Small(t, size)
+	a = startWith(t, Config{
+		Config: role.Config{Origins: []ring.Member{{ID: "o", URL: o.URL}}}, Tracker: role.Endpoint{URL: url},
+		Peer: Peer{StallTimeout: config.Duration(time.Minute)}, Cache: Cache{Dir: dir + "/cache"},
+	})
+	return a, dir
+}
+
+// TestFullDiskRelays: an agent without a free byte serves small blobs, large ones and parts of them, and caches again
+// when there is room.
+func TestFullDiskRelays(t *testing.T) {
+	if !mounts.Alone(t) {
+		return
+	}
+	small, held, large := noise(1, 300_000), noise(2, 3_000), noise(3, 3<<20)
+	o := newSource(t, small, held, large)
+	o.allow(everything)
+	a, dir := onSmallDisk(t, o, 16<<20)
+	a.sizes.Add(digest.FromBytes(small), int64(len(small)))
+	a.sizes.Add(digest.FromBytes(held), int64(len(held)))
+	empty := mounts.Fill(t, dir, 0)
+	for range 2 {
+		for _, b := range [][]byte{small, held, large} {
+			if err := a.whole(b); err != nil {
+				t.Errorf("a blob of %d bytes: %v", len(b), err)
+			}
+		}
+	}
+	part, err := a.get(context.Background(), digest.FromBytes(large), "1000000-1000099")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(part)
+	if err = errors.Join(err, part.Close()); err != nil || string(got) != string(large[1000000:1000100]) {
+		t.Errorf("a part: %d bytes, %v", len(got), err)
+	}
+	if err := a.store.CheckSpace(context.Background()); err == nil || !strings.Contains(err.Error(), dir+" has 0 bytes free") {
+		t.Errorf("readiness says %v", err)
+	}
+	empty()
+	for _, b := range [][]byte{small, held, large} {
+		if err := a.whole(b); err != nil {
+			t.Error(err)
+		}
+		eventually(t, "the blob is cached", func() bool { return a.cached(digest.FromBytes(b)) })
+	}
+}
+
+// TestDiskFillsUpMidway: who reads a blob while the disk fills up gets the rest from the origins.
+func TestDiskFillsUpMidway(t *testing.T) {
+	if !mounts.Alone(t) {
+		return
+	}
+	large, followed := noise(4, 6<<20), noise(5, 900_000)
+	o := newSource(t, large, followed)
+	a, dir := onSmallDisk(t, o, 16<<20)
+	a.sizes.Add(digest.FromBytes(followed), int64(len(followed)))
+	for _, b := range [][]byte{followed, large} {
+		o.allow(int64(len(b) / 3))
+		body, err := a.get(context.Background(), digest.FromBytes(b), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		first := make([]byte, len(b)/8)
+		if _, err := io.ReadFull(body, first); err != nil {
+			t.Fatal(err)
+		}
+		empty := mounts.Fill(t, dir, 0)
+		o.allow(everything)
+		rest, err := io.ReadAll(body)
+		if err = errors.Join(err, body.Close()); err != nil || string(first)+string(rest) != string(b) {
+			t.Errorf("%d of %d bytes came: %v", len(first)+len(rest), len(b), err)
+		}
+		empty()
+		eventually(t, "the pull has ended", func() bool { return a.pulling() == 0 })
+	}
+}
+
+// TestPinnedFullRelays: a cache that is pinned full relays what it has no room for.
+func TestPinnedFullRelays(t *testing.T) {
+	pinned, more := noise(6, 3<<20), noise(7, 3<<20)
+	o := newSource(t, pinned, more)
+	o.allow(everything)
+	url, _ := lonely(t, atOnce(), o.infos)
+	a := startWith(t, Config{
+		Config: role.Config{Origins: []ring.Member{{ID: "o", URL: o.URL}}}, Tracker: role.Endpoint{URL: url},
+		Peer: Peer{StallTimeout: config.Duration(time.Minute)}, Cache: Cache{Capacity: 4 << 20},
+	})
+	if err := a.store.Pin(digest.FromBytes(pinned)); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.whole(pinned); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the blob is cached", func() bool { return a.cached(digest.FromBytes(pinned)) })
+	for range 3 {
+		if err := a.whole(more); err != nil {
+			t.Error(err)
+		}
+	}
+	if a.cached(digest.FromBytes(more)) || !a.cached(digest.FromBytes(pinned)) {
+		t.Error("what is pinned has made room")
+	}
+	if err := a.store.CheckSpace(context.Background()); err == nil || !strings.Contains(err.Error(), "capacity 4194304") {
+		t.Errorf("readiness says %v", err)
+	}
+}
+
+// TestRelayOfWrongBytes: a relay never ends clean with other bytes than the digest's, and who sent them is asked last
+// the next time.
+func TestRelayOfWrongBytes(t *testing.T) {
+	for _, size := range []int{40_000, 400_000} {
+		b := noise(8, size)
+		wrong := func(w http.ResponseWriter, r *http.Request, _ []byte) { serve(w, r, noise(9, size)) }
+		c := newCourseWith(t, Config{Cache: Cache{Capacity: 100}}, b, []answer{wrong, wrong, wrong}, []answer{serve, serve, serve})
+		err := c.whole(b)
+		if size <= heldWhole && err != nil {
+			t.Errorf("%d bytes: the second origin's were not asked for: %v", size, err)
+		}
+		if size > heldWhole && err == nil {
+			t.Errorf("%d bytes: wrong bytes ended clean", size)
+		}
+		if err := c.whole(b); err != nil {
+			t.Errorf("%d bytes, asked for again: %v", size, err)
+		}
+	}
+}
