@@ -33,7 +33,7 @@ func (x *Index) adminRoutes(m *http.ServeMux) {
 	m.HandleFunc("GET /writeback", func(w http.ResponseWriter, r *http.Request) {
 		s, err := x.status(r.Context())
 		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
+			registry.WriteError(w, r, err)
 			return
 		}
 		transport.ServeJSON(w, http.StatusOK, s)
@@ -53,6 +53,9 @@ func (x *Index) status(ctx context.Context) (s cluster.WritebackStatus, err erro
 	var errs []error
 	for _, l := range x.lanes {
 		errs = append(errs, l.check(ctx))
+		if l.name != "" {
+			s.Buckets = append(s.Buckets, l.status())
+		}
 	}
 	if err := errors.Join(errs...); err != nil {
 		s.Error = err.Error()

@@ -11,6 +11,7 @@ import (
 
 	"kraken/buildindex/names"
 	"kraken/origin/bucket"
+	"kraken/proto/cluster"
 	"kraken/proto/layout"
 )
 
@@ -31,8 +32,10 @@ type lane struct {
 	name string
 	kick chan struct{}
 
-	mu  sync.Mutex
-	err error // of the last round
+	mu    sync.Mutex
+	err   error            // of the last round
+	state bucket.Condition // of the bucket, as far as rounds tell
+	since time.Time        // it is in it
 }
 
 // newLanes returns one for each bucket, and one for repositories without.
@@ -151,8 +154,12 @@ func (l *lane) report(ctx context.Context, err error) {
 	l.mu.Lock()
 	was := l.err
 	l.err = err
+	state := l.conditionOf(err)
+	if state != l.state {
+		l.state, l.since = state, time.Now()
+	}
 	l.mu.Unlock()
-	if ctx.Err() != nil || (was == nil) == (err == nil) && errors.Is(was, errNoBucket) == errors.Is(err, errNoBucket) {
+	if ctx.Err() != nil || (was == nil) == (err == nil) && l.conditionOf(was) == state {
 		return
 	}
 	if err != nil {
@@ -160,6 +167,28 @@ func (l *lane) report(ctx context.Context, err error) {
 	} else {
 		l.x.log.Info("the bucket takes names again", "bucket", l.name)
 	}
+}
+
+// conditionOf returns what the error of a round says about the bucket. One of the origins says nothing against it.
+func (l *lane) conditionOf(err error) bucket.Condition {
+	switch {
+	case errors.Is(err, errNoBucket):
+		return bucket.Missing
+	case errors.Is(err, bucket.ErrUnavailable):
+		return bucket.ConditionOf(err)
+	}
+	return bucket.Ready
+}
+
+// status is what GET /writeback says of the bucket.
+func (l *lane) status() cluster.BucketState {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	state := l.state
+	if state == "" {
+		state = bucket.Unknown
+	}
+	return cluster.NewBucketState(l.name, string(state), l.since, l.err)
 }
 
 // check is what readiness says of the bucket.
@@ -180,7 +209,7 @@ func probe(ctx context.Context, name string, b bucket.Bucket) error {
 	switch {
 	case err == nil, errors.Is(err, answered):
 		return nil
-	case errors.Is(err, bucket.ErrNotFound):
+	case errors.Is(err, bucket.ErrNotFound), errors.Is(err, bucket.ErrMissing):
 		return fmt.Errorf("bucket %s: %w", name, errNoBucket)
 	}
 	return err

@@ -5,7 +5,7 @@ package origin
 
 import (
 	"context"
-	"errors"
+
 	"fmt"
 	"log/slog"
 	"sync"
@@ -47,7 +47,7 @@ type Origin struct {
 	commits     *commits
 	kick        chan struct{} // write-back has something to do
 	busy        sync.Map      // digest → true while it is written back or moved
-	failing     sync.Map      // name of a bucket → failure, while it does not answer
+	monitor     *bucket.Monitor
 
 	nameKeys   cluster.NameKeys // whose name records are believed; all where there is none
 	unsigned   sync.Once        // says in the log that there is none
@@ -102,8 +102,10 @@ func (o *Origin) assemble(c *role.Chassis) (err error) {
 	if err := o.openDisk(c); err != nil {
 		return err
 	}
+	o.monitor = bucket.NewMonitor(o.buckets, layout.ProbeKey, o.log, func() int { n, _ := o.store.Debts(); return n }, o.bucketIsBack)
 	o.addChecks(c.Health)
 	c.Part("background", c.EndBackground)
+	c.Part("buckets", o.monitor.Run)
 	c.Part("write-back", o.writeback)
 	c.Part("housekeeping", o.housekeeping)
 	c.Part("scrub", o.store.RunScrub)
@@ -135,14 +137,7 @@ func (o *Origin) addChecks(h *transport.Health) {
 	h.AddCheck("disk", false, o.store.CheckSpace)
 	h.AddCheck("name records", false, o.checkNames)
 	for _, c := range o.cfg.Buckets {
-		b, _ := o.buckets.Get(c.Name)
-		h.AddCheck("bucket "+c.Name, false, func(ctx context.Context) error {
-			_, err := b.Stat(ctx, layout.ProbeKey)
-			if errors.Is(err, bucket.ErrNotFound) {
-				return nil
-			}
-			return err
-		})
+		h.AddCheck("bucket "+c.Name, false, func(ctx context.Context) error { return o.monitor.Check(ctx, c.Name) })
 	}
 }
 

@@ -98,9 +98,12 @@ func (o *Origin) workOff(ctx context.Context, d digest.Digest) {
 	r := o.retry[d]
 	r.alone = alone
 	r.delay = min(max(2*r.delay, time.Second), maxBackoff)
-	if err == nil {
+	switch {
+	case err == nil:
 		r.delay = min(r.delay, wait)
-	} else {
+	case errors.Is(err, errBucketDown):
+		o.lastErr = err
+	default:
 		o.lastErr = err
 		o.m.writebackErrors.Inc()
 		o.log.Warn("write-back will be tried again", "digest", d, "in", r.delay, "error", err)
@@ -146,11 +149,12 @@ func (o *Origin) workOnce(ctx context.Context, d digest.Digest, m store.Marker) 
 	}
 	for _, target := range left {
 		b, _ := o.buckets.Get(target)
-		if err := o.upload(ctx, d, b); err != nil {
-			return 0, alone, err
+		err := o.upload(ctx, d, b)
+		if err == nil {
+			err = o.paid(ctx, d, m, target, b)
 		}
-		if err := o.paid(ctx, d, m, target, b); err != nil {
-			return 0, alone, err
+		if err != nil {
+			return 0, alone, o.blame(ctx, target, err)
 		}
 		o.m.writtenBack.Inc()
 	}
@@ -179,27 +183,36 @@ func (o *Origin) payIfThere(ctx context.Context, d digest.Digest, m store.Marker
 	if !ok {
 		return false, fmt.Errorf("marker of %s names bucket %q, which is not configured", d, target)
 	}
-	if f, ok := o.failing.Load(target); ok && time.Now().Before(f.(failure).until) {
-		return false, f.(failure).err
+	if !o.monitor.Up(target) { // it may hang, and what the owners owe each other must not wait for it
+		return false, fmt.Errorf("bucket %s: %w", target, errBucketDown)
 	}
 	there, err := hasVerified(ctx, b, d, size)
 	if err == nil && there {
 		err = o.paid(ctx, d, m, target, b)
 	}
-	if err != nil && ctx.Err() == nil {
-		o.failing.Store(target, failure{err, time.Now().Add(bucketPause)})
-	}
-	return there && err == nil, err
+	return there && err == nil, o.blame(ctx, target, err)
 }
 
-// bucketPause is how long a bucket that did not answer is not asked about further debts: it may hang, and what the
-// owners owe each other must not wait for it.
-const bucketPause = 2 * time.Second
+// errBucketDown is the failure of a bucket that is down: no blob is to blame, and the log has had its line.
+var errBucketDown = errors.New("the bucket can't be used now")
 
-// failure is why a bucket did not answer.
-type failure struct {
-	err   error
-	until time.Time
+// blame returns err, as errBucketDown where the bucket is.
+func (o *Origin) blame(ctx context.Context, target string, err error) error {
+	if o.monitor.Failed(ctx, target, err) {
+		return fmt.Errorf("bucket %s: %w: %w", target, errBucketDown, err)
+	}
+	return err
+}
+
+// bucketIsBack makes all that is owed be tried now.
+func (o *Origin) bucketIsBack() {
+	o.mu.Lock()
+	for d, r := range o.retry {
+		r.at, r.delay = time.Time{}, 0
+		o.retry[d] = r
+	}
+	o.mu.Unlock()
+	o.wake()
 }
 
 // hasVerified reports whether a bucket has the blob: by the digest that the bucket keeps with the object, which was
@@ -296,6 +309,9 @@ func (o *Origin) status() cluster.WritebackStatus {
 	defer o.mu.Unlock()
 	if o.lastErr != nil {
 		s.Error = o.lastErr.Error()
+	}
+	for _, b := range o.monitor.States() {
+		s.Buckets = append(s.Buckets, cluster.NewBucketState(b.Name, string(b.Condition), b.Since, b.Err))
 	}
 	return s
 }

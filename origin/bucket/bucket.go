@@ -24,6 +24,10 @@ var (
 	ErrNotFound = errors.New("not in the bucket")
 	// ErrUnavailable is everything that is no clear answer.
 	ErrUnavailable = errors.New("bucket is not reachable")
+	// ErrMissing is an ErrUnavailable: there is no such bucket. It is never ErrNotFound, which is said of objects.
+	ErrMissing = errors.New("the bucket does not exist")
+	// ErrDenied is an ErrUnavailable: the bucket refuses the configured key.
+	ErrDenied = errors.New("access denied")
 )
 
 // Object describes what is under a key.

@@ -191,3 +191,48 @@ func TestFolderModes(t *testing.T) {
 		}
 	}
 }
+
+// TestNoSuchBucket: a bucket that does not exist is not one that lacks the object.
+func TestNoSuchBucket(t *testing.T) {
+	_, s := stand(t)
+	none := mustOpen(t, bucket.Config{
+		URL: "s3://none?region=us-east-1&use_path_style=true&endpoint=http://" + s.Addr(), AccessKey: config.NewSecret("a"), SecretKey: config.NewSecret("b"),
+	})
+	dir := filepath.Join(t.TempDir(), "bucket")
+	unmounted := mustOpen(t, bucket.Config{URL: "file://" + dir})
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	for name, b := range map[string]bucket.Bucket{"s3": none, "folder": unmounted} {
+		_, err := b.Stat(t.Context(), "some/key")
+		if !errors.Is(err, bucket.ErrMissing) || !errors.Is(err, bucket.ErrUnavailable) || errors.Is(err, bucket.ErrNotFound) {
+			t.Errorf("%s: stat says %v", name, err)
+		}
+	}
+	if _, err := none.Open(t.Context(), "some/key", 0, -1); !errors.Is(err, bucket.ErrMissing) {
+		t.Errorf("open says %v", err)
+	}
+	if err := none.Put(t.Context(), "some/key", bytes.NewReader([]byte("x"))); !errors.Is(err, bucket.ErrMissing) {
+		t.Errorf("put says %v", err)
+	}
+	if err := none.List(t.Context(), "", "", func(bucket.Object) error { return nil }); !errors.Is(err, bucket.ErrMissing) {
+		t.Errorf("list says %v", err)
+	}
+}
+
+// TestAccessDenied: a key that the bucket refuses is told as that.
+func TestAccessDenied(t *testing.T) {
+	b, s := stand(t)
+	s.SetDenied(true)
+	_, err := b.Stat(t.Context(), "some/key")
+	if !errors.Is(err, bucket.ErrDenied) || !errors.Is(err, bucket.ErrUnavailable) {
+		t.Errorf("stat says %v", err)
+	}
+	if err := b.Put(t.Context(), "some/key", bytes.NewReader([]byte("x"))); !errors.Is(err, bucket.ErrDenied) {
+		t.Errorf("put says %v", err)
+	}
+	s.SetDenied(false)
+	if _, err := b.Stat(t.Context(), "some/key"); !errors.Is(err, bucket.ErrNotFound) {
+		t.Errorf("stat says %v", err)
+	}
+}

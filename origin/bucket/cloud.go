@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"sync/atomic"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/opencontainers/go-digest"
@@ -18,6 +21,9 @@ type cloud struct {
 	name string
 	// beforeWrite changes the driver's request before an object is written; nil changes nothing.
 	beforeWrite func(as func(any) bool) error
+	// exists returns ErrMissing where the bucket does not exist; nil in drivers whose buckets always do.
+	exists func(context.Context) error
+	seen   atomic.Int64 // when it was last seen to exist, in nanoseconds of Unix time
 }
 
 // digestKey is the key of an object's metadata that tells its digest, of those that were hashed on their way.
@@ -30,6 +36,9 @@ func (r refused) Unwrap() error { return r.error }
 
 // fail says what was tried and turns the library's error into ErrNotFound or ErrUnavailable.
 func (b *cloud) fail(what, key string, err error) error {
+	if why := complaint(err); why != nil {
+		return fmt.Errorf("%s %s in bucket %s: %w: %w: %w", what, key, b.name, ErrUnavailable, why, refused{err})
+	}
 	switch gcerrors.Code(err) {
 	case gcerrors.NotFound:
 		return fmt.Errorf("%s %s in bucket %s: %w", what, key, b.name, ErrNotFound)
@@ -43,13 +52,56 @@ func (b *cloud) fail(what, key string, err error) error {
 	return fmt.Errorf("%s %s in bucket %s: %w: %w", what, key, b.name, ErrUnavailable, err)
 }
 
+// complaint returns ErrMissing or ErrDenied where err says that of the whole bucket, else nil.
+func complaint(err error) error {
+	var code interface{ ErrorCode() string }
+	if errors.As(err, &code) {
+		switch code.ErrorCode() {
+		case "NoSuchBucket":
+			return ErrMissing
+		case "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken":
+			return ErrDenied
+		}
+	}
+	var status interface{ HTTPStatusCode() int }
+	if errors.As(err, &status) && (status.HTTPStatusCode() == http.StatusUnauthorized || status.HTTPStatusCode() == http.StatusForbidden) {
+		return ErrDenied
+	}
+	return nil
+}
+
+// seenFor is for how long a bucket that was there is taken to be there when an object is not.
+const seenFor = 5 * time.Second
+
+// isThere returns an error that is ErrMissing where the bucket is known not to exist: a HEAD of an object, which has no
+// body, is answered by 404 in either case.
+func (b *cloud) isThere(ctx context.Context) error {
+	if b.exists == nil || time.Since(time.Unix(0, b.seen.Load())) < seenFor {
+		return nil
+	}
+	err := b.exists(ctx)
+	if errors.Is(err, ErrMissing) {
+		return refused{err}
+	}
+	if err == nil {
+		b.seen.Store(time.Now().UnixNano())
+	}
+	return nil
+}
+
 func (b *cloud) Stat(ctx context.Context, key string) (Object, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	a, err := b.b.Attributes(ctx, key)
+	if gcerrors.Code(err) == gcerrors.NotFound {
+		if err := b.isThere(ctx); err != nil {
+			return Object{}, fmt.Errorf("stat %s in bucket %s: %w: %w", key, b.name, ErrUnavailable, err)
+		}
+	}
 	if err != nil {
 		return Object{}, b.fail("stat", key, err)
 	}
+	b.seen.Store(time.Now().UnixNano())
 	return Object{Key: key, Size: a.Size, Digest: digest.Digest(a.Metadata[digestKey])}, nil
 }
 

@@ -77,7 +77,12 @@ func openFile(name string, u *url.URL) (Bucket, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &folder{cloud: &cloud{b: b, name: name}, dir: u.Path, mode: mode}, nil
+	return &folder{cloud: &cloud{b: b, name: name, exists: func(context.Context) error {
+		if _, err := os.Stat(u.Path); errors.Is(err, fs.ErrNotExist) { // not mounted, say
+			return ErrMissing
+		}
+		return nil
+	}}, dir: u.Path, mode: mode}, nil
 }
 
 func (b *folder) Put(ctx context.Context, key string, r io.Reader) error {

@@ -69,7 +69,14 @@ func openS3(ctx context.Context, cfg Config, u *url.URL) (Bucket, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &cloud{b: b, name: cfg.Name}
+	c := &cloud{b: b, name: cfg.Name, exists: func(ctx context.Context) error {
+		_, err := client.HeadBucket(ctx, &s3.HeadBucketInput{Bucket: &u.Host})
+		var status interface{ HTTPStatusCode() int }
+		if errors.As(err, &status) && status.HTTPStatusCode() == http.StatusNotFound {
+			return ErrMissing
+		}
+		return err
+	}}
 	// Not every S3 knows checksums: that of the service itself does.
 	if how := q.Get("checksum"); how == "sha256" || how == "" && q.Get("endpoint") == "" {
 		c.beforeWrite = withChecksum

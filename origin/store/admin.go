@@ -2,12 +2,13 @@ package store
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 
 	"github.com/opencontainers/go-digest"
 
 	"kraken/proto/blob"
-
+	"kraken/proto/registry"
 	"kraken/proto/transport"
 )
 
@@ -59,18 +60,23 @@ func (s *Store) ControlRoutes(m *http.ServeMux) {
 	})
 }
 
+// errPinConfigured is a pin that only the configuration ends.
+var errPinConfigured = &registry.Error{Code: "PIN_CONFIGURED", Status: http.StatusConflict, Message: "the configuration pins it"}
+
 func pinRoute(change func(digest.Digest) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		d, err := blob.ParseDigest(r.PathValue("digest"))
 		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
+			registry.WriteError(w, r, fmt.Errorf("%w: want sha256:<64 hex> or sha512:<128 hex>: %w", registry.ErrDigestInvalid, err))
 			return
 		}
 		switch err := change(d); {
 		case errors.Is(err, ErrConfigured):
-			http.Error(w, err.Error(), http.StatusConflict)
+			registry.WriteError(w, r, fmt.Errorf("%w: %w", errPinConfigured, err))
+		case errors.Is(err, ErrFull):
+			registry.WriteError(w, r, fmt.Errorf("%w: %w", registry.ErrStorageFull, err))
 		case err != nil:
-			http.Error(w, err.Error(), http.StatusInternalServerError)
+			registry.WriteError(w, r, err)
 		default:
 			w.WriteHeader(http.StatusNoContent)
 		}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 
+	"kraken/proto/registry"
 	"kraken/proto/transport"
 )
 
@@ -18,12 +19,15 @@ func (s *Swarm) ControlRoutes(m *http.ServeMux) {
 	m.HandleFunc("GET /limits", func(w http.ResponseWriter, _ *http.Request) { s.sendRates(w) })
 	m.HandleFunc("PUT /limits", func(w http.ResponseWriter, r *http.Request) {
 		if err := s.changeRates(w, r); err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
+			registry.WriteError(w, r, fmt.Errorf("%w: %w", errLimits, err))
 			return
 		}
 		s.sendRates(w)
 	})
 }
+
+// errLimits is a body that names no limits.
+var errLimits = &registry.Error{Code: "LIMITS_INVALID", Status: http.StatusBadRequest, Message: `want a JSON object of limits, e.g. {"upload_rate": "25Mbit/s"}; GET /limits shows all`}
 
 func (s *Swarm) changeRates(w http.ResponseWriter, r *http.Request) error {
 	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4<<10))

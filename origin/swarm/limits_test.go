@@ -1,6 +1,7 @@
 package swarm
 
 import (
+	"encoding/json"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -124,8 +125,14 @@ func TestOperatorsChangeRates(t *testing.T) {
 	} {
 		w := httptest.NewRecorder()
 		m.ServeHTTP(w, httptest.NewRequest("PUT", "/limits", strings.NewReader(body)))
-		if !strings.Contains(w.Body.String(), want) {
-			t.Errorf("%s: %q, want it to say %q", body, w.Body, want)
+		var answer struct {
+			Errors []struct{ Code, Message string }
+		}
+		if err := json.Unmarshal(w.Body.Bytes(), &answer); err != nil || len(answer.Errors) != 1 || answer.Errors[0].Code != "LIMITS_INVALID" {
+			t.Fatalf("%s: %s, %v", body, w.Body, err)
+		}
+		if got := answer.Errors[0].Message; !strings.Contains(got, want) || !strings.Contains(got, "upload_rate") {
+			t.Errorf("%s: %q, want it to say %q", body, got, want)
 		}
 	}
 	// What GET answers can be PUT back.

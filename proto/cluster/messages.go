@@ -89,6 +89,8 @@ type WritebackStatus struct {
 	SetAside []SetAside `json:"set_aside,omitempty"`
 	// SetAsideCount is how many there are.
 	SetAsideCount int `json:"set_aside_count,omitempty"`
+	// Buckets tells of each configured bucket how it answers.
+	Buckets []BucketState `json:"buckets,omitempty"`
 	// Lost is how many of Pending are blobs whose file this origin has lost: they come again from another origin, or
 	// are found in the bucket.
 	Lost int `json:"lost,omitempty"`
@@ -97,6 +99,23 @@ type WritebackStatus struct {
 	Alone int `json:"alone,omitempty"`
 	// Scanning says that an origin has not found all that it holds since its start. Pending counts one more meanwhile.
 	Scanning bool `json:"scanning,omitempty"`
+}
+
+// BucketState is how one bucket answers.
+type BucketState struct {
+	Name  string    `json:"name"`
+	State string    `json:"state"` // unknown, ready, down, missing (it does not exist), denied (it refuses the key)
+	Since time.Time `json:"since"`
+	Error string    `json:"error,omitempty"`
+}
+
+// NewBucketState returns the state of a bucket with the text of err, which may be nil.
+func NewBucketState(name, state string, since time.Time, err error) BucketState {
+	b := BucketState{Name: name, State: state, Since: since.UTC()}
+	if err != nil {
+		b.Error = err.Error()
+	}
+	return b
 }
 
 // MaxSetAside bounds the list in a WritebackStatus.

@@ -33,7 +33,7 @@ const (
 )
 
 func newDirectory(dir string) (*directory, error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
 	root, err := os.OpenRoot(dir)
@@ -41,7 +41,7 @@ func newDirectory(dir string) (*directory, error) {
 		return nil, err
 	}
 	for _, d := range []string{objectsDir, partsDir} {
-		if err := root.MkdirAll(d, 0o755); err != nil {
+		if err := root.MkdirAll(d, 0o700); err != nil {
 			return nil, errors.Join(err, root.Close())
 		}
 	}
@@ -143,7 +143,7 @@ func stamp(fi fs.FileInfo) []byte {
 }
 
 func (d *directory) CreateBucket(name string) error {
-	err := d.root.Mkdir(path.Join(objectsDir, name), 0o755)
+	err := d.root.Mkdir(path.Join(objectsDir, name), 0o700)
 	if errors.Is(err, fs.ErrExist) {
 		return gofakes3.ResourceError(gofakes3.ErrBucketAlreadyExists, name)
 	}
@@ -303,7 +303,7 @@ func metaOf(f *os.File) map[string]string {
 // publish renames, again when a delete has just removed the folder.
 func (d *directory) publish(tmp, p string) error {
 	for try := 0; ; try++ {
-		if err := d.root.MkdirAll(path.Dir(p), 0o755); err != nil && try > 3 {
+		if err := d.root.MkdirAll(path.Dir(p), 0o700); err != nil && try > 3 {
 			return err
 		}
 		err := d.root.Rename(tmp, p)
@@ -346,7 +346,7 @@ func (d *directory) CreateMultipartUpload(bucket, key string, meta map[string]st
 		return "", err
 	}
 	id := uuid.NewString()
-	err := d.root.Mkdir(path.Join(partsDir, id), 0o755)
+	err := d.root.Mkdir(path.Join(partsDir, id), 0o700)
 	if err == nil {
 		var b []byte
 		if b, err = json.Marshal(meta); err == nil {

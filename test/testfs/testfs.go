@@ -31,9 +31,10 @@ type Config struct {
 
 // Server is one running stand-in.
 type Server struct {
-	dir  *directory
-	srv  *transport.Server
-	down atomic.Bool
+	dir    *directory
+	srv    *transport.Server
+	down   atomic.Bool
+	denied atomic.Bool
 }
 
 // New opens the directory and binds the listener.
@@ -59,6 +60,14 @@ func New(cfg Config) (*Server, error) {
 			http.Error(w, "down on purpose", http.StatusServiceUnavailable)
 			return
 		}
+		if s.denied.Load() {
+			w.Header().Set("Content-Type", "application/xml")
+			w.WriteHeader(http.StatusForbidden)
+			if r.Method != http.MethodHead {
+				fmt.Fprint(w, `<?xml version="1.0" encoding="UTF-8"?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>`)
+			}
+			return
+		}
 		s3.ServeHTTP(w, r)
 	})
 	if s.srv, err = transport.NewServer("testfs", transport.ServerConfig{Listen: cfg.Listen}, m, cfg.Log); err != nil {
@@ -72,6 +81,9 @@ func (s *Server) Addr() string { return s.srv.Addr() }
 
 // SetDown makes every request fail with 503, as a bucket that is down.
 func (s *Server) SetDown(down bool) { s.down.Store(down) }
+
+// SetDenied makes every request fail with 403, as a bucket that does not know the key.
+func (s *Server) SetDenied(denied bool) { s.denied.Store(denied) }
 
 // Run serves until ctx is done.
 func (s *Server) Run(ctx context.Context) error {
