@@ -151,7 +151,6 @@ func TestWrongObjectInBucket(t *testing.T) {
 
 // A rotten copy is met once: the next reads are right within seconds.
 func TestRottenCopy(t *testing.T) {
-	notYet(t, "a rotten copy is found by the weekly scrub alone")
 	for _, size := range []int{700, 40_000, 400_000} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			directed(t, Options{}, func(s *Sim) {
@@ -171,7 +170,6 @@ func TestRottenCopy(t *testing.T) {
 
 // To push a blob again whose copy is rotten puts verified bytes in its place.
 func TestPushOverRottenCopy(t *testing.T) {
-	notYet(t, "an old file wins over verified new bytes")
 	directed(t, Options{}, func(s *Sim) {
 		b := s.placed(40_000, 0, 1)
 		s.must("push", s.pushBlob(0, "team/a", b, Push{Hint: true}))
@@ -286,6 +284,25 @@ func TestDeleteRightAfterPush(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A blob that was deleted and pushed again is a member, though build-index' disk is lost before it has published that:
+// the marker at the origins goes as soon as the bucket has the bytes.
+func TestPushAgainAfterDeletion(t *testing.T) {
+	notYet(t, "the link that an origin writes has no generation, and loses to the deletion")
+	directed(t, Options{}, func(s *Sim) {
+		b := content(1, 2000)
+		s.must("push", s.pushBlob(0, "team/a", b, Push{Hint: true}))
+		s.Settle()
+		s.must("delete", s.DeleteBlob(0, "team/a", b, Push{}))
+		s.Settle()
+		s.must("push", s.pushBlob(0, "team/a", b, Push{Hint: true}))
+		s.do(Freeze, s.index) // before it can publish anything
+		s.Wait(10 * time.Second)
+		s.WipeIndex()
+		s.Settle()
+		s.CheckAll("after build-index' disk was lost")
+	})
 }
 
 // A deletion of a membership outlives a manifest's row that is published after it.
