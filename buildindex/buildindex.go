@@ -30,7 +30,8 @@ type Index struct {
 	cfg     Config
 	log     *slog.Logger
 	m       *metrics
-	db      names.Store
+	db      names.Store // nil until opened
+	opened  atomic.Bool // false while another process has the database
 	buckets *bucket.Set
 	origins *cluster.Origins
 
@@ -45,7 +46,9 @@ type Index struct {
 	restoreFailed bool     // the last try, of the one goroutine that restores
 	sweptBuckets  sync.Map // names of buckets of which SQL has all names
 	lookups       lookups
+	tenure        tenure
 	sweepPart     int
+	lockHeld      *os.File // the lock beside the database
 
 	aside   aside               // what can't go on for a reason of its own
 	signer  *cluster.NameSigner // nil where none is configured
@@ -59,7 +62,7 @@ func New(cfg Config, deps role.Deps) (*Index, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	x := &Index{cfg: cfg, log: deps.Log, began: time.Now(), heardOrigins: make(chan struct{}), sweepPart: defaultSweepPart, seed: maphash.MakeSeed()}
+	x := &Index{cfg: cfg, log: deps.Log, began: time.Now(), heardOrigins: make(chan struct{}), tenure: tenure{begun: make(chan struct{})}, sweepPart: defaultSweepPart, seed: maphash.MakeSeed()}
 	x.lanes = x.newLanes()
 	for i := range x.stripes {
 		x.stripes[i] = make(chan struct{}, 1)
@@ -79,41 +82,76 @@ func (x *Index) assemble(c *role.Chassis) (err error) {
 	if err := x.openKeys(); err != nil {
 		return err
 	}
-	if err := x.openDatabase(c); err != nil {
-		return err
+	c.Closes(x.closeDatabase)
+	if err := x.openDatabase(c.Context()); err != nil && !errors.Is(err, errBusy) {
+		return err // where another has it, hold opens it when that is gone
 	}
 	x.m = newMetrics(c.Registry, x)
 	x.addChecks(c.Health)
+	c.Part("holder", x.hold)
 	c.Part("outbox", x.outbox)
 	c.Part("restore", x.restore)
 	return c.Serve("registry", x.handler(c.Registry), x.adminRoutes)
 }
 
 // openDatabase opens SQL and reads where it stands.
-func (x *Index) openDatabase(c *role.Chassis) (err error) {
+func (x *Index) openDatabase(ctx context.Context) (err error) {
 	if err := os.MkdirAll(filepath.Dir(x.cfg.Database), 0o700); err != nil {
 		return fmt.Errorf("database: %w", err)
 	}
-	if x.db, err = sqlite.Open(c.Context(), x.cfg.Database); err != nil {
-		return err
-	}
-	c.Closes(x.db.Close)
-	done, err := x.db.Meta(c.Context(), metaRestored)
+	lock, err := lockFile(x.cfg.Database + ".lock")
 	if err != nil {
 		return fmt.Errorf("database: %w", err)
 	}
-	x.restored.Store(done != "")
-	state, err := x.db.State(c.Context())
+	x.lockHeld = lock
+	db, err := sqlite.Open(ctx, x.cfg.Database)
+	if err != nil {
+		return err
+	}
+	x.db = db
+	for _, k := range []struct {
+		key string
+		to  *atomic.Bool
+	}{{metaRestored, &x.restored}, {metaStale, &x.stale}} {
+		v, err := x.db.Meta(ctx, k.key)
+		if err != nil {
+			return fmt.Errorf("database: %w", err)
+		}
+		k.to.Store(v != "")
+	}
+	state, err := x.db.State(ctx)
 	if err != nil {
 		return fmt.Errorf("database: %w", err)
 	}
 	x.generation.Store(state.LastGeneration)
-	return x.aside.load(c.Context(), x.db)
+	if err := x.aside.load(ctx, x.db); err != nil {
+		return err
+	}
+	x.opened.Store(true)
+	return nil
+}
+
+// closeDatabase closes SQL and then lets another process have it.
+func (x *Index) closeDatabase() error {
+	var errs []error
+	if x.db != nil {
+		errs = append(errs, x.db.Close())
+	}
+	if x.lockHeld != nil {
+		errs = append(errs, x.lockHeld.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // addChecks says what readiness asks.
 func (x *Index) addChecks(h *transport.Health) {
-	h.AddCheck("database", true, x.db.Ping)
+	h.AddCheck("alone", true, x.checkTenure)
+	h.AddCheck("database", true, func(ctx context.Context) error {
+		if !x.opened.Load() {
+			return errBusy
+		}
+		return x.db.Ping(ctx)
+	})
 	h.AddCheck("disk", false, x.checkSpace)
 	h.AddCheck("restored", false, func(context.Context) error {
 		if !x.restored.Load() {

@@ -23,9 +23,9 @@ func (x *Index) handler(reg *prometheus.Registry) http.Handler {
 	r.Get("/health", x.Health.Health)
 	r.Get("/readiness", x.Health.Readiness)
 	r.MethodNotAllowed(registry.UnknownMethod)
-	r.Mount("/", registry.Server{
+	r.Mount("/", x.whenBegun(registry.Server{
 		Dialect: cluster.Dialect(), Manifests: x, ManifestWriter: x, Tags: x, Catalog: x, Referrers: x, Extension: x.extension, Log: x.log,
-	}.Handler())
+	}.Handler()))
 	return r
 }
 
@@ -42,6 +42,9 @@ func (x *Index) adminRoutes(m *http.ServeMux) {
 
 // status is what the bucket still lacks.
 func (x *Index) status(ctx context.Context) (s cluster.WritebackStatus, err error) {
+	if !x.opened.Load() {
+		return s, x.checkTenure(ctx)
+	}
 	state, err := x.db.State(ctx)
 	if err != nil {
 		return s, err

@@ -31,6 +31,7 @@ type lane struct {
 	x    *Index
 	name string
 	kick chan struct{}
+	mark int64 // the last generation that the bucket knows to be committed; the lane's round alone writes it
 
 	mu    sync.Mutex
 	err   error            // of the last round
@@ -54,6 +55,11 @@ func (x *Index) bucketOf(repo string) string {
 
 // outbox writes changes to the buckets until ctx is done.
 func (x *Index) outbox(ctx context.Context) error {
+	select {
+	case <-x.tenure.begun:
+	case <-ctx.Done():
+		return nil
+	}
 	if err := x.assign(ctx); err != nil {
 		return err
 	}
@@ -218,6 +224,9 @@ func probe(ctx context.Context, name string, b bucket.Bucket) error {
 // round works once through the rows of the lane. left says that rows have to wait; an error, that the bucket, or
 // origins, could not be asked. A row that fails for a reason of its own is set aside for a while, and the others go on.
 func (l *lane) round(ctx context.Context) (left bool, err error) {
+	if l.x.stale.Load() {
+		return true, nil // what is queued may be older than what the bucket has
+	}
 	after := int64(0)
 	var unreachable error
 	for {

@@ -20,6 +20,9 @@ func newMetrics(r prometheus.Registerer, x *Index) *metrics {
 	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "kraken_build_index_outbox_rows", Help: "Changes that are not in the bucket yet.",
 	}, func() float64 {
+		if !x.opened.Load() {
+			return -1
+		}
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		state, err := x.db.State(ctx)

@@ -102,6 +102,15 @@ func (b *batch) finish(ctx context.Context, jobs []*job) error {
 			failed = append(failed, j)
 		}
 	}
+	if bucket, ok := x.buckets.Get(b.lane.name); ok && len(done) > 0 {
+		latest := int64(0)
+		for _, row := range done {
+			latest = max(latest, row.Record.Generation)
+		}
+		if err := b.lane.raiseMark(ctx, bucket, latest); err != nil {
+			return err
+		}
+	}
 	if err := x.published(ctx, done); err != nil {
 		return err
 	}
@@ -146,15 +155,33 @@ func (x *Index) published(ctx context.Context, rows []names.OutboxRow) error {
 		return err
 	}
 	x.m.published.Add(float64(len(rows)))
-	var g errgroup.Group
-	g.SetLimit(16)
+	var recorded []cluster.NameRecord
 	for _, row := range rows {
 		x.aside.done(row.ID)
 		if row.Record.Version != unrecorded {
-			g.Go(func() error { x.forget(ctx, row.Record); return nil })
+			recorded = append(recorded, row.Record)
 		}
 	}
-	return g.Wait()
+	if x.begunTenure() {
+		x.forgetLater(recorded)
+	} else {
+		x.forgetAll(ctx, recorded)
+	}
+	return nil
+}
+
+// forgetAll makes origins forget the records of changes that the bucket has.
+func (x *Index) forgetAll(ctx context.Context, rs []cluster.NameRecord) {
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, 16)
+	for _, r := range rs {
+		slots <- struct{}{}
+		wg.Go(func() {
+			x.forget(ctx, r)
+			<-slots
+		})
+	}
+	wg.Wait()
 }
 
 // prepare looks up in SQL what a row has to write.

@@ -21,6 +21,9 @@ import (
 // requestsAtOnce is how many requests one change has under way.
 const requestsAtOnce = 8
 
+// timestamp is the content of objects whose keys say everything, for people.
+func timestamp() *bytes.Reader { return bytes.NewReader([]byte(time.Now().UTC().Format(time.RFC3339))) }
+
 func link(d digest.Digest) *bytes.Reader { return bytes.NewReader(layout.Link(d)) }
 
 // stampsOf returns what a bucket has of a name: the winning stamp, of generation 0 when there is none, and the others.
@@ -52,7 +55,7 @@ func putStamp(ctx context.Context, b bucket.Bucket, s layout.Stamp) error {
 		return nil
 	}
 	if top != s {
-		if err := b.Put(ctx, s.Key(), bytes.NewReader([]byte(time.Now().UTC().Format(time.RFC3339)))); err != nil {
+		if err := b.Put(ctx, s.Key(), timestamp()); err != nil {
 			return err
 		}
 		if top.Generation > 0 {

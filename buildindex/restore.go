@@ -31,6 +31,11 @@ const (
 // restore makes SQL know what the buckets and the records that origins keep say, then compares SQL with these records
 // now and then, until ctx is done.
 func (x *Index) restore(ctx context.Context) error {
+	select {
+	case <-x.tenure.begun:
+	case <-ctx.Done():
+		return nil
+	}
 	wait := restoreMin
 	for {
 		err := x.fill(ctx)
@@ -99,7 +104,7 @@ func (x *Index) fill(ctx context.Context) error {
 		return err
 	}
 	err = x.db.Update(ctx, func(tx names.Tx) error {
-		err := errors.Join(tx.RaiseGeneration(x.generation.Load()), tx.SetMeta(metaRestored, time.Now().UTC().Format(time.RFC3339)))
+		err := errors.Join(tx.RaiseGeneration(x.generation.Load()), tx.SetMeta(metaRestored, time.Now().UTC().Format(time.RFC3339)), tx.SetMeta(metaStale, ""))
 		return errors.Join(err, x.buckets.All(func(name string, _ bucket.Bucket) error { return setSweep(tx, name, sweep{}) }))
 	})
 	if err != nil {

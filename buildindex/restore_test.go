@@ -35,7 +35,23 @@ type fakeOrigin struct {
 	names   map[string]cluster.NameRecord
 	pending []cluster.PendingBlob
 	durable bool
+	holder  holder
 	onPut   func() // unless nil, called when a record was written
+}
+
+// holder is a lease as an origin gives it.
+type holder struct {
+	id         string
+	until      time.Time
+	generation int64
+}
+
+func (h *holder) ask(q cluster.HolderRequest) cluster.HolderResponse {
+	if h.id != "" && h.id != q.Holder && time.Now().Before(h.until) {
+		return cluster.HolderResponse{Holder: h.id, Left: time.Until(h.until)}
+	}
+	h.id, h.until, h.generation = q.Holder, time.Now().Add(q.For), max(h.generation, q.Generation)
+	return cluster.HolderResponse{Holder: h.id, Generation: h.generation}
 }
 
 func newFakeOrigin(t testing.TB) *fakeOrigin {
@@ -70,6 +86,10 @@ func (f *fakeOrigin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		for _, p := range f.pending {
 			enc.Encode(p)
 		}
+	case r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/holder"):
+		var q cluster.HolderRequest
+		json.NewDecoder(r.Body).Decode(&q)
+		enc.Encode(f.holder.ask(q))
 	case r.Method == http.MethodPut:
 		var rec cluster.NameRecord
 		if err := json.NewDecoder(r.Body).Decode(&rec); err != nil || cluster.NameKey(rec) != key {
@@ -121,6 +141,7 @@ type rig struct {
 	policy  []Policy
 	two     bool        // a second bucket, for repositories below other
 	buckets *bucket.Set // unless nil, instead of the one in the folder
+	wrap    func(bucket.Bucket) bucket.Bucket
 	x       *Index
 }
 
@@ -134,6 +155,24 @@ func newRig(t testing.TB) *rig {
 // start opens a build-index on this database; another name is a lost disk.
 func (r *rig) start(database string) {
 	r.Helper()
+	if r.x != nil {
+		r.stop()
+	}
+	x, err := New(r.config(database), role.Deps{Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry()})
+	if err != nil {
+		r.Fatal(err)
+	}
+	r.x = x
+	if r.wrap != nil {
+		r.through(r.wrap)
+	}
+	if r.buckets != nil {
+		x.buckets = r.buckets
+	}
+	r.Cleanup(r.stop)
+}
+
+func (r *rig) config(database string) Config {
 	cfg := Config{
 		Config: role.Config{Server: transport.ServerConfig{Listen: "127.0.0.1:0"}}, Database: filepath.Join(r.dir, database),
 		RecordKeyFile: r.keyFile, Repositories: r.policy,
@@ -146,18 +185,7 @@ func (r *rig) start(database string) {
 	for i, o := range r.origins {
 		cfg.Origins = append(cfg.Origins, ring.Member{ID: fmt.Sprintf("origin-%02d", i+1), URL: o.URL})
 	}
-	if r.x != nil {
-		r.stop()
-	}
-	x, err := New(cfg, role.Deps{Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry()})
-	if err != nil {
-		r.Fatal(err)
-	}
-	r.x = x
-	if r.buckets != nil {
-		x.buckets = r.buckets
-	}
-	r.Cleanup(r.stop)
+	return cfg
 }
 
 // through puts something around the bucket.

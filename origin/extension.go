@@ -43,6 +43,8 @@ func (o *Origin) extension(w http.ResponseWriter, r *http.Request, x registry.Ex
 	switch x.Resource {
 	case "names":
 		return o.names(w, r, x)
+	case "holder":
+		return o.holderRoute(w, r)
 	case "pending":
 		return o.pending(w, r)
 	case "durable":

@@ -54,6 +54,8 @@ type Origin struct {
 	refusals   rate.Sometimes   // of records, as the log tells: whoever sends them must not fill it
 	unreadable atomic.Int64     // name records on disk, as of the last look
 
+	holder holder // the build-index that may be the only one
+
 	mu      sync.Mutex
 	lastErr error // of write-back
 	retry   map[digest.Digest]retry

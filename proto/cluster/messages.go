@@ -147,3 +147,25 @@ type Layer struct {
 	Digest digest.Digest `json:"digest"`
 	Size   int64         `json:"size"`
 }
+
+// HolderRequest asks an origin to let one build-index be the only one (PUT holder).
+type HolderRequest struct {
+	// Holder is the build-index that asks: the same text after its restart on the same disk and machine.
+	Holder string `json:"holder"`
+	// For is how long the lease holds from now on; 0 ends it.
+	For time.Duration `json:"for_ns"`
+	// Generation is the last that the build-index has committed. The origin keeps the highest durably.
+	Generation int64 `json:"generation"`
+}
+
+// HolderResponse says whose lease it is.
+type HolderResponse struct {
+	Holder string `json:"holder"`
+	// Left is how long the lease of another holds.
+	Left time.Duration `json:"left_ns,omitempty"`
+	// Generation is the highest that any build-index has committed, as far as the origin was told.
+	Generation int64 `json:"generation"`
+}
+
+// MaxHolderLease bounds how long one that does not answer any more keeps others out.
+const MaxHolderLease = time.Minute

@@ -163,6 +163,17 @@ func (c *OriginClient) DeleteName(ctx context.Context, d NameDeletion) error {
 	return err
 }
 
+// Hold asks the origin to let the caller be the only build-index for a while. The answer says who is.
+func (c *OriginClient) Hold(ctx context.Context, h HolderRequest) (HolderResponse, error) {
+	var out HolderResponse
+	body, n, err := jsonBody(h)
+	if err != nil {
+		return out, err
+	}
+	_, err = c.CallJSON(ctx, registry.Request{Method: http.MethodPut, To: everywhere("holder"), Header: jsonType, Body: body, Length: n}, &out, http.StatusOK)
+	return out, err
+}
+
 // Names calls fn with the JSON of every record that the origin keeps, unchecked: ParseNameRecord reads it. The bytes
 // are fn's until it returns; an error of fn ends the list and is returned.
 func (c *OriginClient) Names(ctx context.Context, fn func(line []byte) error) error {

@@ -1,0 +1,329 @@
+package buildindex
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"kraken/buildindex/names"
+	"kraken/origin/bucket"
+	"kraken/proto/cluster"
+	"kraken/proto/layout"
+	"kraken/proto/registry"
+	"kraken/proto/transport"
+)
+
+// One build-index writes names; a second one would take its records for left behind. A lock beside the database keeps
+// out those on the same disk, a lease at the origins all others. Who comes second waits, answers 503 and says why.
+//
+// With the lease origins remember the last generation that was committed, and so does each bucket. A database that
+// stands before that was brought back from an older copy.
+
+const (
+	holdFor   = 6 * time.Second // without a sign, until another may take over
+	holdEvery = 2 * time.Second
+	waitEvery = 500 * time.Millisecond // while another has the lock or the lease
+	markWait  = 2 * time.Second        // for one bucket's answer at the start
+
+	metaHolder = "holder" // tells this database from others
+	metaStale  = "stale"  // set while SQL is older than what it has acknowledged
+)
+
+// tenure is what makes this process the only build-index.
+type tenure struct {
+	id     string
+	begun  chan struct{} // closed when it is
+	acked  int64         // changes up to this generation are known to be committed outside SQL
+	mu     sync.Mutex
+	reason error                // why it has not begun
+	forget []cluster.NameRecord // that origins may forget once acked has reached them
+}
+
+// errHeld is that another build-index has the lease at the origins.
+var errHeld = errors.New("another build-index holds the origins")
+
+// begun reports whether this process is the only build-index.
+func (x *Index) begunTenure() bool {
+	select {
+	case <-x.tenure.begun:
+		return true
+	default:
+		return false
+	}
+}
+
+// setReason notes why this process is not the only one, and logs it when it is new.
+func (x *Index) setReason(err error) {
+	x.tenure.mu.Lock()
+	was := x.tenure.reason
+	x.tenure.reason = err
+	x.tenure.mu.Unlock()
+	if err != nil && (was == nil || was.Error() != err.Error()) {
+		x.log.Warn("this build-index waits", "error", err)
+	}
+}
+
+// checkTenure is what readiness says of it.
+func (x *Index) checkTenure(context.Context) error {
+	if x.begunTenure() {
+		return nil
+	}
+	x.tenure.mu.Lock()
+	defer x.tenure.mu.Unlock()
+	if x.tenure.reason != nil {
+		return x.tenure.reason
+	}
+	return errors.New("origins are asked whether this is the only build-index")
+}
+
+// whenBegun lets requests in once this process is the only build-index. Those that come a moment before wait.
+func (x *Index) whenBegun(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		t := time.NewTimer(heardWait)
+		defer t.Stop()
+		select {
+		case <-x.tenure.begun:
+			next.ServeHTTP(w, r)
+			return
+		case <-r.Context().Done():
+		case <-t.C:
+		}
+		err := fmt.Errorf("%w: %w", registry.ErrUnavailable, x.checkTenure(r.Context()))
+		registry.WriteError(w, r, &registry.RetryError{Err: err, After: time.Second})
+	})
+}
+
+// hold makes this process the only build-index and keeps it so until ctx is done. It returns an error when another has
+// taken over: what this one has acknowledged since is at the origins, and it must not go on.
+func (x *Index) hold(ctx context.Context) error {
+	for !x.begunTenure() {
+		err := x.takeOver(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		x.setReason(err)
+		if err != nil && !errors.Is(err, errBusy) && !errors.Is(err, errHeld) && !errors.Is(err, registry.ErrUnavailable) {
+			return err
+		}
+		if err != nil && !pause(ctx, waitEvery) {
+			return nil
+		}
+	}
+	x.log.Info("this is the only build-index", "holder", x.tenure.id)
+	for pause(ctx, holdEvery) {
+		if _, err := x.renew(ctx, holdFor); errors.Is(err, errHeld) {
+			return err
+		}
+		x.forgetAcked(ctx)
+	}
+	// The next one need not wait.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), holdEvery)
+	defer cancel()
+	_, _ = x.renew(ctx, 0) // it ends by itself soon
+	return nil
+}
+
+// pause waits. It returns false when ctx is done.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// takeOver opens the database if that is still to do, asks for the lease, and looks whether SQL has all that was
+// committed.
+func (x *Index) takeOver(ctx context.Context) error {
+	if !x.opened.Load() {
+		if err := x.openDatabase(ctx); err != nil {
+			return err
+		}
+	}
+	if err := x.identify(ctx); err != nil {
+		return err
+	}
+	latest, err := x.renew(ctx, holdFor)
+	if err != nil {
+		return err
+	}
+	if err := x.compare(ctx, latest); err != nil {
+		return err
+	}
+	close(x.tenure.begun)
+	return nil
+}
+
+// identify gives this database a name for the lease: a restart on the same disk and machine need not wait for the end
+// of its own.
+func (x *Index) identify(ctx context.Context) error {
+	id, err := x.db.Meta(ctx, metaHolder)
+	if err != nil {
+		return err
+	}
+	if id == "" {
+		var b [8]byte
+		if _, err := rand.Read(b[:]); err != nil {
+			return err
+		}
+		id = hex.EncodeToString(b[:])
+		if err := x.db.Update(ctx, func(tx names.Tx) error { return tx.SetMeta(metaHolder, id) }); err != nil {
+			return err
+		}
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	x.tenure.id = host + "/" + id
+	return nil
+}
+
+// renew asks all origins for the lease and tells them what SQL has committed. It returns the highest generation that
+// any of them knows. errHeld when another has the lease; ErrUnavailable when replicas or more did not answer. An origin
+// of a version that knows no leases has nothing against it.
+func (x *Index) renew(ctx context.Context, length time.Duration) (latest int64, err error) {
+	state, err := x.db.State(ctx)
+	if err != nil {
+		return 0, err
+	}
+	ctx = transport.WithProgressTimeout(ctx, cluster.Stall)
+	ask := cluster.HolderRequest{Holder: x.tenure.id, For: length, Generation: state.LastGeneration}
+	all := x.origins.All()
+	answers, errs := make([]cluster.HolderResponse, len(all)), make([]error, len(all))
+	var wg sync.WaitGroup
+	for i, o := range all {
+		wg.Go(func() {
+			answers[i], errs[i] = o.Hold(ctx, ask)
+			var known *registry.Error
+			if errors.As(errs[i], &known) && known.Status < 500 && known != registry.ErrDenied && known != registry.ErrTooManyRequests {
+				answers[i], errs[i] = cluster.HolderResponse{Holder: ask.Holder}, nil // it knows no leases
+			}
+		})
+	}
+	wg.Wait()
+	var silent []error
+	for i, a := range answers {
+		switch {
+		case errs[i] != nil:
+			silent = append(silent, fmt.Errorf("origin %s: %w", all[i].ID, errs[i]))
+		case a.Holder != ask.Holder:
+			err = fmt.Errorf("%w: it is %.300s, as origin %s says: stop it and this one goes on", errHeld, a.Holder, all[i].ID)
+		default:
+			latest = max(latest, a.Generation)
+		}
+	}
+	if err != nil {
+		return 0, err
+	}
+	if len(silent) >= x.cfg.Replicas {
+		return 0, fmt.Errorf("%w: too few origins answer to tell whether this is the only build-index: %w", registry.ErrUnavailable, errors.Join(silent...))
+	}
+	x.tenure.mu.Lock()
+	x.tenure.acked = max(x.tenure.acked, ask.Generation)
+	x.tenure.mu.Unlock()
+	return latest, nil
+}
+
+// forgetLater makes origins forget records once the last generation is known outside SQL: until then they are what
+// tells that SQL is older.
+func (x *Index) forgetLater(rs []cluster.NameRecord) {
+	x.tenure.mu.Lock()
+	defer x.tenure.mu.Unlock()
+	x.tenure.forget = append(x.tenure.forget, rs...)
+}
+
+// forgetAcked makes origins forget what may be forgotten.
+func (x *Index) forgetAcked(ctx context.Context) {
+	x.tenure.mu.Lock()
+	var now, later []cluster.NameRecord
+	for _, r := range x.tenure.forget {
+		if r.Generation <= x.tenure.acked {
+			now = append(now, r)
+		} else {
+			later = append(later, r)
+		}
+	}
+	x.tenure.forget = later
+	x.tenure.mu.Unlock()
+	x.forgetAll(ctx, now)
+}
+
+// compare looks whether SQL has everything that was ever committed, as origins and buckets remember it. If not it is an
+// older copy, and what it has counts for nothing until it was merged with what buckets and origins have.
+func (x *Index) compare(ctx context.Context, latest int64) error {
+	state, err := x.db.State(ctx)
+	if err != nil {
+		return err
+	}
+	where := "origins"
+	for _, l := range x.lanes {
+		b, ok := x.buckets.Get(l.name)
+		if !ok {
+			continue
+		}
+		n, err := l.readMark(ctx, b)
+		if err != nil {
+			x.log.Warn("a bucket can't be asked whether the database is the latest; origins were", "bucket", l.name, "error", err)
+		}
+		if n > latest {
+			latest, where = n, "bucket "+l.name
+		}
+	}
+	if latest <= state.LastGeneration || state.LastGeneration == 0 && !x.restored.Load() {
+		x.sawGeneration(latest)
+		return nil
+	}
+	x.log.Warn("the database is older than what was acknowledged: it is merged with buckets and origins; until then what is asked for is looked up there first",
+		"database", state.LastGeneration, "committed", latest, "says", where)
+	err = x.db.Update(ctx, func(tx names.Tx) error {
+		err := errors.Join(tx.SetMeta(metaStale, "yes"), tx.SetMeta(metaRestored, ""))
+		return errors.Join(err, x.buckets.All(func(name string, _ bucket.Bucket) error { return setSweep(tx, name, sweep{}) }))
+	})
+	if err != nil {
+		return err
+	}
+	x.sawGeneration(latest)
+	x.stale.Store(true)
+	x.restored.Store(false)
+	return nil
+}
+
+// readMark returns the last generation that a bucket knows to be committed.
+func (l *lane) readMark(ctx context.Context, b bucket.Bucket) (latest int64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, markWait)
+	defer cancel()
+	limit := time.Now().Add(cluster.MaxGenerationSkew).UnixMicro()
+	err = b.List(ctx, layout.GenerationsPrefix, "", func(o bucket.Object) error {
+		if n, ok := layout.ParseGenerationKey(o.Key); ok && n <= limit {
+			l.mark = max(l.mark, n)
+		}
+		return nil
+	})
+	return l.mark, err
+}
+
+// raiseMark makes a bucket know that changes up to generation n are committed, before the last of their records goes.
+func (l *lane) raiseMark(ctx context.Context, b bucket.Bucket, n int64) error {
+	if n <= l.mark {
+		return nil
+	}
+	if err := b.Put(ctx, layout.GenerationKey(n), timestamp()); err != nil {
+		return err
+	}
+	was := l.mark
+	l.mark = n
+	if was > 0 {
+		return b.Delete(ctx, layout.GenerationKey(was))
+	}
+	return nil
+}

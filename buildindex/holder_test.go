@@ -1,0 +1,226 @@
+package buildindex
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"kraken/origin/bucket"
+	"kraken/proto/registry"
+	"kraken/proto/role"
+)
+
+// second opens a further build-index beside the one of the rig.
+func (r *rig) second(database string) *Index {
+	r.Helper()
+	y, err := New(r.config(database), role.Deps{Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry()})
+	r.must(err)
+	return y
+}
+
+// A second build-index beside the first waits, with words, changes nothing, and goes on when the first is gone: on the
+// same disk, and on another one.
+func TestSecondBuildIndexWaits(t *testing.T) {
+	for database, want := range map[string]error{"first.db": errBusy, "other.db": errHeld} {
+		t.Run(database, func(t *testing.T) {
+			r := newRig(t)
+			r.must(r.x.takeOver(t.Context()))
+			r.must(r.x.fill(t.Context()))
+			a := r.put("v", "one")
+			kept := r.origins[0].kept()
+			y := r.second(database)
+			defer y.Close()
+			err := y.takeOver(t.Context())
+			if !errors.Is(err, want) || !strings.Contains(err.Error(), "stop it") {
+				t.Errorf("%v, want %v, and what to do", err, want)
+			}
+			y.setReason(err)
+			if err := y.checkTenure(t.Context()); !errors.Is(err, want) {
+				t.Errorf("readiness says %v", err)
+			}
+			w := httptest.NewRecorder()
+			y.handler(prometheus.NewRegistry()).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/v2/repo/manifests/v", nil))
+			if w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "another build-index") {
+				t.Errorf("a pull from it: %d, %s", w.Code, w.Body)
+			}
+			if n := r.origins[0].kept(); n != kept {
+				t.Errorf("an origin keeps %d records, %d before", n, kept)
+			}
+			_, err = r.x.renew(t.Context(), 0) // as at its end
+			r.must(err)
+			r.stop()
+			r.must(y.takeOver(t.Context()))
+			r.must(y.fill(t.Context()))
+			if now, err := y.db.Tag(t.Context(), "repo", "v"); err != nil || now.Digest != a {
+				t.Errorf("the second has the tag at %v, %v", now, err)
+			}
+		})
+	}
+}
+
+// A restart on the same disk does not wait for the end of its own lease; one that has lost its lease ends.
+func TestLease(t *testing.T) {
+	r := newRig(t)
+	r.must(r.x.takeOver(t.Context()))
+	r.start("first.db") // as after kill -9
+	r.must(r.x.takeOver(t.Context()))
+	for _, o := range r.origins {
+		o.set(func() { o.holder = holder{} })
+	}
+	y := r.second("other.db")
+	defer y.Close()
+	r.must(y.takeOver(t.Context()))
+	if _, err := r.x.renew(t.Context(), holdFor); !errors.Is(err, errHeld) {
+		t.Errorf("the first renews: %v", err)
+	}
+	for _, o := range r.origins {
+		o.set(func() { o.down = true })
+	}
+	if _, err := y.renew(t.Context(), holdFor); !errors.Is(err, registry.ErrUnavailable) {
+		t.Errorf("without origins: %v", err)
+	}
+}
+
+// copyDatabase copies the database of the rig, which does not run, as a snapshot of a machine does.
+func (r *rig) copyDatabase(from, to string) {
+	r.Helper()
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		b, err := os.ReadFile(filepath.Join(r.dir, from+suffix))
+		if errors.Is(err, os.ErrNotExist) {
+			r.must(errors.Join(ignoreNotExist(os.Remove(filepath.Join(r.dir, to+suffix)))))
+			continue
+		}
+		r.must(err)
+		r.must(os.WriteFile(filepath.Join(r.dir, to+suffix), b, 0o600))
+	}
+}
+
+func ignoreNotExist(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// An older copy of the database gives no wrong answer: what it has counts only once it was looked up. Its age is known
+// from the bucket alone, from the origins alone, and from the records of what the bucket lacks.
+func TestOlderDatabase(t *testing.T) {
+	for _, known := range []string{"bucket", "origins", "records"} {
+		t.Run(known, func(t *testing.T) {
+			r := newRig(t)
+			r.must(r.x.takeOver(t.Context()))
+			r.must(r.x.fill(t.Context()))
+			r.durable(true)
+			moved, deleted := r.put("moved", "one"), r.put("deleted", "two")
+			r.put("same", "three")
+			r.publish()
+			r.stop()
+			r.copyDatabase("first.db", "snapshot.db")
+			r.start("first.db")
+			r.must(r.x.takeOver(t.Context()))
+			r.must(r.x.fill(t.Context()))
+			moved = r.put("moved", "four")
+			fresh := r.put("fresh", "five")
+			r.delete(registry.Reference{Tag: "deleted"})
+			if known != "records" {
+				r.publish()
+			}
+			_, err := r.x.renew(t.Context(), holdFor)
+			r.must(err)
+			r.x.forgetAcked(t.Context())
+			r.stop()
+			for _, o := range r.origins {
+				o.set(func() {
+					if known != "origins" {
+						o.holder = holder{} // their disks are lost, records apart
+					}
+				})
+			}
+			r.copyDatabase("snapshot.db", "first.db")
+			unheard := &broken{}
+			unheard.set(func(call, key string) error {
+				if known == "origins" && call == "list" && strings.Contains(key, "/kraken/generation/") {
+					return bucket.ErrUnavailable
+				}
+				return nil
+			})
+			r.wrap = func(b bucket.Bucket) bucket.Bucket { unheard.Bucket = b; return unheard }
+			r.start("first.db")
+			r.must(r.x.takeOver(t.Context()))
+			if r.x.stale.Load() != (known != "records") {
+				t.Errorf("known to be older: %v", r.x.stale.Load())
+			}
+			if _, err := r.x.GetManifest(t.Context(), "repo", registry.Reference{Tag: "moved"}, registry.GetOptions{}); !errors.Is(err, registry.ErrUnavailable) {
+				t.Errorf("before anything was heard: %v", err)
+			}
+			r.must(r.x.hear(t.Context()))
+			for _, step := range []string{"merging", "merged", "after a restart"} {
+				for tag, want := range map[string]digest.Digest{"moved": moved, "fresh": fresh, "deleted": ""} {
+					m, err := r.x.GetManifest(t.Context(), "repo", registry.Reference{Tag: tag}, registry.GetOptions{})
+					if want == "" && !errors.Is(err, registry.ErrManifestUnknown) || want != "" && (err != nil || m.Digest != want) {
+						t.Errorf("%s: tag %s: %v, %v; want %q", step, tag, m, err, want)
+					}
+				}
+				if step == "merging" {
+					r.must(r.x.fill(t.Context()))
+				}
+				if step == "merged" {
+					r.publish()
+					r.start("first.db")
+					r.must(r.x.takeOver(t.Context()))
+					if r.x.stale.Load() {
+						t.Error("still older")
+					}
+					r.must(r.x.fill(t.Context()))
+				}
+			}
+			r.wantManifest(deleted, true)
+		})
+	}
+}
+
+// Run waits for the one before it and serves then.
+func TestRunAfterAnother(t *testing.T) {
+	r := newRig(t)
+	y := r.second("first.db")
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- y.Run(ctx) }()
+	ask := func() (int, string) {
+		resp, err := http.Get("http://" + y.Addr() + "/readiness")
+		r.must(err)
+		defer resp.Body.Close()
+		var b strings.Builder
+		_, err = fmt.Fprint(&b, resp.Header, resp.StatusCode)
+		r.must(err)
+		return resp.StatusCode, b.String()
+	}
+	if code, body := ask(); code != http.StatusServiceUnavailable {
+		t.Errorf("readiness while another runs: %d, %s", code, body)
+	}
+	r.stop()
+	for end := time.Now().Add(20 * time.Second); ; {
+		if code, body := ask(); code == http.StatusOK {
+			break
+		} else if time.Now().After(end) {
+			t.Fatalf("not ready after the other is gone: %d, %s", code, body)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	cancel()
+	r.must(<-done)
+	if h := r.origins[0].holder; time.Now().Before(h.until) {
+		t.Errorf("at its end the lease is kept: %+v", h)
+	}
+}

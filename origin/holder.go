@@ -1,0 +1,61 @@
+package origin
+
+import (
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"kraken/proto/cluster"
+	"kraken/proto/registry"
+	"kraken/proto/transport"
+)
+
+// holder is the lease of one build-index. It is memory: after a restart whoever asks first has it, and a majority of
+// the origins still knows better.
+type holder struct {
+	mu    sync.Mutex
+	id    string
+	until time.Time
+}
+
+// ask gives the lease to who asks, if nobody else has it, and says whose it is and for how long.
+func (h *holder) ask(id string, length time.Duration, now time.Time) (holder string, left time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.id != id && now.Before(h.until) {
+		return h.id, h.until.Sub(now)
+	}
+	h.id, h.until = id, now.Add(length)
+	return id, 0
+}
+
+// holderRoute lets one build-index at a time write names, and remembers the last generation that one has committed.
+func (o *Origin) holderRoute(w http.ResponseWriter, r *http.Request) error {
+	if err := o.isBuildIndex(r); err != nil {
+		return err
+	}
+	if r.Method != http.MethodPut {
+		return fmt.Errorf("%w: %s holder", registry.ErrUnsupported, r.Method)
+	}
+	var q cluster.HolderRequest
+	if err := decode(r, 4<<10, &q); err != nil {
+		return err
+	}
+	latest := time.Now().Add(cluster.MaxGenerationSkew).UnixMicro()
+	if q.Holder == "" || len(q.Holder) > 300 || q.For < 0 || q.For > cluster.MaxHolderLease || q.Generation < 0 || q.Generation > latest {
+		return fmt.Errorf("%w: want a holder, at most %s and a generation of at most %d", errBody, cluster.MaxHolderLease, latest)
+	}
+	var out cluster.HolderResponse
+	out.Holder, out.Left = o.holder.ask(q.Holder, q.For, time.Now())
+	raise := q.Generation
+	if out.Holder != q.Holder {
+		raise = 0 // it is not to be believed
+	}
+	var err error
+	if out.Generation, err = o.store.RaiseGeneration(raise); err != nil {
+		return err
+	}
+	transport.ServeJSON(w, http.StatusOK, out)
+	return nil
+}
