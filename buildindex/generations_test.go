@@ -144,6 +144,75 @@ func TestTagOfADeletedManifest(t *testing.T) {
 	r.wantTag("other", a)
 }
 
+// A blob that was deleted and pushed again is there after a restore, although only its marker at the origins, which has
+// no generation, and a record tell it from what was deleted.
+func TestDeletedAndPushedAgain(t *testing.T) {
+	r := restoredRig(t)
+	blob := cluster.Layer{Digest: digest.FromString("blob"), Size: 4}
+	r.must(r.x.putLayer(t.Context(), "repo", blob))
+	r.publish()
+	r.must(r.x.deleteLayer(t.Context(), "repo", blob.Digest))
+	r.publish()
+	r.durable(false)
+	r.must(r.x.putLayer(t.Context(), "repo", blob))
+	r.owe(blob)
+	r.lose() // before the bucket knows
+	r.wantLayer(blob.Digest, true)
+	r.owe()
+	r.publish()
+	r.onlyBucket("third.db")
+	r.wantLayer(blob.Digest, true)
+}
+
+// owe makes the origins owe these blobs, which were pushed to repo, and no others.
+func (r *rig) owe(blobs ...cluster.Layer) {
+	r.durable(len(blobs) == 0)
+	for _, o := range r.origins {
+		o.set(func() {
+			o.pending = nil
+			for _, b := range blobs {
+				o.pending = append(o.pending, cluster.PendingBlob{Digest: b.Digest, Size: b.Size, Repositories: []string{"repo"}})
+			}
+		})
+	}
+}
+
+// A blob that is deleted while origins still owe it stays deleted: the link that one writes when it has paid is removed
+// again, and no restore believes it.
+func TestDeletedWhileItIsOwed(t *testing.T) {
+	for _, lost := range []bool{false, true} {
+		r := restoredRig(t)
+		blob := cluster.Layer{Digest: digest.FromString("blob"), Size: 4}
+		r.must(r.x.putLayer(t.Context(), "repo", blob))
+		r.owe(blob)
+		r.must(r.x.deleteLayer(t.Context(), "repo", blob.Digest))
+		if lost {
+			r.lose()
+			r.wantLayer(blob.Digest, false)
+		}
+		if left, err := r.x.drain(t.Context()); err != nil || !left {
+			t.Fatalf("left %v, %v; want that the deletion waits for the origins", left, err)
+		}
+		_, b, _ := r.x.buckets.For("repo")
+		linked := func() {
+			r.must(b.Put(t.Context(), layout.BlobKey(blob.Digest), link(blob.Digest)))
+			r.must(b.Put(t.Context(), layout.LayerLink("repo", blob.Digest), link(blob.Digest))) // as an origin does
+		}
+		linked()
+		r.owe()
+		r.publish()
+		if _, err := b.Stat(t.Context(), layout.LayerLink("repo", blob.Digest)); !errors.Is(err, bucket.ErrNotFound) {
+			t.Errorf("the link stays: %v", err)
+		}
+		linked() // and if it comes later still
+		for _, database := range []string{"third.db", "fourth.db"} {
+			r.onlyBucket(database)
+			r.wantLayer(blob.Digest, false)
+			r.publish()
+		}
+	}
+}
+
 // A write that reaches the bucket late, after what was changed later, changes nothing.
 func TestLateWritesChangeNothing(t *testing.T) {
 	r := restoredRig(t)

@@ -19,23 +19,40 @@ import (
 )
 
 // putLayer makes a blob that was pushed a member of the repository. Its second place is the marker of the blob on the
-// origins, which names the repository and which they turn into the bucket's link.
+// origins, which names the repository and has no generation. So where the membership was ended before, or it is not
+// known whether it was, a record of it goes to the origins, as for a mount: the deletion would win over the marker.
 func (x *Index) putLayer(ctx context.Context, repo string, l cluster.Layer) error {
 	err := x.roomForMore()
-	n := int64(0)
 	if err == nil {
-		n, err = x.nextGeneration()
-	}
-	if err == nil {
-		err = x.db.Update(ctx, func(tx names.Tx) error {
-			if err := tx.PutLayer(repo, l.Digest, l.Size, n); err != nil {
-				return err
-			}
-			return x.enqueue(tx, pushed(repo, l, n))
-		})
+		err = x.addLayer(ctx, repo, l)
 	}
 	if err != nil {
-		return fmt.Errorf("make %s a member of %s: %w", l.Digest, repo, x.conflict(x.full(err)))
+		return fmt.Errorf("make %s a member of %s: %w", l.Digest, repo, err)
+	}
+	return nil
+}
+
+func (x *Index) addLayer(ctx context.Context, repo string, l cluster.Layer) error {
+	n := cluster.MembershipName(repo, l.Digest)
+	defer x.lock(repo, l.Digest.String())()
+	ended, err := x.db.Deleted(ctx, n)
+	if err != nil {
+		return err
+	}
+	r, err := x.record(cluster.PutName(n))
+	if err != nil {
+		return err
+	}
+	r.Size = l.Size
+	if ended > 0 || !x.complete(repo) {
+		return x.change(ctx, []cluster.NameRecord{r}, func(tx names.Tx) error { return tx.PutLayer(repo, l.Digest, l.Size, r.Generation) })
+	}
+	r.Version = unrecorded
+	err = x.db.Update(ctx, func(tx names.Tx) error {
+		return errors.Join(tx.PutLayer(repo, l.Digest, l.Size, r.Generation), x.enqueue(tx, r))
+	})
+	if err != nil {
+		return x.conflict(x.full(err))
 	}
 	x.wake()
 	return nil

@@ -28,9 +28,10 @@ type batch struct {
 	rows []names.OutboxRow
 
 	durable     map[digest.Digest]bool
-	unreachable error // origins could not be asked about some of it
-	revisions   once  // a manifest is written once for all its tags
-	left        int   // rows that have to wait
+	owed        map[digest.Digest]bool // by any origin, which may write a link of it
+	unreachable error                  // origins could not be asked about some of it
+	revisions   once                   // a manifest is written once for all its tags
+	left        int                    // rows that have to wait
 }
 
 // job is a row with what SQL says of its name now. It is nil in do when a later change has taken the row's place, which
@@ -38,6 +39,7 @@ type batch struct {
 type job struct {
 	row  names.OutboxRow
 	refs []digest.Digest // that must be durable before do
+	gone digest.Digest   // the blob of a membership that ended, else empty
 	do   func(ctx context.Context, b bucket.Bucket) error
 	err  error
 }
@@ -45,7 +47,7 @@ type job struct {
 func (b *batch) run(ctx context.Context) error {
 	x := b.lane.x
 	jobs := make([]*job, 0, len(b.rows))
-	var refs []digest.Digest
+	var refs, gone []digest.Digest
 	for _, row := range b.rows {
 		if !x.aside.due(row.ID) {
 			b.left++
@@ -53,11 +55,11 @@ func (b *batch) run(ctx context.Context) error {
 		}
 		j := b.prepare(ctx, row)
 		jobs, refs = append(jobs, j), append(refs, j.refs...)
+		if j.gone != "" {
+			gone = append(gone, j.gone)
+		}
 	}
-	if len(refs) > 0 {
-		slices.Sort(refs)
-		b.durable, b.unreachable = x.durable(ctx, b.rows[0].Record.Repository, slices.Compact(refs))
-	}
+	b.ask(ctx, refs, gone)
 	var g errgroup.Group
 	g.SetLimit(rowsAtOnce)
 	for _, j := range jobs {
@@ -67,6 +69,20 @@ func (b *batch) run(ctx context.Context) error {
 	}
 	_ = g.Wait() // each job has its own error
 	return b.finish(ctx, jobs)
+}
+
+// ask asks origins which blobs the bucket has, and which of those that are gone they may still link.
+func (b *batch) ask(ctx context.Context, refs, gone []digest.Digest) {
+	x, anyRepo := b.lane.x, b.rows[0].Record.Repository // all of one bucket
+	if len(refs) > 0 {
+		slices.Sort(refs)
+		b.durable, b.unreachable = x.durable(ctx, anyRepo, slices.Compact(refs))
+	}
+	if len(gone) > 0 {
+		var err error
+		b.owed, err = x.owed(ctx, anyRepo, gone)
+		b.unreachable = errors.Join(b.unreachable, err)
+	}
 }
 
 func (b *batch) write(ctx context.Context, j *job) error {
@@ -248,7 +264,9 @@ func (b *batch) prepareManifest(ctx context.Context, j *job) {
 }
 
 // prepareDeletion has a deletion written unless the name was put again since. It waits until SQL knows all names of the
-// bucket, because the deletion may be an old one.
+// bucket, because the deletion may be an old one. The stamp of a membership's deletion is written at once, and counts;
+// the row is done when no origin owes the blob any more, because one that does writes a link when it has paid, which
+// other registries would believe.
 func (b *batch) prepareDeletion(ctx context.Context, j *job, c cluster.Change) {
 	x := b.lane.x
 	if !x.complete(c.Repository) {
@@ -259,8 +277,15 @@ func (b *batch) prepareDeletion(ctx context.Context, j *job, c cluster.Change) {
 	if j.err = ignoreMissing(err); err == nil && now > c.Generation || j.err != nil {
 		return
 	}
+	if c.Kind == cluster.Membership {
+		j.gone = c.Digest
+	}
 	j.do = func(ctx context.Context, bucket bucket.Bucket) error {
-		return putStamp(ctx, bucket, layout.Stamp{Change: c})
+		err := putStamp(ctx, bucket, layout.Stamp{Change: c})
+		if err == nil && b.owed[j.gone] {
+			err = fmt.Errorf("an origin may still link blob %s: %w", j.gone, errNotDurable)
+		}
+		return err
 	}
 }
 
@@ -322,6 +347,28 @@ func (x *Index) durable(ctx context.Context, repo string, ds []digest.Digest) (m
 		}
 	}
 	return known, failed
+}
+
+// owed returns which blobs any origin still owes to the bucket of a repository. What an origin that does not answer may
+// owe counts as owed.
+func (x *Index) owed(ctx context.Context, repo string, ds []digest.Digest) (map[digest.Digest]bool, error) {
+	slices.Sort(ds)
+	ds = slices.Compact(ds)
+	owed := map[digest.Digest]bool{}
+	var failed error
+	for _, o := range x.origins.All() {
+		for asked := range slices.Chunk(ds, cluster.MaxDurableDigests) {
+			resp, err := o.Durable(ctx, repo, asked)
+			if err != nil {
+				failed = errors.Join(failed, fmt.Errorf("origin %s: %w", o.ID, err))
+				resp.Pending = asked
+			}
+			for _, d := range resp.Pending {
+				owed[d] = true
+			}
+		}
+	}
+	return owed, failed
 }
 
 // once runs one function for each name, and gives its error to all who ask for the same.

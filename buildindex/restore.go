@@ -244,7 +244,7 @@ func (x *Index) reconcileWith(ctx context.Context, o *cluster.Origin, t *round) 
 	if err != nil {
 		return err
 	}
-	if t.late {
+	if t.late || !x.heard() {
 		if err := x.adoptPending(ctx, o); err != nil {
 			return err
 		}

@@ -232,7 +232,7 @@ func (x *Index) restoreLink(ctx context.Context, b bucket.Bucket, n cluster.Name
 		if ok, err := x.hasManifest(ctx, n.Repository, n.Digest); err != nil || ok {
 			return err
 		}
-		if gone, err := x.db.Deleted(ctx, n.Repository, registry.Reference{Digest: n.Digest}); err != nil || gone > 0 {
+		if gone, err := x.db.Deleted(ctx, n); err != nil || gone > 0 {
 			return err
 		}
 		return x.restoreManifest(ctx, b, n.Repository, n.Digest, names.NoGeneration)
@@ -334,7 +334,7 @@ func (x *Index) restoreTag(ctx context.Context, b bucket.Bucket, repo, tag strin
 		return err
 	}
 	if !ok {
-		gone, err := x.db.Deleted(ctx, repo, registry.Reference{Digest: v.Digest})
+		gone, err := x.db.Deleted(ctx, cluster.ManifestName(repo, v.Digest))
 		switch {
 		case err != nil:
 			return err

@@ -46,9 +46,8 @@ type Store interface {
 	Tag(ctx context.Context, repo, tag string) (Version, error)
 	// TagsOf returns the tags that name a manifest.
 	TagsOf(ctx context.Context, repo string, d digest.Digest) ([]string, error)
-	// Deleted returns the generation of the last deletion of a tag or a manifest that was not put again, 0 when there
-	// is none.
-	Deleted(ctx context.Context, repo string, ref registry.Reference) (generation int64, err error)
+	// Deleted returns the generation of the last deletion of a name that was not put again, 0 when there is none.
+	Deleted(ctx context.Context, n cluster.Name) (generation int64, err error)
 	// Layer returns the membership of a blob in a repository, in any repository when repo is empty; ErrNotFound when it
 	// is in none.
 	Layer(ctx context.Context, repo string, d digest.Digest) (Layer, error)

@@ -175,13 +175,13 @@ func (t *suite) tombstones() {
 	dead := names.Version{Generation: 30}
 	t.wantConflict(t.s.Update(t.Context(), func(tx names.Tx) error { return push(tx, a, 20) }), names.ErrNewer, dead)
 	t.wantConflict(t.s.Update(t.Context(), func(tx names.Tx) error { return push(tx, a, 30) }), names.ErrNewer, dead)
-	for ref, want := range map[registry.Reference]int64{v: 30, {Digest: a}: 0} {
-		if got, err := t.s.Deleted(t.Context(), repo, ref); err != nil || got != want {
-			t.Errorf("%s was deleted at %d, %v; want %d", ref, got, err, want)
+	for n, want := range map[cluster.Name]int64{cluster.TagName(repo, v.Tag): 30, cluster.ManifestName(repo, a): 0, cluster.MembershipName(repo, a): 0} {
+		if got, err := t.s.Deleted(t.Context(), n); err != nil || got != want {
+			t.Errorf("%s was deleted at %d, %v; want %d", n, got, err, want)
 		}
 	}
 	t.push(a, 31)
-	if got, err := t.s.Deleted(t.Context(), repo, v); err != nil || got != 0 {
+	if got, err := t.s.Deleted(t.Context(), cluster.TagName(repo, v.Tag)); err != nil || got != 0 {
 		t.Errorf("what was put again was deleted at %d, %v", got, err)
 	}
 	t.update(func(tx names.Tx) error { _, err := tx.DeleteManifest(repo, a, 50); return err })

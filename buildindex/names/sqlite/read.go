@@ -61,12 +61,9 @@ func (s *Store) Tag(ctx context.Context, repo, tag string) (v names.Version, err
 }
 
 // Deleted implements names.Store.
-func (s *Store) Deleted(ctx context.Context, repo string, ref registry.Reference) (generation int64, err error) {
-	kind := cluster.Manifest
-	if ref.Tag != "" {
-		kind = cluster.Tag
-	}
-	err = s.r.QueryRowContext(ctx, `SELECT generation FROM tombstones WHERE repository = ? AND kind = ? AND name = ?`, repo, kind.String(), ref.String()).Scan(&generation)
+func (s *Store) Deleted(ctx context.Context, n cluster.Name) (generation int64, err error) {
+	ref := registry.Reference{Tag: n.Tag, Digest: n.Digest}
+	err = s.r.QueryRowContext(ctx, `SELECT generation FROM tombstones WHERE repository = ? AND kind = ? AND name = ?`, n.Repository, n.Kind.String(), ref.String()).Scan(&generation)
 	if errors.Is(err, sql.ErrNoRows) {
 		err = nil
 	}
