@@ -373,31 +373,31 @@ func (x *Index) owed(ctx context.Context, repo string, ds []digest.Digest) (map[
 
 // once runs one function for each name, and gives its error to all who ask for the same.
 type once struct {
-	mu    sync.Mutex
-	begun map[cluster.Name]*outcome
+	mu   sync.Mutex
+	done map[cluster.Name]*result
 }
 
-// outcome is what came of a call; err is read after done was closed.
-type outcome struct {
-	done chan struct{}
-	err  error
+// result is there when ready is closed.
+type result struct {
+	ready chan struct{}
+	err   error
 }
 
 func (o *once) do(n cluster.Name, f func() error) error {
 	o.mu.Lock()
-	if o.begun == nil {
-		o.begun = map[cluster.Name]*outcome{}
+	if o.done == nil {
+		o.done = map[cluster.Name]*result{}
 	}
-	x := o.begun[n]
-	if x != nil {
-		o.mu.Unlock()
-		<-x.done
-		return x.err
+	r, asked := o.done[n]
+	if !asked {
+		r = &result{ready: make(chan struct{})}
+		o.done[n] = r
 	}
-	x = &outcome{done: make(chan struct{})}
-	o.begun[n] = x
 	o.mu.Unlock()
-	defer close(x.done)
-	x.err = f()
-	return x.err
+	if !asked {
+		r.err = f()
+		close(r.ready)
+	}
+	<-r.ready
+	return r.err
 }

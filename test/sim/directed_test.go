@@ -323,7 +323,6 @@ func TestDeleteOfMemberOfManifest(t *testing.T) {
 
 // An older database is known for one: what it lacks, or has of old, comes from the bucket and from origins.
 func TestOlderDatabase(t *testing.T) {
-	notYet(t, "an older database is taken for the truth")
 	i, k := NewImage("one", content(1, 100)), NewImage("two", content(2, 100))
 	for _, published := range []bool{true, false} {
 		t.Run(fmt.Sprintf("published %t", published), func(t *testing.T) {
