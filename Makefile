@@ -50,7 +50,7 @@ test: test-go test-sim test-python test-containers ## run all tests; installs wh
 
 test-go: check-go ## Go tests with the race detector
 	@test/setup.sh gcc
-	CGO_ENABLED=1 $(GO) test -race -shuffle=on -timeout 10m ./...
+	CGO_ENABLED=1 $(GO) test -race -shuffle=on -timeout 20m ./...
 
 test-sim: check-go ## 300 seeds of the cluster in virtual time, without the race detector
 	$(GO) test -timeout 30m -run '^TestSeeds$$' ./test/sim -args -seeds 300 -shrink 100

@@ -15,8 +15,8 @@ import (
 )
 
 var (
-	seedFlag   = flag.Uint64("seed", 0, "seed of the faults; 0: another one each time")
-	faultsFlag = flag.Int("faults", 12, "how many faults happen")
+	seedFlag   = flag.Uint64("seed", 1, "seed of the faults; 0: another one each time")
+	faultsFlag = flag.Int("faults", 8, "how many faults happen")
 	goalsFlag  = flag.Bool("goals", false, "a missed goal is an error too: a request that failed because of one part, a slow start")
 	kindsFlag  = flag.String("kinds", "", "kinds of faults, separated by commas; empty: all")
 )
