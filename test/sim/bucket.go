@@ -275,14 +275,3 @@ func (m *memory) wrong() (keys []string) {
 	slices.Sort(keys)
 	return keys
 }
-
-// clone is the objects as they are now.
-func (m *memory) clone() map[string][]byte {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	out := make(map[string][]byte, len(m.objects))
-	for k, b := range m.objects {
-		out[k] = bytes.Clone(b)
-	}
-	return out
-}

@@ -73,7 +73,6 @@ type node struct {
 	p      *process // nil while it is down
 	cancel context.CancelFunc
 	done   chan struct{}
-	err    error
 
 	disk     *disk  // of an origin
 	database string // of build-index: a folder
@@ -209,23 +208,6 @@ func (n *node) kill(vanish bool) {
 	}
 	if err != nil {
 		n.s.history.violate("sim", "kill %s: %v", n.name, err)
-	}
-}
-
-// stop ends a role as its supervisor does, and waits.
-func (n *node) stop() {
-	if n.p == nil {
-		return
-	}
-	n.hurt = time.Now()
-	n.cancel()
-	<-n.done
-	n.p.kill(false)
-	n.p = nil
-	if n.disk != nil {
-		if err := n.disk.killed(); err != nil {
-			n.s.history.violate("sim", "stop %s: %v", n.name, err)
-		}
 	}
 }
 

@@ -65,8 +65,6 @@ type operation struct {
 	fromName, toName string
 }
 
-func (o operation) touches(dir *inode) bool { return dir != nil && (o.from == dir || o.to == dir) }
-
 func newDisk(base string, seed uint64) (*disk, error) {
 	d := &disk{base: base, rnd: rand.New(rand.NewPCG(seed, 2)), rotten: map[string]bool{}}
 	d.dir = filepath.Join(base, "0")
