@@ -289,7 +289,6 @@ func TestDeleteRightAfterPush(t *testing.T) {
 // A blob that was deleted and pushed again is a member, though build-index' disk is lost before it has published that:
 // the marker at the origins goes as soon as the bucket has the bytes.
 func TestPushAgainAfterDeletion(t *testing.T) {
-	notYet(t, "the link that an origin writes has no generation, and loses to the deletion")
 	directed(t, Options{}, func(s *Sim) {
 		b := content(1, 2000)
 		s.must("push", s.pushBlob(0, "team/a", b, Push{Hint: true}))
