@@ -140,6 +140,18 @@ func (s *Sim) mayBeLost(d string) bool {
 	return a != nil && !a.safe && a.need == 0 && !s.inBucket(digest.Digest(d))
 }
 
+// allKept says that no blob was lost with its disks: what refers to such a one can't be published.
+func (s *Sim) allKept() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for d := range s.model.blobs {
+		if s.mayBeLost(d.String()) {
+			return false
+		}
+	}
+	return true
+}
+
 // isRotten says that a bit of a copy was flipped.
 func (s *Sim) isRotten(d string) bool {
 	dd := digest.Digest(d)
@@ -162,7 +174,7 @@ func (s *Sim) Settle() {
 	s.history.note("heal everything")
 	s.heal()
 	s.ops.Wait()
-	if err := await(15*time.Minute, s.owing); err != nil {
+	if err := await(15*time.Minute, s.owing); err != nil && s.allKept() {
 		s.history.violate("stuck", "a quarter of an hour after all was healed: %v", err)
 	}
 	time.Sleep(2 * time.Minute)
@@ -221,6 +233,9 @@ func (s *Sim) checkName(n name) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.model.settle(n, seen[0])
+	if n.kind == "layer" && s.mayBeLost(n.what) { // it may be pushed again, to another repository
+		s.model.of(n).may[there] = true
+	}
 }
 
 // Restore loses everything but the bucket, and waits until names are back.

@@ -251,7 +251,7 @@ func (s *Sim) heal() {
 			s.net.freeze(n.h, false)
 		}
 		if n.disk != nil {
-			n.disk.slow = 0
+			n.disk.slower(0)
 		}
 		n.start()
 	}

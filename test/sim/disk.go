@@ -27,10 +27,8 @@ type disk struct {
 	base string
 	rnd  *rand.Rand
 
-	// Slow is added to each sync.
-	slow time.Duration
-
 	mu     sync.Mutex
+	slow   time.Duration // is added to each sync
 	gen    int
 	dir    string // of this generation
 	root   *inode // names as the process sees them
@@ -347,6 +345,13 @@ func (d *disk) killed() error {
 		return err
 	}
 	return os.Rename(old, d.dir)
+}
+
+// slower adds to the time of each sync.
+func (d *disk) slower(by time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.slow = by
 }
 
 // wipe puts an empty disk in the place of this one.

@@ -122,9 +122,7 @@ func (s *Sim) disturb(x Step, n, other *node) {
 		s.bucket.slow(max(x.Latency, 2*time.Millisecond), x.Share)
 	case DiskSlow:
 		if n.disk != nil {
-			n.disk.mu.Lock()
-			n.disk.slow = x.Latency
-			n.disk.mu.Unlock()
+			n.disk.slower(x.Latency)
 			n.hurt = time.Now()
 		}
 	case Snapshot:

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"runtime/pprof"
 	"testing"
 	"testing/synctest"
@@ -29,6 +30,7 @@ var profile = Profile{Epochs: 2, Faults: 26, Ops: 14, Length: 30 * time.Second}
 func TestMain(m *testing.M) {
 	flag.Parse()
 	runtime.GOMAXPROCS(1)
+	debug.SetGCPercent(400) // there is memory, and one processor
 	os.Exit(m.Run())
 }
 
