@@ -63,6 +63,27 @@ func (cl *Cluster) Up(ctx context.Context, out io.Writer) (err error) {
 		}
 		fmt.Fprintf(out, "  %-22s ready after %4.1f s   %s\n", c.Name, time.Since(began).Seconds(), cl.URL(c))
 	}
+	return cl.awaitNames(ctx)
+}
+
+// awaitNames waits until build-index knows its names, which it does soon after it is ready: until then lists, and what
+// it does not know, are 503.
+func (cl *Cluster) awaitNames(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	for _, c := range cl.Role("build-index") {
+		for {
+			s, err := cl.writeback(ctx, c)
+			if err == nil && s.Names == 0 {
+				break
+			}
+			select {
+			case <-ctx.Done():
+				return errors.Join(fmt.Errorf("%s does not know its names after %s; the end of its log:\n%s", c.Name, startTimeout, cl.Tail(context.WithoutCancel(ctx), c)), err)
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+	}
 	return nil
 }
 

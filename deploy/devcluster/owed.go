@@ -17,17 +17,25 @@ func (cl *Cluster) Owed(ctx context.Context, of ...*Component) (int, error) {
 	}
 	sum := 0
 	for _, c := range of {
-		b, err := c.get(ctx, "http://"+c.Admin+"/writeback")
+		s, err := cl.writeback(ctx, c)
 		if err != nil {
-			return 0, fmt.Errorf("%s: %w", c.Name, err)
-		}
-		var s cluster.WritebackStatus
-		if err := json.Unmarshal(b, &s); err != nil {
-			return 0, fmt.Errorf("%s: %w", c.Name, err)
+			return 0, err
 		}
 		sum += s.Pending + s.Names
 	}
 	return sum, nil
+}
+
+// writeback asks an origin or build-index what it has not written to the bucket.
+func (cl *Cluster) writeback(ctx context.Context, c *Component) (s cluster.WritebackStatus, err error) {
+	b, err := c.get(ctx, "http://"+c.Admin+"/writeback")
+	if err == nil {
+		err = json.Unmarshal(b, &s)
+	}
+	if err != nil {
+		return s, fmt.Errorf("%s: %w", c.Name, err)
+	}
+	return s, nil
 }
 
 // Settle waits until nothing is owed, for at most limit.
