@@ -122,7 +122,8 @@ func TestOlderDatabase(t *testing.T) {
 			r.must(r.x.takeOver(t.Context()))
 			r.must(r.x.fill(t.Context()))
 			r.durable(true)
-			moved, deleted := r.put("moved", "one"), r.put("deleted", "two")
+			r.put("moved", "one")
+			deleted := r.put("deleted", "two")
 			r.put("same", "three")
 			r.publish()
 			r.stop()
@@ -130,7 +131,7 @@ func TestOlderDatabase(t *testing.T) {
 			r.start("first.db")
 			r.must(r.x.takeOver(t.Context()))
 			r.must(r.x.fill(t.Context()))
-			moved = r.put("moved", "four")
+			moved := r.put("moved", "four")
 			fresh := r.put("fresh", "five")
 			r.delete(registry.Reference{Tag: "deleted"})
 			if known != "records" {

@@ -268,6 +268,14 @@ func (cl *Cluster) makeStateDir(c *Component) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
+	// The configuration is in the folder above, which the runtime before may have made.
+	above := os.FileMode(0o700)
+	if cl.Runtime == "docker" {
+		above = 0o755
+	}
+	if err := os.Chmod(filepath.Dir(dir), above); err != nil {
+		return err
+	}
 	if cl.Runtime == "docker" && os.Geteuid() == 0 {
 		return os.Chown(dir, containerUser, containerUser)
 	}

@@ -37,14 +37,6 @@ func directed(t *testing.T, o Options, f func(s *Sim)) {
 	})
 }
 
-// notYet skips a schedule that is known to fail, unless the flag -notyet is given.
-func notYet(t *testing.T, why string) {
-	t.Helper()
-	if !*notYetFlag {
-		t.Skip(why)
-	}
-}
-
 // placed finds content whose owners, best first, and further origins are those of the numbers given.
 func (s *Sim) placed(size int, order ...int) []byte {
 	for k := 0; ; k++ {
