@@ -360,7 +360,7 @@ func TestDockerRegistry(t *testing.T) {
 	program, err := exec.LookPath("docker-registry")
 	if err != nil {
 		if os.Getenv("KRAKEN_TEST_REQUIRE") == "1" {
-			t.Fatal("docker-registry is not installed: test/setup.sh bench does it")
+			t.Fatal("docker-registry is not installed: test/setup.sh gcc does it")
 		}
 		t.Skip("docker-registry is not installed")
 	}
