@@ -172,16 +172,16 @@ func (a *Agent) readManifest(ctx context.Context, repo string, d digest.Digest, 
 	return raw, r.suspects(err), err
 }
 
-// cachedManifest returns the bytes of a manifest in the cache, nil when it is not there.
+// cachedManifest returns the bytes of a manifest in the cache, nil when it is not there, or was rotten and is gone now.
 func (a *Agent) cachedManifest(d digest.Digest) []byte {
-	r, err := a.store.Open(d)
+	if info, err := a.store.Stat(d); err != nil || info.Size > registry.MaxManifest {
+		return nil
+	}
+	r, err := a.store.OpenVerified(a.ctx, d)
 	if err != nil {
 		return nil
 	}
 	defer r.Close()
-	if r.Info().Size > registry.MaxManifest {
-		return nil
-	}
 	raw, err := io.ReadAll(io.LimitReader(r.File(), registry.MaxManifest))
 	if err != nil {
 		a.log.Warn("a cached manifest can't be read", "digest", d, "error", err)
