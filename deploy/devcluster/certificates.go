@@ -11,9 +11,14 @@ import (
 	"fmt"
 	"math/big"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
+
+	"kraken/proto/transport"
 )
 
 // Files of a certificate that a cluster with mutual TLS gave out, all PEM.
@@ -48,8 +53,11 @@ func (cl *Cluster) writeCertificates() error {
 	return nil
 }
 
+// ClusterName is what the certificates of a development cluster name as their cluster.
+const ClusterName = "dev"
+
 // Issue gives id a certificate of the cluster's authority, for servers and clients, in its common name and DNS names.
-// Up must have been called.
+// An id such as agent-01 also names a role, which the certificate's identity has. Up must have been called.
 func (cl *Cluster) Issue(id string) (Files, error) {
 	authority := cl.Certificate("authority")
 	ca, key, err := readAuthority(authority.CA, authority.Key)
@@ -60,8 +68,23 @@ func (cl *Cluster) Issue(id string) (Files, error) {
 		Subject: pkix.Name{CommonName: id}, DNSNames: []string{id, "localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
+	if p, ok := principal(id); ok {
+		c.URIs = []*url.URL{{Scheme: "kraken", Host: p.Cluster, Path: "/" + string(p.Role) + "/" + p.ID}}
+	}
 	f := cl.Certificate(id)
 	return f, sign(c, ca, key, f.Cert, f.Key)
+}
+
+// principal returns whom the certificate of an id names: the role is what stands before the last dash.
+func principal(id string) (transport.Principal, bool) {
+	role := id
+	if i := strings.LastIndexByte(id, '-'); i > 0 && strings.Trim(id[i+1:], "0123456789") == "" {
+		role = id[:i]
+	}
+	if !slices.Contains(transport.Roles, transport.Role(role)) {
+		return transport.Principal{}, false
+	}
+	return transport.Principal{Cluster: ClusterName, Role: transport.Role(role), ID: id}, true
 }
 
 // sign makes a key for c, has c signed by the authority, or by itself without one, and writes both.
