@@ -116,13 +116,13 @@ type need struct {
 	is  names.Condition
 }
 
-// needs returns the conditions of a push, those of the request and of immutable tags, and looks at them a first time:
-// most pushes that are refused then leave no record. The write looks again.
+// needs returns the conditions of a push, those of the request and of tags that must not move, and looks at them a
+// first time: most pushes that are refused then leave no record. The write looks again.
 func (x *Index) needs(ctx context.Context, repo string, tags []string, d digest.Digest, o registry.PutOptions) (all []need, err error) {
 	asked := names.Condition{Exists: o.IfExists, Absent: o.IfAbsent, OneOf: o.IfMatch, NoneOf: o.IfNoneMatch}
 	for _, tag := range tags {
 		n := need{registry.Reference{Tag: tag}, asked}
-		if x.cfg.immutable(repo, tag) {
+		if o.KeepTags || x.cfg.immutable(repo, tag) {
 			n.is.Fixed = d
 		}
 		if o.Conditional() || n.is.Fixed != "" {
@@ -173,7 +173,7 @@ func refused(c *names.Conflict) error {
 	fixed := c.Wanted.Fixed
 	c.Wanted.Fixed = ""
 	switch {
-	case c.Wanted.Holds(c.Now.Digest) && fixed != "":
+	case c.Wanted.Holds(c.Now.Digest) && fixed != "": // the proxy that asked for KeepTags says so itself
 		return fmt.Errorf("%w and is %s: push another tag", errImmutable(c.Repository, c.Name.Tag), c.Now.Digest)
 	case c.Now.Digest == "":
 		return fmt.Errorf("%w: %s does not exist", registry.ErrPrecondition, name)

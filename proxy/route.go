@@ -52,11 +52,27 @@ func (p *Proxy) DeleteBlob(ctx context.Context, repo string, d digest.Digest) er
 	return nil
 }
 
-// MountBlob makes the blob of another repository a member of this one; no byte moves.
+// MountBlob makes the blob of another repository a member of this one; no byte moves. Where access is controlled the
+// caller must be able to pull from one that has it, and is told of no other.
 func (p *Proxy) MountBlob(ctx context.Context, repo, from string, d digest.Digest) (v1.Descriptor, error) {
+	if registry.Controlled(ctx) {
+		if err := p.readable(ctx, from, d); err != nil {
+			return v1.Descriptor{}, fmt.Errorf("mount blob %s of %q into %s: %w", d, from, repo, err)
+		}
+	}
 	l, err := p.index.MountLayer(ctx, repo, from, d)
 	if err != nil {
 		return v1.Descriptor{}, fmt.Errorf("mount blob %s of %q into %s: %w", d, from, repo, err)
 	}
 	return v1.Descriptor{MediaType: "application/octet-stream", Digest: d, Size: l.Size}, nil
+}
+
+// readable returns nil when the caller may pull a blob from the repository from, and ErrBlobUnknown when the caller may
+// not or it is not there: the answer is the same.
+func (p *Proxy) readable(ctx context.Context, from string, d digest.Digest) error {
+	if from == "" || !registry.May(ctx, from, registry.ActionPull) {
+		return registry.ErrBlobUnknown
+	}
+	_, err := p.index.GetLayer(ctx, from, d)
+	return err
 }

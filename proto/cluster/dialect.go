@@ -41,7 +41,7 @@ const (
 func Dialect() registry.Dialect {
 	return registry.Dialect{
 		Extension: ExtensionName,
-		Digest:    "Kraken-Digest", Size: "Kraken-Size", Source: "Kraken-Source", Offset: "Kraken-Offset",
+		Digest:    "Kraken-Digest", Size: "Kraken-Size", Source: "Kraken-Source", Offset: "Kraken-Offset", KeepTags: "Kraken-Keep-Tags",
 		Decorate: decorate, Check: checkVersion,
 	}
 }

@@ -67,6 +67,12 @@ func (c *Client) PutManifest(ctx context.Context, repo string, ref Reference, me
 			h.Add("If-Match", etag(d))
 		}
 	}
+	if o.KeepTags {
+		if c.o.Dialect.KeepTags == "" {
+			return PutResult{}, fmt.Errorf("%w: a push of %s of %s that moves no tag, to a registry that can't be asked for that", ErrUnsupported, ref, repo)
+		}
+		h.Set(c.o.Dialect.KeepTags, "true")
+	}
 	if o.IfAbsent {
 		h.Set("If-None-Match", "*")
 	}

@@ -15,6 +15,8 @@ type Dialect struct {
 	// (UploadOptions); Size is also that of a committed blob. Offset is a session's true offset, which Range can't tell
 	// when it is 0, and where a chunk of unknown length starts.
 	Digest, Size, Source, Offset string
+	// KeepTags is the header of PutOptions.KeepTags, with the value true.
+	KeepTags string
 	// Decorate, unless nil, adds to each request of a Client.
 	Decorate func(*http.Request)
 	// Check, unless nil, refuses requests to a Server.

@@ -135,9 +135,10 @@ func (s Server) putManifest(w http.ResponseWriter, r *http.Request, repo string,
 	if mt, _, err := mime.ParseMediaType(mediaType); err == nil {
 		mediaType = mt
 	}
+	o.KeepTags = s.Dialect.get(r.Header, s.Dialect.KeepTags) == "true" || !May(r.Context(), repo, ActionOverwrite)
 	res, err := s.ManifestWriter.PutManifest(r.Context(), repo, ref, mediaType, raw, o)
 	if err != nil {
-		return err
+		return s.mayOverwrite(r, repo, err)
 	}
 	h := w.Header()
 	h.Set("Location", "/v2/"+repo+"/manifests/"+res.Digest.String())

@@ -213,6 +213,11 @@ func (m *memory) PutManifest(_ context.Context, repo string, ref Reference, medi
 		}
 	}
 	d := digest.FromBytes(raw)
+	for _, t := range tags {
+		if now, exists := m.tags[repo][t]; o.KeepTags && exists && now != d {
+			return PutResult{}, ErrDenied
+		}
+	}
 	if _, exists := m.contents[d]; len(tags) == 0 && !allowed(d, exists) {
 		return PutResult{}, ErrPrecondition
 	}

@@ -155,6 +155,8 @@ type PutOptions struct {
 	IfNoneMatch []digest.Digest
 	// IfExists wants the tag to exist (If-Match: *), IfAbsent wants it not to (If-None-Match: *).
 	IfExists, IfAbsent bool
+	// KeepTags lets the write make tags, and none move: ErrDenied for a tag that is another manifest.
+	KeepTags bool
 }
 
 // Conditional reports whether the write depends on what is there.

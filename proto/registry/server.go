@@ -45,6 +45,8 @@ type Server struct {
 	// TrustSource, where set, reports whether a request may be a proxy's, whose header (Dialect.Source) names the
 	// source of an upload. Else an upload's source is the connection's address.
 	TrustSource func(r *http.Request) bool
+	// Access, where set, decides who may do what; Private is then set, too. Nil: everybody may do everything.
+	Access Access
 	// Private says that who may read what is controlled, so that no cache that several share may keep a blob.
 	Private bool
 	// ReadOnly is what a client that tries to write is told, beside 405.
@@ -59,6 +61,12 @@ const maxPage = 10_000
 func (s Server) Handler() http.Handler {
 	if s.Log == nil {
 		s.Log = slog.New(slog.DiscardHandler)
+	}
+	if s.Access != nil {
+		s.Private = true
+		if s.Catalog != nil {
+			s.Catalog = visible{s.Catalog}
+		}
 	}
 	r := chi.NewRouter()
 	r.HandleFunc("/v2", s.serve)
@@ -111,6 +119,10 @@ func (s Server) dispatch(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	if done, err := s.checkMethod(w, r, rt.kind); done {
+		return err
+	}
+	r, err := s.allowed(r, rt)
+	if err != nil {
 		return err
 	}
 	switch rt.kind {
@@ -247,7 +259,7 @@ func messageOf(kind *Error, err error) string {
 }
 
 // WriteError answers by the table, and says nothing of addresses. A *RangeError adds the session's Location and Range,
-// a *RetryError Retry-After.
+// a *RetryError Retry-After, a *ChallengeError its challenges.
 func WriteError(w http.ResponseWriter, r *http.Request, err error) {
 	Dialect{}.writeError(w, r, err)
 }
@@ -258,6 +270,12 @@ func (d Dialect) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	var re *RangeError
 	if errors.As(err, &re) {
 		d.uploadHeaders(h, sessionsOf(r.URL.Path), re.Upload)
+	}
+	var challenge *ChallengeError
+	if errors.As(err, &challenge) {
+		for _, c := range challenge.Challenges {
+			h.Add("WWW-Authenticate", c)
+		}
 	}
 	var retry *RetryError
 	if errors.As(err, &retry) {
