@@ -1,23 +1,12 @@
 package devcluster
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
-	"errors"
 	"fmt"
-	"math/big"
-	"net"
-	"net/url"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
+	"kraken/deploy/certs"
 	"kraken/proto/transport"
 )
 
@@ -26,126 +15,63 @@ type Files struct {
 	CA, Cert, Key string
 }
 
+// ClusterName is what the certificates of a development cluster name as their cluster.
+const ClusterName = "dev"
+
+// CertificateDir is the folder of a cluster's authority, which `kraken certs --dir` takes.
+func (cl *Cluster) CertificateDir() string { return certificateDir(cl.Dir) }
+
+func certificateDir(dir string) string { return filepath.Join(dir, "tls") }
+
 // Certificate names the files of whom the cluster's authority certified by that id: every component's, and who Issue
 // was called for.
-func (cl *Cluster) Certificate(id string) Files {
-	dir := filepath.Join(cl.Dir, "tls")
-	return Files{CA: filepath.Join(dir, "ca.pem"), Cert: filepath.Join(dir, id+".pem"), Key: filepath.Join(dir, id+".key")}
+func (cl *Cluster) Certificate(id string) Files { return CertificateIn(cl.Dir, id) }
+
+// CertificateIn is Certificate of the cluster that has its folder there, or will have.
+func CertificateIn(dir, id string) Files {
+	base := filepath.Join(certificateDir(dir), string(roleOf(id)), id)
+	return Files{CA: filepath.Join(certificateDir(dir), certs.AuthorityFile), Cert: base + ".pem", Key: base + ".key"}
 }
 
-// writeCertificates makes an authority and a certificate for each component.
+// writeCertificates makes an authority, and a certificate for each component and for an operator.
 func (cl *Cluster) writeCertificates() error {
-	if err := os.MkdirAll(filepath.Join(cl.Dir, "tls"), 0o700); err != nil {
-		return err
+	if _, err := certs.Open(cl.CertificateDir()); err != nil {
+		if _, err := certs.Init(cl.CertificateDir(), ClusterName, certs.AuthorityLife); err != nil {
+			return err
+		}
 	}
-	ca := &x509.Certificate{
-		Subject: pkix.Name{CommonName: "kraken development cluster"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	f := cl.Certificate("authority")
-	if err := sign(ca, nil, nil, f.CA, f.Key); err != nil {
-		return err
-	}
+	ids := []string{"operator"}
 	for _, c := range cl.Components {
-		if _, err := cl.Issue(c.ID()); err != nil {
+		ids = append(ids, c.ID())
+	}
+	for _, id := range ids {
+		if _, err := cl.Issue(id); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// ClusterName is what the certificates of a development cluster name as their cluster.
-const ClusterName = "dev"
-
-// Issue gives id a certificate of the cluster's authority, for servers and clients, in its common name and DNS names.
-// An id such as agent-01 also names a role, which the certificate's identity has. Up must have been called.
+// Issue gives id a certificate of the cluster's authority. Its role is what stands before the number in an id such as
+// origin-01, and that of an agent where that is no role. Up must have been called.
 func (cl *Cluster) Issue(id string) (Files, error) {
-	authority := cl.Certificate("authority")
-	ca, key, err := readAuthority(authority.CA, authority.Key)
+	a, err := certs.Open(cl.CertificateDir())
+	if err == nil {
+		_, err = a.Issue(certs.Request{Role: roleOf(id), ID: id, Hosts: []string{id, "localhost", loopback.IP}, Life: certs.CertificateLife})
+	}
 	if err != nil {
 		return Files{}, fmt.Errorf("certificate of %s: %w", id, err)
 	}
-	c := &x509.Certificate{
-		Subject: pkix.Name{CommonName: id}, DNSNames: []string{id, "localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	if p, ok := principal(id); ok {
-		c.URIs = []*url.URL{{Scheme: "kraken", Host: p.Cluster, Path: "/" + string(p.Role) + "/" + p.ID}}
-	}
-	f := cl.Certificate(id)
-	return f, sign(c, ca, key, f.Cert, f.Key)
+	return cl.Certificate(id), nil
 }
 
-// principal returns whom the certificate of an id names: the role is what stands before the last dash.
-func principal(id string) (transport.Principal, bool) {
+func roleOf(id string) transport.Role {
 	role := id
 	if i := strings.LastIndexByte(id, '-'); i > 0 && strings.Trim(id[i+1:], "0123456789") == "" {
 		role = id[:i]
 	}
-	if !slices.Contains(transport.Roles, transport.Role(role)) {
-		return transport.Principal{}, false
+	if r := transport.Role(role); slices.Contains(transport.Roles, r) {
+		return r
 	}
-	return transport.Principal{Cluster: ClusterName, Role: transport.Role(role), ID: id}, true
-}
-
-// sign makes a key for c, has c signed by the authority, or by itself without one, and writes both.
-func sign(c, ca *x509.Certificate, caKey *ecdsa.PrivateKey, certFile, keyFile string) error {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return err
-	}
-	if ca == nil {
-		ca, caKey = c, key
-	}
-	if c.SerialNumber, err = rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120)); err != nil {
-		return err
-	}
-	c.NotBefore, c.NotAfter = time.Now().Add(-time.Hour), time.Now().AddDate(1, 0, 0)
-	der, err := x509.CreateCertificate(rand.Reader, c, ca, key.Public(), caKey)
-	if err != nil {
-		return err
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return err
-	}
-	return errors.Join(
-		os.WriteFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644),
-		os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), 0o600),
-	)
-}
-
-func readAuthority(certFile, keyFile string) (*x509.Certificate, *ecdsa.PrivateKey, error) {
-	cert, err := readPEM(certFile)
-	if err != nil {
-		return nil, nil, err
-	}
-	ca, err := x509.ParseCertificate(cert)
-	if err != nil {
-		return nil, nil, err
-	}
-	der, err := readPEM(keyFile)
-	if err != nil {
-		return nil, nil, err
-	}
-	key, err := x509.ParsePKCS8PrivateKey(der)
-	if err != nil {
-		return nil, nil, err
-	}
-	k, ok := key.(*ecdsa.PrivateKey)
-	if !ok {
-		return nil, nil, fmt.Errorf("%s: want an ECDSA key", keyFile)
-	}
-	return ca, k, nil
-}
-
-func readPEM(file string) ([]byte, error) {
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return nil, err
-	}
-	p, _ := pem.Decode(b)
-	if p == nil {
-		return nil, fmt.Errorf("%s: not PEM", file)
-	}
-	return p.Bytes, nil
+	return transport.RoleAgent
 }

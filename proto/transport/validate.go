@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -94,9 +95,33 @@ func validCA(m *config.Mistakes, key, path string) {
 		m.Add(key, "%w", err)
 		return
 	}
-	if !x509.NewCertPool().AppendCertsFromPEM(b) {
+	certs := certificatesOf(b)
+	if len(certs) == 0 {
 		m.Add(key, "%s holds no certificate: want a PEM file with a block that begins with -----BEGIN CERTIFICATE-----", path)
+		return
 	}
+	var errs []error
+	for _, c := range certs {
+		if err := validTime(c, time.Now()); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if len(errs) == len(certs) { // of several, as while one takes the place of another, one will do
+		m.Add(key, "%s %w", path, errs[0])
+	}
+}
+
+// certificatesOf returns the certificates of a PEM file that can be parsed, as x509.CertPool takes them.
+func certificatesOf(b []byte) (out []*x509.Certificate) {
+	for block, rest := pem.Decode(b); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" || len(block.Headers) != 0 {
+			continue
+		}
+		if c, err := x509.ParseCertificate(block.Bytes); err == nil {
+			out = append(out, c)
+		}
+	}
+	return out
 }
 
 // validPair refuses a certificate without a key, the other way round, and two that don't belong together. Both empty is
@@ -115,9 +140,25 @@ func validPair(m *config.Mistakes, under, cert, key string) {
 	if certPEM == nil || keyPEM == nil {
 		return
 	}
-	if _, err := tls.X509KeyPair(certPEM, keyPEM); err != nil {
+	pair, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
 		m.Add(under+".key", "%s and the certificate %s do not belong together: %w", key, cert, err)
+		return
 	}
+	if err := validTime(pair.Leaf, time.Now()); err != nil {
+		m.Add(under+".cert", "%s %w", cert, err)
+	}
+}
+
+// validTime returns an error for a certificate that others refuse because of its dates.
+func validTime(c *x509.Certificate, now time.Time) error {
+	switch {
+	case now.After(c.NotAfter):
+		return fmt.Errorf("expired at %s, %s ago: others refuse it", c.NotAfter.UTC().Format(time.RFC3339), now.Sub(c.NotAfter).Round(time.Minute))
+	case now.Before(c.NotBefore):
+		return fmt.Errorf("is not valid before %s: others refuse it; is this machine's clock right?", c.NotBefore.UTC().Format(time.RFC3339))
+	}
+	return nil
 }
 
 // validPEM is the content of a file that has a block of a kind; nil when it has none, or path is empty.

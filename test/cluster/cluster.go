@@ -162,10 +162,8 @@ func settings(dir string, agents int, mutualTLS bool) map[string]map[string]any 
 		ids = append(ids, fmt.Sprintf("agent-%02d", i+1))
 	}
 	for _, id := range ids {
-		tls := filepath.Join(dir, "tls")
-		out["kraken-"+id] = map[string]any{"server": map[string]any{"tls": map[string]any{
-			"cert": filepath.Join(tls, id+".pem"), "key": filepath.Join(tls, id+".key"), "client_ca": filepath.Join(tls, "ca.pem"),
-		}}}
+		f := devcluster.CertificateIn(dir, id)
+		out["kraken-"+id] = map[string]any{"server": map[string]any{"tls": map[string]any{"cert": f.Cert, "key": f.Key, "client_ca": f.CA}}}
 	}
 	return out
 }
