@@ -23,8 +23,8 @@ func (e *UnauthorizedError) Unwrap() error { return e.Err }
 // maxChallenges bounds the challenges of one answer, and the parameters of one.
 const maxChallenges = 16
 
-// parseChallenges reads WWW-Authenticate. What is none ends the list.
-func parseChallenges(values []string) (out []Challenge) {
+// ParseChallenges reads the values of WWW-Authenticate, at most 16 challenges. What is none ends the list.
+func ParseChallenges(values []string) (out []Challenge) {
 	for _, v := range values {
 		rest := strings.TrimLeft(v, " \t,")
 		for rest != "" && len(out) < maxChallenges {

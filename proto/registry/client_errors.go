@@ -34,7 +34,7 @@ func (c *Client) decodeError(resp *http.Response, to Endpoint) error {
 	var err error = &remoteError{kind, message}
 	switch {
 	case kind == ErrUnauthorized:
-		return &UnauthorizedError{Err: err, Challenges: parseChallenges(resp.Header.Values("WWW-Authenticate"))}
+		return &UnauthorizedError{Err: err, Challenges: ParseChallenges(resp.Header.Values("WWW-Authenticate"))}
 	case resp.StatusCode == http.StatusRequestedRangeNotSatisfiable && to.kind == "upload":
 		if u, ok := c.uploadOf(resp, to, -1); ok {
 			return &RangeError{Upload: u, Got: -1}

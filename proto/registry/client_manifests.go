@@ -55,6 +55,28 @@ func (c *Client) GetManifest(ctx context.Context, repo string, ref Reference, o 
 	return m, nil
 }
 
+// StatManifest returns the digest, the size and the media type of a manifest, by HEAD; of a registry that answers HEAD
+// without a digest by GET. The size is -1 where it is not told.
+func (c *Client) StatManifest(ctx context.Context, repo string, ref Reference) (v1.Descriptor, error) {
+	resp, err := c.Do(ctx, Request{Method: http.MethodHead, To: manifestPath(repo, ref), Header: http.Header{"Accept": manifestAccept}}, http.StatusOK)
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	resp.Body.Close()
+	out := v1.Descriptor{MediaType: resp.Header.Get("Content-Type"), Size: resp.ContentLength}
+	if out.Digest, err = parseDigest(resp.Header.Get("Docker-Content-Digest")); err == nil {
+		if ref.Digest != "" && out.Digest != ref.Digest {
+			return v1.Descriptor{}, fmt.Errorf("%w: manifest %s of %s: the answer is about %s", ErrUnavailable, ref, repo, out.Digest)
+		}
+		return out, nil
+	}
+	m, err := c.GetManifest(ctx, repo, ref, GetOptions{})
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	return v1.Descriptor{MediaType: m.MediaType, Digest: m.Digest, Size: int64(len(m.Bytes))}, nil
+}
+
 // PutManifest implements ManifestWriter by PUT.
 func (c *Client) PutManifest(ctx context.Context, repo string, ref Reference, mediaType string, raw []byte, o PutOptions) (PutResult, error) {
 	h := http.Header{"Content-Type": {mediaType}}

@@ -172,7 +172,7 @@ func FuzzChallenges(f *testing.F) {
 	f.Add(`Basic realm="x \"y\"", Bearer realm=z`)
 	f.Add(`Negotiate, , =", "`)
 	f.Fuzz(func(t *testing.T, s string) {
-		cs := parseChallenges([]string{s, s})
+		cs := ParseChallenges([]string{s, s})
 		for _, c := range cs {
 			if c.Scheme == "" || len(c.Parameters) > maxChallenges {
 				t.Errorf("%q: %+v", s, c)

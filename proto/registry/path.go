@@ -103,6 +103,9 @@ func blobPath(repo string, d digest.Digest) Endpoint {
 	return route{"blob", repo, d.String()}.endpoint()
 }
 
+// BlobEndpoint returns where a blob of a repository is.
+func BlobEndpoint(repo string, d digest.Digest) Endpoint { return blobPath(repo, d) }
+
 func uploadsPath(repo string) Endpoint { return route{"uploads", repo, ""}.endpoint() }
 
 func manifestPath(repo string, ref Reference) Endpoint {

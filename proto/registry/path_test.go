@@ -114,6 +114,9 @@ func clientCalls() []call {
 			return ignore(c.GetManifest(t.Context(), r, Reference{Digest: d(a)}, GetOptions{}))
 		}},
 		{"manifest", func(t *testing.T, c *Client, r, a string) error {
+			return ignore(c.StatManifest(t.Context(), r, Reference{Tag: a}))
+		}},
+		{"manifest", func(t *testing.T, c *Client, r, a string) error {
 			return ignore(c.PutManifest(t.Context(), r, Reference{Tag: a}, "a/b", nil, PutOptions{Tags: []string{a}}))
 		}},
 		{"manifest", func(t *testing.T, c *Client, r, a string) error {
@@ -161,7 +164,7 @@ func TestNoValueLeadsToAnotherRoute(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const known = 22 // methods that are in clientCalls, and Base, Call, Do and Ping
+	const known = 23 // methods that are in clientCalls, and Base, Call, Do and Ping
 	if n := reflect.TypeFor[*Client]().NumMethod(); n != known {
 		t.Errorf("the client has %d methods, and this test knows %d: add the others to clientCalls", n, known)
 	}

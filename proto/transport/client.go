@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"sync"
 	"time"
 
@@ -43,8 +44,10 @@ type ClientConfig struct {
 	// From is the address that connections are made from where that works, default whatever the system chooses. Set by
 	// the role.
 	From netip.Addr `yaml:"-"`
-	// Dial makes connections, nil is the operating system's. Set by tests.
+	// Dial makes connections, nil is the operating system's. Set by tests, and by who looks at addresses first.
 	Dial DialFunc `yaml:"-"`
+	// Proxy returns the proxy of a request; nil, or a nil URL, is none. Set by who speaks to hosts outside the cluster.
+	Proxy func(*http.Request) (*url.URL, error) `yaml:"-"`
 
 	every lookEvery // set by tests
 }
@@ -85,8 +88,17 @@ func NewClient(cfg ClientConfig, log *slog.Logger) (*http.Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	var proxied *tls.Config
+	if cfg.Proxy != nil {
+		if proxied, err = tc(); err != nil { // the files as they are now
+			return nil, err
+		}
+	}
 	dial := cfg.Dialer()
 	t := &http.Transport{
+		Proxy:                 cfg.Proxy,
+		TLSClientConfig:       proxied,
+		TLSHandshakeTimeout:   tlsTimeout,
 		DialContext:           dial,
 		DialTLSContext:        dialTLS(dial, tc),
 		DisableCompression:    true,
@@ -201,6 +213,13 @@ func (p *progress) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	resp.Body = &receivedBody{resp.Body, ctx, cancel, t, timeout}
 	return resp, nil
+}
+
+// CloseIdleConnections does what http.Client.CloseIdleConnections asks for.
+func (p *progress) CloseIdleConnections() {
+	if c, ok := p.next.(interface{ CloseIdleConnections() }); ok {
+		c.CloseIdleConnections()
+	}
 }
 
 // because replaces a bare cancellation by its cause.

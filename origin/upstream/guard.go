@@ -1,0 +1,155 @@
+package upstream
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+
+	"kraken/proto/transport"
+)
+
+// ErrForbiddenAddress is an upstream, a realm or a redirect at an address that no request goes to unless it is allowed.
+var ErrForbiddenAddress = errors.New("the address is not one of an upstream: loopback, link-local, metadata, or private where another host leads there (allow_addresses)")
+
+// guard decides which addresses connections are made to. It looks at the address that is dialled, after the name was
+// resolved, so that no name is looked at once and resolved to another place later.
+type guard struct {
+	allow []netip.Prefix
+
+	mu      sync.Mutex
+	exact   map[netip.AddrPort]bool // literal addresses of configured endpoints
+	proxies map[string]bool         // host:port of proxies that the environment names
+	inside  map[string]bool         // host:port of registries, and whether they are at private addresses
+}
+
+func newGuard(allow []netip.Prefix) *guard {
+	return &guard{allow: allow, exact: map[netip.AddrPort]bool{}, proxies: map[string]bool{}, inside: map[string]bool{}}
+}
+
+// metadata are addresses of clouds' metadata services that are not link-local.
+var metadata = []netip.Prefix{
+	netip.MustParsePrefix("100.100.100.200/32"), netip.MustParsePrefix("168.63.129.16/32"), netip.MustParsePrefix("192.0.0.192/32"),
+	netip.MustParsePrefix("fd00:ec2::254/128"), netip.MustParsePrefix("fd20:ce::254/128"),
+}
+
+// never are networks that no registry is in.
+var never = []netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("240.0.0.0/4"), netip.MustParsePrefix("::/128"),
+}
+
+// translated are networks whose addresses stand for IPv4 ones in their last or middle bytes.
+var translated = []struct {
+	net netip.Prefix
+	at  int
+}{{netip.MustParsePrefix("64:ff9b::/96"), 12}, {netip.MustParsePrefix("2002::/16"), 2}, {netip.MustParsePrefix("::/96"), 12}}
+
+// plain returns the address that a connection to a ends at: the IPv4 one of a mapped or translated address.
+func plain(a netip.Addr) netip.Addr {
+	a = a.Unmap().WithZone("")
+	for _, t := range translated {
+		if b := a.As16(); a.Is6() && t.net.Contains(a) && a != netip.IPv6Loopback() && !a.IsUnspecified() {
+			return netip.AddrFrom4([4]byte(b[t.at : t.at+4]))
+		}
+	}
+	return a
+}
+
+// class is how far an address is reached from.
+type class int
+
+const (
+	outside   class = iota // the internet
+	private                // RFC 1918, RFC 4193, RFC 6598
+	forbidden              // loopback, link-local, metadata, none at all
+)
+
+var shared = netip.MustParsePrefix("100.64.0.0/10")
+
+func classOf(a netip.Addr) class {
+	in := func(p netip.Prefix) bool { return p.Contains(a) }
+	switch {
+	case !a.IsValid(), a.IsLoopback(), a.IsLinkLocalUnicast(), a.IsMulticast(), a.IsUnspecified(), slices.ContainsFunc(metadata, in), slices.ContainsFunc(never, in):
+		return forbidden
+	case a.IsPrivate(), shared.Contains(a):
+		return private
+	}
+	return outside
+}
+
+// check returns nil where a connection to an address may be made. registry is the host:port of the registry that the
+// request is for, dialled the one that is dialled: another one is a realm's, a redirect's or a proxy's.
+func (g *guard) check(registry, dialled string, to netip.AddrPort) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	addr := plain(to.Addr())
+	kind := classOf(addr)
+	own := registry == dialled
+	if own && kind != forbidden {
+		g.inside[registry] = kind == private
+	}
+	switch {
+	case g.exact[netip.AddrPortFrom(addr, to.Port())], g.proxies[dialled], slices.ContainsFunc(g.allow, func(p netip.Prefix) bool { return p.Contains(addr) }):
+		return nil
+	case kind == forbidden, kind == private && !own && !g.inside[registry]:
+		return fmt.Errorf("%w: %s is at %s", ErrForbiddenAddress, dialled, addr)
+	}
+	return nil
+}
+
+// allowLiteral lets connections to the literal address of an endpoint be made.
+func (g *guard) allowLiteral(u *url.URL) {
+	if a, err := netip.ParseAddrPort(hostPort(u)); err == nil {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.exact[netip.AddrPortFrom(plain(a.Addr()), a.Port())] = true
+	}
+}
+
+// dialer returns what makes connections for requests of a registry at host:port.
+func (g *guard) dialer(registry string) transport.DialFunc {
+	return guardedDialer{g, registry}.dial
+}
+
+// proxy is http.ProxyFromEnvironment. What a proxy resolves is not seen here, so a host that is no name but a literal
+// address is looked at before.
+func (g *guard) proxy(r *http.Request) (*url.URL, error) {
+	p, err := http.ProxyFromEnvironment(r)
+	if p == nil || err != nil {
+		return nil, err
+	}
+	host := strings.ToLower(strings.TrimSuffix(r.URL.Hostname(), "."))
+	if a, err := netip.ParseAddr(host); err == nil && classOf(plain(a)) == forbidden || host == "localhost" || strings.HasSuffix(host, ".localhost") {
+		return nil, nil // dialled directly, and looked at then
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.proxies[hostPort(p)] = true
+	return p, nil
+}
+
+// hostPort returns the host and the port that a URL leads to.
+func hostPort(u *url.URL) string {
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443", "socks5": "1080", "socks5h": "1080"}[u.Scheme]
+	}
+	return strings.ToLower(net.JoinHostPort(u.Hostname(), port))
+}
+
+// controlled returns a net.Dialer's Control that asks the guard.
+func (g *guard) controlled(registry, dialled string) func(network, address string, _ syscall.RawConn) error {
+	return func(_, address string, _ syscall.RawConn) error {
+		to, err := netip.ParseAddrPort(address)
+		if err != nil {
+			return fmt.Errorf("%w: %s", ErrForbiddenAddress, dialled)
+		}
+		return g.check(registry, dialled, to)
+	}
+}

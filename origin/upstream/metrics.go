@@ -1,0 +1,48 @@
+package upstream
+
+import (
+	"errors"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"kraken/proto/registry"
+)
+
+// metrics counts what upstreams are asked. Registries are those that are configured by name or were asked for, at most
+// maxRegistries.
+type metrics struct {
+	seconds *prometheus.HistogramVec
+	bytes   *prometheus.CounterVec
+}
+
+func newMetrics(r prometheus.Registerer) *metrics {
+	m := &metrics{
+		prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "kraken_upstream_request_seconds",
+			Help:    "Duration of requests to registries outside the cluster, logins included, by what was asked (head, manifest, referrers, blob) and result (ok, not_found, denied, error); of blobs until the first byte may come.",
+			Buckets: []float64{.02, .1, .5, 2, 10, 60},
+		}, []string{"registry", "request", "result"}),
+		prometheus.NewCounterVec(prometheus.CounterOpts{Name: "kraken_upstream_received_bytes_total", Help: "Bytes of blobs that came from registries outside the cluster."}, []string{"registry"}),
+	}
+	if r != nil {
+		r.MustRegister(m.seconds, m.bytes)
+	}
+	return m
+}
+
+func (m *metrics) asked(host string, k kind, err error, took time.Duration) {
+	result := "ok"
+	switch {
+	case err == nil:
+	case errors.Is(err, registry.ErrManifestUnknown), errors.Is(err, registry.ErrBlobUnknown), errors.Is(err, registry.ErrNameUnknown):
+		result = "not_found"
+	case errors.Is(err, registry.ErrUnauthorized), errors.Is(err, registry.ErrDenied):
+		result = "denied"
+	default:
+		result = "error"
+	}
+	m.seconds.WithLabelValues(host, string(k), result).Observe(took.Seconds())
+}
+
+func (m *metrics) received(host string, n int) { m.bytes.WithLabelValues(host).Add(float64(n)) }

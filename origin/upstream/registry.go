@@ -1,0 +1,381 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"path"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/time/rate"
+
+	"kraken/proto/config"
+	"kraken/proto/registry"
+)
+
+// Registry is one registry outside the cluster. Its errors are those of package registry: ErrManifestUnknown and
+// ErrBlobUnknown say that the upstream answered so, ErrUnauthorized and ErrDenied that it refused, ErrUnavailable all
+// else, also 429, with the time after which it may be asked again.
+type Registry struct {
+	// Host is the registry's, with its port where it has one.
+	Host string
+	RegistryConfig
+
+	set    *Set
+	places []*place
+	as     *Credential // of a caller; nil is the cluster
+	blobs  *slots
+	names  *slots
+	limit  *rate.Limiter
+}
+
+// ErrNoRange is an upstream that answers a range with the whole blob.
+var ErrNoRange = errors.New("the upstream ignores ranges")
+
+// As returns the registry as it is asked with a caller's credential, which goes to the registry's own host alone, by
+// TLS, and to where that challenges. ErrUnavailable where there is no such way to it.
+func (r *Registry) As(c Credential) (*Registry, error) {
+	own := *r
+	own.as, own.places = &c, nil
+	for _, p := range r.places {
+		if p.url.Scheme == "https" && p.prefix == "" && hostPort(p.url) == hostPort(mustURL(ownURL(r.Host, false))) {
+			own.places = append(own.places, p)
+		}
+	}
+	if len(own.places) == 0 {
+		return nil, fmt.Errorf("%w: a caller's credential goes to https://%s alone, and that is none of its endpoints", registry.ErrUnavailable, r.Host)
+	}
+	return &own, nil
+}
+
+func mustURL(s string) *url.URL {
+	u, err := url.Parse(s)
+	if err != nil {
+		return &url.URL{}
+	}
+	return u
+}
+
+// Grant returns a keyed hash of the credential for a registry, by which a grant is found. The key is this process's.
+func (s *Set) Grant(host string, c Credential) string {
+	d := c.digest(s.key)
+	return host + " " + string(d[:])
+}
+
+// Head asks what a tag or a digest is.
+func (r *Registry) Head(ctx context.Context, remote string, ref registry.Reference) (v1.Descriptor, error) {
+	return ask(ctx, r, kindHead, remote, func(ctx context.Context, p *place, repo string) (v1.Descriptor, error) {
+		return p.client.StatManifest(ctx, repo, ref)
+	})
+}
+
+// Manifest reads a manifest. Its bytes are those of its digest, and of the one that was asked for.
+func (r *Registry) Manifest(ctx context.Context, remote string, ref registry.Reference) (*registry.Manifest, error) {
+	return ask(ctx, r, kindManifest, remote, func(ctx context.Context, p *place, repo string) (*registry.Manifest, error) {
+		m, err := p.client.GetManifest(ctx, repo, ref, registry.GetOptions{})
+		if err == nil && strings.HasPrefix(m.MediaType, "application/vnd.docker.distribution.manifest.v1+") {
+			return nil, fmt.Errorf("%w: %s of %s is of schema 1, which runtimes don't take any more", registry.ErrManifestUnknown, ref, remote)
+		}
+		return m, err
+	})
+}
+
+// maxReferrerPages bounds the pages of one list.
+const maxReferrerPages = 20
+
+// Referrers lists the manifests whose subject is d. ErrManifestUnknown where the registry does not have the API: the
+// tag schema is asked then.
+func (r *Registry) Referrers(ctx context.Context, remote string, d digest.Digest) ([]v1.Descriptor, error) {
+	return ask(ctx, r, kindReferrers, remote, func(ctx context.Context, p *place, repo string) (out []v1.Descriptor, err error) {
+		cursor := ""
+		for range maxReferrerPages {
+			page, err := p.client.ListReferrers(ctx, repo, d, "", cursor)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, page.Descriptors...)
+			if page.Next == "" || page.Next == cursor {
+				break
+			}
+			cursor = page.Next
+		}
+		return out, nil
+	})
+}
+
+// OpenBlob reads n bytes of a blob from an offset, to its end where n is negative, and returns its whole size, -1 where
+// the upstream does not tell. The caller closes body; ctx bounds its life. Where the upstream ignores the range the
+// error is ErrNoRange, and body has the whole blob from its first byte. Neither length nor digest of the body is
+// checked.
+func (r *Registry) OpenBlob(ctx context.Context, remote string, d digest.Digest, off, n int64) (body io.ReadCloser, size int64, err error) {
+	release, err := r.blobs.take(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	h := http.Header{}
+	if off > 0 || n >= 0 {
+		v := fmt.Sprintf("bytes=%d-", off)
+		if n > 0 {
+			v += strconv.FormatInt(off+n-1, 10)
+		}
+		h.Set("Range", v)
+	}
+	resp, err := ask(ctx, r, kindBlob, remote, func(ctx context.Context, p *place, repo string) (*http.Response, error) {
+		return p.client.Do(ctx, registry.Request{Method: http.MethodGet, To: registry.BlobEndpoint(repo, d), Header: h}, http.StatusOK, http.StatusPartialContent)
+	})
+	if err != nil {
+		release()
+		return nil, 0, err
+	}
+	body = &blobBody{ReadCloser: resp.Body, ctx: ctx, limit: r.limit, release: release, m: r.set.m, host: r.Host}
+	if resp.StatusCode == http.StatusOK {
+		if h.Get("Range") != "" {
+			err = ErrNoRange
+		}
+		return body, resp.ContentLength, err
+	}
+	first, size, err := contentRange(resp.Header.Get("Content-Range"))
+	if err != nil || first != off {
+		err = fmt.Errorf("%w: blob %s of %s: the answer to byte %d has Content-Range %.60q", registry.ErrUnavailable, d, remote, off, resp.Header.Get("Content-Range"))
+		return nil, 0, errors.Join(err, body.Close())
+	}
+	return body, size, nil
+}
+
+// contentRange reads the first byte and the whole size of a Content-Range, -1 for an unknown size.
+func contentRange(v string) (first, size int64, err error) {
+	unit, rest, _ := strings.Cut(strings.TrimSpace(v), " ")
+	span, total, found := strings.Cut(rest, "/")
+	from, to, dash := strings.Cut(span, "-")
+	bad := fmt.Errorf("unreadable Content-Range %.60q", v)
+	if !strings.EqualFold(unit, "bytes") || !found || !dash {
+		return 0, 0, bad
+	}
+	first, err = strconv.ParseInt(from, 10, 64)
+	last, lerr := strconv.ParseInt(to, 10, 64)
+	size = -1
+	var serr error
+	if total != "*" {
+		size, serr = strconv.ParseInt(total, 10, 64)
+	}
+	if err != nil || lerr != nil || serr != nil || first < 0 || last < first || size >= 0 && last >= size {
+		return 0, 0, bad
+	}
+	return first, size, nil
+}
+
+// ask asks the places of a registry in order until one has an answer. A place that says that it does not have it, and
+// one that can't be asked, are passed over; what is not there is so only if all said so.
+func ask[T any](ctx context.Context, r *Registry, k kind, remote string, f func(ctx context.Context, p *place, repo string) (T, error)) (out T, err error) {
+	if r.set.cfg.Offline {
+		return out, fmt.Errorf("%w: no upstream is asked (offline)", registry.ErrUnavailable)
+	}
+	if k != kindBlob {
+		release, err := r.names.take(ctx)
+		if err != nil {
+			return out, err
+		}
+		defer release()
+	}
+	var worst error
+	for _, p := range r.places {
+		repo := path.Join(p.prefix, remote)
+		err := p.mayAsk(k)
+		if err == nil {
+			began := time.Now()
+			out, err = f(withScope(ctx, repo, r.as), p, repo)
+			if ctx.Err() != nil && err != nil {
+				return out, fmt.Errorf("%w: %w", registry.ErrUnavailable, err)
+			}
+			r.set.m.asked(r.Host, k, err, time.Since(began))
+			err = p.note(k, err)
+		}
+		if err == nil {
+			return out, nil
+		}
+		if worst == nil || rank(err) > rank(worst) {
+			worst = err
+		}
+	}
+	return out, fmt.Errorf("upstream %s: %w", r.Host, worst)
+}
+
+// rank orders errors by how little is known: of several places' answers the one that leaves most open counts.
+func rank(err error) int {
+	switch {
+	case errors.Is(err, registry.ErrUnavailable):
+		return 3
+	case errors.Is(err, registry.ErrUnauthorized), errors.Is(err, registry.ErrDenied):
+		return 2
+	}
+	return 1
+}
+
+// place is one endpoint of a registry.
+type place struct {
+	url    *url.URL // scheme and host
+	prefix string   // before repositories there
+	login  *login
+	client *registry.Client
+
+	mu     sync.Mutex
+	paused map[kind]time.Time // until when requests of a kind are not sent
+	fails  int                // in a row without an answer
+}
+
+// kind is what is asked for. An upstream that has enough of one may go on with others: Docker Hub counts manifests
+// alone.
+type kind string
+
+const (
+	kindHead      kind = "head"
+	kindManifest  kind = "manifest"
+	kindReferrers kind = "referrers"
+	kindBlob      kind = "blob"
+	kindAll       kind = ""
+)
+
+// mayAsk returns ErrUnavailable while requests of a kind are not sent.
+func (p *place) mayAsk(k kind) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	until := p.paused[k]
+	if all := p.paused[kindAll]; all.After(until) {
+		until = all
+	}
+	if left := time.Until(until); left > 0 {
+		return &registry.RetryError{Err: fmt.Errorf("%w: it is left alone for %s more", registry.ErrUnavailable, left.Round(time.Second)), After: left}
+	}
+	return nil
+}
+
+// Pauses after an upstream that did not answer, doubled each time.
+const (
+	firstPause  = time.Second
+	longPause   = 30 * time.Second
+	busyPause   = 5 * time.Second // after 429 without Retry-After
+	brokenPause = time.Second     // after 5xx without Retry-After
+)
+
+// note remembers what an answer says of the place, and returns the error as this package's.
+func (p *place) note(k kind, err error) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.paused == nil {
+		p.paused = map[kind]time.Time{}
+	}
+	pause := func(k kind, after time.Duration) error {
+		after = min(after, maxPause)
+		p.paused[k] = time.Now().Add(after)
+		return &registry.RetryError{Err: fmt.Errorf("%w: %w", registry.ErrUnavailable, err), After: after}
+	}
+	var retry *registry.RetryError
+	var realm *realmError
+	after := func(otherwise time.Duration) time.Duration {
+		switch {
+		case errors.As(err, &retry):
+			return retry.After
+		case errors.As(err, &realm) && realm.after > 0:
+			return realm.after
+		}
+		return otherwise
+	}
+	switch {
+	case err == nil, errors.Is(err, registry.ErrManifestUnknown), errors.Is(err, registry.ErrBlobUnknown), errors.Is(err, registry.ErrUnauthorized), errors.Is(err, registry.ErrDenied):
+		p.fails = 0
+		return err
+	case errors.Is(err, registry.ErrNameUnknown):
+		p.fails = 0
+		if k == kindBlob {
+			return fmt.Errorf("%w: %w", registry.ErrBlobUnknown, err)
+		}
+		return fmt.Errorf("%w: %w", registry.ErrManifestUnknown, err)
+	case errors.Is(err, registry.ErrTooManyRequests):
+		p.fails = 0
+		return pause(k, after(busyPause))
+	case errors.As(err, &realm):
+		return pause(kindAll, after(busyPause))
+	case answered(err):
+		p.fails = 0
+		return pause(k, after(brokenPause))
+	}
+	p.fails++
+	return pause(kindAll, min(firstPause<<min(p.fails-1, 5), longPause))
+}
+
+// answered reports whether err is an upstream's answer rather than that there was none.
+func answered(err error) bool {
+	var ue *url.Error
+	if !errors.As(err, &ue) {
+		return true
+	}
+	var kind *registry.Error
+	return errors.As(ue.Err, &kind)
+}
+
+// slots bound what is under way at once.
+type slots struct{ free chan struct{} }
+
+func newSlots(n int) *slots { return &slots{make(chan struct{}, max(n, 1))} }
+
+// take waits for a slot; the caller gives it back.
+func (s *slots) take(ctx context.Context) (release func(), err error) {
+	select {
+	case s.free <- struct{}{}:
+		return sync.OnceFunc(func() { <-s.free }), nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%w: %w", registry.ErrUnavailable, context.Cause(ctx))
+	}
+}
+
+// burst is how much comes at once where a rate is set.
+const burst = 1 << 20
+
+func newLimit(r config.Rate) *rate.Limiter {
+	if r == 0 {
+		return rate.NewLimiter(rate.Inf, burst)
+	}
+	return rate.NewLimiter(rate.Limit(r), burst)
+}
+
+// blobBody is a blob's body, counted and within the registry's rate.
+type blobBody struct {
+	io.ReadCloser
+	ctx     context.Context
+	limit   *rate.Limiter
+	release func()
+	m       *metrics
+	host    string
+}
+
+func (b *blobBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p[:min(len(p), burst)])
+	b.m.received(b.host, n)
+	if n > 0 && b.limit.Limit() != rate.Inf {
+		if werr := b.limit.WaitN(b.ctx, n); werr != nil && err == nil {
+			err = werr
+		}
+	}
+	return n, err
+}
+
+func (b *blobBody) Close() error {
+	err := b.ReadCloser.Close()
+	b.release()
+	return err
+}
+
+// forgive ends all pauses.
+func (p *place) forgive() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.paused, p.fails = nil, 0
+}

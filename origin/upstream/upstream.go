@@ -1,0 +1,186 @@
+// Package upstream reads registries outside the cluster: which of them are mirrored, where they are asked, who the
+// cluster is to them, and that a request goes only to addresses that an upstream may be at. Build-index reads names
+// with it, origins blobs.
+//
+// The package keeps nothing that it reads.
+package upstream
+
+import (
+	"crypto/rand"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"kraken/proto/cluster"
+	"kraken/proto/config"
+	"kraken/proto/registry"
+	"kraken/proto/transport"
+)
+
+// Set are the registries that a configuration names. It is safe for concurrent use.
+type Set struct {
+	cfg    Config
+	public cluster.Upstreams
+	log    *slog.Logger
+	m      *metrics
+	guard  *guard
+	tokens tokens
+	key    []byte // of Credential.digest, for this process
+
+	mu    sync.Mutex
+	known map[string]*Registry // by host
+	order []string             // oldest first
+}
+
+// maxRegistries bounds the registries of patterns that a Set remembers.
+const maxRegistries = 1024
+
+// Options are what a Set has beside its configuration.
+type Options struct {
+	Log     *slog.Logger          // nil for none
+	Metrics prometheus.Registerer // nil for none
+}
+
+// Open returns the registries of a configuration that was validated. It resolves no name and sends no request.
+func Open(cfg Config, o Options) (*Set, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &Set{cfg: cfg, public: cfg.Public(), log: o.Log, m: newMetrics(o.Metrics), guard: newGuard(cfg.allow), key: make([]byte, 32), known: map[string]*Registry{}}
+	rand.Read(s.key) // never fails
+	for _, r := range cfg.Registries {
+		if !strings.Contains(r.Registry, "*") {
+			if _, err := s.registry(cluster.CanonicalRegistry(r.Registry)); err != nil {
+				return nil, fmt.Errorf("upstream %s: %w", r.Registry, err)
+			}
+		}
+	}
+	return s, nil
+}
+
+// Close ends idle connections. Bodies that are open stay so.
+func (s *Set) Close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range s.known {
+		for _, p := range r.places {
+			p.login.hc.CloseIdleConnections()
+		}
+	}
+}
+
+// Public returns what agents and proxies are told.
+func (s *Set) Public() cluster.Upstreams { return s.public }
+
+// Offline reports whether no upstream may be asked.
+func (s *Set) Offline() bool { return s.cfg.Offline }
+
+// For returns the registry of a repository, as it is called inside the cluster, and the repository's name there. ok is
+// false for the cluster's own and for what is not mirrored.
+func (s *Set) For(repository string) (r *Registry, remote string, ok bool) {
+	host, rest, ok := cluster.SplitUpstream(repository)
+	if !ok || !s.public.Mirrors(host) {
+		return nil, "", false
+	}
+	r, err := s.registry(host)
+	if err != nil {
+		s.log.Warn("an upstream can't be asked", "registry", host, "error", err)
+		return nil, "", false
+	}
+	return r, rest, true
+}
+
+// registry returns the one at a host, and makes it at the first use.
+func (s *Set) registry(host string) (*Registry, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r := s.known[host]; r != nil {
+		return r, nil
+	}
+	i := slices.IndexFunc(s.cfg.Registries, func(c RegistryConfig) bool {
+		return cluster.MatchGlob(cluster.CanonicalRegistry(c.Registry), host)
+	})
+	if i < 0 {
+		return nil, fmt.Errorf("%w: registry %s is not mirrored", registry.ErrNameUnknown, host)
+	}
+	r, err := s.open(host, s.cfg.Registries[i])
+	if err != nil {
+		return nil, err
+	}
+	if len(s.order) >= maxRegistries {
+		delete(s.known, s.order[0])
+		s.order = s.order[1:]
+	}
+	s.known[host], s.order = r, append(s.order, host)
+	return r, nil
+}
+
+// open makes the registry at a host.
+func (s *Set) open(host string, cfg RegistryConfig) (*Registry, error) {
+	r := &Registry{Host: host, RegistryConfig: cfg, set: s, blobs: newSlots(cfg.Concurrency), names: newSlots(cfg.Concurrency), limit: newLimit(cfg.Rate)}
+	endpoints := cfg.Endpoints
+	if len(endpoints) == 0 {
+		endpoints = []Endpoint{{URL: ownURL(host, cfg.PlainHTTP), Access: cfg.Access}}
+	}
+	for _, e := range endpoints {
+		p, err := s.place(host, e)
+		if err != nil {
+			return nil, err
+		}
+		r.places = append(r.places, p)
+	}
+	return r, nil
+}
+
+// ownURL returns where a registry is asked that has no endpoints.
+func ownURL(host string, plain bool) string {
+	switch {
+	case host == "docker.io":
+		return "https://registry-1.docker.io"
+	case plain:
+		return "http://" + host
+	}
+	return "https://" + host
+}
+
+// progressTimeout is how long an upstream may stand still.
+const progressTimeout = 30 * time.Second
+
+// dialTimeout bounds the making of a connection to an upstream.
+const dialTimeout = 5 * time.Second
+
+// place makes the client of one endpoint of the registry at host.
+func (s *Set) place(host string, e Endpoint) (*place, error) {
+	u, err := url.Parse(e.URL)
+	if err != nil {
+		return nil, err
+	}
+	if len(s.cfg.Registries) > 0 {
+		s.guard.allowLiteral(u)
+	}
+	hc, err := transport.NewClient(transport.ClientConfig{
+		CA: e.CA, DialTimeout: config.Duration(dialTimeout), ProgressTimeout: config.Duration(progressTimeout), Dial: s.guard.dialer(hostPort(u)), Proxy: s.guard.proxy,
+	}, s.log)
+	if err != nil {
+		return nil, err
+	}
+	prefix := strings.Trim(u.Path, "/")
+	u = &url.URL{Scheme: u.Scheme, Host: u.Host}
+	l := &login{next: hc.Transport, hc: hc, host: u, plain: e.PlainHTTP && u.Scheme == "http", source: &source{cfg: e.Credentials, host: host}, tokens: &s.tokens, key: s.key}
+	p := &place{url: u, prefix: prefix, login: l}
+	p.client, err = registry.NewClientWith(u.String(), &http.Client{Transport: l}, registry.ClientOptions{Elsewhere: maxRedirects})
+	return p, err
+}
+
+// maxRedirects bounds the redirects of one read.
+const maxRedirects = 5
