@@ -31,7 +31,7 @@ func (o *Origin) debtRoute(w http.ResponseWriter, r *http.Request, d digest.Dige
 		if err := decode(r, cluster.MaxDebt*512, &debt); err != nil {
 			return err
 		}
-		debt, err = o.takeDebt(d, debt)
+		debt, err = o.takeDebt(r.Context(), d, debt)
 	default:
 		err = fmt.Errorf("%w: %s debt", registry.ErrUnsupported, r.Method)
 	}
@@ -56,7 +56,7 @@ func (o *Origin) owes(d digest.Digest) (cluster.Debt, error) {
 }
 
 // takeDebt makes this origin owe a blob that it holds whole, for further repositories. What it returns is durable.
-func (o *Origin) takeDebt(d digest.Digest, debt cluster.Debt) (cluster.Debt, error) {
+func (o *Origin) takeDebt(ctx context.Context, d digest.Digest, debt cluster.Debt) (cluster.Debt, error) {
 	if len(debt.Repositories) == 0 || len(debt.Repositories) > cluster.MaxDebt {
 		return debt, fmt.Errorf("%w: %d repositories, want 1 to %d", errBody, len(debt.Repositories), cluster.MaxDebt)
 	}
@@ -64,20 +64,64 @@ func (o *Origin) takeDebt(d digest.Digest, debt cluster.Debt) (cluster.Debt, err
 	if err != nil {
 		return debt, err
 	}
-	r, err := o.store.Open(d) // looks at the file: it may be gone, or short
+	i, err := o.store.Stat(d)
 	if err != nil {
 		return debt, wire(err)
 	}
-	size := r.Info().Size
-	r.Close()
-	if size != debt.Size {
-		return debt, fmt.Errorf("%w: blob %s has %d bytes here, %d at who hands it over", registry.ErrUnavailable, d, size, debt.Size)
+	if i.Size != debt.Size {
+		return debt, fmt.Errorf("%w: blob %s has %d bytes here, %d at who hands it over", registry.ErrUnavailable, d, i.Size, debt.Size)
+	}
+	if err := o.vouch(ctx, d, debt); err != nil {
+		return debt, err
 	}
 	if err := o.store.Mark(d, m); err != nil {
 		return debt, wire(err)
 	}
 	o.wake()
 	return debt, nil
+}
+
+// hashedInDebt is the size in bytes up to which a blob is hashed before the answer to who hands its debt over: a larger
+// one takes longer than other origins wait.
+const hashedInDebt = 256 << 20
+
+// vouchedFor is how long a blob that was hashed is believed to be right: who hands a debt over asks again and again
+// while another owner is down.
+const vouchedFor = 10 * time.Minute
+
+// vouch hashes a blob before this origin owes it in the place of another: that one drops its copy, and this one may
+// have rotted. ErrBlobUnknown when it has; ErrUnavailable while a large one is being hashed.
+func (o *Origin) vouch(ctx context.Context, d digest.Digest, debt cluster.Debt) error {
+	m, err := o.store.Marker(d)
+	owes := err == nil && !slices.ContainsFunc(debt.Repositories, func(r string) bool { return !slices.Contains(m.Repositories, r) })
+	last, ok := o.vouched.Get(d)
+	if owes && !debt.Leaving || ok && time.Since(last) < vouchedFor {
+		r, err := o.store.Open(d) // the file may be gone, or short
+		if err != nil {
+			return wire(err)
+		}
+		return r.Close()
+	}
+	hash := func(ctx context.Context) error {
+		r, err := o.store.OpenVerified(ctx, d)
+		if err != nil {
+			return wire(err)
+		}
+		o.vouched.Add(d, time.Now())
+		return r.Close()
+	}
+	if debt.Size <= hashedInDebt {
+		return hash(ctx)
+	}
+	if _, busy := o.vouching.LoadOrStore(d, true); !busy {
+		o.Background(func(ctx context.Context) {
+			defer o.vouching.Delete(d)
+			if err := hash(ctx); err != nil {
+				o.log.Warn("a blob was not verified, so its debt is not taken over", "digest", d, "error", err)
+			}
+		})
+	}
+	return &registry.RetryError{Err: fmt.Errorf("%w: blob %s is being verified", registry.ErrUnavailable, d), After: time.Second}
 }
 
 // markerFor is the marker of a debt that another origin has.
@@ -105,13 +149,13 @@ func (o *Origin) markerFor(debt cluster.Debt) (m store.Marker, err error) {
 }
 
 // handOver makes another origin owe a blob for all repositories of a debt of this one. It gets the bytes where it lacks
-// them.
-func (o *Origin) handOver(ctx context.Context, or *cluster.Origin, d digest.Digest, m store.Marker) error {
+// them. leaving says that this one drops its copy then.
+func (o *Origin) handOver(ctx context.Context, or *cluster.Origin, d digest.Digest, m store.Marker, leaving bool) error {
 	i, err := o.store.Stat(d)
 	if err != nil {
 		return err
 	}
-	debt := cluster.Debt{Repositories: m.Repositories, Since: m.Created, Size: i.Size}
+	debt := cluster.Debt{Repositories: m.Repositories, Since: m.Created, Size: i.Size, Leaving: leaving}
 	err = or.TakeDebt(ctx, d, debt)
 	switch {
 	case errors.Is(err, registry.ErrBlobUnknown):

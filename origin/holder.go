@@ -19,6 +19,10 @@ type holder struct {
 	until time.Time
 }
 
+// paidFor is for how long a blob that was written back is still told to a build-index that starts. A membership is
+// committed a moment after its blob, and its generation is known here after the next renewal of the lease.
+const paidFor = 30 * time.Second
+
 // ask gives the lease to who asks, if nobody else has it, and says whose it is and for how long.
 func (h *holder) ask(id string, length time.Duration, now time.Time) (holder string, left time.Duration) {
 	h.mu.Lock()
@@ -55,6 +59,12 @@ func (o *Origin) holderRoute(w http.ResponseWriter, r *http.Request) error {
 	var err error
 	if out.Generation, err = o.store.RaiseGeneration(raise); err != nil {
 		return err
+	}
+	if raise > 0 {
+		// What was committed before that payment is counted in the generation that was just stored.
+		if err := o.store.ForgetPaid(time.Now().Add(-paidFor)); err != nil {
+			return err
+		}
 	}
 	transport.ServeJSON(w, http.StatusOK, out)
 	return nil

@@ -43,7 +43,11 @@ type Origin struct {
 	recomputing *recomputations    // of metainfo that agents say is wrong
 	fetching    singleflight.Group // one read-through for many readers
 	fetches     map[digest.Digest]*fetch
-	durable     *lru.Cache[string, bool] // "bucket digest" that were seen in the bucket
+	durable     *lru.Cache[string, bool]             // "bucket digest" that are in the bucket, verified; false: other bytes are
+	vouching    sync.Map                             // digest → true while it is hashed before its debt is taken over
+	vouched     *lru.Cache[digest.Digest, time.Time] // when one was hashed for that, and was right
+	checking    sync.Map                             // "bucket digest" → true while the bucket's bytes are hashed
+	checks      chan struct{}                        // a slot for each of these
 	commits     *commits
 	kick        chan struct{} // write-back has something to do
 	busy        sync.Map      // digest → true while it is written back or moved
@@ -77,6 +81,7 @@ func New(cfg Config, deps role.Deps) (*Origin, error) {
 		cfg: cfg, log: deps.Log, leases: newLeases(cfg.Leasers), turns: newTurns(), budgets: newBudgets(), recomputing: newRecomputations(),
 		refusals: rate.Sometimes{First: 3, Interval: 10 * time.Second},
 		fetches:  map[digest.Digest]*fetch{},
+		checks:   make(chan struct{}, 2),
 		kick:     make(chan struct{}, 1), retry: map[digest.Digest]retry{},
 	}
 	o.leases.spread = o.turns.spread
@@ -93,6 +98,9 @@ func (o *Origin) assemble(c *role.Chassis) (err error) {
 		return fmt.Errorf("record_keys: %w", err)
 	}
 	if o.durable, err = lru.New[string, bool](100_000); err != nil {
+		return err
+	}
+	if o.vouched, err = lru.New[digest.Digest, time.Time](1000); err != nil {
 		return err
 	}
 	if o.commits, err = newCommits(time.Duration(o.cfg.UploadIdle)); err != nil {

@@ -45,8 +45,8 @@ func (o *Origin) copyWithDebt(ctx context.Context, or *cluster.Origin, repo stri
 }
 
 // spread makes every other owner owe a blob that this origin owes: one may have been down when the blob was pushed, or
-// have a copy without the debt.
-func (o *Origin) spread(ctx context.Context, d digest.Digest, m store.Marker) error {
+// have a copy without the debt. leaving says that this one drops its copy then.
+func (o *Origin) spread(ctx context.Context, d digest.Digest, m store.Marker, leaving bool) error {
 	if len(m.Repositories) == 0 {
 		return fmt.Errorf("marker of %s names no repository", d)
 	}
@@ -55,7 +55,7 @@ func (o *Origin) spread(ctx context.Context, d digest.Digest, m store.Marker) er
 		if or.ID == o.cfg.ID {
 			continue
 		}
-		if err := o.handOver(ctx, or, d, m); err != nil {
+		if err := o.handOver(ctx, or, d, m, leaving); err != nil {
 			errs = append(errs, err)
 		}
 	}
@@ -65,7 +65,7 @@ func (o *Origin) spread(ctx context.Context, d digest.Digest, m store.Marker) er
 // moveToOwners hands a blob that was pushed before its digest was known over to those whose it is, then drops it here.
 // Until all of them owe it this origin keeps it, and lookups find it by walking the rendezvous order.
 func (o *Origin) moveToOwners(ctx context.Context, d digest.Digest, m store.Marker) error {
-	if err := o.spread(ctx, d, m); err != nil {
+	if err := o.spread(ctx, d, m, true); err != nil {
 		return err
 	}
 	for _, target := range slices.Clone(m.Targets) {

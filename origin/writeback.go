@@ -136,7 +136,7 @@ func (o *Origin) workOnce(ctx context.Context, d digest.Digest, m store.Marker) 
 		err := o.moveToOwners(ctx, d, m)
 		return 0, err != nil, err
 	}
-	if err := o.spread(ctx, d, m); err != nil {
+	if err := o.spread(ctx, d, m, false); err != nil {
 		// The bucket must not wait for an owner that is down.
 		alone = true
 		o.log.Info("not all owners owe a blob yet", "digest", d, "error", err)
@@ -335,6 +335,12 @@ func (o *Origin) pending(w http.ResponseWriter, r *http.Request) error {
 			continue
 		}
 		if err := enc.Encode(cluster.PendingBlob{Digest: d, Size: i.Size, Repositories: m.Repositories, Since: m.Created}); err != nil {
+			return ignoreWrite(err)
+		}
+	}
+	// After the markers: one that is paid meanwhile is in both lists, or in this one.
+	for d, p := range o.store.Paid() {
+		if err := enc.Encode(cluster.PendingBlob{Digest: d, Size: p.Size, Repositories: p.Repositories, Paid: p.At}); err != nil {
 			return ignoreWrite(err)
 		}
 	}

@@ -138,6 +138,9 @@ func (s *Store) payWithoutBytes(d digest.Digest, m Marker, target string) error 
 	if len(x.Targets) > 0 {
 		return s.keepDebt(d, x)
 	}
+	if err := s.keepPaid(d, m, x.Size); err != nil {
+		return err
+	}
 	return s.dropDebt(d)
 }
 

@@ -185,6 +185,15 @@ func (s *Store) Unmark(d digest.Digest, m Marker, target string) error {
 	if len(now.Targets) > 0 {
 		return s.writeMarker(d, now)
 	}
+	size := int64(SizeUnknown)
+	s.mu.Lock()
+	if e := s.entries[d]; e != nil {
+		size = e.size
+	}
+	s.mu.Unlock()
+	if err := s.keepPaid(d, m, size); err != nil {
+		return fmt.Errorf("unmark %s: %w", d, err)
+	}
 	if err := s.remove(blobFile(d, fileMarker)); err != nil {
 		return fmt.Errorf("unmark %s: %w", d, err)
 	}

@@ -87,13 +87,14 @@ type Store struct {
 	pins     map[digest.Digest]pin
 	names    map[string]struct{}    // keys of the name records
 	debts    map[digest.Digest]debt // without bytes
-	used     int64                  // bytes that blobs, partial blobs and uploads take on disk
-	leaving  int64                  // bytes beside these, of blobs that are being removed
-	retryAt  int64                  // value of used up to which a fruitless eviction is not tried again
-	evicting bool                   // somebody chooses what to evict
-	victims  []victim               // what was chosen
-	removing bool                   // removeVictims is running
-	freed    Signal                 // room was made, or evicting ends
+	paid     map[digest.Digest]Paid
+	used     int64    // bytes that blobs, partial blobs and uploads take on disk
+	leaving  int64    // bytes beside these, of blobs that are being removed
+	retryAt  int64    // value of used up to which a fruitless eviction is not tried again
+	evicting bool     // somebody chooses what to evict
+	victims  []victim // what was chosen
+	removing bool     // removeVictims is running
+	freed    Signal   // room was made, or evicting ends
 
 	sessions sessionCounts
 	writers  atomic.Int64 // sessions that are being written
@@ -169,7 +170,7 @@ func Open(cfg Config) (_ *Store, err error) {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
 	s := &Store{cfg: cfg, log: cfg.Logger, entries: map[digest.Digest]*entry{}, uploads: map[string]*Upload{}, partials: map[digest.Digest]*Partial{},
-		claims: map[string]chan struct{}{}, shards: map[string]bool{}, names: map[string]struct{}{}, debts: map[digest.Digest]debt{}}
+		claims: map[string]chan struct{}{}, shards: map[string]bool{}, names: map[string]struct{}{}, debts: map[digest.Digest]debt{}, paid: map[digest.Digest]Paid{}}
 	s.scrub.now = make(chan struct{}, 1)
 	s.sessions.sources = map[string]held{}
 	if s.lock, err = os.OpenFile(filepath.Join(cfg.Dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600); err != nil {
@@ -220,7 +221,7 @@ func (s *Store) prepare() (err error) {
 	if err := s.checkFormat(); err != nil {
 		return err
 	}
-	for _, d := range []string{"blobs", "uploads", "names", "pins", "debts"} {
+	for _, d := range []string{"blobs", "uploads", "names", "pins", "debts", "paid"} {
 		if err := s.root.MkdirAll(d, 0o700); err != nil {
 			return err
 		}
@@ -231,7 +232,7 @@ func (s *Store) prepare() (err error) {
 	if err := s.syncDir("."); err != nil {
 		return err
 	}
-	return errors.Join(s.findTorn(), s.scanUploads(), s.scanNames(), s.scanPins(), s.scanDebts())
+	return errors.Join(s.findTorn(), s.scanUploads(), s.scanNames(), s.scanPins(), s.scanDebts(), s.scanPaid())
 }
 
 // checkFormat refuses a newer layout. There is no older one to migrate from yet.

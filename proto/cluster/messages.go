@@ -62,12 +62,14 @@ type DurableResponse struct {
 	Unknown []digest.Digest `json:"unknown"`
 }
 
-// PendingBlob is a blob that an origin holds and has not written back yet.
+// PendingBlob is a blob that an origin holds and has not written back yet, or one that it has written back lately, of
+// whose repositories a build-index may not have told other places yet.
 type PendingBlob struct {
 	Digest       digest.Digest `json:"digest"`
 	Size         int64         `json:"size"`
 	Repositories []string      `json:"repositories"`
-	Since        time.Time     `json:"since"`
+	Since        time.Time     `json:"since,omitzero"`
+	Paid         time.Time     `json:"paid,omitzero"` // when the bucket had it; zero: not yet
 }
 
 // Debt is what an origin owes the bucket of a blob that it holds whole (GET, PUT debt/<digest>): the blob, and a link
@@ -76,6 +78,8 @@ type Debt struct {
 	Repositories []string  `json:"repositories"`
 	Since        time.Time `json:"since"`
 	Size         int64     `json:"size"` // of the blob, in bytes
+	// Leaving says that who hands the debt over drops its copy then: the other hashes its own first.
+	Leaving bool `json:"leaving,omitempty"`
 }
 
 // WritebackStatus is GET /writeback of an origin's admin listener, and of a build-index's for its outbox.

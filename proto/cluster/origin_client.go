@@ -75,7 +75,8 @@ func (c *OriginClient) TakeDebt(ctx context.Context, d digest.Digest, debt Debt)
 		return fmt.Errorf("hand over the debt of %s: it names no repository", d)
 	}
 	for part := range slices.Chunk(debt.Repositories, MaxDebt) {
-		in := Debt{Repositories: part, Since: debt.Since, Size: debt.Size}
+		in := debt
+		in.Repositories = part
 		body, n, err := jsonBody(in)
 		if err != nil {
 			return err

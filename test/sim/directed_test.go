@@ -418,3 +418,57 @@ func TestOriginStopsDuringUpload(t *testing.T) {
 		})
 	}
 }
+
+// The database is brought back from a copy that is older than a push, right after origins have paid for its blobs: what
+// they have paid is told to the build-index that starts.
+func TestOlderDatabaseAfterPayment(t *testing.T) {
+	for phase := range 4 { // of the lease, by which origins are told the last generation
+		t.Run(fmt.Sprint(phase), func(t *testing.T) {
+			directed(t, Options{}, func(s *Sim) {
+				s.mustPush("team/a", "v0", NewImage("first", content(1, 3000)), Push{Hint: true})
+				s.Settle()
+				s.Wait(time.Duration(phase) * 500 * time.Millisecond)
+				s.do(Snapshot, s.index)
+				b := s.placed(5000, 0, 1)
+				s.must("push", s.pushBlob(0, "team/a", b, Push{Hint: true}))
+				s.do(Freeze, s.index)
+				s.Wait(5 * time.Second)
+				s.do(Revert, s.index)
+				s.do(Start, s.index)
+				s.Wait(10 * time.Second)
+				s.must("read", s.Read(0, layer("team/a", b), 5))
+				s.Settle()
+				s.CheckAll("after the older database")
+				s.Restore()
+				s.CheckAll("after the restore")
+			})
+		})
+	}
+}
+
+// An owner whose copy has rotted does not take over the debt of an origin that drops its own copy then.
+func TestDebtToRottenCopy(t *testing.T) {
+	directed(t, Options{Origins: 4}, func(s *Sim) {
+		b := s.placed(5000, 0, 1, 2, 3)
+		s.bucket.set(bucketDown)
+		s.Kill(2)
+		s.Kill(3)
+		s.must("push", s.pushBlob(0, "team/a", b, Push{Hint: true})) // to both owners
+		s.Wait(time.Minute)
+		s.Flip(1, b)
+		s.Kill(0)
+		s.Kill(1)
+		s.Start(2)
+		s.Start(3)
+		s.Wait(20 * time.Second)
+		s.must("push again", s.pushBlob(0, "team/a", b, Push{})) // to the others
+		s.Start(0)
+		s.Start(1)
+		s.Wait(time.Minute)
+		s.Wipe(0)
+		s.Start(0)
+		s.bucket.set(bucketUp)
+		s.Settle()
+		s.CheckAll("after a disk was lost")
+	})
+}
