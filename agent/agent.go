@@ -22,6 +22,7 @@ import (
 	"kraken/proto/announce"
 	"kraken/proto/cluster"
 	"kraken/proto/role"
+	"kraken/proto/transport"
 )
 
 // Budgets of the control plane: what a pull waits at most for an answer before it goes on without.
@@ -41,6 +42,8 @@ type Agent struct {
 	origins     *cluster.Origins
 	index       *cluster.IndexClient // build-index
 	indexHealth *indexHealth         // whether it answers
+	namer       *cluster.Namer       // which repository a runtime means
+	hub         *transport.Server    // stands for docker.io; nil where there is none
 	announcer   *announcer
 	smallBlob   int64
 
@@ -49,6 +52,8 @@ type Agent struct {
 	checked *expirable.LRU[string, string]          // "repo@digest" → media type: manifests lately confirmed
 	wrong   *expirable.LRU[digest.Digest, []string] // ids of origins that lately sent other bytes to a relay
 	full    atomic.Bool                             // the last pull found no room in the cache
+	refused *expirable.LRU[digest.Digest, struct{}] // blobs of upstreams of which a body was cut off a moment ago
+	had     *expirable.LRU[string, struct{}]        // "repo@digest" of manifests whose blobs can be had
 	resolve singleflight.Group                      // one request to build-index for any number of askers
 
 	ctx     context.Context // of pulls: ends when the agent does
@@ -88,6 +93,9 @@ func (a *Agent) assemble(c *role.Chassis) (err error) {
 	a.doubts = newDoubts()
 	a.checked = expirable.NewLRU[string, string](knownManifests, nil, time.Duration(a.cfg.ManifestTTL))
 	a.wrong = expirable.NewLRU[digest.Digest, []string](1000, nil, rememberWrong)
+	a.refused = expirable.NewLRU[digest.Digest, struct{}](knownManifests, nil, refuseFor)
+	a.had = expirable.NewLRU[string, struct{}](knownManifests, nil, hadFor)
+	a.namer = cluster.NewNamer(a.cfg.Names)
 	if err := a.openCache(c); err != nil {
 		return err
 	}
@@ -103,7 +111,8 @@ func (a *Agent) assemble(c *role.Chassis) (err error) {
 	c.Part("disk", a.store.RunSync)
 	c.Part("pulls", a.endPulls)
 	c.Part("background", c.EndBackground)
-	return c.Serve("registry", a.handler(c.Registry), a.store.AdminRoutes, a.store.ControlRoutes, a.swarm.ControlRoutes)
+	c.Part("upstreams", a.watchUpstreams)
+	return a.listen(c)
 }
 
 // openCache opens the store.
@@ -162,6 +171,14 @@ const (
 	knownSizes     = 100_000
 	knownManifests = 10_000
 )
+
+// DockerHubAddr is the address of the listener that stands for docker.io, empty when there is none.
+func (a *Agent) DockerHubAddr() string {
+	if a.hub == nil {
+		return ""
+	}
+	return a.hub.Addr()
+}
 
 // PeerAddr is the address of the peer listener.
 func (a *Agent) PeerAddr() string { return a.swarm.Addr().String() }

@@ -63,8 +63,8 @@ func TestTrackerIsTold(t *testing.T) {
 	const size = 2 << 20
 	nowhere := "http://127.0.0.1:1"
 	a, err := New(Config{
-		Config:     role.Config{Server: transport.ServerConfig{Listen: "127.0.0.1:0"}, Origins: []ring.Member{{ID: "o", URL: nowhere}}},
-		BuildIndex: role.Endpoint{URL: nowhere}, Tracker: role.Endpoint{URL: tracker.URL}, Peer: Peer{Listen: "127.0.0.1:0", StockPeers: true, Rates: swarm.Rates{}},
+		Config: role.Config{Server: transport.ServerConfig{Listen: "127.0.0.1:0"}, Origins: []ring.Member{{ID: "o", URL: nowhere}}},
+		Names:  []string{"kraken.example"}, BuildIndex: role.Endpoint{URL: nowhere}, Tracker: role.Endpoint{URL: tracker.URL}, Peer: Peer{Listen: "127.0.0.1:0", StockPeers: true, Rates: swarm.Rates{}},
 		Cache: Cache{Dir: t.TempDir(), Capacity: config.Size(3*size + size/2)},
 	}, role.Deps{Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry()})
 	if err != nil {

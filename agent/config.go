@@ -1,9 +1,8 @@
 package agent
 
 import (
-	"fmt"
 	"net"
-	"net/url"
+	"reflect"
 	"time"
 
 	"kraken/origin/store"
@@ -19,12 +18,16 @@ type Config struct {
 	role.Config `yaml:",inline"`
 	// Node is the name that people see, default the host's name.
 	Node string `yaml:"node"`
-	// Names are the registry names that mean this cluster. A runtime's mirror request names its registry as ?ns=; for
-	// any other name the answer is 404, so that the runtime goes on to that registry. Empty: every name means this
-	// cluster.
-	Names      []string      `yaml:"names"`
-	BuildIndex role.Endpoint `yaml:"build_index"`
-	Tracker    role.Endpoint `yaml:"tracker"`
+	// Names are the registry names that mean this cluster, at least one: host or host:port, as they are in the names of
+	// images that are pushed to it. A runtime's mirror request names its registry as ?ns=: for these it gets the
+	// cluster's own repositories, for an upstream's name that upstream's, for any other 404, so that it goes on to that
+	// registry. Without names whoever may push library/nginx would replace docker.io/library/nginx on every node.
+	Names []string `yaml:"names"`
+	// DockerHub is a listener that stands for docker.io, for the registry-mirrors of Docker, which says no registry's
+	// name. Without listen there is none.
+	DockerHub  transport.ServerConfig `yaml:"docker_hub"`
+	BuildIndex role.Endpoint          `yaml:"build_index"`
+	Tracker    role.Endpoint          `yaml:"tracker"`
 	// Peer is the BitTorrent side.
 	Peer Peer `yaml:"peer"`
 	// Cache is where blobs are kept.
@@ -117,12 +120,16 @@ func (c *Config) Validate() error {
 		c.Peer.StallTimeout = config.Duration(2 * time.Second)
 	}
 	var m config.Mistakes
-	c.Config.Validate(&m, role.Listener{Key: "peer.listen", Addr: c.Peer.Listen})
-	for i, name := range c.Names {
-		if u, err := url.Parse("//" + name); err != nil || name == "" || u.Host != name {
-			m.Add(fmt.Sprintf("names[%d]", i), "%q is no name of a registry: want host or host:port, as runtimes write it", name)
+	listeners := []role.Listener{{Key: "peer.listen", Addr: c.Peer.Listen}}
+	if !reflect.ValueOf(c.DockerHub).IsZero() {
+		listeners = append(listeners, role.Listener{Key: "docker_hub.listen", Addr: c.DockerHub.Listen})
+		c.DockerHub.Validate(&m, "docker_hub")
+		if c.DockerHub.Control || c.DockerHub.PProf {
+			m.Add("docker_hub", "control and pprof belong to admin")
 		}
 	}
+	c.Config.Validate(&m, listeners...)
+	role.ValidateNames(&m, "names", c.Names)
 	c.BuildIndex.Validate(&m, "build_index")
 	c.Tracker.Validate(&m, "tracker")
 	c.Peer.validate(&m, "peer")

@@ -57,7 +57,7 @@ func newIndexHealth(base string, patience time.Duration, dial transport.DialFunc
 // ask calls a question with a context that ends when its answer is not to be waited for any longer: after the patience
 // and up to a tenth more, so that the agents of a cluster don't give up at one moment, or as soon as a new connection
 // can't be made. It returns the question's error, and nil or the reason why build-index counts as unreachable: it was
-// not waited for any longer, or refused, broke off or answered 5xx.
+// not waited for any longer, or refused, broke off or answered 5xx or 429.
 func (x *indexHealth) ask(ctx context.Context, question func(context.Context) error) (err, unreachable error) {
 	wait := x.patience + rand.N(x.patience/10+1)
 	if time.Now().UnixNano() < x.silent.Load() {
@@ -84,7 +84,7 @@ func (x *indexHealth) ask(ctx context.Context, question func(context.Context) er
 		return fmt.Errorf("%w: %w: %w", registry.ErrUnavailable, errSilent, err), errSilent
 	case errors.Is(cause, errNotConnected):
 		return fmt.Errorf("%w: %w: %w", registry.ErrUnavailable, errNotConnected, err), errNotConnected
-	case cause != nil, errors.Is(err, registry.ErrUnavailable), errors.Is(err, registry.ErrInternal):
+	case cause != nil, errors.Is(err, registry.ErrUnavailable), errors.Is(err, registry.ErrInternal), errors.Is(err, registry.ErrTooManyRequests):
 		return err, errNotConnected
 	}
 	x.silent.Store(0)

@@ -265,7 +265,7 @@ func (c *complaints) String() string {
 // running is an agent that runs until the end of the test.
 type running struct {
 	*Agent
-	t   *testing.T
+	t   testing.TB
 	reg *prometheus.Registry
 	log *complaints
 }
@@ -277,7 +277,7 @@ func start(t *testing.T, o *source, tracker string) *running {
 }
 
 // startWith fills in what a test does not care for.
-func startWith(t *testing.T, cfg Config) *running {
+func startWith(t testing.TB, cfg Config) *running {
 	t.Helper()
 	r := &running{t: t, reg: prometheus.NewRegistry(), log: &complaints{}}
 	cfg.Server = transport.ServerConfig{Listen: "127.0.0.1:0", DrainTimeout: config.Duration(5 * time.Second)}
@@ -285,6 +285,9 @@ func startWith(t *testing.T, cfg Config) *running {
 		cfg.BuildIndex.URL = "http://127.0.0.1:1"
 	}
 	cfg.Peer.Listen, cfg.Peer.StockPeers = "127.0.0.1:0", true
+	if cfg.Names == nil {
+		cfg.Names = []string{"kraken.example"}
+	}
 	if cfg.Cache.Dir == "" {
 		cfg.Cache.Dir = t.TempDir()
 	}

@@ -13,6 +13,9 @@ import (
 // pull from its server.
 type Config struct {
 	role.Config `yaml:",inline"`
+	// Names are the registry names that mean this cluster, as in the agents. A client may also name an upstream: as
+	// ?ns=, or first in the path.
+	Names []string `yaml:"names"`
 	// BuildIndex is where manifests, tags and memberships are.
 	BuildIndex role.Endpoint `yaml:"build_index"`
 	// BuildIndexPatience is how long requests wait for a build-index that went away, from that moment on, default 5s.
@@ -58,6 +61,7 @@ func (c *Config) Validate() error {
 	}
 	var m config.Mistakes
 	c.Config.Validate(&m)
+	role.ValidateNames(&m, "names", c.Names)
 	c.BuildIndex.Validate(&m, "build_index")
 	config.NotNegative(&m, "build_index_patience", c.BuildIndexPatience)
 	config.NotNegative(&m, "stall_timeout", c.StallTimeout)

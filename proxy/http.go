@@ -21,7 +21,7 @@ func (p *Proxy) handler(reg *prometheus.Registry) http.Handler {
 	r.Mount("/", p.inFlight.uploads(p.m, registry.Server{
 		Dialect: cluster.Dialect(), Blobs: p, BlobDeleter: p, Uploads: p, Mounter: p,
 		Manifests: p.index, ManifestWriter: p.index, Tags: p.index, Catalog: p.index, Referrers: p.index,
-		ChunkMinLength: p.chunkMin, Log: p.log,
+		ChunkMinLength: p.chunkMin, Namer: p.namer, Mirror: true, Log: p.log,
 	}.Handler()))
 	return r
 }

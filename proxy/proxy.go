@@ -22,6 +22,7 @@ type Proxy struct {
 	m        *metrics
 	origins  *cluster.Origins
 	index    *cluster.IndexClient // waits for a build-index that restarts
+	namer    *cluster.Namer       // which repository a client means
 	ids      signer
 	inFlight *inFlight
 	doubts   *doubts
@@ -37,7 +38,7 @@ func New(cfg Config, deps role.Deps) (*Proxy, error) {
 	}
 	p := &Proxy{
 		log: deps.Log, m: newMetrics(deps.Registry), replicas: min(cfg.Replicas, len(cfg.Origins)), stall: time.Duration(cfg.StallTimeout),
-		chunkMin: int64(cfg.ChunkMinLength), inFlight: newInFlight(cfg.Uploads.InFlight, cfg.Uploads.InFlightPerSource), doubts: newDoubts(),
+		chunkMin: int64(cfg.ChunkMinLength), namer: cluster.NewNamer(cfg.Names), inFlight: newInFlight(cfg.Uploads.InFlight, cfg.Uploads.InFlightPerSource), doubts: newDoubts(),
 	}
 	if err := role.Open(cfg.Config, deps, p.stall, func(c *role.Chassis) error { return p.assemble(c, cfg) }); err != nil {
 		return nil, err
@@ -66,6 +67,7 @@ func (p *Proxy) assemble(c *role.Chassis, cfg Config) (err error) {
 		c.Health.AddCheck(o.ID, false, o.Ping)
 	}
 	c.Part("background", c.EndBackground)
+	c.Part("upstreams", func(ctx context.Context) error { return p.namer.Watch(ctx, now, p.log, nil, nil) })
 	return c.Serve("registry", p.handler(c.Registry), nil)
 }
 

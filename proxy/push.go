@@ -21,6 +21,9 @@ import (
 // It goes on with fewer when the others don't answer, as long as there is one. While build-index is away there is no
 // upload: nobody could commit it.
 func (p *Proxy) StartUpload(ctx context.Context, repo string, o registry.UploadOptions) (registry.Upload, error) {
+	if err := p.namer.CheckPush(repo); err != nil {
+		return registry.Upload{}, err
+	}
 	if err := p.index.Ping(ctx); err != nil {
 		return registry.Upload{}, fmt.Errorf("%w: an upload could not be committed now: %w", registry.ErrUnavailable, err)
 	}

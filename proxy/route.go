@@ -55,6 +55,9 @@ func (p *Proxy) DeleteBlob(ctx context.Context, repo string, d digest.Digest) er
 // MountBlob makes the blob of another repository a member of this one; no byte moves. Where access is controlled the
 // caller must be able to pull from one that has it, and is told of no other.
 func (p *Proxy) MountBlob(ctx context.Context, repo, from string, d digest.Digest) (v1.Descriptor, error) {
+	if err := p.namer.CheckPush(repo); err != nil {
+		return v1.Descriptor{}, err
+	}
 	if registry.Controlled(ctx) {
 		if err := p.readable(ctx, from, d); err != nil {
 			return v1.Descriptor{}, fmt.Errorf("mount blob %s of %q into %s: %w", d, from, repo, err)

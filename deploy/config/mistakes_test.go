@@ -193,6 +193,10 @@ func mistakes(f files) []mistake {
 		{"an endpoint without a scheme", changes{"buckets": []any{bucket("a", "s3://b?endpoint=minio:9000")}}, "", "buckets[0].url: ", "http://host:port"},
 		{"a yes that is no true", changes{"buckets": []any{bucket("a", "s3://b?use_path_style=yes")}}, "", "buckets[0].url: ", "true or false"},
 		{"a registry's name that is a URL", changes{"names": []any{"https://registry.example"}}, "agent", "names[0]: ", "host:port"},
+		{"no names", changes{"names": []any{}}, "agent", "names: ", "docker.io/library/nginx"},
+		{"no names of the front door", changes{"names": []any{}}, "proxy", "names: ", "is needed"},
+		{"Docker Hub's name for one's own", changes{"names": []any{"index.docker.io"}}, "agent", "names[0]: ", "Docker Hub"},
+		{"a listener for Docker where the registry is", changes{"server.listen": "127.0.0.1:1", "docker_hub.listen": "127.0.0.1:1"}, "agent", "listen: ", "can't be bound beside"},
 		{"a time without a unit", changes{"stall_timeout": "5"}, "proxy", "stall_timeout: ", "with a unit"},
 		{"a size with a unit that there is not", changes{"cache.capacity": "100 gigs"}, "", "cache.capacity: ", "64MiB"},
 		{"a water mark in percent", changes{"high_water": 95}, "", "high_water", "<= 1"},
@@ -308,7 +312,7 @@ func TestSamplesAreOK(t *testing.T) {
 // TestAllMistakesAtOnce: one reading tells everything, in the order of the lines, and nothing twice.
 func TestAllMistakesAtOnce(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "proxy.yaml")
-	text := "server: {listen: \"16000\"}\nlog:\n  level: verbose\n  colour: red\norigins:\n  - {id: a, url: \"http://a:1\"}\n  - {id: a, url: b}\nreplicas: many\n"
+	text := "server: {listen: \"16000\"}\nlog:\n  level: verbose\n  colour: red\norigins:\n  - {id: a, url: \"http://a:1\"}\n  - {id: a, url: b}\nreplicas: many\nnames: [a]\n"
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

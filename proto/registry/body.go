@@ -36,7 +36,7 @@ func (b *requestBody) blame(err error) error {
 	if err == nil || failed == nil {
 		return err
 	}
-	switch kind := kindOf(err); {
+	switch kind := KindOf(err); {
 	case kind != ErrInternal && kind != ErrUnavailable:
 		return err
 	case errors.Is(*failed, os.ErrDeadlineExceeded):

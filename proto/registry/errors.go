@@ -81,8 +81,8 @@ func (e *RetryError) Error() string { return e.Err.Error() }
 // Unwrap returns Err.
 func (e *RetryError) Unwrap() error { return e.Err }
 
-// kindOf returns the table's entry that err wraps, ErrInternal when there is none: then it is the server's fault.
-func kindOf(err error) *Error {
+// KindOf returns the table's entry that err wraps, ErrInternal when there is none: then it is the server's fault.
+func KindOf(err error) *Error {
 	var e *Error
 	if errors.As(err, &e) {
 		return e

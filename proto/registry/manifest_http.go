@@ -172,6 +172,9 @@ func (s Server) referrers(w http.ResponseWriter, r *http.Request, repo, arg stri
 		if t := q.Get("artifactType"); t != "" {
 			v.Set("artifactType", t)
 		}
+		if ns := q.Get("ns"); ns != "" {
+			v.Set("ns", ns)
+		}
 		w.Header().Set("Link", fmt.Sprintf(`<%s?%s>; rel="next"`, r.URL.Path, v.Encode()))
 	}
 	idx := v1.Index{MediaType: v1.MediaTypeImageIndex, Manifests: p.Descriptors}

@@ -114,9 +114,9 @@ func TestScripts(t *testing.T) {
 		t.Run(filepath.Base(file), func(t *testing.T) {
 			m := newMemory()
 			s := m.server()
-			s.Namespaces = []string{"kraken.example"}
+			s.Namer = onlyName("kraken.example")
 			if strings.Contains(file, "readonly") {
-				s = Server{Blobs: m, Manifests: m, Tags: m, Catalog: m, Namespaces: s.Namespaces, ReadOnly: "push to the proxy"}
+				s = Server{Blobs: m, Manifests: m, Tags: m, Catalog: m, Namer: s.Namer, ReadOnly: "push to the proxy"}
 			}
 			srv := httptest.NewServer(s.Handler())
 			defer srv.Close()
@@ -560,4 +560,14 @@ func TestFilesReachTheConnectionAsFiles(t *testing.T) {
 			t.Errorf("Range %q: %q, %d files, %v, want %q as one file", header, w.Body, w.files, err, want)
 		}
 	}
+}
+
+// onlyName is a Namer of a registry that has one name and repositories of its own.
+type onlyName string
+
+func (n onlyName) Repository(namespace, path string) (string, error) {
+	if namespace != "" && !strings.EqualFold(namespace, string(n)) {
+		return "", fmt.Errorf("%w: this is no mirror of %.100q", ErrNameUnknown, namespace)
+	}
+	return path, nil
 }

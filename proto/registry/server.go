@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -37,8 +36,11 @@ type Server struct {
 	Dialect Dialect
 	// Extension serves what is below the dialect's extension; an error is answered by the table.
 	Extension func(w http.ResponseWriter, r *http.Request, x ExtensionPath) error
-	// Namespaces are the registry names (?ns=) that this server answers for, in any case; empty: all.
-	Namespaces []string
+	// Namer says which repository a request means; nil: the one in its path, whatever ?ns= says.
+	Namer Namer
+	// Mirror says that runtimes ask this server before the registry that a name is of: what can't be read here is 404
+	// or 503, and never 429.
+	Mirror bool
 	// ChunkMinLength, where set, is the length in bytes that clients are asked to give their chunks at least
 	// (OCI-Chunk-Min-Length). Shorter ones are taken as well: which one is the last can't be told from a chunk.
 	ChunkMinLength int64
@@ -93,13 +95,16 @@ func (s Server) serve(w http.ResponseWriter, r *http.Request) {
 	if err == nil {
 		return
 	}
-	switch kind := kindOf(err); {
+	switch kind := KindOf(err); {
 	case r.Context().Err() != nil:
 		s.Log.Debug("client went away", "method", r.Method, "path", r.URL.Path, "error", err)
 		// nobody is there for an answer, and one of 500 would be counted as this server's error
 		panic(http.ErrAbortHandler)
 	case kind.Status >= 500:
 		s.Log.Warn("request failed", "method", r.Method, "path", r.URL.Path, "status", kind.Status, "error", err)
+	}
+	if s.Mirror && reads(r) {
+		err = ofMirror(err)
 	}
 	s.Dialect.writeError(w, r, err)
 }
@@ -109,7 +114,7 @@ func (s Server) dispatch(w http.ResponseWriter, r *http.Request) error {
 	if !ok || hidesSlash(r.URL.RawPath) {
 		return fmt.Errorf("%w: no such path %.200q", errPath, r.URL.Path)
 	}
-	if err := s.checkRequest(w, r); err != nil {
+	if err := s.checkRequest(r); err != nil {
 		return err
 	}
 	knownUnit(r.Header)
@@ -121,7 +126,11 @@ func (s Server) dispatch(w http.ResponseWriter, r *http.Request) error {
 	if done, err := s.checkMethod(w, r, rt.kind); done {
 		return err
 	}
-	r, err := s.allowed(r, rt)
+	r, rt, err := s.named(w, r, rt)
+	if err != nil {
+		return err
+	}
+	r, err = s.allowed(r, rt)
 	if err != nil {
 		return err
 	}
@@ -152,17 +161,11 @@ func (s Server) dispatch(w http.ResponseWriter, r *http.Request) error {
 	return s.Extension(w, r, x)
 }
 
-func (s Server) checkRequest(w http.ResponseWriter, r *http.Request) error {
+func (s Server) checkRequest(r *http.Request) error {
 	if s.Dialect.Check != nil {
 		if err := s.Dialect.Check(r); err != nil {
 			return err
 		}
-	}
-	if ns := r.URL.Query().Get("ns"); ns != "" {
-		if len(s.Namespaces) > 0 && !slices.ContainsFunc(s.Namespaces, func(own string) bool { return strings.EqualFold(own, ns) }) {
-			return fmt.Errorf("%w: this is no mirror of %.100q", ErrNameUnknown, ns)
-		}
-		w.Header().Set("OCI-Namespace", ns)
 	}
 	return nil
 }
@@ -202,7 +205,7 @@ func (s Server) tags(w http.ResponseWriter, r *http.Request, repo string) error 
 		return err
 	}
 	next(w, r, p, l)
-	return transport.WriteJSON(w, http.StatusOK, tagList{repo, nonNil(l.Names)})
+	return transport.WriteJSON(w, http.StatusOK, tagList{askedName(r.Context(), repo), nonNil(l.Names)})
 }
 
 type tagList struct {
@@ -265,7 +268,7 @@ func WriteError(w http.ResponseWriter, r *http.Request, err error) {
 }
 
 func (d Dialect) writeError(w http.ResponseWriter, r *http.Request, err error) {
-	kind := kindOf(err)
+	kind := KindOf(err)
 	h := w.Header()
 	var re *RangeError
 	if errors.As(err, &re) {

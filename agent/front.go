@@ -1,0 +1,214 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"kraken/proto/cluster"
+	"kraken/proto/registry"
+)
+
+// What runtimes do with a mirror decides these times. Some wait for the header of an answer for 30 s, others for ever;
+// all of them go on to the upstream when they get 503.
+const (
+	headersWithin = 25 * time.Second
+	// refuseFor is how long a blob is refused after a body of it was cut off: runtimes come back at once for what is
+	// missing, and another cut would be the end of their pull.
+	refuseFor = 5 * time.Second
+	// hadFor is how long it counts that all blobs of a manifest could be had.
+	hadFor = time.Minute
+	// asksAtOnce bounds the questions about the blobs of one manifest that are under way.
+	asksAtOnce = 8
+)
+
+var (
+	errSlow    = errors.New("it takes longer than runtimes wait")
+	errRefused = errors.New("reading it was cut off a moment ago")
+)
+
+// front is the agent as runtimes see it. For upstreams' repositories it keeps the promises of a mirror: runtimes have
+// somewhere else to go, so that a quick error is better than a late answer, or than half of one. It implements
+// registry.Blobs and registry.Manifests.
+type front struct{ a *Agent }
+
+// isUpstreams reports whether a repository is an upstream's.
+func (a *Agent) isUpstreams(repo string) bool {
+	_, _, ok := cluster.SplitUpstream(repo)
+	return ok && a.namer.Upstreams().Any()
+}
+
+// choosesOnce reports whether the runtime that asks for a manifest will ask for its blobs here only: who names the
+// registry in the path, or not at all, has chosen a mirror for the whole image.
+func choosesOnce(ctx context.Context) bool {
+	asked, ok := registry.AskedOf(ctx)
+	return ok && asked.Namespace == ""
+}
+
+// GetManifest implements registry.Manifests.
+func (f front) GetManifest(ctx context.Context, repo string, ref registry.Reference, o registry.GetOptions) (*registry.Manifest, error) {
+	if !f.a.isUpstreams(repo) {
+		return f.a.GetManifest(ctx, repo, ref, o)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, headersWithin, errSlow)
+	defer cancel()
+	m, err := f.a.GetManifest(ctx, repo, ref, registry.GetOptions{})
+	if err == nil && choosesOnce(ctx) {
+		err = f.a.canBeHad(ctx, repo, m)
+	}
+	if err != nil {
+		return nil, late(ctx, err)
+	}
+	if o.Have == m.Digest {
+		m.Bytes = nil
+	}
+	return m, nil
+}
+
+// late returns ErrUnavailable for what was not answered in time, else err.
+func late(ctx context.Context, err error) error {
+	if errors.Is(context.Cause(ctx), errSlow) {
+		return fmt.Errorf("%w: %w: %w", registry.ErrUnavailable, errSlow, err)
+	}
+	return err
+}
+
+// canBeHad returns nil when all blobs of a manifest are here or at the origins, or can be read from the upstream:
+// ErrManifestUnknown when one is nowhere, ErrUnavailable when that is not known. No bytes move.
+func (a *Agent) canBeHad(ctx context.Context, repo string, m *registry.Manifest) error {
+	key := repo + "@" + m.Digest.String()
+	if _, known := a.had.Get(key); known {
+		return nil
+	}
+	var doc struct {
+		Config *v1.Descriptor  `json:"config"`
+		Layers []v1.Descriptor `json:"layers"`
+	}
+	if json.Unmarshal(m.Bytes, &doc) != nil {
+		return nil // some other kind of manifest, whose blobs nobody knows
+	}
+	blobs := doc.Layers
+	if doc.Config != nil {
+		blobs = append(blobs, *doc.Config)
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(asksAtOnce)
+	for _, b := range blobs {
+		if len(b.Data) > 0 || len(b.URLs) > 0 || strings.Contains(b.MediaType, "nondistributable") || strings.Contains(b.MediaType, "foreign") {
+			continue
+		}
+		g.Go(func() error {
+			_, err := front{a}.StatBlob(gctx, repo, b.Digest)
+			return err
+		})
+	}
+	err := g.Wait()
+	switch {
+	case err == nil:
+		a.had.Add(key, struct{}{})
+		return nil
+	case errors.Is(err, registry.ErrBlobUnknown):
+		return fmt.Errorf("%w: %s of %s, of which a blob can't be had: %v", registry.ErrManifestUnknown, m.Digest, repo, err)
+	}
+	return fmt.Errorf("%w: a blob of %s of %s: %w", registry.ErrUnavailable, m.Digest, repo, err)
+}
+
+// StatBlob implements registry.Blobs.
+func (f front) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.Descriptor, error) {
+	if !f.a.isUpstreams(repo) {
+		return f.a.StatBlob(ctx, repo, d)
+	}
+	if err := f.a.mayRead(d); err != nil {
+		return v1.Descriptor{}, err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, headersWithin, errSlow)
+	defer cancel()
+	desc, err := f.a.StatBlob(ctx, repo, d)
+	return desc, late(ctx, err)
+}
+
+// OpenBlob implements registry.Blobs.
+func (f front) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint registry.Range) (*registry.Content, error) {
+	if !f.a.isUpstreams(repo) {
+		return f.a.OpenBlob(ctx, repo, d, hint)
+	}
+	if err := f.a.mayRead(d); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	limit := time.AfterFunc(headersWithin, func() { cancel(errSlow) })
+	c, err := f.a.OpenBlob(ctx, repo, d, hint)
+	if !limit.Stop() && err == nil {
+		err = errors.Join(errSlow, c.Close())
+	}
+	if err != nil {
+		err = late(ctx, err)
+		cancel(nil)
+		return nil, err
+	}
+	end := c.Close
+	c.Close = func() error {
+		defer cancel(nil)
+		return end()
+	}
+	if c.Body != nil {
+		c.Body = &mirrored{ReadSeeker: c.Body, ctx: ctx, failed: func(err error) { f.a.refuse(repo, d, err) }}
+	}
+	return c, nil
+}
+
+// mayRead returns ErrUnavailable for a blob that is refused.
+func (a *Agent) mayRead(d digest.Digest) error {
+	if _, refused := a.refused.Get(d); refused {
+		return &registry.RetryError{Err: fmt.Errorf("%w: blob %s: %w", registry.ErrUnavailable, d, errRefused), After: refuseFor}
+	}
+	return nil
+}
+
+// refuse makes the runtime whose reading failed go on elsewhere.
+func (a *Agent) refuse(repo string, d digest.Digest, err error) {
+	a.refused.Add(d, struct{}{})
+	a.had.Purge()
+	a.log.Info("a blob is refused for a moment: a body of it was cut off", "repository", repo, "digest", d, "for", refuseFor, "error", err)
+}
+
+// mirrored is the body of an upstream's blob. It tells of a read that failed for another reason than its reader's end.
+type mirrored struct {
+	io.ReadSeeker
+	ctx    context.Context
+	failed func(error)
+}
+
+// Read implements io.Reader.
+func (m *mirrored) Read(b []byte) (int, error) {
+	n, err := m.ReadSeeker.Read(b)
+	if err != nil && !errors.Is(err, io.EOF) && m.ctx.Err() == nil {
+		m.failed(err)
+	}
+	return n, err
+}
+
+// upstreamsKey is where the cache keeps what build-index said last about upstreams.
+var upstreamsKey = resolutionKey("", "upstreams")
+
+// watchUpstreams keeps what the agent knows of upstreams as build-index says, and on disk, so that an agent that starts
+// while build-index is away is a mirror all the same.
+func (a *Agent) watchUpstreams(ctx context.Context) error {
+	known, err := a.store.Name(upstreamsKey)
+	if err != nil {
+		known = nil // nothing was kept
+	}
+	return a.namer.Watch(ctx, a.index, a.log, known, func(said []byte) {
+		if err := a.store.PutName(upstreamsKey, said); err != nil {
+			a.log.Warn("which registries are mirrored was not kept for the next start", "error", err)
+		}
+	})
+}

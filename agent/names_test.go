@@ -1,0 +1,341 @@
+package agent
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/proto/cluster"
+	"kraken/proto/ring"
+	"kraken/proto/role"
+	"kraken/proto/transport"
+)
+
+// index is a build-index that mirrors docker.io and has one manifest, by every tag of every repository that a test
+// names. It notes what it is asked.
+type index struct {
+	*httptest.Server
+	upstreams cluster.Upstreams
+
+	mu        sync.Mutex
+	manifests map[string]string // repository to manifest
+	status    int               // of every manifest, where it is not 0
+	asked     []string
+}
+
+func newIndex(t *testing.T) *index {
+	t.Helper()
+	x := &index{manifests: map[string]string{}, upstreams: cluster.Upstreams{Upstreams: []cluster.Upstream{{Registry: "docker.io"}}}}
+	x.Server = httptest.NewServer(x)
+	t.Cleanup(x.Close)
+	return x
+}
+
+func (x *index) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if r.URL.Path == "/v2/_kraken/upstreams" {
+		_ = json.NewEncoder(w).Encode(x.upstreams)
+		return
+	}
+	x.asked = append(x.asked, r.URL.Path)
+	repo, ref, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/"), "/manifests/")
+	raw, ok := x.manifests[repo]
+	switch {
+	case x.status != 0:
+		w.WriteHeader(x.status)
+		return
+	case !ok || strings.HasPrefix(ref, "sha256:") && digest.FromString(raw).String() != ref:
+		w.WriteHeader(http.StatusNotFound)
+		return
+	}
+	w.Header().Set("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+	w.Header().Set("Docker-Content-Digest", digest.FromString(raw).String())
+	fmt.Fprint(w, raw)
+}
+
+func (x *index) questions() []string {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return slices.Clone(x.asked)
+}
+
+func (x *index) put(repo, raw string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.manifests[repo] = raw
+}
+
+// mirror starts an agent that knows what x mirrors.
+func mirror(t *testing.T, x *index, origin string) *running {
+	t.Helper()
+	t.Cleanup(http.DefaultClient.CloseIdleConnections)
+	a := startWith(t, Config{
+		Config:  role.Config{Origins: []ring.Member{{ID: "o", URL: origin}}},
+		Tracker: role.Endpoint{URL: "http://127.0.0.1:1"}, BuildIndex: role.Endpoint{URL: x.URL},
+		DockerHub: transport.ServerConfig{Listen: "127.0.0.1:0"},
+	})
+	eventually(t, "it knows what is mirrored", func() bool { return a.namer.Upstreams().Any() })
+	return a
+}
+
+func ask(t *testing.T, method, url string) (*http.Response, string) {
+	t.Helper()
+	req, err := http.NewRequest(method, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Error(err)
+	}
+	return resp, string(b)
+}
+
+// Three ways in reach an upstream's repository, and one pushed to the cluster under the same name is never served for
+// it. What is not mirrored is 404, and nobody is asked.
+func TestThreeWaysIn(t *testing.T) {
+	x := newIndex(t)
+	own, upstream := manifestOf("pushed by somebody"), manifestOf("docker.io's")
+	x.put("library/nginx", own)
+	x.put("docker.io/library/nginx", upstream)
+	a := mirror(t, x, "http://127.0.0.1:1")
+	main, hub := "http://"+a.Addr(), "http://"+a.DockerHubAddr()
+	for _, c := range []struct {
+		what, url, want string
+	}{
+		{"the cluster's own", main + "/v2/library/nginx/manifests/v1", own},
+		{"by the cluster's name", main + "/v2/library/nginx/manifests/v1?ns=Kraken.Example", own},
+		{"containerd", main + "/v2/library/nginx/manifests/v1?ns=docker.io", upstream},
+		{"podman", main + "/v2/docker.io/library/nginx/manifests/v1", upstream},
+		{"docker", hub + "/v2/library/nginx/manifests/v1", upstream},
+		{"docker with containerd's store", hub + "/v2/library/nginx/manifests/v1?ns=docker.io", upstream},
+		{"another registry", main + "/v2/library/nginx/manifests/v1?ns=quay.io", ""},
+		{"another registry by path", main + "/v2/quay.io/library/nginx/manifests/v1", ""},
+		{"another registry where Docker asks", hub + "/v2/library/nginx/manifests/v1?ns=quay.io", ""},
+		{"the cluster's own where Docker asks", hub + "/v2/library/nginx/manifests/v1?ns=kraken.example", ""},
+		{"a port makes another registry", main + "/v2/library/nginx/manifests/v1?ns=docker.io%3A5000", ""},
+	} {
+		before := len(x.questions())
+		resp, body := ask(t, http.MethodGet, c.url)
+		if c.want == "" {
+			if resp.StatusCode != http.StatusNotFound || !strings.Contains(body, "NAME_UNKNOWN") || resp.Header.Get("OCI-Namespace") != "" || len(x.questions()) != before {
+				t.Errorf("%s: %s %s, build-index was asked %v", c.what, resp.Status, body, x.questions()[before:])
+			}
+			continue
+		}
+		if resp.StatusCode != http.StatusOK || body != c.want {
+			t.Errorf("%s: %s %s", c.what, resp.Status, body)
+		}
+		if ns := resp.Request.URL.Query().Get("ns"); resp.Header.Get("OCI-Namespace") != ns {
+			t.Errorf("%s: OCI-Namespace %q", c.what, resp.Header.Get("OCI-Namespace"))
+		}
+	}
+	for _, q := range []string{"docker.io", "quay.io"} {
+		if resp, _ := ask(t, http.MethodGet, main+"/v2/_catalog?ns="+q); resp.StatusCode != http.StatusNotFound {
+			t.Errorf("the repositories of %s: %s", q, resp.Status)
+		}
+	}
+	if resp, _ := ask(t, http.MethodGet, hub+"/v2/"); resp.StatusCode != http.StatusOK {
+		t.Errorf("GET /v2/ where Docker asks: %s", resp.Status)
+	}
+}
+
+// A manifest's HEAD says its digest and length; a tag of signatures, or of referrers, of a registry that was not asked
+// is 503: a runtime takes 404 for an answer, and asks nobody else. 429 never leaves an agent.
+func TestAnswersOfAMirror(t *testing.T) {
+	x := newIndex(t)
+	raw := manifestOf("docker.io's")
+	x.put("docker.io/library/nginx", raw)
+	a := mirror(t, x, "http://127.0.0.1:1")
+	base := "http://" + a.Addr() + "/v2/library/nginx/manifests/"
+	resp, _ := ask(t, http.MethodHead, base+"v1?ns=docker.io")
+	if resp.StatusCode != http.StatusOK || resp.Header.Get("Docker-Content-Digest") != digest.FromString(raw).String() || resp.ContentLength != int64(len(raw)) {
+		t.Errorf("HEAD: %s %v", resp.Status, resp.Header)
+	}
+	hex := strings.Repeat("a", 64)
+	for _, ref := range []string{"sha256-" + hex, "sha256-" + hex + ".sig"} {
+		for _, method := range []string{http.MethodGet, http.MethodHead} {
+			if resp, _ := ask(t, method, base+ref+"?ns=quay.io"); resp.StatusCode != http.StatusServiceUnavailable {
+				t.Errorf("%s %s of a registry that is not mirrored: %s", method, ref, resp.Status)
+			}
+		}
+	}
+	for _, status := range []int{http.StatusTooManyRequests, http.StatusInternalServerError, http.StatusBadGateway} {
+		x.mu.Lock()
+		x.status = status
+		x.mu.Unlock()
+		if resp, body := ask(t, http.MethodGet, base+"v2?ns=docker.io"); resp.StatusCode != http.StatusServiceUnavailable {
+			t.Errorf("build-index says %d: %s %s", status, resp.Status, body)
+		}
+		if resp, body := ask(t, http.MethodGet, base+"v1?ns=docker.io"); resp.StatusCode != http.StatusOK || body != raw || resp.Header.Get("Warning") == "" {
+			t.Errorf("build-index says %d, and the tag is known: %s %s", status, resp.Status, body)
+		}
+	}
+}
+
+// A name that is not mirrored is 404 within a millisecond, also when nothing of the cluster answers.
+func TestForeignNameAtOnce(t *testing.T) {
+	a := startWith(t, Config{
+		Config: role.Config{Origins: []ring.Member{{ID: "o", URL: "http://127.0.0.1:1"}}}, Tracker: role.Endpoint{URL: "http://127.0.0.1:1"},
+	})
+	a.namer.Set(cluster.Upstreams{Upstreams: []cluster.Upstream{{Registry: "docker.io"}, {Registry: "*.corp:5000"}, {Registry: "ghcr.io"}}, Deny: []string{"*.internal"}})
+	h := a.handler(a.cfg.Server, a.namer)
+	var best time.Duration
+	for round := range 20 { // others use the machine, too
+		took := make([]time.Duration, 1000)
+		for i := range took {
+			r := httptest.NewRequest(http.MethodGet, fmt.Sprintf("/v2/library/nginx%d/manifests/latest?ns=quay.io", i), nil)
+			w := httptest.NewRecorder()
+			began := time.Now()
+			h.ServeHTTP(w, r)
+			took[i] = time.Since(began)
+			if w.Code != http.StatusNotFound {
+				t.Fatalf("status %d", w.Code)
+			}
+		}
+		slices.Sort(took)
+		p99 := took[len(took)*99/100]
+		if round == 0 || p99 < best {
+			best = p99
+		}
+		if best < time.Millisecond {
+			t.Logf("p50 %s, p99 %s", took[len(took)/2], p99)
+			return
+		}
+	}
+	t.Errorf("p99 is %s at best", best)
+}
+
+func BenchmarkForeignName(b *testing.B) {
+	a := startWith(b, Config{
+		Config: role.Config{Origins: []ring.Member{{ID: "o", URL: "http://127.0.0.1:1"}}}, Tracker: role.Endpoint{URL: "http://127.0.0.1:1"},
+	})
+	url := "http://" + a.Addr() + "/v2/library/nginx/manifests/latest?ns=quay.io"
+	var took []time.Duration
+	for b.Loop() {
+		began := time.Now()
+		resp, err := http.Get(url)
+		if err != nil {
+			b.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+		took = append(took, time.Since(began))
+	}
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-µs")
+}
+
+// Who names the registry in the path has chosen this mirror for the whole image: no manifest is given whose blobs can't
+// be had. containerd goes elsewhere for each blob, and gets it.
+func TestManifestOfBlobsThatCantBeHad(t *testing.T) {
+	layer := []byte("a layer that the origin has")
+	o := newSource(t, layer)
+	x := newIndex(t)
+	d := digest.FromBytes(layer)
+	image := func(blobs ...digest.Digest) string {
+		layers := []map[string]any{}
+		for _, b := range blobs {
+			layers = append(layers, map[string]any{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": b, "size": len(layer)})
+		}
+		raw, err := json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "layers": layers})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(raw)
+	}
+	x.put("docker.io/library/whole", image(d))
+	x.put("docker.io/library/torn", image(d, digest.FromString("a layer that nobody has")))
+	a := mirror(t, x, o.URL)
+	for _, c := range []struct {
+		path string
+		want int
+	}{
+		{"/v2/docker.io/library/whole/manifests/v1", 200},
+		{"/v2/docker.io/library/torn/manifests/v1", 404},
+		{"/v2/library/torn/manifests/v1?ns=docker.io", 200},
+	} {
+		if resp, body := ask(t, http.MethodGet, "http://"+a.Addr()+c.path); resp.StatusCode != c.want {
+			t.Errorf("%s: %s %s", c.path, resp.Status, body)
+		}
+	}
+	if resp, body := ask(t, http.MethodGet, "http://"+a.DockerHubAddr()+"/v2/library/torn/manifests/v1"); resp.StatusCode != 404 {
+		t.Errorf("docker: %s %s", resp.Status, body)
+	}
+	o.Close()
+	x.put("docker.io/library/unknown", image(digest.FromString("who knows")))
+	if resp, body := ask(t, http.MethodGet, "http://"+a.Addr()+"/v2/docker.io/library/unknown/manifests/v1"); resp.StatusCode != 503 {
+		t.Errorf("with the origin away: %s %s", resp.Status, body)
+	}
+}
+
+// A body that is cut off ends by FIN, and the blob is refused for a moment: containerd then reads the rest from the
+// upstream, and who has to choose one mirror chooses another. The cluster's own blobs can be had nowhere else.
+func TestAfterACutBodyTheBlobIsRefused(t *testing.T) {
+	layer := noise(7, 300<<10)
+	d := digest.FromBytes(layer)
+	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !strings.Contains(r.URL.Path, "/blobs/") || strings.Contains(r.URL.Path, "_kraken") {
+			w.WriteHeader(http.StatusNotFound)
+			return
+		}
+		w.Header().Set("Content-Length", strconv.Itoa(len(layer)))
+		w.WriteHeader(http.StatusOK)
+		if r.Method == http.MethodGet {
+			_, _ = w.Write(layer[:100<<10])
+			panic(http.ErrAbortHandler)
+		}
+	}))
+	t.Cleanup(origin.Close)
+	origin.Config.ErrorLog = log.New(io.Discard, "", 0)
+	x := newIndex(t)
+	x.put("docker.io/library/nginx", fmt.Sprintf(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","layers":[{"mediaType":"x","digest":%q,"size":%d}]}`, d, len(layer)))
+	a := mirror(t, x, origin.URL)
+	base := "http://" + a.Addr() + "/v2/"
+	get := func(url string) (int, error) {
+		resp, err := http.Get(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		_, err = io.Copy(io.Discard, resp.Body)
+		return resp.StatusCode, err
+	}
+	for _, own := range []bool{false, true} {
+		url := base + "library/nginx/blobs/" + d.String()
+		if !own {
+			url += "?ns=docker.io"
+		}
+		if status, err := get(url); status != http.StatusOK || !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Fatalf("own %v: %d, %v; want a body that ends early by FIN", own, status, err)
+		}
+		if status, _ := get(url); (status == http.StatusOK) != own {
+			t.Errorf("own %v: right after a cut it is %d", own, status)
+		}
+	}
+	if status, _ := get(base + "docker.io/library/nginx/manifests/v1"); status != http.StatusServiceUnavailable {
+		t.Errorf("a manifest with that blob, by path: %d", status)
+	}
+	eventually(t, "it is served again", func() bool {
+		status, _ := get(base + "library/nginx/blobs/" + d.String() + "?ns=docker.io")
+		return status == http.StatusOK
+	})
+}

@@ -1,0 +1,149 @@
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"kraken/proto/registry"
+)
+
+func mirroring(own ...string) *Namer {
+	n := NewNamer(own)
+	n.Set(Upstreams{Upstreams: []Upstream{{Registry: "docker.io"}, {Registry: "registry.corp:5000"}, {Registry: "*.example"}}, Deny: []string{"evil.example"}})
+	return n
+}
+
+// Each way in, by ?ns=, by path and by a listener that stands for Docker Hub, reaches one repository; what is not
+// mirrored reaches none.
+func TestNames(t *testing.T) {
+	n := mirroring("kraken.corp:5000", "127.0.0.1:16000")
+	for _, c := range []struct{ ns, path, want string }{
+		{"", "team/app", "team/app"},
+		{"kraken.corp:5000", "team/app", "team/app"},
+		{"Kraken.Corp:5000", "library/nginx", "library/nginx"},
+		{"", "kraken.corp_5000/team/app", "team/app"},
+		{"docker.io", "library/nginx", "docker.io/library/nginx"},
+		{"DOCKER.io", "library/nginx", "docker.io/library/nginx"},
+		{"docker.io", "nginx", "docker.io/library/nginx"},
+		{"docker.io", "kraken.corp_5000/team/app", "docker.io/kraken.corp_5000/team/app"},
+		{"", "docker.io/library/nginx", "docker.io/library/nginx"},
+		{"kraken.corp:5000", "docker.io/library/nginx", "docker.io/library/nginx"},
+		{"registry.corp:5000", "a", "registry.corp_5000/a"},
+		{"", "registry.corp_5000/a", "registry.corp_5000/a"},
+		{"ghcr.example", "a/b", "ghcr.example/a/b"},
+		{"quay.io", "a/b", ""},
+		{"", "quay.io/a/b", ""},
+		{"evil.example", "a/b", ""},
+		{"", "evil.example/a/b", ""},
+		{"registry.corp", "a", ""},
+		{"kraken.corp", "a", ""},
+		{"kraken.corp:5000", "quay.io/a", ""},
+		{"kraken.corp:5000", "", ""},
+		{"docker.io", "", "docker.io"},
+	} {
+		got, err := n.Repository(c.ns, c.path)
+		if got != c.want || (err != nil) != (c.want == "" && c.path != "") || err != nil && !errors.Is(err, registry.ErrNameUnknown) {
+			t.Errorf("ns %q, %q: %q, %v; want %q", c.ns, c.path, got, err, c.want)
+		}
+	}
+	hub := n.StandsFor("docker.io")
+	for _, c := range [][3]string{
+		{"", "library/nginx", "docker.io/library/nginx"}, {"docker.io", "library/nginx", "docker.io/library/nginx"},
+		{"", "team/app", "docker.io/team/app"}, {"quay.io", "a", ""}, {"kraken.corp:5000", "team/app", ""},
+	} {
+		if got, err := hub.Repository(c[0], c[1]); got != c[2] || (err != nil) != (c[2] == "") {
+			t.Errorf("the listener of Docker Hub, ns %q, %q: %q, %v", c[0], c[1], got, err)
+		}
+	}
+}
+
+// Nothing that can be pushed as the cluster's own is served for an upstream's name, and what is served for one is never
+// the cluster's own, whatever is mirrored.
+func TestOwnIsNeverServedForAnother(t *testing.T) {
+	for name, n := range map[string]*Namer{"with upstreams": mirroring("kraken.corp"), "without": NewNamer([]string{"kraken.corp"})} {
+		for _, path := range []string{"library/nginx", "nginx", "a/b/c"} {
+			for _, ns := range []string{"docker.io", "quay.io", "a.example", "localhost:5000", "kraken.corp:80", "x"} {
+				repo, err := n.Repository(ns, path)
+				if _, _, upstreams := SplitUpstream(repo); err == nil && !upstreams {
+					t.Errorf("%s: ns %s, %s is the cluster's own %s", name, ns, path, repo)
+				}
+			}
+		}
+	}
+}
+
+// What is mirrored is known from before, follows what build-index says, and stays while that says nothing.
+func TestWatch(t *testing.T) {
+	var said atomic.Pointer[Upstreams] // nil: 503
+	var status atomic.Int32
+	status.Store(http.StatusServiceUnavailable)
+	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/v2/_kraken/upstreams" {
+			t.Errorf("asked for %s", r.URL.Path)
+		}
+		if u := said.Load(); u != nil {
+			if err := json.NewEncoder(w).Encode(u); err != nil {
+				t.Error(err)
+			}
+			return
+		}
+		w.WriteHeader(int(status.Load()))
+	})
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		index, err := NewIndexClient("http://build-index", &http.Client{Transport: inProcess{handler}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, kept := NewNamer([]string{"k"}), 0
+		done := make(chan error, 1)
+		go func() {
+			done <- n.Watch(ctx, index, slog.New(slog.DiscardHandler), []byte(`{"upstreams":[{"registry":"docker.io"}]}`), func([]byte) { kept++ })
+		}()
+		synctest.Wait()
+		check := func(what, host string, want bool, keeps int) {
+			t.Helper()
+			if n.Upstreams().Mirrors(host) != want || kept != keeps {
+				t.Errorf("%s: %+v, kept %d times", what, n.Upstreams(), kept)
+			}
+		}
+		check("from before", "docker.io", true, 0)
+		said.Store(&Upstreams{Upstreams: []Upstream{{Registry: "quay.io"}}})
+		time.Sleep(3 * time.Second)
+		check("soon after a failure", "quay.io", true, 1)
+		time.Sleep(2 * watchEvery)
+		check("the same again", "quay.io", true, 1)
+		said.Store(nil)
+		time.Sleep(10 * watchEvery)
+		check("silent", "quay.io", true, 1)
+		status.Store(http.StatusNotFound)
+		time.Sleep(2 * watchEvery)
+		check("an older version", "quay.io", false, 2)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// inProcess answers requests without a network.
+type inProcess struct{ h http.Handler }
+
+func (p inProcess) RoundTrip(r *http.Request) (*http.Response, error) {
+	w := httptest.NewRecorder()
+	p.h.ServeHTTP(w, r)
+	resp := w.Result()
+	if resp.Body == nil {
+		resp.Body = io.NopCloser(http.NoBody)
+	}
+	return resp, nil
+}
