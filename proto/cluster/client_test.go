@@ -76,6 +76,7 @@ func calls() []func(t *testing.T, c clients, repo, arg string) error {
 		func(t *testing.T, c clients, r, a string) error {
 			return ignore(c.index.MountLayer(t.Context(), r, a, d(a)))
 		},
+		func(t *testing.T, c clients, r, a string) error { return c.index.Granted(t.Context(), r, d(a)) },
 	}
 }
 

@@ -52,6 +52,7 @@ func decorate(r *http.Request) {
 	if peer, ok := r.Context().Value(peerKey{}).(string); ok {
 		r.Header.Set(PeerHeader, peer)
 	}
+	carry(r)
 }
 
 var errVersion = &registry.Error{Code: "UNSUPPORTED", Status: http.StatusBadRequest, Message: "version is not supported"}
