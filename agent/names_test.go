@@ -78,8 +78,8 @@ func (x *index) put(repo, raw string) {
 	x.manifests[repo] = raw
 }
 
-// mirror starts an agent that knows what x mirrors.
-func mirror(t *testing.T, x *index, origin string) *running {
+// startMirror starts an agent that knows what x mirrors.
+func startMirror(t *testing.T, x *index, origin string) *running {
 	t.Helper()
 	t.Cleanup(http.DefaultClient.CloseIdleConnections)
 	a := startWith(t, Config{
@@ -116,7 +116,7 @@ func TestThreeWaysIn(t *testing.T) {
 	own, upstream := manifestOf("pushed by somebody"), manifestOf("docker.io's")
 	x.put("library/nginx", own)
 	x.put("docker.io/library/nginx", upstream)
-	a := mirror(t, x, "http://127.0.0.1:1")
+	a := startMirror(t, x, "http://127.0.0.1:1")
 	main, hub := "http://"+a.Addr(), "http://"+a.DockerHubAddr()
 	for _, c := range []struct {
 		what, url, want string
@@ -164,7 +164,7 @@ func TestAnswersOfAMirror(t *testing.T) {
 	x := newIndex(t)
 	raw := manifestOf("docker.io's")
 	x.put("docker.io/library/nginx", raw)
-	a := mirror(t, x, "http://127.0.0.1:1")
+	a := startMirror(t, x, "http://127.0.0.1:1")
 	base := "http://" + a.Addr() + "/v2/library/nginx/manifests/"
 	resp, _ := ask(t, http.MethodHead, base+"v1?ns=docker.io")
 	if resp.StatusCode != http.StatusOK || resp.Header.Get("Docker-Content-Digest") != digest.FromString(raw).String() || resp.ContentLength != int64(len(raw)) {
@@ -264,7 +264,7 @@ func TestManifestOfBlobsThatCantBeHad(t *testing.T) {
 	}
 	x.put("docker.io/library/whole", image(d))
 	x.put("docker.io/library/torn", image(d, digest.FromString("a layer that nobody has")))
-	a := mirror(t, x, o.URL)
+	a := startMirror(t, x, o.URL)
 	for _, c := range []struct {
 		path string
 		want int
@@ -308,7 +308,7 @@ func TestAfterACutBodyTheBlobIsRefused(t *testing.T) {
 	origin.Config.ErrorLog = log.New(io.Discard, "", 0)
 	x := newIndex(t)
 	x.put("docker.io/library/nginx", fmt.Sprintf(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","layers":[{"mediaType":"x","digest":%q,"size":%d}]}`, d, len(layer)))
-	a := mirror(t, x, origin.URL)
+	a := startMirror(t, x, origin.URL)
 	base := "http://" + a.Addr() + "/v2/"
 	get := func(url string) (int, error) {
 		resp, err := http.Get(url)

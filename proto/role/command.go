@@ -46,6 +46,7 @@ func Execute(ctx context.Context, c *cobra.Command, args []string, stdout, stder
 // Job is a command of a role's program that does one thing, with the role's configuration, and ends.
 type Job[C any] struct {
 	Name, Short string
+	Below       string // the command that the job is a command of; empty: the program itself
 	Long        string // for --help
 	Flags       func(*flag.FlagSet)
 	Run         func(ctx context.Context, cfg C, out io.Writer) error
@@ -111,8 +112,18 @@ func Command[C any, P settings[C], R Runner](name, short string, open func(C, De
 			return r.Run(c.Context())
 		},
 	}
+	groups := map[string]*cobra.Command{}
 	for _, j := range jobs {
-		c.AddCommand(j.command(name))
+		under := c
+		if j.Below != "" {
+			if groups[j.Below] == nil {
+				groups[j.Below] = &cobra.Command{Use: j.Below}
+				c.AddCommand(groups[j.Below])
+			}
+			under = groups[j.Below]
+			under.Short += map[bool]string{true: "; "}[under.Short != ""] + j.Short
+		}
+		under.AddCommand(j.command(name))
 	}
 	c.CompletionOptions.DisableDefaultCmd = true
 	c.Flags().StringVar(&path, "config", "", "configuration file, see deploy/config/"+name+".yaml (required)")

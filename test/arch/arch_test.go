@@ -29,7 +29,7 @@ var floors = [][]string{
 	{"proto/layout", "proto/role"},
 	{"origin/store", "origin/bucket", "buildindex/names", "origin/swarm/plan", "origin/swarm/rate"},
 	{"origin/swarm", "origin/bucket/buckettest", "origin/upstream"},
-	{"tracker/dashboard", "buildindex/names/sqlite", "buildindex/names/namestest"},
+	{"agent/mirror", "tracker/dashboard", "buildindex/names/sqlite", "buildindex/names/namestest"},
 	{"origin", "tracker", "agent", "buildindex", "proxy"}, // roles never import each other
 	{
 		"origin/cmd/kraken-origin", "tracker/cmd/kraken-tracker", "agent/cmd/kraken-agent",
@@ -60,7 +60,8 @@ var homes = map[string][]string{
 	"github.com/aws/":                        {"origin/bucket"},
 	"modernc.org/sqlite":                     {"buildindex/names/sqlite", "buildindex/names/namestest"},
 	"github.com/pressly/goose/v3":            {"buildindex/names/sqlite", "buildindex/names/namestest"},
-	"github.com/goccy/go-yaml":               {"proto/config"},
+	"github.com/goccy/go-yaml":               {"proto/config", "agent/mirror"},
+	"github.com/pelletier/go-toml/v2":        {"agent/mirror"},
 	"github.com/dustin/go-humanize":          {"proto/config", "tracker/dashboard"},
 	"github.com/spf13/cobra":                 {"proto/role/command.go"},
 	"golang.org/x/crypto/x509roots/fallback": {"proto/role/command.go"},

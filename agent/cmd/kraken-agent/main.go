@@ -6,4 +6,6 @@ import (
 	"kraken/proto/role"
 )
 
-func main() { role.Main("agent", "a registry on every node that pulls from the swarm", agent.New) }
+func main() {
+	role.Main("agent", "a registry on every node that pulls from the swarm", agent.New, agent.Jobs()...)
+}

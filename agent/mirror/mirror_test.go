@@ -1,0 +1,257 @@
+package mirror
+
+import (
+	"bytes"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/goccy/go-yaml"
+	"github.com/pelletier/go-toml/v2"
+)
+
+const agentURL = "http://127.0.0.1:16061"
+
+func settings(root string) Settings {
+	return Settings{Root: root, Agent: agentURL, DockerHub: "http://127.0.0.1:16064", Own: []string{"kraken.example"}, ContainerdVersion: "1.6"}
+}
+
+// plant makes a node of files.
+func plant(t *testing.T, files map[string]string) string {
+	t.Helper()
+	root := t.TempDir()
+	for name, text := range files {
+		if err := os.MkdirAll(filepath.Join(root, filepath.Dir(name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(root, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return root
+}
+
+// tree is all files of a node.
+func tree(t *testing.T, root string) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	err := filepath.WalkDir(root, func(p string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(root, p)
+		if err != nil || rel == "." {
+			return err
+		}
+		if e.IsDir() {
+			out["/"+rel+"/"] = ""
+			return nil
+		}
+		b, err := os.ReadFile(p)
+		out["/"+rel] = string(b)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+const (
+	oldConfig = "version = 2\n# of the distribution\n[plugins.\"io.containerd.grpc.v1.cri\"]\n  sandbox_image = \"x\"\n  [plugins.\"io.containerd.grpc.v1.cri\".registry]\n"
+	newConfig = "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\n  config_path = '/etc/containerd/certs.d:/etc/docker/certs.d' # as it comes\n[plugins.'io.containerd.transfer.v1.local']\n  config_path = '/etc/containerd/certs.d:/etc/docker/certs.d'\n"
+)
+
+var everything = map[string]string{
+	"/etc/containerd/config.toml":       oldConfig,
+	"/etc/containers/policy.json":       "{}",
+	"/etc/docker/daemon.json":           `{"data-root": "/d", "registry-mirrors": ["https://mirror.corp"]}`,
+	"/etc/rancher/k3s/registries.yaml":  "mirrors:\n  docker.io:\n    endpoint: [\"https://mirror.corp\"]\nconfigs:\n  x: {auth: {username: u}}\n",
+	"/etc/rancher/rke2/config.yaml":     "",
+	"/etc/buildkit/buildkitd.toml":      "debug = true\n",
+	"/etc/containerd/certs.d/own/other": "somebody else's\n",
+}
+
+// What is installed says the same again, and uninstall restores every file and folder.
+func TestInstallAndUninstall(t *testing.T) {
+	for name, change := range map[string]func(*Settings){
+		"all": func(*Settings) {}, "some": func(s *Settings) { s.Registries = []string{"docker.io", "registry.corp:5000"} },
+		"without fall-back": func(s *Settings) {
+			s.NoFallback, s.Runtimes = true, []string{"containerd", "containers", "k3s", "rke2", "buildkit"}
+		},
+		"containerd 2.2": func(s *Settings) { s.ContainerdVersion = "2.2.1" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := plant(t, everything)
+			before := tree(t, root)
+			s := settings(root)
+			change(&s)
+			dry := s
+			dry.DryRun = true
+			var out bytes.Buffer
+			if err := Install(dry, &out); err != nil {
+				t.Fatal(err)
+			}
+			if !maps.Equal(tree(t, root), before) || !strings.Contains(out.String(), "hosts.toml would be") {
+				t.Fatalf("a dry run changed something, or does not say what it would:\n%s", &out)
+			}
+			if err := Install(s, &out); err != nil {
+				t.Fatal(err)
+			}
+			installed := tree(t, root)
+			again := bytes.Buffer{}
+			if err := Install(s, &again); err != nil {
+				t.Fatal(err)
+			}
+			if !maps.Equal(tree(t, root), installed) || strings.Contains(again.String(), "wrote") {
+				t.Errorf("the second installation is not the first:\n%s", &again)
+			}
+			s.Agent = "http://127.0.0.1:7" // the agent has moved, and mirrors less
+			s.Registries = []string{"quay.io"}
+			if err := Install(s, &out); err != nil {
+				t.Fatal(err)
+			}
+			for name, text := range tree(t, root) {
+				if strings.Contains(text, agentURL) && name != keptPath {
+					t.Errorf("after the agent has moved %s names it where it was:\n%s", name, text)
+				}
+			}
+			if err := Uninstall(s, &out); err != nil {
+				t.Fatal(err)
+			}
+			delete(before, "/var/lib/kraken/")
+			after := tree(t, root)
+			delete(after, "/var/")
+			delete(after, "/var/lib/")
+			delete(after, "/var/lib/kraken/")
+			if !maps.Equal(after, before) {
+				t.Errorf("it is not what it was:\n%v\n%v", slices.Sorted(maps.Keys(after)), slices.Sorted(maps.Keys(before)))
+			}
+			if err := Uninstall(s, &out); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// Each file says what its runtime needs, and keeps what it said.
+func TestWhatIsInstalled(t *testing.T) {
+	root := plant(t, everything)
+	var out bytes.Buffer
+	if err := Install(settings(root), &out); err != nil {
+		t.Fatal(err)
+	}
+	got := tree(t, root)
+	parse := func(name string, unmarshal func([]byte, any) error) map[string]any {
+		t.Helper()
+		doc := map[string]any{}
+		if err := unmarshal([]byte(got[name]), &doc); err != nil {
+			t.Fatalf("%s: %v\n%s", name, err, got[name])
+		}
+		return doc
+	}
+	decode := func(b []byte, v any) error { return toml.Unmarshal(b, v) }
+	hosts := parse("/etc/containerd/certs.d/_default/hosts.toml", decode)
+	if lookUp(hosts, "server") != nil || lookUp(hosts, "host", agentURL, "dial_timeout") != "200ms" || strings.Contains(got["/etc/containerd/certs.d/_default/hosts.toml"], "referrers") {
+		t.Errorf("hosts.toml: %v", hosts)
+	}
+	config := parse("/etc/containerd/config.toml", decode)
+	if lookUp(config, append(criRegistry1, "config_path")...) != certsD || lookUp(config, "plugins", "io.containerd.grpc.v1.cri", "sandbox_image") != "x" || !strings.Contains(got["/etc/containerd/config.toml"], "# of the distribution") {
+		t.Errorf("config.toml:\n%s", got["/etc/containerd/config.toml"])
+	}
+	if text := got[containersConf]; !strings.Contains(text, `location = "127.0.0.1:16061/docker.io"`) {
+		t.Errorf("registries.conf.d: %s", text)
+	}
+	docker := parse(daemonJSON, func(b []byte, v any) error { return yaml.Unmarshal(b, v) })
+	if m, _ := docker["registry-mirrors"].([]any); len(m) != 2 || m[0] != "http://127.0.0.1:16064" || docker["data-root"] != "/d" {
+		t.Errorf("daemon.json: %v", docker)
+	}
+	k3s := parse("/etc/rancher/k3s/registries.yaml", func(b []byte, v any) error { return yaml.Unmarshal(b, v) })
+	if e, _ := lookUp(k3s, "mirrors", "*", "endpoint").([]any); len(e) != 1 || e[0] != agentURL || lookUp(k3s, "mirrors", "docker.io", "endpoint") == nil || lookUp(k3s, "configs", "x") == nil {
+		t.Errorf("registries.yaml: %v", k3s)
+	}
+	buildkit := parse(buildkitdTOML, decode)
+	if lookUp(buildkit, "registry", "127.0.0.1:16061", "http") != true || buildkit["debug"] != true {
+		t.Errorf("buildkitd.toml: %v", buildkit)
+	}
+}
+
+// containerd's own default, a list, is made one path in both places; a new config.toml has the version's form.
+func TestConfigPathOfContainerd2(t *testing.T) {
+	for name, text := range map[string]string{"a list": newConfig, "none": ""} {
+		root := plant(t, map[string]string{"/usr/bin/containerd": "", "/etc/containerd/config.toml": text})
+		s := settings(root)
+		s.ContainerdVersion = "2.4.2"
+		if err := Install(s, &bytes.Buffer{}); err != nil {
+			t.Fatal(err)
+		}
+		got := tree(t, root)
+		doc := map[string]any{}
+		if err := toml.Unmarshal([]byte(got[containerdConfig]), &doc); err != nil {
+			t.Fatal(err)
+		}
+		if lookUp(doc, append(slices.Clone(criRegistry2), "config_path")...) != certsD || lookUp(doc, append(slices.Clone(transfer), "config_path")...) != certsD || lookUp(doc, "version") != int64(3) {
+			t.Errorf("%s:\n%s", name, got[containerdConfig])
+		}
+		if !strings.Contains(got[certsD+"/_default/hosts.toml"], `"referrers"`) {
+			t.Errorf("%s: 2.2 and later know referrers", name)
+		}
+	}
+}
+
+// What somebody has changed since is theirs.
+func TestUninstallLeavesWhatWasChanged(t *testing.T) {
+	root := plant(t, map[string]string{"/etc/containers/policy.json": "{}"})
+	s := settings(root)
+	if err := Install(s, &bytes.Buffer{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, containersConf), []byte("# mine\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	err := Uninstall(s, &bytes.Buffer{})
+	if err == nil || !strings.Contains(err.Error(), containersConf) || tree(t, root)[containersConf] != "# mine\n" {
+		t.Errorf("%v, %q", err, tree(t, root)[containersConf])
+	}
+}
+
+func TestInstallRefuses(t *testing.T) {
+	for name, c := range map[string]struct {
+		files  map[string]string
+		change func(*Settings)
+		want   string
+	}{
+		"no runtime":                  {nil, nil, "no runtime was found"},
+		"legacy keys":                 {map[string]string{containerdConfig: "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"docker.io\"]\nendpoint = [\"x\"]\n"}, nil, "mirrors"},
+		"broken TOML":                 {map[string]string{containerdConfig: "version = "}, nil, containerdConfig},
+		"a form that is not edited":   {map[string]string{containerdConfig: "version = 2\n[plugins]\n\"io.containerd.grpc.v1.cri\" = {registry = {config_path = \"\"}}\n"}, nil, "by hand"},
+		"Docker without its listener": {map[string]string{daemonJSON: "{}"}, func(s *Settings) { s.DockerHub, s.Runtimes = "", []string{"docker"} }, "docker_hub.listen"},
+		"an unknown runtime":          {nil, func(s *Settings) { s.Runtimes = []string{"rkt"} }, "rkt"},
+		"a registry that is none":     {nil, func(s *Settings) { s.Registries = []string{"https://x"} }, "no name of a registry"},
+	} {
+		root := plant(t, c.files)
+		s := settings(root)
+		if c.change != nil {
+			c.change(&s)
+		}
+		if err := Install(s, &bytes.Buffer{}); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestExplain(t *testing.T) {
+	for _, p := range Platforms {
+		var out bytes.Buffer
+		if err := Explain(p, settings(""), &out); err != nil || !strings.Contains(out.String(), agentURL) {
+			t.Errorf("%s: %v\n%s", p, err, &out)
+		}
+	}
+	if err := Explain("mainframe", settings(""), &bytes.Buffer{}); err == nil {
+		t.Error("an unknown platform is explained")
+	}
+}
