@@ -19,6 +19,7 @@ import (
 	"kraken/buildindex/names"
 	"kraken/buildindex/names/sqlite"
 	"kraken/origin/bucket"
+	"kraken/origin/upstream"
 	"kraken/proto/cluster"
 	"kraken/proto/role"
 	"kraken/proto/transport"
@@ -34,6 +35,7 @@ type Index struct {
 	opened  atomic.Bool // false while another process has the database
 	buckets *bucket.Set
 	origins *cluster.Origins
+	mirror  *mirror
 
 	restored   atomic.Bool  // a miss in SQL is a 404; before, it is "not known yet"
 	generation atomic.Int64 // the last one given out
@@ -82,6 +84,12 @@ func (x *Index) assemble(c *role.Chassis) (err error) {
 	if err := x.openKeys(); err != nil {
 		return err
 	}
+	set, err := upstream.Open(x.cfg.Upstreams, upstream.Options{Log: x.log, Metrics: c.Registry})
+	if err != nil {
+		return fmt.Errorf("upstreams: %w", err)
+	}
+	c.Closes(func() error { set.Close(); return nil })
+	x.mirror = newMirror(x, set, newMirrorMetrics(c.Registry))
 	c.Closes(x.closeDatabase)
 	if err := x.openDatabase(c.Context()); err != nil && !errors.Is(err, errBusy) {
 		return err // where another has it, hold opens it when that is gone

@@ -7,6 +7,7 @@ import (
 	"regexp"
 
 	"kraken/origin/bucket"
+	"kraken/origin/upstream"
 	"kraken/proto/cluster"
 	"kraken/proto/config"
 	"kraken/proto/role"
@@ -27,6 +28,8 @@ type Config struct {
 	// RecordKeys are further public keys whose records are believed, the same as in the origins: 32 bytes in base64, or
 	// file: and the path of a PEM file.
 	RecordKeys []string `yaml:"record_keys"`
+	// Upstreams are the registries outside the cluster that it mirrors, the same in the origins.
+	Upstreams upstream.Config `yaml:"upstreams"`
 	// Repositories are policies; the first whose pattern matches a repository applies to it.
 	Repositories []Policy `yaml:"repositories"`
 }
@@ -51,6 +54,7 @@ func (c *Config) Validate() error {
 	c.Config.Validate(&m)
 	m.File("database", c.Database)
 	m.Join("", bucket.ValidateAll(c.Buckets))
+	m.Join("upstreams", c.Upstreams.Validate())
 	if len(c.RecordKeys) > 0 && c.RecordKeyFile == "" {
 		m.Add("record_key_file", "is needed with record_keys, because records must be signed to be believed")
 	}

@@ -19,7 +19,7 @@ import (
 
 func (x *Index) handler(reg *prometheus.Registry) http.Handler {
 	r := chi.NewRouter()
-	r.Use(transport.Middleware("build-index", x.log, reg), transport.AnswerHalfClosed)
+	r.Use(transport.Middleware("build-index", x.log, reg), transport.AnswerHalfClosed, cluster.CarryAuthorization)
 	r.Get("/health", x.Health.Health)
 	r.Get("/readiness", x.Health.Readiness)
 	r.MethodNotAllowed(registry.UnknownMethod)
@@ -71,6 +71,9 @@ var errBody = &registry.Error{Code: "UNSUPPORTED", Status: http.StatusBadRequest
 
 // extension serves memberships (proto/README.md, section 5).
 func (x *Index) extension(w http.ResponseWriter, r *http.Request, p registry.ExtensionPath) error {
+	if done, err := x.serveMirror(w, r, p); done || err != nil {
+		return err
+	}
 	if p.Key == "" && p.Resource == "layers" && r.Method == http.MethodGet {
 		return x.listLayers(w, r, p.Repository)
 	}
@@ -108,6 +111,12 @@ func (x *Index) extension(w http.ResponseWriter, r *http.Request, p registry.Ext
 			return err
 		}
 		w.WriteHeader(http.StatusAccepted)
+		return nil
+	case "GET grant", "HEAD grant":
+		if err := x.mirror.granted(ctx, p.Repository, d); err != nil {
+			return err
+		}
+		w.WriteHeader(http.StatusNoContent)
 		return nil
 	case "POST mount":
 		l, err := x.mount(ctx, p.Repository, r.URL.Query().Get("from"), d)

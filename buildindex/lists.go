@@ -28,6 +28,9 @@ func pageSize(p registry.Page) int {
 
 // ListTags is one page of a repository's tags.
 func (x *Index) ListTags(ctx context.Context, repo string, p registry.Page) (registry.Names, error) {
+	if x.mirror.foreign(repo) {
+		return x.mirror.listTags(ctx, repo, p)
+	}
 	if err := x.requireComplete(repo, "tags"); err != nil {
 		return registry.Names{}, err
 	}

@@ -14,6 +14,9 @@ import (
 
 // GetManifest reads by tag or digest from SQL.
 func (x *Index) GetManifest(ctx context.Context, repo string, ref registry.Reference, o registry.GetOptions) (*registry.Manifest, error) {
+	if x.mirror.foreign(repo) {
+		return x.mirror.getManifest(ctx, repo, ref, o)
+	}
 	m, err := x.manifest(ctx, repo, ref)
 	if errors.Is(err, names.ErrNotFound) {
 		return nil, fmt.Errorf("%w: manifest %s of %s", registry.ErrManifestUnknown, ref, repo)
@@ -30,6 +33,9 @@ func (x *Index) GetManifest(ctx context.Context, repo string, ref registry.Refer
 
 // PutManifest validates a manifest and its references and stores it, with the tag if there is one.
 func (x *Index) PutManifest(ctx context.Context, repo string, ref registry.Reference, mediaType string, raw []byte, o registry.PutOptions) (registry.PutResult, error) {
+	if err := x.mayPush(repo); err != nil {
+		return registry.PutResult{}, err
+	}
 	p, err := parseManifest(mediaType, raw)
 	if err == nil {
 		err = p.bounded()
@@ -197,6 +203,9 @@ func ignoreMissing(err error) error {
 
 // DeleteManifest removes a tag, or a manifest with its tags.
 func (x *Index) DeleteManifest(ctx context.Context, repo string, ref registry.Reference) error {
+	if err := x.mayPush(repo); err != nil {
+		return err
+	}
 	defer x.lock(repo, ref.String())()
 	// Look first: a record for what is not there would be for nothing.
 	now, err := x.now(ctx, repo, ref)

@@ -22,7 +22,10 @@ import (
 // origins, which names the repository and has no generation. So where the membership was ended before, or it is not
 // known whether it was, a record of it goes to the origins, as for a mount: the deletion would win over the marker.
 func (x *Index) putLayer(ctx context.Context, repo string, l cluster.Layer) error {
-	err := x.roomForMore()
+	err := x.mayPush(repo)
+	if err == nil {
+		err = x.roomForMore()
+	}
 	if err == nil {
 		err = x.addLayer(ctx, repo, l)
 	}
@@ -59,6 +62,9 @@ func (x *Index) addLayer(ctx context.Context, repo string, l cluster.Layer) erro
 }
 
 func (x *Index) getLayer(ctx context.Context, repo string, d digest.Digest) (cluster.Layer, error) {
+	if x.mirror.foreign(repo) {
+		return x.mirror.getLayer(ctx, repo, d)
+	}
 	l, err := x.layer(ctx, repo, d)
 	if errors.Is(err, names.ErrNotFound) {
 		return cluster.Layer{}, fmt.Errorf("%w: blob %s of %s", registry.ErrBlobUnknown, d, repo)
@@ -108,6 +114,9 @@ func pushed(repo string, l cluster.Layer, generation int64) cluster.NameRecord {
 }
 
 func (x *Index) deleteLayer(ctx context.Context, repo string, d digest.Digest) error {
+	if err := x.mayPush(repo); err != nil {
+		return err
+	}
 	defer x.lock(repo, d.String())()
 	if _, err := x.getLayer(ctx, repo, d); err != nil {
 		return err
@@ -129,6 +138,9 @@ func (x *Index) deleteLayer(ctx context.Context, repo string, d digest.Digest) e
 // remember blobs for longer than repositories keep them, and there is nothing that may be pulled from one repository
 // and not from another.
 func (x *Index) mount(ctx context.Context, repo, from string, d digest.Digest) (cluster.Layer, error) {
+	if err := x.mayPush(repo); err != nil {
+		return cluster.Layer{}, err
+	}
 	anywhere, err := x.db.Layer(ctx, "", d)
 	size := anywhere.Size
 	if errors.Is(err, names.ErrNotFound) {

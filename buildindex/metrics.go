@@ -2,9 +2,12 @@ package buildindex
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"kraken/proto/registry"
 )
 
 type metrics struct {
@@ -48,5 +51,42 @@ func newMetrics(r prometheus.Registerer, x *Index) *metrics {
 		published:    counter("published_total", "Changes that are in the bucket now."),
 		setAside:     counter("records_set_aside_total", "Name records at origins that were not believed or could not be adopted."),
 		outboxErrors: counter("outbox_errors_total", "Failed tries of writing changes to the bucket."),
+	}
+}
+
+// mirrorMetrics counts the answers about names of upstreams. The label registry is the pattern of the configuration.
+type mirrorMetrics struct{ answers *prometheus.CounterVec }
+
+// Results of a question about an upstream's name.
+const (
+	answerFresh  = "fresh"  // known, and not asked again yet
+	answerAsked  = "asked"  // the upstream answered now
+	answerStale  = "stale"  // it could not be asked, and what it said last was served
+	answerGone   = "gone"   // it said 404
+	answerDenied = "denied" // it refused
+	answerNone   = "none"   // it could not be asked, and nothing is known
+)
+
+func newMirrorMetrics(r prometheus.Registerer) *mirrorMetrics {
+	m := &mirrorMetrics{prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "kraken_build_index_upstream_answers_total",
+		Help: "Answers about tags and referrers of registries outside the cluster, by what they rest on (fresh, asked, stale, gone, denied, none).",
+	}, []string{"registry", "result"})}
+	r.MustRegister(m.answers)
+	return m
+}
+
+func (m *mirrorMetrics) answered(q question, result string) {
+	m.answers.WithLabelValues(q.up.Registry, result).Inc()
+}
+
+func (m *mirrorMetrics) failed(q question, err error) {
+	switch {
+	case errors.Is(err, registry.ErrManifestUnknown):
+		m.answered(q, answerGone)
+	case errors.Is(err, registry.ErrDenied), errors.Is(err, registry.ErrUnauthorized):
+		m.answered(q, answerDenied)
+	default:
+		m.answered(q, answerNone)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"kraken/buildindex/names"
 	"kraken/proto/blob"
 	"kraken/proto/registry"
 )
@@ -26,6 +27,7 @@ type parsed struct {
 	either       []digest.Digest // that must be one or the other: children of an index whose media type tells nothing
 	children     []v1.Descriptor // of an index
 	members      []digest.Digest // config and layers, for the links in the bucket
+	sizes        []names.Member  // config and layers, whatever their media types
 	references   int             // descriptors, duplicates counted
 }
 
@@ -172,6 +174,7 @@ func (p *parsed) image(doc *document) error {
 		if err != nil {
 			return err
 		}
+		p.sizes = append(p.sizes, names.Member{Digest: d, Size: l.Size})
 		if isNondistributable(l.MediaType) {
 			continue
 		}

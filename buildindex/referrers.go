@@ -20,6 +20,14 @@ const (
 
 // ListReferrers is one page of the manifests whose subject is d.
 func (x *Index) ListReferrers(ctx context.Context, repo string, d digest.Digest, artifactType, cursor string) (registry.ReferrersPage, error) {
+	if x.mirror.foreign(repo) {
+		return x.mirror.listReferrers(ctx, repo, d, artifactType)
+	}
+	return x.ownReferrers(ctx, repo, d, artifactType, cursor)
+}
+
+// ownReferrers is one page of those that were pushed to the cluster.
+func (x *Index) ownReferrers(ctx context.Context, repo string, d digest.Digest, artifactType, cursor string) (registry.ReferrersPage, error) {
 	out := registry.ReferrersPage{Filtered: artifactType != ""}
 	if err := x.requireComplete(repo, "referrers of "+d.String()); err != nil {
 		return out, err

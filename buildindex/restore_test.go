@@ -20,6 +20,7 @@ import (
 
 	"kraken/buildindex/names"
 	"kraken/origin/bucket"
+	"kraken/origin/upstream"
 	"kraken/proto/cluster"
 	"kraken/proto/registry"
 	"kraken/proto/ring"
@@ -142,7 +143,9 @@ type rig struct {
 	two     bool        // a second bucket, for repositories below other
 	buckets *bucket.Set // unless nil, instead of the one in the folder
 	wrap    func(bucket.Bucket) bucket.Bucket
-	x       *Index
+
+	upstreams upstream.Config
+	x         *Index
 }
 
 func newRig(t testing.TB) *rig {
@@ -175,7 +178,7 @@ func (r *rig) start(database string) {
 func (r *rig) config(database string) Config {
 	cfg := Config{
 		Config: role.Config{Server: transport.ServerConfig{Listen: "127.0.0.1:0"}}, Database: filepath.Join(r.dir, database),
-		RecordKeyFile: r.keyFile, Repositories: r.policy,
+		RecordKeyFile: r.keyFile, Repositories: r.policy, Upstreams: r.upstreams,
 		Buckets: []bucket.Config{{Name: "b", URL: "file://" + filepath.Join(r.dir, "bucket")}},
 	}
 	if r.two {

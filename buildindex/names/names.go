@@ -33,6 +33,7 @@ var (
 
 // Store is one database of names. All methods may be called at once, and several processes may have one database open.
 type Store interface {
+	Mirror
 	// Update does what f writes to tx, all or nothing, and it is durable when Update returns nil. When f returns an
 	// error nothing is done and Update returns that error. What has begun is finished also when ctx ends meanwhile. A
 	// driver may call f more than once, so f has no other effects than its writes.
@@ -81,6 +82,7 @@ type Store interface {
 
 // Tx is what one Update writes. Its methods see what was written before them in the same Update.
 type Tx interface {
+	MirrorTx
 	// Require returns a *Conflict of kind ErrCondition unless c holds for the tag or manifest ref of a repository now.
 	Require(repo string, ref registry.Reference, c Condition) error
 

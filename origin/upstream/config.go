@@ -25,6 +25,8 @@ type Config struct {
 	// link-local or of a cloud's metadata service, or private where another host leads there. Whoever may name an
 	// upstream makes this machine send requests there. The literal address of a configured endpoint needs no entry.
 	AllowAddresses []string `yaml:"allow_addresses"`
+	// GrantTTL is how long an upstream's yes to a caller's credential counts (mode caller), default 5m.
+	GrantTTL config.Duration `yaml:"grant_ttl"`
 
 	allow []netip.Prefix
 }
@@ -45,6 +47,8 @@ type RegistryConfig struct {
 	Import bool `yaml:"import"`
 	// WriteBack writes names and blobs to the bucket, as those of the cluster's own. Default no: they are a cache.
 	WriteBack bool `yaml:"write_back"`
+	// Offline is Config.Offline for this entry. With import, its names are pushed and never asked for elsewhere.
+	Offline bool `yaml:"offline"`
 	// Relay passes blobs on without keeping them; RelayAbove does so with those of more bytes, default none.
 	Relay      bool        `yaml:"relay"`
 	RelayAbove config.Size `yaml:"relay_above"`
@@ -102,13 +106,15 @@ const (
 	defaultTagTTL      = time.Minute
 	defaultNegativeTTL = 10 * time.Second
 	defaultStaleFor    = 30 * 24 * time.Hour
-	defaultPatience    = 2 * time.Second
+	defaultPatience    = 800 * time.Millisecond
+	defaultGrantTTL    = 5 * time.Minute
 	defaultConcurrency = 16
 )
 
 // Validate fills in defaults and refuses what can't work.
 func (c *Config) Validate() error {
 	var m config.Mistakes
+	c.GrantTTL = cmp.Or(c.GrantTTL, config.Duration(defaultGrantTTL))
 	for i := range c.Registries {
 		c.Registries[i].validate(&m, fmt.Sprintf("registries[%d]", i))
 	}

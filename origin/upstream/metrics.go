@@ -9,8 +9,8 @@ import (
 	"kraken/proto/registry"
 )
 
-// metrics counts what upstreams are asked. Registries are those that are configured by name or were asked for, at most
-// maxRegistries.
+// metrics counts what upstreams are asked. The label registry is the pattern of the configuration, of which there are
+// few, whatever names are asked for.
 type metrics struct {
 	seconds *prometheus.HistogramVec
 	bytes   *prometheus.CounterVec
@@ -20,7 +20,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	m := &metrics{
 		prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "kraken_upstream_request_seconds",
-			Help:    "Duration of requests to registries outside the cluster, logins included, by what was asked (head, manifest, referrers, blob) and result (ok, not_found, denied, error); of blobs until the first byte may come.",
+			Help:    "Duration of requests to registries outside the cluster, logins included, by what was asked (head, manifest, referrers, stat, blob) and result (ok, not_found, denied, error); of blobs until the first byte may come.",
 			Buckets: []float64{.02, .1, .5, 2, 10, 60},
 		}, []string{"registry", "request", "result"}),
 		prometheus.NewCounterVec(prometheus.CounterOpts{Name: "kraken_upstream_received_bytes_total", Help: "Bytes of blobs that came from registries outside the cluster."}, []string{"registry"}),
@@ -31,7 +31,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	return m
 }
 
-func (m *metrics) asked(host string, k kind, err error, took time.Duration) {
+func (m *metrics) asked(label string, k kind, err error, took time.Duration) {
 	result := "ok"
 	switch {
 	case err == nil:
@@ -42,7 +42,7 @@ func (m *metrics) asked(host string, k kind, err error, took time.Duration) {
 	default:
 		result = "error"
 	}
-	m.seconds.WithLabelValues(host, string(k), result).Observe(took.Seconds())
+	m.seconds.WithLabelValues(label, string(k), result).Observe(took.Seconds())
 }
 
-func (m *metrics) received(host string, n int) { m.bytes.WithLabelValues(host).Add(float64(n)) }
+func (m *metrics) received(label string, n int) { m.bytes.WithLabelValues(label).Add(float64(n)) }

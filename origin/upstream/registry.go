@@ -70,6 +70,20 @@ func (s *Set) Grant(host string, c Credential) string {
 	return host + " " + string(d[:])
 }
 
+// Offline reports whether the registry is not asked.
+func (r *Registry) Offline() bool { return r.set.cfg.Offline || r.RegistryConfig.Offline }
+
+// StatBlob returns the size of a blob, -1 where the upstream does not tell.
+func (r *Registry) StatBlob(ctx context.Context, remote string, d digest.Digest) (size int64, err error) {
+	return ask(ctx, r, kindStat, remote, func(ctx context.Context, p *place, repo string) (int64, error) {
+		resp, err := p.client.Do(ctx, registry.Request{Method: http.MethodHead, To: registry.BlobEndpoint(repo, d)}, http.StatusOK)
+		if err != nil {
+			return 0, err
+		}
+		return resp.ContentLength, resp.Body.Close()
+	})
+}
+
 // Head asks what a tag or a digest is.
 func (r *Registry) Head(ctx context.Context, remote string, ref registry.Reference) (v1.Descriptor, error) {
 	return ask(ctx, r, kindHead, remote, func(ctx context.Context, p *place, repo string) (v1.Descriptor, error) {
@@ -135,7 +149,7 @@ func (r *Registry) OpenBlob(ctx context.Context, remote string, d digest.Digest,
 		release()
 		return nil, 0, err
 	}
-	body = &blobBody{ReadCloser: resp.Body, ctx: ctx, limit: r.limit, release: release, m: r.set.m, host: r.Host}
+	body = &blobBody{ReadCloser: resp.Body, ctx: ctx, limit: r.limit, release: release, m: r.set.m, label: r.RegistryConfig.Registry}
 	if resp.StatusCode == http.StatusOK {
 		if h.Get("Range") != "" {
 			err = ErrNoRange
@@ -175,7 +189,7 @@ func contentRange(v string) (first, size int64, err error) {
 // ask asks the places of a registry in order until one has an answer. A place that says that it does not have it, and
 // one that can't be asked, are passed over; what is not there is so only if all said so.
 func ask[T any](ctx context.Context, r *Registry, k kind, remote string, f func(ctx context.Context, p *place, repo string) (T, error)) (out T, err error) {
-	if r.set.cfg.Offline {
+	if r.Offline() {
 		return out, fmt.Errorf("%w: no upstream is asked (offline)", registry.ErrUnavailable)
 	}
 	if k != kindBlob {
@@ -195,7 +209,7 @@ func ask[T any](ctx context.Context, r *Registry, k kind, remote string, f func(
 			if ctx.Err() != nil && err != nil {
 				return out, fmt.Errorf("%w: %w", registry.ErrUnavailable, err)
 			}
-			r.set.m.asked(r.Host, k, err, time.Since(began))
+			r.set.m.asked(r.RegistryConfig.Registry, k, err, time.Since(began))
 			err = p.note(k, err)
 		}
 		if err == nil {
@@ -239,6 +253,7 @@ const (
 	kindHead      kind = "head"
 	kindManifest  kind = "manifest"
 	kindReferrers kind = "referrers"
+	kindStat      kind = "stat"
 	kindBlob      kind = "blob"
 	kindAll       kind = ""
 )
@@ -294,13 +309,15 @@ func (p *place) note(k kind, err error) error {
 		return err
 	case errors.Is(err, registry.ErrNameUnknown):
 		p.fails = 0
-		if k == kindBlob {
+		if k == kindBlob || k == kindStat {
 			return fmt.Errorf("%w: %w", registry.ErrBlobUnknown, err)
 		}
 		return fmt.Errorf("%w: %w", registry.ErrManifestUnknown, err)
 	case errors.Is(err, registry.ErrTooManyRequests):
 		p.fails = 0
-		return pause(k, after(busyPause))
+		wait := after(busyPause)
+		err = errors.New("it refuses more requests now") // and never 429, whose retries runtimes don't space
+		return pause(k, wait)
 	case errors.As(err, &realm):
 		return pause(kindAll, after(busyPause))
 	case answered(err):
@@ -353,12 +370,12 @@ type blobBody struct {
 	limit   *rate.Limiter
 	release func()
 	m       *metrics
-	host    string
+	label   string
 }
 
 func (b *blobBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p[:min(len(p), burst)])
-	b.m.received(b.host, n)
+	b.m.received(b.label, n)
 	if n > 0 && b.limit.Limit() != rate.Inf {
 		if werr := b.limit.WaitN(b.ctx, n); werr != nil && err == nil {
 			err = werr

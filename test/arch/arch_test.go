@@ -52,7 +52,7 @@ var homes = map[string][]string{
 	"github.com/anacrolix/":                  {"origin/swarm"},
 	"github.com/go-chi/chi/v5":               {"proto/registry", "*/http.go"},
 	"github.com/opencontainers/go-digest":    {"*"},
-	"github.com/opencontainers/image-spec":   {"proto/registry", "proto/cluster", "buildindex", "origin", "origin/upstream", "agent", "proxy"},
+	"github.com/opencontainers/image-spec":   {"proto/registry", "proto/cluster", "buildindex", "buildindex/names", "buildindex/names/namestest", "origin", "origin/upstream", "agent", "proxy"},
 	"github.com/prometheus/client_golang":    {"proto/transport", "proto/role", "*/metrics.go", "*/http.go", "origin", "tracker", "agent", "buildindex", "proxy", "origin/swarm", "origin/bucket", "origin/upstream"},
 	"github.com/google/go-containerregistry": {"origin/upstream"},
 	"github.com/docker/cli":                  {"origin/upstream"},

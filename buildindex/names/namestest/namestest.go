@@ -41,6 +41,7 @@ func Run(t *testing.T, fresh func(t *testing.T) (open func() names.Store)) {
 		"outbox":                 (*suite).outbox,
 		"meta":                   (*suite).meta,
 		"another store sees all": (*suite).shared,
+		"mirror":                 (*suite).mirror,
 	} {
 		t.Run(name, func(t *testing.T) {
 			open := fresh(t)

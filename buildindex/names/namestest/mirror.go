@@ -1,0 +1,63 @@
+package namestest
+
+import (
+	"errors"
+	"reflect"
+	"slices"
+	"time"
+
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"kraken/buildindex/names"
+	"kraken/proto/registry"
+)
+
+// mirror is that what upstreams said is kept, the last of it, and is nobody's own name.
+func (t *suite) mirror() {
+	const up = "docker.io/library/nginx"
+	at := time.UnixMilli(1_800_000_000_123)
+	m := names.Manifest{Repository: up, Digest: a, MediaType: "x/y", ArtifactType: "z", Subject: b, Bytes: []byte("bytes")}
+	list := names.MirroredReferrers{Descriptors: []v1.Descriptor{{MediaType: "x/y", Digest: b, Size: 3, Annotations: map[string]string{"k": "v"}}}, Checked: at}
+	for range 2 {
+		t.update(func(tx names.Tx) error {
+			return errors.Join(tx.PutMirroredManifest(m, []names.Member{{Digest: b, Size: 7}, {Digest: a, Size: 8}}), tx.PutMirroredTag(up, "v", names.MirroredTag{Digest: b, Checked: at}),
+				tx.PutMirroredTag(up, "w", names.MirroredTag{Digest: b, Checked: at}), tx.PutMirroredReferrers(up, a, list))
+		})
+	}
+	later := names.MirroredTag{Digest: a, Checked: at.Add(time.Minute)}
+	t.update(func(tx names.Tx) error { return tx.PutMirroredTag(up, "v", later) })
+	t.must(t.s.Close())
+	t.s = t.open()
+	if got, err := t.s.MirroredTag(t.Context(), up, "v"); err != nil || got.Digest != a || !got.Checked.Equal(later.Checked) {
+		t.Errorf("tag: %+v, %v", got, err)
+	}
+	if got, err := t.s.MirroredManifest(t.Context(), up, a); err != nil || !reflect.DeepEqual(got, m) {
+		t.Errorf("manifest: %+v, %v", got, err)
+	}
+	if got, err := t.s.MirroredLayer(t.Context(), up, b); err != nil || got != 7 {
+		t.Errorf("layer: %d, %v", got, err)
+	}
+	if got, err := t.s.MirroredReferrers(t.Context(), up, a); err != nil || !got.Checked.Equal(at) || !reflect.DeepEqual(got.Descriptors, list.Descriptors) {
+		t.Errorf("referrers: %+v, %v", got, err)
+	}
+	if got, err := t.s.MirroredTags(t.Context(), up, "v", 10); err != nil || !slices.Equal(got, []string{"w"}) {
+		t.Errorf("tags: %v, %v", got, err)
+	}
+	for what, f := range map[string]func() error{
+		"own manifest": func() error { _, err := t.s.Manifest(t.Context(), up, registry.Reference{Digest: a}); return err },
+		"own tag":      func() error { _, err := t.s.Tag(t.Context(), up, "v"); return err },
+		"own layer":    func() error { _, err := t.s.Layer(t.Context(), "", b); return err },
+		"elsewhere":    func() error { _, err := t.s.MirroredLayer(t.Context(), repo, b); return err },
+		"no list":      func() error { _, err := t.s.MirroredReferrers(t.Context(), up, b); return err },
+	} {
+		if err := f(); !errors.Is(err, names.ErrNotFound) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	t.update(func(tx names.Tx) error {
+		return errors.Join(tx.DeleteMirroredTag(up, "v"), tx.DeleteMirroredTag(up, "never"))
+	})
+	if _, err := t.s.MirroredTag(t.Context(), up, "v"); !errors.Is(err, names.ErrNotFound) {
+		t.Errorf("deleted: %v", err)
+	}
+}

@@ -1,0 +1,93 @@
+package sqlite
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/buildindex/names"
+)
+
+// MirroredTag implements names.Mirror.
+func (s *Store) MirroredTag(ctx context.Context, repo, tag string) (t names.MirroredTag, err error) {
+	var ms int64
+	err = s.r.QueryRowContext(ctx, `SELECT digest, checked FROM mirrored_tags WHERE repository = ? AND tag = ?`, repo, tag).Scan(&t.Digest, &ms)
+	t.Checked = time.UnixMilli(ms)
+	return t, notFound(err)
+}
+
+// MirroredManifest implements names.Mirror.
+func (s *Store) MirroredManifest(ctx context.Context, repo string, d digest.Digest) (names.Manifest, error) {
+	m := names.Manifest{Repository: repo, Digest: d}
+	row := s.r.QueryRowContext(ctx, `SELECT media_type, artifact_type, subject, bytes FROM mirrored_manifests WHERE repository = ? AND digest = ?`, repo, d)
+	return m, notFound(row.Scan(&m.MediaType, &m.ArtifactType, &m.Subject, &m.Bytes))
+}
+
+// MirroredLayer implements names.Mirror.
+func (s *Store) MirroredLayer(ctx context.Context, repo string, d digest.Digest) (size int64, err error) {
+	err = s.r.QueryRowContext(ctx, `SELECT size FROM mirrored_layers WHERE repository = ? AND digest = ?`, repo, d).Scan(&size)
+	return size, notFound(err)
+}
+
+// MirroredReferrers implements names.Mirror.
+func (s *Store) MirroredReferrers(ctx context.Context, repo string, subject digest.Digest) (r names.MirroredReferrers, err error) {
+	var ms int64
+	var list []byte
+	err = s.r.QueryRowContext(ctx, `SELECT descriptors, checked FROM mirrored_referrers WHERE repository = ? AND subject = ?`, repo, subject).Scan(&list, &ms)
+	if err != nil {
+		return r, notFound(err)
+	}
+	r.Checked = time.UnixMilli(ms)
+	if err := json.Unmarshal(list, &r.Descriptors); err != nil {
+		return r, fmt.Errorf("mirrored referrers of %s in %s: %w", subject, repo, err)
+	}
+	return r, nil
+}
+
+// queryMirroredTags is a paging query, which tests see through EXPLAIN.
+const queryMirroredTags = `SELECT tag AS name FROM mirrored_tags WHERE repository = ? AND tag > ? ORDER BY tag LIMIT ?`
+
+// MirroredTags implements names.Mirror.
+func (s *Store) MirroredTags(ctx context.Context, repo, last string, n int) ([]string, error) {
+	return s.page(ctx, queryMirroredTags, repo, last, n)
+}
+
+// PutMirroredTag implements names.MirrorTx.
+func (t *transaction) PutMirroredTag(repo, tag string, m names.MirroredTag) error {
+	_, err := t.exec(`INSERT INTO mirrored_tags (repository, tag, digest, checked) VALUES (?, ?, ?, ?)
+		ON CONFLICT DO UPDATE SET digest = excluded.digest, checked = excluded.checked`, repo, tag, m.Digest, m.Checked.UnixMilli())
+	return err
+}
+
+// DeleteMirroredTag implements names.MirrorTx.
+func (t *transaction) DeleteMirroredTag(repo, tag string) error {
+	_, err := t.exec(`DELETE FROM mirrored_tags WHERE repository = ? AND tag = ?`, repo, tag)
+	return err
+}
+
+// PutMirroredManifest implements names.MirrorTx.
+func (t *transaction) PutMirroredManifest(m names.Manifest, blobs []names.Member) error {
+	_, err := t.exec(`INSERT INTO mirrored_manifests (repository, digest, media_type, artifact_type, subject, bytes) VALUES (?, ?, ?, ?, ?, ?)
+		ON CONFLICT DO NOTHING`, m.Repository, m.Digest, m.MediaType, m.ArtifactType, m.Subject, m.Bytes)
+	for _, b := range blobs {
+		if err != nil {
+			break
+		}
+		_, err = t.exec(`INSERT INTO mirrored_layers (repository, digest, size) VALUES (?, ?, ?) ON CONFLICT DO NOTHING`, m.Repository, b.Digest, b.Size)
+	}
+	return err
+}
+
+// PutMirroredReferrers implements names.MirrorTx.
+func (t *transaction) PutMirroredReferrers(repo string, subject digest.Digest, r names.MirroredReferrers) error {
+	list, err := json.Marshal(r.Descriptors)
+	if err != nil {
+		return err
+	}
+	_, err = t.exec(`INSERT INTO mirrored_referrers (repository, subject, descriptors, checked) VALUES (?, ?, ?, ?)
+		ON CONFLICT DO UPDATE SET descriptors = excluded.descriptors, checked = excluded.checked`, repo, subject, list, r.Checked.UnixMilli())
+	return err
+}
