@@ -484,3 +484,29 @@ func TestMirrorRoutes(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A real registry, with tokens and TLS, is asked as seldom, and about callers as the scripted one.
+func TestDebianUpstream(t *testing.T) {
+	d := script.NewDebian(t, script.DebianOptions{Token: true, User: "u", Password: "p"})
+	img := d.PutImage(t, "team/app", "v1", []byte("layer"))
+	private := d.PutImage(t, "private/app", "v1", []byte("private layer"))
+	access := upstream.Access{CA: d.CAFile, Credentials: upstream.Credentials{Username: "u", Password: config.NewSecret("p")}}
+	r := newMirrorRig(t, upstream.Config{AllowAddresses: loopback, Registries: []upstream.RegistryConfig{{
+		Registry: d.Host, Access: access, TagTTL: config.Duration(time.Hour), Modes: []cluster.RepositoryMode{{Repository: "private/**", Mode: cluster.ModeCaller}},
+	}}})
+	var wg sync.WaitGroup
+	for range 50 {
+		wg.Go(func() { r.wantMirrored(d.Alias+"/team/app", "v1", img.Manifest.Digest, false) })
+	}
+	wg.Wait()
+	if heads, gets := d.Count(t, "HEAD /v2/team/"), d.Count(t, "GET /v2/team/app/manifests/"); heads > 0 || gets > 2 || d.Tokens() != 1 { // one for the challenge
+		t.Errorf("%d HEAD, %d GET, %d tokens", heads, gets, d.Tokens())
+	}
+	ref := registry.Reference{Tag: "v1"}
+	for value, want := range map[string]error{"": registry.ErrUnauthorized, basic("u", "wrong"): registry.ErrUnauthorized, basic("u", "p"): nil} {
+		m, err := r.x.GetManifest(cluster.WithAuthorization(t.Context(), value), d.Alias+"/private/app", ref, registry.GetOptions{})
+		if !errors.Is(err, want) || want == nil && (err != nil || m.Digest != private.Manifest.Digest) {
+			t.Errorf("%q: %+v, %v", value, m, err)
+		}
+	}
+}
