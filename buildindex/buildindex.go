@@ -99,6 +99,7 @@ func (x *Index) assemble(c *role.Chassis) (err error) {
 	c.Part("holder", x.hold)
 	c.Part("outbox", x.outbox)
 	c.Part("restore", x.restore)
+	c.Part("mirror", x.mirror.keep)
 	return c.Serve("registry", x.handler(c.Registry), x.adminRoutes)
 }
 

@@ -66,29 +66,43 @@ func (x *Index) PutManifest(ctx context.Context, repo string, ref registry.Refer
 	if err != nil {
 		return registry.PutResult{}, fmt.Errorf("put manifest %s of %s: %w", ref, repo, err)
 	}
-	rs, err := x.manifestRecords(repo, tags, d, p.mediaType, raw)
-	if err != nil {
+	if err := x.store(ctx, push{repo, tags, d, p, raw, needs}); err != nil {
 		return registry.PutResult{}, fmt.Errorf("put manifest %s of %s: %w", ref, repo, err)
 	}
-	err = x.change(ctx, rs, func(tx names.Tx) error {
-		for _, n := range needs {
-			if err := tx.Require(repo, n.ref, n.is); err != nil {
+	x.m.pushed.Inc()
+	return registry.PutResult{Digest: d, Subject: p.subject, Tags: o.Tags}, nil
+}
+
+// push is a manifest that is put, with tags or without.
+type push struct {
+	repo  string
+	tags  []string
+	d     digest.Digest
+	p     *parsed
+	raw   []byte
+	needs []need // conditions, looked at inside the write
+}
+
+// store makes a manifest and its tags durable. The caller holds the lock of all of them.
+func (x *Index) store(ctx context.Context, m push) error {
+	rs, err := x.manifestRecords(m.repo, m.tags, m.d, m.p.mediaType, m.raw)
+	if err != nil {
+		return err
+	}
+	return x.change(ctx, rs, func(tx names.Tx) error {
+		for _, n := range m.needs {
+			if err := tx.Require(m.repo, n.ref, n.is); err != nil {
 				return err
 			}
 		}
 		for _, r := range rs {
-			r.Bytes = raw
-			if err := x.apply(tx, r, p); err != nil {
+			r.Bytes = m.raw
+			if err := x.apply(tx, r, m.p); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
-	if err != nil {
-		return registry.PutResult{}, fmt.Errorf("put manifest %s of %s: %w", ref, repo, err)
-	}
-	x.m.pushed.Inc()
-	return registry.PutResult{Digest: d, Subject: p.subject, Tags: o.Tags}, nil
 }
 
 // manifestRecords are the records of a push: one for each tag, or one. The first has the bytes, the others name them.

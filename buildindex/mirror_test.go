@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"kraken/buildindex/names"
 	"kraken/origin/upstream"
 	"kraken/proto/cluster"
 	"kraken/proto/config"
@@ -509,4 +510,101 @@ func TestDebianUpstream(t *testing.T) {
 			t.Errorf("%q: %+v, %v", value, m, err)
 		}
 	}
+}
+
+// With write_back names are the cluster's own when the bucket has their blobs: an image, its tag, the index that lists
+// it although another child was never asked for. They outlive the loss of the database, and without write_back nothing
+// is in the bucket.
+func TestNamesAreWrittenBack(t *testing.T) {
+	for _, writes := range []bool{true, false} {
+		t.Run(fmt.Sprint(writes), func(t *testing.T) {
+			u := script.New(t, script.Options{})
+			amd, arm := u.PutImage("app", "", []byte("amd64")), u.PutImage("app", "", []byte("arm64"))
+			index := u.PutIndex("app", "v1", amd.Manifest, arm.Manifest)
+			cfg := mirrored(u)
+			cfg.Registries[0].WriteBack = writes
+			r := newMirrorRig(t, cfg)
+			r.must(r.x.fill(t.Context()))
+			repo := u.Alias + "/app"
+			r.wantMirrored(repo, "v1", index.Digest, false)
+			r.wantMirrored(repo, amd.Manifest.Digest.String(), amd.Manifest.Digest, false)
+			sweep := func(durable bool) int {
+				t.Helper()
+				for _, o := range r.origins {
+					o.mu.Lock()
+					o.durable = durable
+					o.mu.Unlock()
+				}
+				r.must(r.x.mirror.writeBack(t.Context()))
+				s, err := r.x.db.State(t.Context())
+				r.must(err)
+				return s.OutboxRows
+			}
+			if n := sweep(false); n != 0 {
+				t.Errorf("%d changes although the bucket lacks the blobs", n)
+			}
+			if n := sweep(true); (n > 0) != writes {
+				t.Errorf("%d changes", n)
+			}
+			before := sweep(true)
+			if n := sweep(true); n != before {
+				t.Errorf("again: %d changes, then %d", before, n)
+			}
+			r.publish()
+			r.upstreams.Offline = true
+			r.start("second.db")
+			r.must(r.x.fill(t.Context()))
+			if !writes {
+				r.wantError(repo, "v1", registry.ErrUnavailable)
+				return
+			}
+			r.wantMirrored(repo, "v1", index.Digest, false)
+			r.wantMirrored(repo, amd.Manifest.Digest.String(), amd.Manifest.Digest, false)
+			r.wantError(repo, arm.Manifest.Digest.String(), registry.ErrUnavailable)
+			if l, err := r.x.getLayer(t.Context(), repo, amd.Layers[0].Digest); err != nil || l.Size != amd.Layers[0].Size {
+				t.Errorf("%+v, %v", l, err)
+			}
+		})
+	}
+}
+
+// A tag that moves is written back again, and what was imported later stays.
+func TestTagIsWrittenBackAgain(t *testing.T) {
+	u := script.New(t, script.Options{})
+	one := u.PutImage("app", "v1", []byte("one"))
+	cfg := mirrored(u)
+	cfg.Registries[0].WriteBack, cfg.Registries[0].Import = true, true
+	r := newMirrorRig(t, cfg)
+	r.policy = []Policy{{Match: ".*", References: "lax"}}
+	r.start("first.db")
+	r.must(r.x.fill(t.Context()))
+	for _, o := range r.origins {
+		o.mu.Lock()
+		o.durable = true
+		o.mu.Unlock()
+	}
+	repo := u.Alias + "/app"
+	own := func(want digest.Digest) {
+		t.Helper()
+		r.must(r.x.mirror.writeBack(t.Context()))
+		if v, err := r.x.db.Tag(t.Context(), repo, "v1"); err != nil || v.Digest != want {
+			t.Errorf("%+v, %v, want %s", v, err, want)
+		}
+	}
+	r.wantMirrored(repo, "v1", one.Manifest.Digest, false)
+	own(one.Manifest.Digest)
+	two := u.PutImage("app", "v1", []byte("two"))
+	time.Sleep(2 * time.Millisecond) // answers have milliseconds
+	r.old(2 * time.Hour)
+	mi := r.x.mirror
+	q, err := mi.about(t.Context(), repo)
+	r.must(err)
+	r.must(mi.askTag(t.Context(), q, "v1", tagState{MirroredTag: names.MirroredTag{Digest: one.Manifest.Digest}}))
+	own(two.Manifest.Digest)
+	pushed := raw("", "a/a")
+	if _, err := r.push(repo, registry.Reference{Tag: "v1"}, pushed, registry.PutOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	own(digest.FromBytes(pushed))
+	r.wantMirrored(repo, "v1", digest.FromBytes(pushed), false)
 }

@@ -306,6 +306,9 @@ func (x *Index) generationOf(ctx context.Context, n cluster.Name) (int64, error)
 // referredTo divides what a manifest refers to into blobs and manifests.
 func (x *Index) referredTo(ctx context.Context, repo string, p *parsed) (blobs, manifests []digest.Digest, err error) {
 	blobs, manifests = slices.Clone(p.blobs), slices.Clone(p.manifests)
+	if x.mirror.foreign(repo) { // of an index that was written back some children may never come
+		return blobs, nil, nil
+	}
 	for _, d := range p.either {
 		ok, err := x.hasManifest(ctx, repo, d)
 		if err != nil {

@@ -6,6 +6,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"kraken/proto/cluster"
 )
 
 // Mirror is what a database keeps of registries outside the cluster: what they said last, and when. None of it has a
@@ -23,6 +25,11 @@ type Mirror interface {
 	MirroredReferrers(ctx context.Context, repo string, subject digest.Digest) (MirroredReferrers, error)
 	// MirroredTags returns up to n known tags after last, in order.
 	MirroredTags(ctx context.Context, repo, last string, n int) ([]string, error)
+	// MirroredUnwritten returns up to n mirrored manifests after last, in order, that are none of the cluster's own.
+	MirroredUnwritten(ctx context.Context, last cluster.Name, n int) ([]cluster.Name, error)
+	// MirroredTagsUnwritten returns up to n mirrored tags whose manifests are the cluster's own, and that are no tags of the
+	// cluster's own, or of other manifests there.
+	MirroredTagsUnwritten(ctx context.Context, n int) ([]cluster.Name, error)
 }
 
 // MirrorTx is what one Update writes of registries outside the cluster.

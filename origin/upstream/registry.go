@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -35,6 +36,7 @@ type Registry struct {
 	blobs  *slots
 	names  *slots
 	limit  *rate.Limiter
+	doubts *doubts
 }
 
 // ErrNoRange is an upstream that answers a range with the whole blob.
@@ -142,14 +144,16 @@ func (r *Registry) OpenBlob(ctx context.Context, remote string, d digest.Digest,
 		}
 		h.Set("Range", v)
 	}
-	resp, err := ask(ctx, r, kindBlob, remote, func(ctx context.Context, p *place, repo string) (*http.Response, error) {
+	var from *place
+	resp, err := askOf(ctx, r, r.doubts.last(r.places, d), kindBlob, remote, func(ctx context.Context, p *place, repo string) (*http.Response, error) {
+		from = p
 		return p.client.Do(ctx, registry.Request{Method: http.MethodGet, To: registry.BlobEndpoint(repo, d), Header: h}, http.StatusOK, http.StatusPartialContent)
 	})
 	if err != nil {
 		release()
 		return nil, 0, err
 	}
-	body = &blobBody{ReadCloser: resp.Body, ctx: ctx, limit: r.limit, release: release, m: r.set.m, label: r.RegistryConfig.Registry}
+	body = &blobBody{ReadCloser: resp.Body, ctx: ctx, r: r, d: d, from: from, release: release}
 	if resp.StatusCode == http.StatusOK {
 		if h.Get("Range") != "" {
 			err = ErrNoRange
@@ -188,7 +192,11 @@ func contentRange(v string) (first, size int64, err error) {
 
 // ask asks the places of a registry in order until one has an answer. A place that says that it does not have it, and
 // one that can't be asked, are passed over; what is not there is so only if all said so.
-func ask[T any](ctx context.Context, r *Registry, k kind, remote string, f func(ctx context.Context, p *place, repo string) (T, error)) (out T, err error) {
+func ask[T any](ctx context.Context, r *Registry, k kind, remote string, f func(ctx context.Context, p *place, repo string) (T, error)) (T, error) {
+	return askOf(ctx, r, r.places, k, remote, f)
+}
+
+func askOf[T any](ctx context.Context, r *Registry, places []*place, k kind, remote string, f func(ctx context.Context, p *place, repo string) (T, error)) (out T, err error) {
 	if r.Offline() {
 		return out, fmt.Errorf("%w: no upstream is asked (offline)", registry.ErrUnavailable)
 	}
@@ -200,7 +208,7 @@ func ask[T any](ctx context.Context, r *Registry, k kind, remote string, f func(
 		defer release()
 	}
 	var worst error
-	for _, p := range r.places {
+	for _, p := range places {
 		repo := path.Join(p.prefix, remote)
 		err := p.mayAsk(k)
 		if err == nil {
@@ -233,109 +241,49 @@ func rank(err error) int {
 	return 1
 }
 
-// place is one endpoint of a registry.
-type place struct {
-	url    *url.URL // scheme and host
-	prefix string   // before repositories there
-	login  *login
-	client *registry.Client
-
-	mu     sync.Mutex
-	paused map[kind]time.Time // until when requests of a kind are not sent
-	fails  int                // in a row without an answer
+// doubts are places that lately failed to give a blob.
+type doubts struct {
+	mu    sync.Mutex
+	until map[doubt]time.Time
 }
 
-// kind is what is asked for. An upstream that has enough of one may go on with others: Docker Hub counts manifests
-// alone.
-type kind string
+type doubt struct {
+	place *place
+	d     digest.Digest
+}
 
+// Bounds of doubts.
 const (
-	kindHead      kind = "head"
-	kindManifest  kind = "manifest"
-	kindReferrers kind = "referrers"
-	kindStat      kind = "stat"
-	kindBlob      kind = "blob"
-	kindAll       kind = ""
+	doubtFor  = time.Minute
+	maxDoubts = 1024
 )
 
-// mayAsk returns ErrUnavailable while requests of a kind are not sent.
-func (p *place) mayAsk(k kind) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	until := p.paused[k]
-	if all := p.paused[kindAll]; all.After(until) {
-		until = all
+func (o *doubts) note(p *place, d digest.Digest) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.until == nil || len(o.until) >= maxDoubts {
+		o.until = map[doubt]time.Time{}
 	}
-	if left := time.Until(until); left > 0 {
-		return &registry.RetryError{Err: fmt.Errorf("%w: it is left alone for %s more", registry.ErrUnavailable, left.Round(time.Second)), After: left}
-	}
-	return nil
+	o.until[doubt{p, d}] = time.Now().Add(doubtFor)
 }
 
-// Pauses after an upstream that did not answer, doubled each time.
-const (
-	firstPause  = time.Second
-	longPause   = 30 * time.Second
-	busyPause   = 5 * time.Second // after 429 without Retry-After
-	brokenPause = time.Second     // after 5xx without Retry-After
-)
-
-// note remembers what an answer says of the place, and returns the error as this package's.
-func (p *place) note(k kind, err error) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.paused == nil {
-		p.paused = map[kind]time.Time{}
+// last returns places with those last that failed to give a blob.
+func (o *doubts) last(places []*place, d digest.Digest) []*place {
+	if len(places) < 2 {
+		return places
 	}
-	pause := func(k kind, after time.Duration) error {
-		after = min(after, maxPause)
-		p.paused[k] = time.Now().Add(after)
-		return &registry.RetryError{Err: fmt.Errorf("%w: %w", registry.ErrUnavailable, err), After: after}
-	}
-	var retry *registry.RetryError
-	var realm *realmError
-	after := func(otherwise time.Duration) time.Duration {
-		switch {
-		case errors.As(err, &retry):
-			return retry.After
-		case errors.As(err, &realm) && realm.after > 0:
-			return realm.after
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	now := time.Now()
+	doubted := func(p *place) int {
+		if now.Before(o.until[doubt{p, d}]) {
+			return 1
 		}
-		return otherwise
+		return 0
 	}
-	switch {
-	case err == nil, errors.Is(err, registry.ErrManifestUnknown), errors.Is(err, registry.ErrBlobUnknown), errors.Is(err, registry.ErrUnauthorized), errors.Is(err, registry.ErrDenied):
-		p.fails = 0
-		return err
-	case errors.Is(err, registry.ErrNameUnknown):
-		p.fails = 0
-		if k == kindBlob || k == kindStat {
-			return fmt.Errorf("%w: %w", registry.ErrBlobUnknown, err)
-		}
-		return fmt.Errorf("%w: %w", registry.ErrManifestUnknown, err)
-	case errors.Is(err, registry.ErrTooManyRequests):
-		p.fails = 0
-		wait := after(busyPause)
-		err = errors.New("it refuses more requests now") // and never 429, whose retries runtimes don't space
-		return pause(k, wait)
-	case errors.As(err, &realm):
-		return pause(kindAll, after(busyPause))
-	case answered(err):
-		p.fails = 0
-		return pause(k, after(brokenPause))
-	}
-	p.fails++
-	return pause(kindAll, min(firstPause<<min(p.fails-1, 5), longPause))
-}
-
-// answered reports whether err is an upstream's answer rather than that there was none.
-func answered(err error) bool {
-	var ue *url.Error
-	if !errors.As(err, &ue) {
-		return true
-	}
-	var kind *registry.Error
-	return errors.As(ue.Err, &kind)
+	places = slices.Clone(places)
+	slices.SortStableFunc(places, func(a, b *place) int { return doubted(a) - doubted(b) })
+	return places
 }
 
 // slots bound what is under way at once.
@@ -367,32 +315,36 @@ func newLimit(r config.Rate) *rate.Limiter {
 type blobBody struct {
 	io.ReadCloser
 	ctx     context.Context
-	limit   *rate.Limiter
+	r       *Registry
+	d       digest.Digest
+	from    *place
 	release func()
-	m       *metrics
-	label   string
 }
 
 func (b *blobBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p[:min(len(p), burst)])
-	b.m.received(b.label, n)
-	if n > 0 && b.limit.Limit() != rate.Inf {
-		if werr := b.limit.WaitN(b.ctx, n); werr != nil && err == nil {
+	b.r.set.m.received(b.r.RegistryConfig.Registry, n)
+	if err != nil && err != io.EOF && b.ctx.Err() == nil {
+		b.r.doubts.note(b.from, b.d)
+	}
+	if n > 0 && b.r.limit.Limit() != rate.Inf {
+		if werr := b.r.limit.WaitN(b.ctx, n); werr != nil && err == nil {
 			err = werr
 		}
 	}
 	return n, err
 }
 
+// Doubt says that what a body of OpenBlob brought was not the blob: for a minute reads of it begin at another endpoint,
+// where there is one. A body that failed to its reader is doubted already.
+func Doubt(body io.ReadCloser) {
+	if b, ok := body.(*blobBody); ok {
+		b.r.doubts.note(b.from, b.d)
+	}
+}
+
 func (b *blobBody) Close() error {
 	err := b.ReadCloser.Close()
 	b.release()
 	return err
-}
-
-// forgive ends all pauses.
-func (p *place) forgive() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.paused, p.fails = nil, 0
 }

@@ -82,6 +82,11 @@ func (s *Set) Close() {
 // Public returns what agents and proxies are told.
 func (s *Set) Public() cluster.Upstreams { return s.public }
 
+// WritesBack reports whether names and blobs of any upstream go to the bucket.
+func (s *Set) WritesBack() bool {
+	return slices.ContainsFunc(s.cfg.Registries, func(r RegistryConfig) bool { return r.WriteBack })
+}
+
 // Offline reports whether no upstream may be asked.
 func (s *Set) Offline() bool { return s.cfg.Offline }
 
@@ -127,7 +132,7 @@ func (s *Set) registry(host string) (*Registry, error) {
 
 // open makes the registry at a host.
 func (s *Set) open(host string, cfg RegistryConfig) (*Registry, error) {
-	r := &Registry{Host: host, RegistryConfig: cfg, set: s, blobs: newSlots(cfg.Concurrency), names: newSlots(cfg.Concurrency), limit: newLimit(cfg.Rate)}
+	r := &Registry{Host: host, RegistryConfig: cfg, set: s, blobs: newSlots(cfg.Concurrency), names: newSlots(cfg.Concurrency), limit: newLimit(cfg.Rate), doubts: &doubts{}}
 	endpoints := cfg.Endpoints
 	if len(endpoints) == 0 {
 		endpoints = []Endpoint{{URL: ownURL(host, cfg.PlainHTTP), Access: cfg.Access}}

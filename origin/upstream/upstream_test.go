@@ -330,6 +330,41 @@ func TestDownIsLeftAlone(t *testing.T) {
 	}
 }
 
+// A blob that one endpoint cuts or lies about is read from the next one.
+func TestDoubtedEndpoint(t *testing.T) {
+	first, second := script.New(t, script.Options{}), script.New(t, script.Options{})
+	content := script.Random(1, 50_000)
+	d := first.PutBlob("a/b", content).Digest
+	second.PutBlob("a/b", content)
+	r, remote := only(t, RegistryConfig{Registry: "registry.example", Endpoints: []Endpoint{
+		{URL: first.URL, Access: Access{PlainHTTP: true}}, {URL: second.URL, Access: Access{PlainHTTP: true}},
+	}}, "a/b")
+	first.Fail(script.Rule{Kind: "blob", Cut: true, CutAt: 20_000})
+	body, _, err := r.OpenBlob(t.Context(), remote, d, 0, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(body)
+	body.Close()
+	if err == nil || len(got) != 20_000 {
+		t.Fatalf("%d bytes, %v", len(got), err)
+	}
+	if body, _, err = r.OpenBlob(t.Context(), remote, d, int64(len(got)), -1); err != nil {
+		t.Fatal(err)
+	}
+	rest, err := io.ReadAll(body)
+	body.Close()
+	if err != nil || !bytes.Equal(append(got, rest...), content) || second.Count("blob", "") != 1 {
+		t.Errorf("%d bytes more, %v", len(rest), err)
+	}
+	Doubt(body)
+	first.Heal()
+	if body, _, err = r.OpenBlob(t.Context(), remote, d, 0, 1); err != nil || first.Count("blob", "") != 2 {
+		t.Errorf("both are doubted, the first counts: %v, %d", err, first.Count("blob", ""))
+	}
+	body.Close()
+}
+
 func TestOfflineAsksNobody(t *testing.T) {
 	u := script.New(t, script.Options{})
 	u.PutImage("team/app", "v1", []byte("layer"))

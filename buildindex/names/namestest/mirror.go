@@ -6,9 +6,11 @@ import (
 	"slices"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"kraken/buildindex/names"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 )
 
@@ -54,10 +56,42 @@ func (t *suite) mirror() {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
+	t.unwritten(up)
 	t.update(func(tx names.Tx) error {
 		return errors.Join(tx.DeleteMirroredTag(up, "v"), tx.DeleteMirroredTag(up, "never"))
 	})
 	if _, err := t.s.MirroredTag(t.Context(), up, "v"); !errors.Is(err, names.ErrNotFound) {
 		t.Errorf("deleted: %v", err)
 	}
+}
+
+// unwritten is that what the cluster's own names lack of mirrored ones is found, a of repository up with tag v.
+func (t *suite) unwritten(up string) {
+	want := func(when string, manifests, tags []cluster.Name) {
+		t.Helper()
+		if got, err := t.s.MirroredUnwritten(t.Context(), cluster.Name{}, 10); err != nil || !slices.Equal(got, manifests) {
+			t.Errorf("%s: manifests %v, %v", when, got, err)
+		}
+		if got, err := t.s.MirroredTagsUnwritten(t.Context(), 10); err != nil || !slices.Equal(got, tags) {
+			t.Errorf("%s: tags %v, %v", when, got, err)
+		}
+	}
+	own := func(d digest.Digest) func(names.Tx) error {
+		return func(tx names.Tx) error {
+			return tx.PutManifest(names.Manifest{Repository: up, Digest: d, MediaType: "x/y", Generation: 5, Bytes: []byte(d)})
+		}
+	}
+	n, tag := cluster.ManifestName(up, a), cluster.TagName(up, "v")
+	want("nothing is written", []cluster.Name{n}, nil)
+	if got, err := t.s.MirroredUnwritten(t.Context(), n, 10); err != nil || len(got) != 0 {
+		t.Errorf("after the last: %v, %v", got, err)
+	}
+	t.update(own(a))
+	want("the manifest is written", nil, []cluster.Name{tag})
+	t.update(func(tx names.Tx) error {
+		return errors.Join(own(b)(tx), tx.PutTag(up, "v", names.Version{Digest: b, Generation: 6}))
+	})
+	want("the tag is another", nil, []cluster.Name{tag, cluster.TagName(up, "w")})
+	t.update(func(tx names.Tx) error { return tx.PutTag(up, "v", names.Version{Digest: a, Generation: 7}) })
+	want("the tag is written", nil, []cluster.Name{cluster.TagName(up, "w")})
 }

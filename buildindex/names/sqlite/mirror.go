@@ -2,6 +2,7 @@ package sqlite
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
 	"fmt"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"kraken/buildindex/names"
+	"kraken/proto/cluster"
 )
 
 // MirroredTag implements names.Mirror.
@@ -53,6 +55,39 @@ const queryMirroredTags = `SELECT tag AS name FROM mirrored_tags WHERE repositor
 // MirroredTags implements names.Mirror.
 func (s *Store) MirroredTags(ctx context.Context, repo, last string, n int) ([]string, error) {
 	return s.page(ctx, queryMirroredTags, repo, last, n)
+}
+
+// MirroredUnwritten implements names.Mirror.
+func (s *Store) MirroredUnwritten(ctx context.Context, last cluster.Name, n int) ([]cluster.Name, error) {
+	rows, err := s.r.QueryContext(ctx, `SELECT m.repository, m.digest FROM mirrored_manifests m
+		WHERE (m.repository, m.digest) > (?, ?) AND NOT EXISTS (SELECT 1 FROM manifests o WHERE o.repository = m.repository AND o.digest = m.digest)
+		ORDER BY m.repository, m.digest LIMIT ?`, last.Repository, last.Digest, n)
+	return pairs(rows, err, func(repo, d string) cluster.Name { return cluster.ManifestName(repo, digest.Digest(d)) })
+}
+
+// MirroredTagsUnwritten implements names.Mirror.
+func (s *Store) MirroredTagsUnwritten(ctx context.Context, n int) ([]cluster.Name, error) {
+	rows, err := s.r.QueryContext(ctx, `SELECT m.repository, m.tag FROM mirrored_tags m
+		JOIN manifests o ON o.repository = m.repository AND o.digest = m.digest
+		LEFT JOIN tags t ON t.repository = m.repository AND t.tag = m.tag
+		WHERE t.digest IS NULL OR t.digest <> m.digest LIMIT ?`, n)
+	return pairs(rows, err, cluster.TagName)
+}
+
+// pairs reads rows of two texts.
+func pairs(rows *sql.Rows, err error, name func(repo, of string) cluster.Name) (out []cluster.Name, _ error) {
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var repo, of string
+		if err := rows.Scan(&repo, &of); err != nil {
+			return nil, err
+		}
+		out = append(out, name(repo, of))
+	}
+	return out, rows.Err()
 }
 
 // PutMirroredTag implements names.MirrorTx.

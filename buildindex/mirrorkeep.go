@@ -1,0 +1,171 @@
+package buildindex
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/buildindex/names"
+	"kraken/proto/cluster"
+	"kraken/proto/registry"
+)
+
+// Names of an upstream with write_back become names of the cluster, with generations, records and the outbox, when the
+// bucket has what they refer to: an image when it has the image's blobs, which origins write back when they are pulled,
+// an index when one of its images is written. What is never pulled is never written.
+
+// writeBackEach is the time between two looks for names that can be written back.
+const writeBackEach = 30 * time.Second
+
+// writeBackPage is how many names are looked at in one query.
+const writeBackPage = 500
+
+// keep writes names back until ctx is done.
+func (mi *mirror) keep(ctx context.Context) error {
+	if !mi.set.WritesBack() {
+		return nil
+	}
+	t := time.NewTicker(writeBackEach)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+		if !mi.x.begunTenure() || !mi.x.restored.Load() {
+			continue
+		}
+		if err := mi.writeBack(ctx); err != nil && ctx.Err() == nil {
+			mi.x.log.Warn("names of upstreams are not written back now", "error", err)
+		}
+	}
+}
+
+// writeBack makes names of the cluster of all that can be. Images come before the indexes that list them.
+func (mi *mirror) writeBack(ctx context.Context) error {
+	var last cluster.Name
+	var indexes []cluster.Name
+	for {
+		page, err := mi.x.db.MirroredUnwritten(ctx, last, writeBackPage)
+		if err != nil {
+			return err
+		}
+		for _, n := range page {
+			index, err := mi.writeManifest(ctx, n, false)
+			if err != nil {
+				return fmt.Errorf("write back %s: %w", n, err)
+			}
+			if index {
+				indexes = append(indexes, n)
+			}
+		}
+		if len(page) < writeBackPage {
+			break
+		}
+		last = page[len(page)-1]
+	}
+	for _, n := range indexes {
+		if _, err := mi.writeManifest(ctx, n, true); err != nil {
+			return fmt.Errorf("write back %s: %w", n, err)
+		}
+	}
+	return mi.writeTags(ctx)
+}
+
+// writeManifest makes a name of the cluster of a manifest whose blobs the bucket has. An index is put off for a later
+// call with indexes.
+func (mi *mirror) writeManifest(ctx context.Context, n cluster.Name, indexes bool) (putOff bool, err error) {
+	if up, _, ok := mi.set.For(n.Repository); !ok || !up.WriteBack {
+		return false, nil
+	}
+	m, err := mi.x.db.MirroredManifest(ctx, n.Repository, n.Digest)
+	if err != nil {
+		return false, ignoreMissing(err)
+	}
+	p, err := parseManifest(m.MediaType, m.Bytes)
+	if err != nil {
+		return false, nil // of a version that read others
+	}
+	if p.children != nil && !indexes {
+		return true, nil
+	}
+	ready, err := mi.ready(ctx, n.Repository, p)
+	if err != nil || !ready {
+		return false, err
+	}
+	sizes := map[digest.Digest]int64{}
+	for _, s := range p.sizes {
+		sizes[s.Digest] = s.Size
+	}
+	for _, d := range p.blobs {
+		if err := mi.x.addLayer(ctx, n.Repository, cluster.Layer{Digest: d, Size: sizes[d]}); err != nil {
+			return false, err
+		}
+	}
+	defer mi.x.lock(n.Repository, n.Digest.String())()
+	return false, mi.x.store(ctx, push{repo: n.Repository, d: n.Digest, p: p, raw: m.Bytes})
+}
+
+// ready reports whether the bucket has what a manifest needs: an image's blobs, or of an index one child.
+func (mi *mirror) ready(ctx context.Context, repo string, p *parsed) (bool, error) {
+	if p.children != nil {
+		for _, d := range append(p.manifests, p.either...) {
+			if there, err := mi.x.hasManifest(ctx, repo, d); there || err != nil {
+				return there, err
+			}
+		}
+		return len(p.children) == 0, nil
+	}
+	known, err := mi.x.durable(ctx, repo, p.blobs)
+	if err != nil {
+		return false, err
+	}
+	for _, d := range p.blobs {
+		if !known[d] {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// writeTags makes tags of the cluster of those whose manifests are the cluster's, unless somebody has pushed the tag
+// since.
+func (mi *mirror) writeTags(ctx context.Context) error {
+	tags, err := mi.x.db.MirroredTagsUnwritten(ctx, writeBackPage)
+	if err != nil {
+		return err
+	}
+	for _, n := range tags {
+		if up, _, ok := mi.set.For(n.Repository); !ok || !up.WriteBack {
+			continue
+		}
+		last, err := mi.last(ctx, n.Repository, n.Tag)
+		if err != nil || last.saved.IsZero() { // the cluster's own tag is younger
+			continue
+		}
+		m, err := mi.x.db.Manifest(ctx, n.Repository, registry.Reference{Digest: last.Digest})
+		if errors.Is(err, names.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := mi.writeTag(ctx, n, m); err != nil {
+			return fmt.Errorf("write back %s: %w", n, err)
+		}
+	}
+	return nil
+}
+
+func (mi *mirror) writeTag(ctx context.Context, n cluster.Name, m names.Manifest) error {
+	p, err := parseManifest(m.MediaType, m.Bytes)
+	if err != nil {
+		return err
+	}
+	defer mi.x.lock(n.Repository, n.Tag, m.Digest.String())()
+	return mi.x.store(ctx, push{repo: n.Repository, tags: []string{n.Tag}, d: m.Digest, p: p, raw: m.Bytes})
+}

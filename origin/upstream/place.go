@@ -1,0 +1,130 @@
+package upstream
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"sync"
+	"time"
+
+	"kraken/proto/registry"
+)
+
+// place is one endpoint of a registry.
+type place struct {
+	url    *url.URL // scheme and host
+	prefix string   // before repositories there
+	login  *login
+	client *registry.Client
+
+	mu     sync.Mutex
+	paused map[kind]time.Time // until when requests of a kind are not sent
+	fails  int                // in a row without an answer
+}
+
+// kind is what is asked for. An upstream that has enough of one may go on with others: Docker Hub counts manifests
+// alone.
+type kind string
+
+const (
+	kindHead      kind = "head"
+	kindManifest  kind = "manifest"
+	kindReferrers kind = "referrers"
+	kindStat      kind = "stat"
+	kindBlob      kind = "blob"
+	kindAll       kind = ""
+)
+
+// mayAsk returns ErrUnavailable while requests of a kind are not sent.
+func (p *place) mayAsk(k kind) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	until := p.paused[k]
+	if all := p.paused[kindAll]; all.After(until) {
+		until = all
+	}
+	if left := time.Until(until); left > 0 {
+		return &registry.RetryError{Err: fmt.Errorf("%w: it is left alone for %s more", registry.ErrUnavailable, left.Round(time.Second)), After: left}
+	}
+	return nil
+}
+
+// Pauses after an upstream that did not answer, doubled each time.
+const (
+	firstPause  = time.Second
+	longPause   = 30 * time.Second
+	busyPause   = 5 * time.Second // after 429 without Retry-After
+	brokenAfter = time.Second     // when to ask again after an answer of 5xx
+)
+
+// note remembers what an answer says of the place, and returns the error as this package's.
+func (p *place) note(k kind, err error) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.paused == nil {
+		p.paused = map[kind]time.Time{}
+	}
+	pause := func(k kind, after time.Duration) error {
+		after = min(after, maxPause)
+		p.paused[k] = time.Now().Add(after)
+		return &registry.RetryError{Err: fmt.Errorf("%w: %w", registry.ErrUnavailable, err), After: after}
+	}
+	var retry *registry.RetryError
+	var realm *realmError
+	after := func(otherwise time.Duration) time.Duration {
+		switch {
+		case errors.As(err, &retry):
+			return retry.After
+		case errors.As(err, &realm) && realm.after > 0:
+			return realm.after
+		}
+		return otherwise
+	}
+	switch {
+	case err == nil, errors.Is(err, registry.ErrManifestUnknown), errors.Is(err, registry.ErrBlobUnknown), errors.Is(err, registry.ErrUnauthorized), errors.Is(err, registry.ErrDenied):
+		p.fails = 0
+		return err
+	case errors.Is(err, registry.ErrNameUnknown):
+		p.fails = 0
+		if k == kindBlob || k == kindStat {
+			return fmt.Errorf("%w: %w", registry.ErrBlobUnknown, err)
+		}
+		return fmt.Errorf("%w: %w", registry.ErrManifestUnknown, err)
+	case errors.Is(err, registry.ErrTooManyRequests):
+		p.fails = 0
+		wait := after(busyPause)
+		err = errors.New("it refuses more requests now") // and never 429, whose retries runtimes don't space
+		return pause(k, wait)
+	case errors.As(err, &realm):
+		return pause(kindAll, after(busyPause))
+	case answered(err), errors.Is(err, ErrForbiddenAddress):
+		p.fails = 0
+		if wait := after(0); wait > 0 {
+			return pause(k, wait)
+		}
+		// About one name, perhaps: others are asked for.
+		return &registry.RetryError{Err: fmt.Errorf("%w: %w", registry.ErrUnavailable, err), After: brokenAfter}
+	}
+	p.fails++
+	if k != kindBlob && k != kindStat {
+		k = kindAll
+	} // else it may be the host that blobs are at
+	return pause(k, min(firstPause<<min(p.fails-1, 5), longPause))
+}
+
+// answered reports whether err is an upstream's answer rather than that there was none.
+func answered(err error) bool {
+	var ue *url.Error
+	if !errors.As(err, &ue) {
+		return true
+	}
+	var kind *registry.Error
+	return errors.As(ue.Err, &kind)
+}
+
+// forgive ends all pauses.
+func (p *place) forgive() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.paused, p.fails = nil, 0
+}
