@@ -500,7 +500,8 @@ func TestDebianUpstream(t *testing.T) {
 		wg.Go(func() { r.wantMirrored(d.Alias+"/team/app", "v1", img.Manifest.Digest, false) })
 	}
 	wg.Wait()
-	if heads, gets := d.Count(t, "HEAD /v2/team/"), d.Count(t, "GET /v2/team/app/manifests/"); heads > 0 || gets > 2 || d.Tokens() != 1 { // one for the challenge
+	// one for the challenge
+	if heads, gets := d.Count(t, "HEAD /v2/team/"), d.Count(t, "GET /v2/team/app/manifests/"); heads > 0 || gets > 2 || d.Tokens() != 1 {
 		t.Errorf("%d HEAD, %d GET, %d tokens", heads, gets, d.Tokens())
 	}
 	ref := registry.Reference{Tag: "v1"}

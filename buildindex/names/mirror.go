@@ -27,8 +27,8 @@ type Mirror interface {
 	MirroredTags(ctx context.Context, repo, last string, n int) ([]string, error)
 	// MirroredUnwritten returns up to n mirrored manifests after last, in order, that are none of the cluster's own.
 	MirroredUnwritten(ctx context.Context, last cluster.Name, n int) ([]cluster.Name, error)
-	// MirroredTagsUnwritten returns up to n mirrored tags whose manifests are the cluster's own, and that are no tags of the
-	// cluster's own, or of other manifests there.
+	// MirroredTagsUnwritten returns up to n mirrored tags whose manifests are the cluster's own, and that are no tags
+	// of the cluster's own, or of other manifests there.
 	MirroredTagsUnwritten(ctx context.Context, n int) ([]cluster.Name, error)
 }
 
