@@ -174,6 +174,7 @@ func (x *Index) addChecks(h *transport.Health) {
 		}
 	}
 	h.AddCheck("set aside", false, x.aside.check)
+	h.AddCheck("upstreams", false, x.mirror.set.Check)
 	h.AddCheck("generations", false, func(context.Context) error { return generationHolds(x.generation.Load()) })
 	for _, o := range x.origins.All() {
 		h.AddCheck(o.ID, false, o.Ping)

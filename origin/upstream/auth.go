@@ -7,9 +7,12 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"kraken/proto/registry"
 )
@@ -23,7 +26,8 @@ type login struct {
 	plain  bool // without TLS
 	source *source
 	tokens *tokens
-	key    []byte // of Credential.digest
+	key    []byte           // of Credential.digest
+	left   prometheus.Gauge // requests, as the registry says
 
 	mu    sync.Mutex
 	known registry.Challenge // the last one, so that the next request brings what is wanted
@@ -111,7 +115,19 @@ func (l *login) send(req *http.Request, authorization string) (*http.Response, e
 	if authorization != "" {
 		req.Header.Set("Authorization", authorization)
 	}
-	return l.next.RoundTrip(req)
+	resp, err := l.next.RoundTrip(req)
+	if err == nil {
+		// As Docker Hub says it: 76;w=21600.
+		if n, err := strconv.Atoi(before(resp.Header.Get("RateLimit-Remaining"), ";")); err == nil {
+			l.left.Set(float64(n))
+		}
+	}
+	return resp, err
+}
+
+func before(s, sep string) string {
+	s, _, _ = strings.Cut(s, sep)
+	return s
 }
 
 // choose returns the challenge that is met: Bearer before Basic, which needs a password.

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"syscall"
 
+	"golang.org/x/net/http/httpproxy"
+
 	"kraken/proto/transport"
 )
 
@@ -21,7 +23,8 @@ var ErrForbiddenAddress = errors.New("the address is not one of an upstream: loo
 // guard decides which addresses connections are made to. It looks at the address that is dialled, after the name was
 // resolved, so that no name is looked at once and resolved to another place later.
 type guard struct {
-	allow []netip.Prefix
+	allow   []netip.Prefix
+	proxyOf func(*url.URL) (*url.URL, error) // as the environment says
 
 	mu      sync.Mutex
 	exact   map[netip.AddrPort]bool // literal addresses of configured endpoints
@@ -30,7 +33,7 @@ type guard struct {
 }
 
 func newGuard(allow []netip.Prefix) *guard {
-	return &guard{allow: allow, exact: map[netip.AddrPort]bool{}, proxies: map[string]bool{}, inside: map[string]bool{}}
+	return &guard{allow: allow, proxyOf: httpproxy.FromEnvironment().ProxyFunc(), exact: map[netip.AddrPort]bool{}, proxies: map[string]bool{}, inside: map[string]bool{}}
 }
 
 // metadata are addresses of clouds' metadata services that are not link-local.
@@ -117,16 +120,20 @@ func (g *guard) dialer(registry string) transport.DialFunc {
 	return guardedDialer{g, registry}.dial
 }
 
-// proxy is http.ProxyFromEnvironment. What a proxy resolves is not seen here, so a host that is no name but a literal
-// address is looked at before.
+// insideNames are hosts that are at this machine or at a cloud's metadata service wherever they are resolved.
+var insideNames = []string{"localhost", "metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal"}
+
+// proxy returns the proxy of a request, as the environment said when the guard was made. What a proxy resolves is not
+// seen here, so what is plainly inside is dialled directly, and looked at then.
 func (g *guard) proxy(r *http.Request) (*url.URL, error) {
-	p, err := http.ProxyFromEnvironment(r)
+	p, err := g.proxyOf(r.URL)
 	if p == nil || err != nil {
 		return nil, err
 	}
 	host := strings.ToLower(strings.TrimSuffix(r.URL.Hostname(), "."))
-	if a, err := netip.ParseAddr(host); err == nil && classOf(plain(a)) == forbidden || host == "localhost" || strings.HasSuffix(host, ".localhost") {
-		return nil, nil // dialled directly, and looked at then
+	a, err := netip.ParseAddr(host)
+	if err == nil && classOf(plain(a)) == forbidden || slices.Contains(insideNames, host) || strings.HasSuffix(host, ".localhost") {
+		return nil, nil
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -2,8 +2,13 @@ package upstream
 
 import (
 	"errors"
+	"io"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -86,6 +91,62 @@ func TestNoWayToThisMachine(t *testing.T) {
 	}
 	if n := inside.Count("", ""); n != 0 {
 		t.Errorf("%d requests came: %+v", n, inside.Requests())
+	}
+}
+
+// Upstreams are reached through the environment's proxy, also one inside; what is plainly inside is not asked there.
+func TestProxyOfTheEnvironment(t *testing.T) {
+	u := script.New(t, script.Options{TLS: true})
+	img := u.PutImage("a/b", "v1", []byte("layer"))
+	var asked []string
+	var mu sync.Mutex
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		asked = append(asked, r.Method+" "+r.Host)
+		mu.Unlock()
+		to, err := net.Dial("tcp", u.Host)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		w.WriteHeader(http.StatusOK)
+		c, rw, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		go func() {
+			defer c.Close()
+			io.Copy(c, to)
+		}()
+		io.Copy(to, rw)
+		to.Close()
+	}))
+	t.Cleanup(proxy.Close)
+	t.Setenv("HTTPS_PROXY", proxy.URL)
+	t.Setenv("HTTP_PROXY", proxy.URL)
+	s := open(t, Config{Registries: []RegistryConfig{
+		{Registry: "example.com", Access: Access{CA: u.CAFile}}, // of whom the certificate is, too
+		{Registry: "*"},
+	}})
+	r, remote, _ := s.For("example.com/a/b")
+	if err := pull(t, r, remote, img); err != nil {
+		t.Error(err)
+	}
+	for _, host := range []string{"169.254.169.254", "metadata.google.internal", "127.0.0.1_5000"} {
+		r, remote, ok := s.For(host + "/a/b")
+		if !ok {
+			t.Fatal(host)
+		}
+		if _, err := r.Head(t.Context(), remote, tag("v1")); !errors.Is(err, registry.ErrUnavailable) {
+			t.Errorf("%s: %v", host, err)
+		}
+	}
+	s.Close()
+	mu.Lock()
+	defer mu.Unlock()
+	if len(asked) == 0 || slices.ContainsFunc(asked, func(s string) bool { return s != "CONNECT example.com:443" }) {
+		t.Errorf("the proxy was asked for %v", asked)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 type metrics struct {
 	seconds *prometheus.HistogramVec
 	bytes   *prometheus.CounterVec
+	left    *prometheus.GaugeVec
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -24,9 +25,10 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Buckets: []float64{.02, .1, .5, 2, 10, 60},
 		}, []string{"registry", "request", "result"}),
 		prometheus.NewCounterVec(prometheus.CounterOpts{Name: "kraken_upstream_received_bytes_total", Help: "Bytes of blobs that came from registries outside the cluster."}, []string{"registry"}),
+		prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kraken_upstream_ratelimit_remaining", Help: "Requests that a registry outside the cluster says are left in its window (RateLimit-Remaining)."}, []string{"registry"}),
 	}
 	if r != nil {
-		r.MustRegister(m.seconds, m.bytes)
+		r.MustRegister(m.seconds, m.bytes, m.left)
 	}
 	return m
 }

@@ -3,7 +3,9 @@ package upstream
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
+	"slices"
 	"sync"
 	"time"
 
@@ -47,6 +49,19 @@ func (p *place) mayAsk(k kind) error {
 		return &registry.RetryError{Err: fmt.Errorf("%w: it is left alone for %s more", registry.ErrUnavailable, left.Round(time.Second)), After: left}
 	}
 	return nil
+}
+
+// trouble says what is wrong with the place now, empty for nothing.
+func (p *place) trouble() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch now := time.Now(); {
+	case p.fails > 0:
+		return "does not answer"
+	case slices.ContainsFunc(slices.Collect(maps.Values(p.paused)), now.Before):
+		return "refuses more requests"
+	}
+	return ""
 }
 
 // Pauses after an upstream that did not answer, doubled each time.

@@ -6,6 +6,7 @@
 package upstream
 
 import (
+	"context"
 	"crypto/rand"
 	"fmt"
 	"log/slog"
@@ -79,6 +80,25 @@ func (s *Set) Close() {
 	}
 }
 
+// Check returns nil while all registries answer that were asked; the error names those that did not, or refuse more.
+func (s *Set) Check(context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var silent []string
+	for _, host := range s.order {
+		for _, p := range s.known[host].places {
+			if what := p.trouble(); what != "" {
+				silent = append(silent, host+" "+what)
+				break
+			}
+		}
+	}
+	if len(silent) > 0 {
+		return fmt.Errorf("%w: %s", registry.ErrUnavailable, strings.Join(silent[:min(len(silent), 10)], ", "))
+	}
+	return nil
+}
+
 // Public returns what agents and proxies are told.
 func (s *Set) Public() cluster.Upstreams { return s.public }
 
@@ -138,7 +158,7 @@ func (s *Set) open(host string, cfg RegistryConfig) (*Registry, error) {
 		endpoints = []Endpoint{{URL: ownURL(host, cfg.PlainHTTP), Access: cfg.Access}}
 	}
 	for _, e := range endpoints {
-		p, err := s.place(host, e)
+		p, err := s.place(host, cfg.Registry, e)
 		if err != nil {
 			return nil, err
 		}
@@ -164,8 +184,8 @@ const progressTimeout = 30 * time.Second
 // dialTimeout bounds the making of a connection to an upstream.
 const dialTimeout = 5 * time.Second
 
-// place makes the client of one endpoint of the registry at host.
-func (s *Set) place(host string, e Endpoint) (*place, error) {
+// place makes the client of one endpoint of the registry at host, which pattern stands for in metrics.
+func (s *Set) place(host, pattern string, e Endpoint) (*place, error) {
 	u, err := url.Parse(e.URL)
 	if err != nil {
 		return nil, err
@@ -181,7 +201,7 @@ func (s *Set) place(host string, e Endpoint) (*place, error) {
 	}
 	prefix := strings.Trim(u.Path, "/")
 	u = &url.URL{Scheme: u.Scheme, Host: u.Host}
-	l := &login{next: hc.Transport, hc: hc, host: u, plain: e.PlainHTTP && u.Scheme == "http", source: &source{cfg: e.Credentials, host: host}, tokens: &s.tokens, key: s.key}
+	l := &login{next: hc.Transport, hc: hc, host: u, plain: e.PlainHTTP && u.Scheme == "http", source: &source{cfg: e.Credentials, host: host}, tokens: &s.tokens, key: s.key, left: s.m.left.WithLabelValues(pattern)}
 	p := &place{url: u, prefix: prefix, login: l}
 	p.client, err = registry.NewClientWith(u.String(), &http.Client{Transport: l}, registry.ClientOptions{Elsewhere: maxRedirects})
 	return p, err

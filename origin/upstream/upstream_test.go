@@ -315,10 +315,17 @@ func TestDownIsLeftAlone(t *testing.T) {
 	u.PutImage("team/app", "v1", []byte("layer"))
 	r, remote := only(t, entry(u), "team/app")
 	resume := u.Stop()
+	check := func() error { return r.set.Check(t.Context()) }
+	if err := check(); err != nil {
+		t.Error(err)
+	}
 	for range 5 {
 		if _, err := r.Head(t.Context(), remote, tag("v1")); !errors.Is(err, registry.ErrUnavailable) {
 			t.Error(err)
 		}
+	}
+	if err := check(); err == nil || !strings.Contains(err.Error(), u.Host) {
+		t.Errorf("readiness: %v", err)
 	}
 	if n := u.Count("", ""); n > 2 { // net/http tries a connection from its pool again
 		t.Errorf("%d requests", n)

@@ -56,6 +56,7 @@ var homes = map[string][]string{
 	"github.com/prometheus/client_golang":    {"proto/transport", "proto/role", "*/metrics.go", "*/http.go", "origin", "tracker", "agent", "buildindex", "proxy", "origin/swarm", "origin/bucket", "origin/upstream"},
 	"github.com/google/go-containerregistry": {"origin/upstream"},
 	"github.com/docker/cli":                  {"origin/upstream"},
+	"golang.org/x/net/http/httpproxy":        {"origin/upstream"},
 	"gocloud.dev/":                           {"origin/bucket"},
 	"github.com/aws/":                        {"origin/bucket"},
 	"modernc.org/sqlite":                     {"buildindex/names/sqlite", "buildindex/names/namestest"},
