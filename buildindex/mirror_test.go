@@ -33,7 +33,7 @@ func mirrored(u *script.Registry) upstream.Config {
 	}}}
 }
 
-func newMirrorRig(t *testing.T, cfg upstream.Config) *rig {
+func newMirrorRig(t testing.TB, cfg upstream.Config) *rig {
 	r := &rig{TB: t, dir: t.TempDir(), origins: []*fakeOrigin{newFakeOrigin(t), newFakeOrigin(t)}, upstreams: cfg}
 	r.keyFile = filepath.Join(r.dir, "record.key")
 	r.start("first.db")
