@@ -130,7 +130,7 @@ func (a *Agent) openCache(c *role.Chassis) (err error) {
 
 // openSwarm binds the peer listener and makes the announcer, which tells the tracker of it.
 func (a *Agent) openSwarm(c *role.Chassis) error {
-	peers, err := a.cfg.Peer.TLS.Configs(a.log)
+	peers, err := a.cfg.Peer.TLS.Configs(c.AdmitPeer, a.log)
 	if err != nil {
 		return err
 	}

@@ -128,11 +128,13 @@ func (c *Config) Validate() error {
 			m.Add("docker_hub", "control and pprof belong to admin")
 		}
 	}
+	c.Role = transport.RoleAgent
 	c.Config.Validate(&m, listeners...)
 	role.ValidateNames(&m, "names", c.Names)
 	c.BuildIndex.Validate(&m, "build_index")
 	c.Tracker.Validate(&m, "tracker")
 	c.Peer.validate(&m, "peer")
+	c.ValidatePeers(&m, "peer.tls", c.Peer.TLS)
 	m.Folder("cache.dir", c.Cache.Dir)
 	config.NotNegative(&m, "cache.capacity", c.Cache.Capacity)
 	m.Join("cache", c.Cache.Validate())
@@ -152,7 +154,6 @@ func (p *Peer) validate(m *config.Mistakes, key string) {
 	if p.StockPeers && p.TLS != (transport.PeerTLS{}) {
 		m.Add(key+".stock_peers", "stock BitTorrent clients can't speak tls: set stock_peers or tls, not both")
 	}
-	p.TLS.Validate(m, key+".tls")
 	m.Join(key, p.Rates.Validate())
 	config.NotNegative(m, key+".announce_for", p.AnnounceFor)
 	config.NotNegative(m, key+".stall_timeout", p.StallTimeout)

@@ -192,7 +192,7 @@ func (a *Agent) overSwarm(ctx context.Context, t *try, m *blob.Metainfo, peers [
 func (a *Agent) badMetainfo(ctx context.Context, p *pull) {
 	a.m.badMetainfo.Inc()
 	for _, o := range a.origins.Owners(p.digest) {
-		if err := o.DropMetainfo(ctx, p.repo, p.digest); err != nil {
+		if err := o.VerifyMetainfo(ctx, p.repo, p.digest); err != nil {
 			a.log.Warn("origin was not told of a wrong metainfo", "origin", o.ID, "digest", p.digest, "error", err)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"kraken/proto/cluster"
 	"kraken/proto/config"
 	"kraken/proto/role"
+	"kraken/proto/transport"
 )
 
 // Config is the whole configuration of a build-index; deploy/config/build-index.yaml is the commented sample. Its
@@ -51,6 +52,7 @@ type Policy struct {
 // Validate fills in defaults and refuses what can't work.
 func (c *Config) Validate() error {
 	var m config.Mistakes
+	c.Role = transport.RoleBuildIndex
 	c.Config.Validate(&m)
 	m.File("database", c.Database)
 	m.Join("", bucket.ValidateAll(c.Buckets))

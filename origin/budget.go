@@ -58,9 +58,12 @@ func withAsker(next http.Handler) http.Handler {
 // maxPeer is the length of a peer id in hex digits.
 const maxPeer = 40
 
-// sourceOf returns where a request comes from: the client's certificate where it has one, else its address; of IPv6 the
-// network, as one host has 2^64 addresses.
+// sourceOf returns where a request comes from: the identity in the client's certificate, or the certificate, where it
+// has one, else its address; of IPv6 the network, as one host has 2^64 addresses.
 func sourceOf(r *http.Request) string {
+	if p, ok := cluster.Caller(r.Context()); ok && p.ID != "" {
+		return p.String()
+	}
 	if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
 		sum := sha256.Sum256(r.TLS.PeerCertificates[0].Raw)
 		return hex.EncodeToString(sum[:])

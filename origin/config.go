@@ -2,10 +2,9 @@ package origin
 
 import (
 	"fmt"
-	"net/http"
+	"maps"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"kraken/origin/bucket"
@@ -35,11 +34,9 @@ type Config struct {
 	// file: and the path of a PEM file; several for a change of keys. Default none: all are taken, and readiness says
 	// so.
 	RecordKeys []string `yaml:"record_keys"`
-	// BuildIndexNames are who may handle name records where Server has a client_ca: common names or alternative names
-	// of certificates, default build-index. A name with a number after it, build-index-01, is meant too.
+	// BuildIndexNames and ProxyNames are older names of certificate_roles.build-index and certificate_roles.proxy.
 	BuildIndexNames []string `yaml:"build_index_names"`
-	// ProxyNames are who may say from which client an upload comes, likewise, default proxy.
-	ProxyNames []string `yaml:"proxy_names"`
+	ProxyNames      []string `yaml:"proxy_names"`
 	// Peer is the BitTorrent side.
 	Peer Peer `yaml:"peer"`
 	// UploadIdle is after how long without a byte an upload session is removed, default 1h.
@@ -69,17 +66,17 @@ type Peer struct {
 	swarm.Rates `yaml:",inline"`
 }
 
-// mayBe reports whether a client is of a role: it showed a certificate with one of the names, or with such a one with a
-// dash and a number after it. Without mutual TLS nobody shows one, and everybody may be.
-func mayBe(r *http.Request, names []string) bool {
-	shown, ok := transport.ClientNames(r)
-	return !ok || slices.ContainsFunc(shown, func(name string) bool {
-		return slices.ContainsFunc(names, func(allowed string) bool {
-			rest, ok := strings.CutPrefix(name, allowed)
-			number, dash := strings.CutPrefix(rest, "-")
-			return ok && (rest == "" || dash && number != "" && strings.Trim(number, "0123456789") == "")
-		})
-	})
+// olderNames puts names of an older key into CertificateRoles, where cluster does not make them say nothing.
+func (c *Config) olderNames(r transport.Role, names []string) {
+	if len(names) == 0 || c.Cluster != "" {
+		return
+	}
+	roles := maps.Clone(c.CertificateRoles)
+	if roles == nil {
+		roles = map[transport.Role][]string{}
+	}
+	roles[r] = append(slices.Clone(roles[r]), names...)
+	c.CertificateRoles = roles
 }
 
 // Validate fills in defaults and refuses what can't work.
@@ -89,17 +86,14 @@ func (c *Config) Validate() error {
 	c.WritebackWorkers = orDefault(c.WritebackWorkers, 4)
 	c.Server.CongestionControl = orDefault(c.Server.CongestionControl, transport.CongestionAuto)
 	c.Leasers = orDefault(c.Leasers, 64)
-	if len(c.BuildIndexNames) == 0 {
-		c.BuildIndexNames = []string{"build-index"}
-	}
-	if len(c.ProxyNames) == 0 {
-		c.ProxyNames = []string{"proxy"}
-	}
+	c.olderNames(transport.RoleBuildIndex, c.BuildIndexNames)
+	c.olderNames(transport.RoleProxy, c.ProxyNames)
 	var m config.Mistakes
 	var listeners []role.Listener
 	if !c.Peer.Off {
 		listeners = append(listeners, role.Listener{Key: "peer.listen", Addr: c.Peer.Listen})
 	}
+	c.Role = transport.RoleOrigin
 	c.Config.Validate(&m, listeners...)
 	m.Need("id", c.ID)
 	if c.ID != "" && !slices.ContainsFunc(c.Origins, func(o ring.Member) bool { return o.ID == c.ID }) {
@@ -117,6 +111,7 @@ func (c *Config) Validate() error {
 	m.Join("uploads", c.Uploads.Validate())
 	cluster.ValidateNameKeys(&m, "record_keys", c.RecordKeys)
 	c.Peer.validate(&m, "peer")
+	c.ValidatePeers(&m, "peer.tls", c.Peer.TLS)
 	config.NotNegative(&m, "upload_idle", c.UploadIdle)
 	config.NotNegative(&m, "takeover", c.Takeover)
 	config.NotNegative(&m, "writeback_workers", c.WritebackWorkers)
@@ -141,7 +136,6 @@ func (p Peer) validate(m *config.Mistakes, key string) {
 	if p.StockPeers && p.TLS != (transport.PeerTLS{}) {
 		m.Add(key+".stock_peers", "stock BitTorrent clients can't speak tls: set stock_peers or tls, not both")
 	}
-	p.TLS.Validate(m, key+".tls")
 	m.Join(key, p.Rates.Validate())
 }
 

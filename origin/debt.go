@@ -64,6 +64,9 @@ func (o *Origin) takeDebt(ctx context.Context, d digest.Digest, debt cluster.Deb
 	if err != nil {
 		return debt, err
 	}
+	if err := o.boundDebt(d, debt); err != nil {
+		return debt, err
+	}
 	i, err := o.store.Stat(d)
 	if err != nil {
 		return debt, wire(err)
@@ -122,6 +125,25 @@ func (o *Origin) vouch(ctx context.Context, d digest.Digest, debt cluster.Debt) 
 		})
 	}
 	return &registry.RetryError{Err: fmt.Errorf("%w: blob %s is being verified", registry.ErrUnavailable, d), After: time.Second}
+}
+
+// maxOwed bounds the repositories for which one blob is owed on somebody's word: each is kept, in memory and on disk.
+const maxOwed = 10 * cluster.MaxDebt
+
+// boundDebt returns ErrTooManyRequests for a debt that would have a blob owed for more repositories than maxOwed.
+func (o *Origin) boundDebt(d digest.Digest, debt cluster.Debt) error {
+	old, err := o.store.Marker(d)
+	if err != nil || len(old.Repositories)+len(debt.Repositories) <= maxOwed {
+		return nil
+	}
+	all := map[string]bool{}
+	for _, r := range slices.Concat(old.Repositories, debt.Repositories) {
+		all[r] = true
+	}
+	if len(all) > maxOwed {
+		return fmt.Errorf("%w: blob %s is owed for %d repositories already", registry.ErrTooManyRequests, d, len(old.Repositories))
+	}
+	return nil
 }
 
 // markerFor is the marker of a debt that another origin has.

@@ -17,7 +17,7 @@ func (o *Origin) handler(reg *prometheus.Registry) http.Handler {
 	r.Get("/health", o.Health.Health)
 	r.Get("/readiness", o.Health.Readiness)
 	r.MethodNotAllowed(registry.UnknownMethod)
-	isProxy := func(r *http.Request) bool { return mayBe(r, o.cfg.ProxyNames) }
+	isProxy := func(r *http.Request) bool { return cluster.MayBe(r, transport.RoleProxy) }
 	r.Mount("/", registry.Server{Dialect: cluster.Dialect(), Blobs: counting{o}, BlobDeleter: o, Uploads: o, Extension: o.extension, TrustSource: isProxy, Log: o.log}.Handler())
 	return r
 }

@@ -14,7 +14,6 @@ import (
 	"kraken/proto/blob"
 	"kraken/proto/layout"
 	"kraken/proto/registry"
-	"kraken/proto/transport"
 )
 
 // metainfo is the sidecar of a blob on this disk, computed when it is missing.
@@ -90,7 +89,7 @@ func (o *Origin) findMetainfo(ctx context.Context, repo string, d digest.Digest)
 	return m, nil
 }
 
-// metainfoRoute answers other roles with metainfo, and takes an agent's word that it is wrong.
+// metainfoRoute answers other roles with metainfo, and takes an operator's, or an older agent's, word that it is wrong.
 func (o *Origin) metainfoRoute(w http.ResponseWriter, r *http.Request, repo string, d digest.Digest) error {
 	switch r.Method {
 	case http.MethodGet:
@@ -106,7 +105,7 @@ func (o *Origin) metainfoRoute(w http.ResponseWriter, r *http.Request, repo stri
 		_, err = w.Write(b)
 		return ignoreWrite(err)
 	case http.MethodDelete:
-		if err := o.doubtMetainfo(d, transport.SourceOf(r.RemoteAddr)); err != nil {
+		if err := o.doubtMetainfo(d, sourceOf(r)); err != nil {
 			return err
 		}
 		w.WriteHeader(http.StatusAccepted)

@@ -134,7 +134,7 @@ func (o *Origin) openDisk(c *role.Chassis) (err error) {
 	c.Closes(o.store.Close)
 	o.m = newMetrics(c.Registry, o)
 	o.store.RegisterMetrics(c.Registry)
-	if o.swarm, err = openSeeder(o.cfg.Peer, o.store, c.Deps); err != nil {
+	if o.swarm, err = openSeeder(o.cfg.Peer, o.store, c); err != nil {
 		return err
 	}
 	c.Undo(o.swarm.Close)

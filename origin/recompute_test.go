@@ -80,7 +80,7 @@ func TestDoubtedMetainfo(t *testing.T) {
 	}
 	doubt := func() {
 		t.Helper()
-		if err := c.DropMetainfo(t.Context(), "r", d); err != nil {
+		if err := c.VerifyMetainfo(t.Context(), "r", d); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -118,7 +118,7 @@ func TestDoubtedMetainfo(t *testing.T) {
 	if m, err := o.store.Metainfo(d); err != nil || m.InfoHash() != wrong.InfoHash() || running != 0 {
 		t.Errorf("recomputed at each claim: %v, %d running", err, running)
 	}
-	if err := c.DropMetainfo(t.Context(), "r", digest.FromString("not here")); !errors.Is(err, registry.ErrBlobUnknown) {
+	if err := c.VerifyMetainfo(t.Context(), "r", digest.FromString("not here")); !errors.Is(err, registry.ErrBlobUnknown) {
 		t.Errorf("a blob that is not there: %v, want ErrBlobUnknown", err)
 	}
 }

@@ -9,20 +9,15 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
-	"strings"
 	"time"
 
 	"kraken/origin/store"
 	"kraken/proto/cluster"
 	"kraken/proto/registry"
-	"kraken/proto/transport"
 )
 
 // names keeps the records that build-index has not written to the bucket yet.
 func (o *Origin) names(w http.ResponseWriter, r *http.Request, x registry.ExtensionPath) error {
-	if err := o.isBuildIndex(r); err != nil {
-		return err
-	}
 	switch r.Method {
 	case http.MethodGet:
 		return o.allNames(w)
@@ -32,16 +27,6 @@ func (o *Origin) names(w http.ResponseWriter, r *http.Request, x registry.Extens
 		return o.deleteName(w, r, x)
 	}
 	return fmt.Errorf("%w: %s names", registry.ErrUnsupported, r.Method)
-}
-
-// isBuildIndex refuses a client that showed a certificate of another role, ErrDenied. Without mutual TLS nobody shows
-// one.
-func (o *Origin) isBuildIndex(r *http.Request) error {
-	if mayBe(r, o.cfg.BuildIndexNames) {
-		return nil
-	}
-	shown, _ := transport.ClientNames(r)
-	return fmt.Errorf("%w: only a build-index (%s) handles name records, not %.300q", registry.ErrDenied, strings.Join(o.cfg.BuildIndexNames, ", "), shown)
 }
 
 // putName stores a record that holds. What is held already stays if it holds too and is not older.

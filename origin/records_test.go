@@ -1,9 +1,6 @@
 package origin
 
 import (
-	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -31,7 +28,7 @@ func keeper(t *testing.T, keys cluster.NameKeys) (*Origin, *cluster.OriginClient
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
-	o := &Origin{cfg: Config{BuildIndexNames: []string{"build-index"}}, log: slog.New(slog.DiscardHandler), store: s, nameKeys: keys}
+	o := &Origin{log: slog.New(slog.DiscardHandler), store: s, nameKeys: keys}
 	o.m = newMetrics(prometheus.NewRegistry(), o)
 	srv := httptest.NewServer(registry.Server{Dialect: cluster.Dialect(), Extension: o.extension}.Handler())
 	t.Cleanup(srv.Close)
@@ -131,26 +128,6 @@ func TestPlantedRecordIsReplaced(t *testing.T) {
 	}
 	if held(t, c) != 1 || o.unreadable.Load() != 1 {
 		t.Errorf("%d held, %d unreadable", held(t, c), o.unreadable.Load())
-	}
-}
-
-// Where clients show certificates, only build-index's handles records.
-func TestOnlyBuildIndexHandlesRecords(t *testing.T) {
-	o, _ := keeper(t, nil)
-	for name, want := range map[string]int{
-		"build-index": http.StatusOK, "build-index-01": http.StatusOK, "agent-01": http.StatusForbidden, "build-index-": http.StatusForbidden,
-		"build-index-01.example": http.StatusForbidden, "build-indexer": http.StatusForbidden,
-	} {
-		cert := &x509.Certificate{Subject: pkix.Name{CommonName: name}}
-		for _, path := range []string{"/v2/_kraken/names", "/v2/repo/_kraken/names/" + cluster.NameKey(manifestRecord("{}"))} {
-			r := httptest.NewRequest(http.MethodGet, path, nil)
-			r.TLS = &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{cert}}}
-			w := httptest.NewRecorder()
-			registry.Server{Dialect: cluster.Dialect(), Extension: o.extension}.Handler().ServeHTTP(w, r)
-			if w.Code != want {
-				t.Errorf("%s, GET %s: %d, want %d: %s", name, path, w.Code, want, w.Body)
-			}
-		}
 	}
 }
 

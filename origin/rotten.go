@@ -11,15 +11,18 @@ import (
 	"kraken/origin/store"
 	"kraken/proto/cluster"
 	"kraken/proto/registry"
-	"kraken/proto/transport"
 )
 
-// verifyRoute takes a reader's word that a blob here is not what it should be.
+// verifyRoute takes a reader's word that a blob here, or its metainfo, is not what it should be.
 func (o *Origin) verifyRoute(w http.ResponseWriter, r *http.Request, d digest.Digest) error {
 	if r.Method != http.MethodPost {
 		return fmt.Errorf("%w: %s verify", registry.ErrUnsupported, r.Method)
 	}
-	if err := o.doubt(d, transport.SourceOf(r.RemoteAddr)); err != nil {
+	doubt := o.doubt
+	if r.URL.Query().Get(cluster.DoubtOf) == cluster.DoubtMetainfo {
+		doubt = o.doubtMetainfo
+	}
+	if err := doubt(d, sourceOf(r)); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusAccepted)

@@ -28,17 +28,17 @@ type seeder interface {
 }
 
 // openSeeder opens the swarm, or what stands in its place where the configuration turns it off.
-func openSeeder(cfg Peer, st *store.Store, deps role.Deps) (seeder, error) {
+func openSeeder(cfg Peer, st *store.Store, c *role.Chassis) (seeder, error) {
 	if cfg.Off {
 		return seedless{}, nil
 	}
-	peers, err := cfg.TLS.Configs(deps.Log)
+	peers, err := cfg.TLS.Configs(c.AdmitPeer, c.Log)
 	if err != nil {
 		return nil, fmt.Errorf("peer: %w", err)
 	}
 	return swarm.New(swarm.Config{
 		Listen: cfg.Listen, Store: st, StockPeers: cfg.StockPeers, TLS: swarm.TLS(peers),
-		Rates: cfg.Rates, Logger: deps.Log, Registerer: deps.Registry,
+		Rates: cfg.Rates, Logger: c.Log, Registerer: c.Registry,
 	})
 }
 

@@ -7,6 +7,7 @@ import (
 
 	"kraken/proto/config"
 	"kraken/proto/role"
+	"kraken/proto/transport"
 )
 
 // Config is the whole configuration of a proxy; deploy/config/proxy.yaml is the commented sample. Clients push to and
@@ -60,6 +61,7 @@ func (c *Config) Validate() error {
 		c.ChunkMinLength = 1 << 20
 	}
 	var m config.Mistakes
+	c.Role = transport.RoleProxy
 	c.Config.Validate(&m)
 	role.ValidateNames(&m, "names", c.Names)
 	c.BuildIndex.Validate(&m, "build_index")

@@ -31,6 +31,13 @@ func (t *Tracker) batched(ctx context.Context, c caller, r *announce.Request) (a
 	if err != nil {
 		return announce.Response{}, fmt.Errorf("%w: %w", announce.ErrInvalid, err)
 	}
+	if p := c.named; p != (transport.Principal{}) {
+		if id != announce.PeerIDOf(p) {
+			return announce.Response{}, fmt.Errorf("%w: %s announces under the peer id %s, which is not its own", registry.ErrDenied, p, id)
+		}
+		// nobody else can have this id, whatever its key was before a restart
+		r.Peer.Node, r.Peer.Key = p.ID, p.String()
+	}
 	addrs, err := r.Peer.Addrs()
 	if err != nil {
 		return announce.Response{}, fmt.Errorf("%w: %w", announce.ErrInvalid, err)

@@ -6,6 +6,7 @@ import (
 
 	"kraken/proto/config"
 	"kraken/proto/role"
+	"kraken/proto/transport"
 )
 
 // Config is the whole configuration of a tracker; deploy/config/tracker.yaml is the commented sample. Agents and stock
@@ -81,6 +82,7 @@ func (c *Config) Validate() error {
 	preset(&c.Limits.SourcePairs, 400_000)
 	preset(&c.Limits.SourceUnconfirmed, 10_000)
 	var m config.Mistakes
+	c.Role = transport.RoleTracker
 	c.Config.Validate(&m)
 	for i, o := range c.Origins {
 		if o.Peer == "" && c.StockPeers {

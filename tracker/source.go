@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"kraken/proto/announce"
+	"kraken/proto/cluster"
 	"kraken/proto/transport"
 )
 
@@ -25,7 +26,8 @@ type sourceKey struct {
 type caller struct {
 	addr   netip.Addr // unmapped, without a zone
 	source sourceKey
-	cert   *x509.Certificate // verified; nil without mutual TLS
+	cert   *x509.Certificate   // verified; nil without mutual TLS
+	named  transport.Principal // by the certificate; zero for nobody
 }
 
 func callerOf(r *http.Request) (caller, error) {
@@ -39,6 +41,9 @@ func callerOf(r *http.Request) (caller, error) {
 		h := sha256.New()
 		fmt.Fprintf(h, "%q %q %v %v", c.cert.RawSubject, c.cert.DNSNames, c.cert.IPAddresses, c.cert.URIs)
 		copy(c.source.cert[:], h.Sum(nil))
+		if p, ok := cluster.Caller(r.Context()); ok && p.ID != "" {
+			c.named = p
+		}
 	}
 	return c, nil
 }

@@ -100,7 +100,7 @@ func (f *faultList) usage(p transport.Principal, c *x509.Certificate) {
 	if !has(x509.ExtKeyUsageClientAuth) {
 		f.add("it is not for clients (extended key usage clientAuth): others refuse it where this node asks them")
 	}
-	if !has(x509.ExtKeyUsageServerAuth) && p.Role != transport.RoleOperator && p.Role != transport.RoleMonitor {
+	if !has(x509.ExtKeyUsageServerAuth) && !slices.Contains(askers, p.Role) {
 		f.add("it is not for servers (extended key usage serverAuth): others refuse it at this node's listeners")
 	}
 }

@@ -40,6 +40,9 @@ type Issued struct {
 // needHosts are the roles whose listeners clients of HTTPS dial.
 var needHosts = []transport.Role{transport.RoleProxy, transport.RoleOrigin, transport.RoleBuildIndex, transport.RoleTracker}
 
+// askers are the roles without listeners.
+var askers = []transport.Role{transport.RoleOperator, transport.RoleMonitor, transport.RoleClient}
+
 // files are where a certificate of the folder is: <role>/<id>.
 func (a *Authority) files(p transport.Principal) Issued {
 	base := filepath.Join(a.Dir, string(p.Role), p.ID)
@@ -64,7 +67,7 @@ func (a *Authority) Issue(r Request) (Issued, error) {
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}
-	if r.Role != transport.RoleOperator && r.Role != transport.RoleMonitor { // who only ever asks
+	if !slices.Contains(askers, r.Role) {
 		t.ExtKeyUsage = append(t.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
 	}
 	for _, h := range r.Hosts {

@@ -11,11 +11,14 @@ import (
 	pp "github.com/anacrolix/torrent/peer_protocol"
 	"github.com/anacrolix/torrent/storage"
 	"golang.org/x/time/rate"
+
+	"kraken/proto/announce"
+	"kraken/proto/transport"
 )
 
 const (
 	// peerIDPrefix names the program and the version of its behaviour towards other peers (BEP 20).
-	peerIDPrefix = "-KN0001-"
+	peerIDPrefix = announce.OwnPrefix
 	// ownPrefix is what the ids of all versions have in common.
 	ownPrefix = "-KN"
 )
@@ -31,6 +34,10 @@ const wakeUp = 500 * time.Millisecond
 func (s *Swarm) clientConfig() *torrent.ClientConfig {
 	c := torrent.NewDefaultClientConfig()
 	c.Bep20 = peerIDPrefix
+	if p := s.cfg.TLS.Self; p != (transport.Principal{}) {
+		id := announce.PeerIDOf(p)
+		c.PeerID = string(id[:])
+	}
 	c.DisableTrackers, c.NoDHT, c.DisablePEX, c.DisableWebtorrent, c.DisableWebseeds = true, true, true, true, true
 	c.NoDefaultPortForwarding = true
 	// The library's own sockets are off; ours are added to it.

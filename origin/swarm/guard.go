@@ -1,12 +1,16 @@
 package swarm
 
 import (
+	"crypto/tls"
+
 	"github.com/anacrolix/torrent"
 	"github.com/anacrolix/torrent/metainfo"
 	pp "github.com/anacrolix/torrent/peer_protocol"
 
 	"kraken/origin/swarm/plan"
+	"kraken/proto/announce"
 	"kraken/proto/blob"
+	"kraken/proto/transport"
 )
 
 // The library panics on some messages that a peer is free to send, among them: Hashes for a torrent without version 2
@@ -25,6 +29,12 @@ func (s *Swarm) completedHandshake(pc *torrent.PeerConn, hash metainfo.Hash) {
 	}
 	c.id, c.stranger = pc.PeerID, !isOwn(pc.PeerID)
 	c.peer = plan.Peer{ID: c.id, Conn: c}
+	if !c.mayBe(pc.PeerID) {
+		s.m.refused.Inc()
+		s.log.Warn("peer has the id of another", "peer", c.address.addr, "id", idText(c.id))
+		c.Close()
+		return
+	}
 	if c.stranger && !s.cfg.StockPeers || s.bans.has(c.id, c.address.addr) {
 		s.m.refused.Inc()
 		c.Close()
@@ -52,6 +62,21 @@ func (s *Swarm) completedHandshake(pc *torrent.PeerConn, hash metainfo.Hash) {
 		t.data.copied.Store(true)
 	}
 	c.t = t
+}
+
+// mayBe reports whether a peer may have this id: where its certificate names it, only the one that belongs to the name,
+// so that a peer that is banned is so under any id.
+func (c *conn) mayBe(id [20]byte) bool {
+	t, ok := c.Conn.(*tls.Conn)
+	if !ok {
+		return true
+	}
+	certs := t.ConnectionState().PeerCertificates
+	if len(certs) == 0 {
+		return true // of a configuration that asks for none
+	}
+	p, err := transport.PrincipalOf(certs[0])
+	return err != nil || announce.PeerIDOf(p) == id
 }
 
 // connAdded notes that the library has taken a connection into its torrent. The library's lock is held, as in all

@@ -29,6 +29,7 @@ import (
 	"kraken/origin/swarm/rate"
 	"kraken/proto/blob"
 	"kraken/proto/config"
+	"kraken/proto/transport"
 )
 
 // Rates are the limits of a Swarm's traffic, in bytes a second; 0 is unlimited.
@@ -75,10 +76,12 @@ type Config struct {
 }
 
 // TLS is both sides of mutual TLS between peers. Check, where set, says whether a connection may stay: it is asked
-// again and again.
+// again and again. Self, where it is not zero, is whom this node's certificate names: its peer id is then the one that
+// belongs to that name.
 type TLS struct {
 	Server, Client *tls.Config
 	Check          func(tls.ConnectionState) error
+	Self           transport.Principal
 }
 
 func (c *Config) setDefaults() error {
@@ -186,7 +189,7 @@ func (s *Swarm) Addr() netip.AddrPort {
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
-// PeerID returns this node's peer id. It is new at every start.
+// PeerID returns this node's peer id: the one of its certificate's identity, and without one new at every start.
 func (s *Swarm) PeerID() [20]byte { return s.id }
 
 // Run finds the blobs of the store that can be seeded, drops idle torrents until ctx is done, and closes the Swarm.

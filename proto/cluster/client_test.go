@@ -50,7 +50,7 @@ func calls() []func(t *testing.T, c clients, repo, arg string) error {
 			return c.origin.TakeDebt(t.Context(), d(a), Debt{Repositories: []string{r}})
 		},
 		func(t *testing.T, c clients, r, a string) error { return c.origin.Verify(t.Context(), r, d(a)) },
-		func(t *testing.T, c clients, r, a string) error { return c.origin.DropMetainfo(t.Context(), r, d(a)) },
+		func(t *testing.T, c clients, r, a string) error { return c.origin.VerifyMetainfo(t.Context(), r, d(a)) },
 		func(t *testing.T, c clients, r, a string) error {
 			return ignore(c.origin.Lease(t.Context(), r, d(a), LeaseRequest{}))
 		},

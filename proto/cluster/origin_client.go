@@ -124,10 +124,17 @@ func (c *OriginClient) Metainfo(ctx context.Context, repo string, d digest.Diges
 	return m, nil
 }
 
-// DropMetainfo tells the origin that a blob's metainfo is doubted: it verifies the blob and computes the metainfo
-// again.
-func (c *OriginClient) DropMetainfo(ctx context.Context, repo string, d digest.Digest) error {
-	_, err := c.Call(ctx, registry.Request{Method: http.MethodDelete, To: about(repo, "metainfo", d)}, http.StatusAccepted)
+// DoubtOf is the query by which a POST to verify says what is doubted: nothing, the bytes, or DoubtMetainfo.
+const (
+	DoubtOf       = "of"
+	DoubtMetainfo = "metainfo"
+)
+
+// VerifyMetainfo tells the origin that a blob's metainfo is doubted: it verifies the blob and computes the metainfo
+// again. The old one is in use until another one comes out.
+func (c *OriginClient) VerifyMetainfo(ctx context.Context, repo string, d digest.Digest) error {
+	q := url.Values{DoubtOf: {DoubtMetainfo}}
+	_, err := c.Call(ctx, registry.Request{Method: http.MethodPost, To: about(repo, "verify", d), Query: q}, http.StatusAccepted)
 	return err
 }
 

@@ -19,6 +19,13 @@ type Config struct {
 	// Admin is where health, metrics and control are; keep it away from clients. Without listen there is none.
 	Admin transport.ServerConfig `yaml:"admin"`
 	Log   LogConfig              `yaml:"log"`
+	// Cluster is the name that certificates have in their identities, kraken://<cluster>/<role>/<id>. With it every
+	// certificate must have one; without it one that has is of the cluster of this role's own certificate.
+	Cluster string `yaml:"cluster"`
+	// CertificateRoles is, for the time until all certificates have identities, of which role one without is: its
+	// common name or DNS names, by role, default the role's own name; a name with a number after it, proxy-01, is meant
+	// too. Where none fits it is an agent, which may least.
+	CertificateRoles map[transport.Role][]string `yaml:"certificate_roles"`
 	// Client is how this role speaks to the others.
 	Client transport.ClientConfig `yaml:"client"`
 	// Origins are all origins of the cluster. Ids decide who owns what: never rename one.
@@ -26,6 +33,10 @@ type Config struct {
 	// Replicas is the number of origins that hold a blob, default 2, or 1 where there is one origin, at most 5; the
 	// same in every role.
 	Replicas int `yaml:"replicas" config:"positive"`
+
+	// Role is what this process is. Set by the role.
+	Role transport.Role      `yaml:"-"`
+	self transport.Principal // whom this role's own certificates name, zero for nobody
 }
 
 // Endpoint is a role that is reached by URL.
@@ -68,6 +79,7 @@ func (c *Config) Validate(m *config.Mistakes, more ...Listener) {
 	}
 	c.Log.validate(m, "log")
 	c.Client.Validate(m, "client")
+	c.validateIdentity(m)
 	c.validateOrigins(m)
 }
 

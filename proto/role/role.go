@@ -40,6 +40,9 @@ type Chassis struct {
 	// Origins are all of the cluster.
 	Origins *cluster.Origins
 
+	role          transport.Role
+	identities    cluster.Identities
+	refused       *refusals
 	admin, server *transport.Server
 	adminConfig   transport.ServerConfig
 	serverConfig  transport.ServerConfig
@@ -56,7 +59,8 @@ type Chassis struct {
 // Open builds a chassis from a valid configuration and lets assemble put the role on it, which ends with Serve. stall
 // is the patience with one origin, see cluster.NewOrigins. When assemble fails, what it has opened is closed again.
 func Open(cfg Config, deps Deps, stall time.Duration, assemble func(*Chassis) error) error {
-	c := &Chassis{Deps: deps, Health: transport.NewHealth(), adminConfig: cfg.Admin, serverConfig: cfg.Server}
+	c := &Chassis{Deps: deps, Health: transport.NewHealth(), adminConfig: cfg.Admin, serverConfig: cfg.Server, role: cfg.Role, identities: cfg.Identities()}
+	c.refused = c.newRefusals()
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	if err := c.connect(cfg, stall); err != nil {
 		c.stop()
@@ -136,8 +140,9 @@ func (c *Chassis) quiet() {
 // Serve binds the main listener, which is called name, and the admin listener where one is configured. admin, which may
 // be nil, is what the admin listener has beside health and metrics; control is what it has for those who may change the
 // process. It is the last step of an open.
+// A listener that asks for certificates is behind cluster.Rights.
 func (c *Chassis) Serve(name string, h http.Handler, admin func(*http.ServeMux), control ...func(*http.ServeMux)) (err error) {
-	if c.server, err = transport.NewServer(name, c.serverConfig, h, c.Log); err != nil {
+	if c.server, err = transport.NewServer(name, c.serverConfig, c.guarded(string(c.role), c.serverConfig, h), c.Log); err != nil {
 		return err
 	}
 	c.Undo(c.server.Close)
@@ -146,7 +151,7 @@ func (c *Chassis) Serve(name string, h http.Handler, admin func(*http.ServeMux),
 		if admin != nil {
 			admin(m)
 		}
-		if c.admin, err = transport.NewServer("admin", c.adminConfig, m, c.Log); err != nil {
+		if c.admin, err = transport.NewServer("admin", c.adminConfig, c.guarded(cluster.Admin, c.adminConfig, m), c.Log); err != nil {
 			return err
 		}
 		c.Undo(c.admin.Close)

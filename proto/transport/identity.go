@@ -23,10 +23,12 @@ const (
 	RoleOperator Role = "operator"
 	// RoleMonitor may read health and metrics, and nothing else.
 	RoleMonitor Role = "monitor"
+	// RoleClient is somebody to whom proxies and agents are a registry.
+	RoleClient Role = "client"
 )
 
 // Roles are all that certificates may name.
-var Roles = []Role{RoleProxy, RoleOrigin, RoleBuildIndex, RoleTracker, RoleAgent, RoleOperator, RoleMonitor}
+var Roles = []Role{RoleProxy, RoleOrigin, RoleBuildIndex, RoleTracker, RoleAgent, RoleOperator, RoleMonitor, RoleClient}
 
 // Principal is whom a certificate names, by its alternative name kraken://<cluster>/<role>/<id>.
 type Principal struct {

@@ -128,7 +128,7 @@ func TestPeerAuthorityIsReloaded(t *testing.T) {
 	ca, next := newAuthority(t), newAuthority(t)
 	accepts, dials := newParty(t, ca, "accepts"), newParty(t, ca, "dials")
 	configs := func(p party) PeerConfigs {
-		c, err := PeerTLS{Cert: p.cert, Key: p.key, CA: p.ca, DeniedSerials: p.denied, every: always}.Configs(quiet())
+		c, err := PeerTLS{Cert: p.cert, Key: p.key, CA: p.ca, DeniedSerials: p.denied, every: always}.Configs(nil, quiet())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -40,7 +40,7 @@ func (t TLS) server(log *slog.Logger) (*tls.Config, *denied, error) {
 	if t.ClientCA == "" {
 		return c, nil, nil
 	}
-	d, err := verifyClients(c, t.ClientCA, t.DeniedSerials, t.every, log)
+	d, err := verifyClients(c, t.ClientCA, t.DeniedSerials, anybody, t.every, log)
 	return c, d, err
 }
 
@@ -59,21 +59,25 @@ type PeerTLS struct {
 	every lookEvery // set by tests
 }
 
-// PeerConfigs are both sides of PeerTLS. Check reports whether an open connection is still allowed.
+// PeerConfigs are both sides of PeerTLS.
 type PeerConfigs struct {
 	Server, Client *tls.Config
-	Check          func(tls.ConnectionState) error
+	Check          func(tls.ConnectionState) error // whether an open connection is still allowed
+	Self           Principal                       // whom the node's own certificate names, zero for nobody
 }
 
 // Configs returns both sides; nothing is set, without an error, when nothing is configured. A peer is dialled by an
 // address that another role announced and that changes with the node, so the authority alone vouches for it: names are
-// not compared.
-func (t PeerTLS) Configs(log *slog.Logger) (PeerConfigs, error) {
+// not compared. admit, which may be nil, says whether the holder of a certificate that it vouches for may be a peer.
+func (t PeerTLS) Configs(admit func(*x509.Certificate) error, log *slog.Logger) (PeerConfigs, error) {
 	if t == (PeerTLS{}) {
 		return PeerConfigs{}, nil
 	}
 	if t.CA == "" {
 		return PeerConfigs{}, errors.New("tls: ca is needed to know the cluster's peers by")
+	}
+	if admit == nil {
+		admit = anybody
 	}
 	p, err := newPair(t.Cert, t.Key, t.every, log)
 	if err != nil {
@@ -83,7 +87,7 @@ func (t PeerTLS) Configs(log *slog.Logger) (PeerConfigs, error) {
 		MinVersion:     tls.VersionTLS13,
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return p.get() },
 	}
-	d, err := verifyClients(server, t.CA, t.DeniedSerials, t.every, log)
+	d, err := verifyClients(server, t.CA, t.DeniedSerials, admit, t.every, log)
 	if err != nil {
 		return PeerConfigs{}, err
 	}
@@ -96,15 +100,29 @@ func (t PeerTLS) Configs(log *slog.Logger) (PeerConfigs, error) {
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return p.get() },
 		InsecureSkipVerify:   true, // the chain is verified below, without the name
 		VerifyConnection: func(cs tls.ConnectionState) error {
-			return errors.Join(verify(cs, roots, x509.ExtKeyUsageServerAuth), d.check(cs))
+			if err := errors.Join(verify(cs, roots, x509.ExtKeyUsageServerAuth), d.check(cs)); err != nil {
+				return err
+			}
+			return admit(cs.PeerCertificates[0])
 		},
 	}
-	return PeerConfigs{server, client, d.check}, nil
+	own, err := p.get()
+	if err != nil {
+		return PeerConfigs{}, err
+	}
+	self, err := PrincipalOf(own.Leaf)
+	if err != nil && !errors.Is(err, ErrNoIdentity) {
+		return PeerConfigs{}, err
+	}
+	return PeerConfigs{server, client, d.check, self}, nil
 }
 
+// anybody admits whoever the authority vouches for.
+func anybody(*x509.Certificate) error { return nil }
+
 // verifyClients makes c ask for certificates of the authority in the file ca that are not on the list in the file
-// serials, as both files are when a client comes. A resumed session is verified again.
-func verifyClients(c *tls.Config, ca, serials string, every lookEvery, log *slog.Logger) (*denied, error) {
+// serials, as both files are when a client comes, and whose holders are admitted. A resumed session is verified again.
+func verifyClients(c *tls.Config, ca, serials string, admit func(*x509.Certificate) error, every lookEvery, log *slog.Logger) (*denied, error) {
 	roots, err := newPool(ca, every, log)
 	if err != nil {
 		return nil, err
@@ -120,7 +138,10 @@ func verifyClients(c *tls.Config, ca, serials string, every lookEvery, log *slog
 				return err
 			}
 		}
-		return d.check(cs)
+		if err := d.check(cs); err != nil {
+			return err
+		}
+		return admit(cs.PeerCertificates[0])
 	}
 	base := c.Clone()
 	c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {

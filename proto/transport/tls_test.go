@@ -204,11 +204,11 @@ func TestPeerTLS(t *testing.T) {
 		"no name is compared": {member, member, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			accepts, err := tc.accepts.Configs(quiet())
+			accepts, err := tc.accepts.Configs(nil, quiet())
 			if err != nil {
 				t.Fatal(err)
 			}
-			dials, err := tc.dials.Configs(quiet())
+			dials, err := tc.dials.Configs(nil, quiet())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -234,11 +234,11 @@ func TestPeerTLS(t *testing.T) {
 		})
 	}
 	for name, p := range map[string]PeerTLS{"no authority": {Cert: member.Cert, Key: member.Key}, "no key": {Cert: member.Cert, CA: member.CA}, "only an authority": {CA: member.CA}} {
-		if _, err := p.Configs(quiet()); err == nil {
+		if _, err := p.Configs(nil, quiet()); err == nil {
 			t.Errorf("%s was accepted", name)
 		}
 	}
-	if c, err := (PeerTLS{}).Configs(quiet()); c.Server != nil || c.Client != nil || err != nil {
+	if c, err := (PeerTLS{}).Configs(nil, quiet()); c.Server != nil || c.Client != nil || err != nil {
 		t.Error("nothing configured is not nothing")
 	}
 }

@@ -29,6 +29,14 @@ func TestGarbage(t *testing.T) {
 	t.Run("mutual TLS", func(t *testing.T) { throw(t, start(t, options{agents: 1, mutualTLS: true})) })
 }
 
+// thief names whose key was stolen, say: a node that may ask p for more than others.
+func thief(p *process) string {
+	if p.Role == "tracker" {
+		return "agent-01"
+	}
+	return "proxy-01"
+}
+
 func throw(t *testing.T, c *system) {
 	content := random(300 << 10)
 	push(t, c.client(t), c.Proxy.URL, "some/app", "v1", content)
@@ -41,7 +49,7 @@ func throw(t *testing.T, c *system) {
 	for _, p := range targets {
 		var cfg *tls.Config
 		if c.plan.MutualTLS && p.Role != "agent" {
-			cfg = c.tls(t, "agent-01") // a node whose key was stolen, say
+			cfg = c.tls(t, thief(p))
 		}
 		all := append(malformed(p.Addr), odd(p.Addr)...)
 		all = append(all, bodies(t, c, p)...)
@@ -183,7 +191,7 @@ func bodies(t *testing.T, c *system, p *process) (out []garbage) {
 	case "origin", "proxy":
 		hc := c.client(t)
 		if p.Role == "origin" && c.plan.MutualTLS {
-			hc = c.clientOf(t, "agent-01")
+			hc = c.clientOf(t, thief(p))
 		}
 		a := do(t, hc, "POST", p.URL, "/v2/a/blobs/uploads/", nil).want(t, http.StatusAccepted, "a session")
 		session := strings.TrimPrefix(a.header.Get("Location"), p.URL)

@@ -68,7 +68,7 @@ var homes = map[string][]string{
 	"golang.org/x/crypto/x509roots/fallback": {"proto/role/command.go"},
 	"golang.org/x/sync":                      {"*"},
 	"golang.org/x/sys/unix":                  {"origin/store", "proto/transport"},
-	"golang.org/x/time/rate":                 {"proto/transport", "origin", "origin/upstream", "origin/store", "origin/swarm", "origin/swarm/rate"},
+	"golang.org/x/time/rate":                 {"proto/transport", "proto/role", "origin", "origin/upstream", "origin/store", "origin/swarm", "origin/swarm/rate"},
 	"github.com/google/uuid":                 {"*"},
 	"github.com/hashicorp/golang-lru/v2":     {"tracker", "agent", "buildindex", "origin"},
 	"os/signal":                              {"proto/role/command.go"},

@@ -267,12 +267,15 @@ func (c *Cluster) part(name string, mk func() (Role, error)) *Part {
 	return p
 }
 
-// client is a client of the specification, as a node of the cluster where that has mutual TLS.
+// client is a client of the specification, with a certificate of one where the cluster has mutual TLS.
 func (c *Cluster) client(url string) *registry.Client {
 	c.t.Helper()
 	var cfg transport.ClientConfig
 	if c.plan.MutualTLS {
-		f := c.plan.Certificate("proxy-01")
+		f, err := c.plan.Issue("client-01")
+		if err != nil {
+			c.t.Fatal(err)
+		}
 		cfg = transport.ClientConfig{CA: f.CA, Cert: f.Cert, Key: f.Key}
 	}
 	hc, err := transport.NewClient(cfg, nil)
