@@ -44,6 +44,7 @@ type Agent struct {
 	indexHealth *indexHealth         // whether it answers
 	namer       *cluster.Namer       // which repository a runtime means
 	hub         *transport.Server    // stands for docker.io; nil where there is none
+	alive       alive
 	announcer   *announcer
 	smallBlob   int64
 

@@ -44,6 +44,10 @@ type Config struct {
 	// StaleTags is how old a tag's last confirmed digest may be to be served while build-index is unreachable, default
 	// 24h.
 	StaleTags config.Duration `yaml:"stale_tags" config:"positive"`
+	// Watchdog is how long the agent may leave its own questions on its listener without an answer, default 30s: then
+	// it closes its listeners and ends with exit code 3, because runtimes wait for one that hangs, and go on at once
+	// from one that has gone. What supervises it starts it again.
+	Watchdog config.Duration `yaml:"watchdog" config:"positive"`
 }
 
 // Peer configures the BitTorrent listener.
@@ -104,6 +108,9 @@ func (c *Config) Validate() error {
 	if c.StaleTags == 0 {
 		c.StaleTags = config.Duration(24 * time.Hour)
 	}
+	if c.Watchdog == 0 {
+		c.Watchdog = config.Duration(30 * time.Second)
+	}
 	if c.BuildIndexWait == 0 {
 		c.BuildIndexWait = config.Duration(10 * time.Second)
 	}
@@ -142,6 +149,9 @@ func (c *Config) Validate() error {
 	config.NotNegative(&m, "manifest_ttl", c.ManifestTTL)
 	config.NotNegative(&m, "build_index_wait", c.BuildIndexWait)
 	config.NotNegative(&m, "stale_tags", c.StaleTags)
+	if c.Watchdog < config.Duration(time.Second) {
+		m.Add("watchdog", "%s is less than 1s: a busy machine would end an agent that is well", c.Watchdog)
+	}
 	return m.Err()
 }
 

@@ -3,6 +3,7 @@ package agent
 import (
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/go-chi/chi/v5"
 
@@ -16,7 +17,7 @@ import (
 func (a *Agent) listen(c *role.Chassis) error {
 	observe := transport.Middleware("agent", a.log, c.Registry)
 	if a.cfg.DockerHub.Listen != "" {
-		h := observe(a.handler(a.cfg.DockerHub, a.namer.StandsFor("docker.io")))
+		h := a.withHealth(a.cfg.DockerHub, observe(a.handler(a.cfg.DockerHub, a.namer.StandsFor("docker.io"))))
 		hub, err := transport.NewServer("docker_hub", a.cfg.DockerHub, h, a.log)
 		if err != nil {
 			return err
@@ -25,15 +26,30 @@ func (a *Agent) listen(c *role.Chassis) error {
 		c.Undo(hub.Close)
 		c.Part("docker_hub", hub.Run)
 	}
-	h := observe(a.handler(a.cfg.Server, a.namer))
-	return c.Serve("registry", h, a.store.AdminRoutes, a.store.ControlRoutes, a.swarm.ControlRoutes)
+	h := a.withHealth(a.cfg.Server, observe(a.handler(a.cfg.Server, a.namer)))
+	if err := c.Serve("registry", h, a.store.AdminRoutes, a.store.ControlRoutes, a.swarm.ControlRoutes); err != nil {
+		return err
+	}
+	c.Part("watchdog", newWatchdog(a.Addr(), a.cfg.Server.TLS.Cert != "", time.Duration(a.cfg.Watchdog), a.end).run)
+	return nil
+}
+
+// withHealth is h with GET /health, which is not counted among the requests: the agent asks it of itself.
+func (a *Agent) withHealth(cfg transport.ServerConfig, h http.Handler) http.Handler {
+	health := transport.OwnHosts(cfg)(http.HandlerFunc(a.health))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/health" && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
+			health.ServeHTTP(w, r)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
 }
 
 // handler is the read half of the OCI Distribution API. Lists and referrers are build-index's; what writes is refused.
 func (a *Agent) handler(cfg transport.ServerConfig, namer registry.Namer) http.Handler {
 	r := chi.NewRouter()
 	r.Use(transport.OwnHosts(cfg), transport.CloseAfterChunked, answerHalfClosed)
-	r.Get("/health", a.Health.Health)
 	r.Get("/readiness", a.Health.Readiness)
 	r.MethodNotAllowed(registry.UnknownMethod)
 	front := front{a}

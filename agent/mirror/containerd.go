@@ -31,7 +31,8 @@ var (
 )
 
 func hasContainerd(n node) bool {
-	rancher := n.has("/etc/rancher/k3s", "/var/lib/rancher/k3s", "/etc/rancher/rke2", "/var/lib/rancher/rke2") // these have their own
+	// these have their own
+	rancher := n.has("/etc/rancher/k3s", "/var/lib/rancher/k3s", "/etc/rancher/rke2", "/var/lib/rancher/rke2")
 	return n.has(containerdConfig) || !rancher && n.has("/usr/bin/containerd", "/usr/local/bin/containerd")
 }
 

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"runtime"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -58,6 +60,18 @@ func NewLogger(w io.Writer, cfg LogConfig) (*slog.Logger, error) {
 		return slog.New(slog.NewJSONHandler(w, &o)), nil
 	}
 	return slog.New(slog.NewTextHandler(w, &o)), nil
+}
+
+// ExitHung is the exit code of a process that ended itself because it hangs.
+const ExitHung = 3
+
+// die ends the process even where nothing can be written to log: then without its stacks.
+func die(log io.Writer, why error) {
+	time.AfterFunc(5*time.Second, func() { os.Exit(ExitHung) })
+	stacks := make([]byte, 8<<20)
+	stacks = stacks[:runtime.Stack(stacks, true)]
+	fmt.Fprintf(log, "ending: %v\n%s\n", why, stacks)
+	os.Exit(ExitHung)
 }
 
 // version is set by the linker.

@@ -21,6 +21,9 @@ import (
 type Deps struct {
 	Log      *slog.Logger
 	Registry *prometheus.Registry
+	// Die ends the process at once, with why and the stacks of all goroutines in its log: for one that hangs, which
+	// can't drain. Nil in tests.
+	Die func(why error)
 }
 
 // Runner is a role that is open.
@@ -159,6 +162,14 @@ func (c *Chassis) Serve(name string, h http.Handler, admin func(*http.ServeMux),
 	}
 	c.Part(name, c.server.Run)
 	return nil
+}
+
+// Abort closes the listeners and all connections at once, for a role that hangs.
+func (c *Chassis) Abort() {
+	_ = c.server.Abort() // whatever does not close, the process ends
+	if c.admin != nil {
+		_ = c.admin.Abort()
+	}
 }
 
 // Addr is the address of the main listener.

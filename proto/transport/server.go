@@ -194,5 +194,8 @@ func (s *Server) Run(ctx context.Context) error {
 	return err
 }
 
+// Abort ends the server at once: its listener, and every connection.
+func (s *Server) Abort() error { return errors.Join(s.l.Close(), s.srv.Close()) }
+
 // Close ends a server that was never run.
 func (s *Server) Close() error { return s.l.Close() }

@@ -1,0 +1,136 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"kraken/proto/role"
+	"kraken/test/mounts"
+)
+
+// A listener that does not answer makes the watchdog bark, whether it is silent or has gone; one that answers anything
+// does not, nor one that wants a certificate.
+func TestWatchdogBarks(t *testing.T) {
+	hang := make(chan struct{})
+	silent := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		select {
+		case <-hang:
+		case <-r.Context().Done():
+		}
+	}))
+	defer silent.Close()
+	defer close(hang)
+	gone := httptest.NewServer(http.NotFoundHandler())
+	gone.Close()
+	alive := httptest.NewServer(http.NotFoundHandler())
+	defer alive.Close()
+	secure := httptest.NewTLSServer(http.NotFoundHandler())
+	defer secure.Close()
+	notAccepting, err := net.Listen("tcp", "127.0.0.1:0") // as where no descriptor is left
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer notAccepting.Close()
+	var wg sync.WaitGroup
+	for name, c := range map[string]struct {
+		addr   string
+		tls    bool
+		should bool
+	}{
+		"silent": {silent.Listener.Addr().String(), false, true}, "gone": {gone.Listener.Addr().String(), false, true},
+		"no descriptors": {notAccepting.Addr().String(), false, true},
+		"alive":          {alive.Listener.Addr().String(), false, false}, "alive with TLS": {secure.Listener.Addr().String(), true, false},
+		"TLS where plain HTTP is asked": {secure.Listener.Addr().String(), false, false},
+	} {
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			if !c.should {
+				ctx, cancel = context.WithTimeout(t.Context(), 2*time.Second)
+			}
+			defer cancel()
+			barked := false
+			w := newWatchdog(c.addr, c.tls, 900*time.Millisecond, func(err error) {
+				barked = errors.Is(err, errHung)
+			})
+			if err := w.run(ctx); err != nil || barked != c.should {
+				t.Errorf("%s: barked %v, %v", name, barked, err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// childConfig names, in the environment, the configuration with which this test binary is an agent.
+const childConfig = "KRAKEN_TEST_AGENT_CONFIG"
+
+// TestAgentProcess is an agent in a process of its own, for tests that make one hang.
+func TestAgentProcess(t *testing.T) {
+	path := os.Getenv(childConfig)
+	if path == "" {
+		return
+	}
+	os.Exit(role.Execute(t.Context(), role.Command("agent", "", New), []string{"--config", path}, os.Stdout, os.Stderr))
+}
+
+// An agent whose disk does not answer any more, so that no pull would end, closes its listener and ends with the stacks
+// of all goroutines: its runtime then goes on at the upstream at once, and not after minutes.
+func TestHungAgentEndsItself(t *testing.T) {
+	if !mounts.Alone(t) {
+		return
+	}
+	disk := mounts.Frozen(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	l.Close()
+	config := filepath.Join(t.TempDir(), "agent.yaml")
+	text := fmt.Sprintf("server: {listen: %q}\nnames: [kraken.example]\norigins: [{id: o, url: \"http://127.0.0.1:1\"}]\nbuild_index: {url: \"http://127.0.0.1:1\"}\n"+
+		"tracker: {url: \"http://127.0.0.1:1\"}\npeer: {listen: \"127.0.0.1:0\", stock_peers: true}\ncache: {dir: %q}\nwatchdog: 3s\n", addr, filepath.Join(disk.Dir, "cache"))
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var log strings.Builder
+	cmd := exec.Command(os.Args[0], "-test.run", "^TestAgentProcess$")
+	cmd.Env, cmd.Stderr = append(os.Environ(), childConfig+"="+config), &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	health := func() error {
+		resp, err := (&http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}).Get("http://" + addr + "/health")
+		if err == nil {
+			resp.Body.Close()
+		}
+		return err
+	}
+	eventually(t, "the agent answers", func() bool { return health() == nil })
+	disk.Freeze()
+	began := time.Now()
+	var refused *net.OpError
+	eventually(t, "nobody listens any more", func() bool {
+		err := health()
+		return errors.As(err, &refused) && refused.Op == "dial" && !refused.Timeout()
+	})
+	t.Logf("nobody listens %s after the disk froze", time.Since(began).Round(time.Millisecond))
+	disk.Thaw()
+	err = cmd.Wait()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 3 {
+		t.Errorf("it ended with %v", err)
+	}
+	if !strings.Contains(log.String(), "does not answer on its own listener") || !strings.Contains(log.String(), "agent.(*Agent).health") {
+		t.Errorf("the log lacks why, or the stack that hangs:\n%.3000s", log.String())
+	}
+}
