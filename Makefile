@@ -49,7 +49,7 @@ quick: check-go ## gofmt, vet and short tests of the packages that changed since
 
 test: test-go test-sim test-python test-containers ## run all tests; installs what is missing when root
 
-test-go: check-go ## Go tests with the race detector
+test-go: check-go test-tools ## Go tests with the race detector
 	@test/setup.sh gcc
 	CGO_ENABLED=1 $(GO) test -race -shuffle=on -timeout 20m ./...
 
@@ -64,6 +64,7 @@ test-tools: check-go ## build the test programs that are Go modules, into bin/to
 	cd test/tools && CGO_ENABLED=0 $(GO) build -o ../../bin/tools/ sigs.k8s.io/cri-tools/cmd/crictl \
 		github.com/google/go-containerregistry/cmd/crane github.com/regclient/regclient/cmd/regctl oras.land/oras/cmd/oras \
 		github.com/opencontainers/distribution-spec/conformance
+	cd test/tools/containerd && CGO_ENABLED=0 $(GO) build -o ../../../bin/tools/containerd2 github.com/containerd/containerd/v2/cmd/containerd
 
 test-python: build test-setup test-tools ## tests with real clients and processes
 	cd test/python && /usr/bin/python3 -m pytest -v

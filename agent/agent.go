@@ -53,7 +53,7 @@ type Agent struct {
 	checked *expirable.LRU[string, string]          // "repo@digest" → media type: manifests lately confirmed
 	wrong   *expirable.LRU[digest.Digest, []string] // ids of origins that lately sent other bytes to a relay
 	full    atomic.Bool                             // the last pull found no room in the cache
-	refused *expirable.LRU[digest.Digest, struct{}] // blobs of upstreams of which a body was cut off a moment ago
+	refused *expirable.LRU[digest.Digest, cutBody]  // blobs of upstreams of which a body was cut off a moment ago
 	had     *expirable.LRU[string, struct{}]        // "repo@digest" of manifests whose blobs can be had
 	resolve singleflight.Group                      // one request to build-index for any number of askers
 
@@ -94,7 +94,7 @@ func (a *Agent) assemble(c *role.Chassis) (err error) {
 	a.doubts = newDoubts()
 	a.checked = expirable.NewLRU[string, string](knownManifests, nil, time.Duration(a.cfg.ManifestTTL))
 	a.wrong = expirable.NewLRU[digest.Digest, []string](1000, nil, rememberWrong)
-	a.refused = expirable.NewLRU[digest.Digest, struct{}](knownManifests, nil, refuseFor)
+	a.refused = expirable.NewLRU[digest.Digest, cutBody](knownManifests, nil, refuseFor)
 	a.had = expirable.NewLRU[string, struct{}](knownManifests, nil, hadFor)
 	a.namer = cluster.NewNamer(a.cfg.Names)
 	if err := a.openCache(c); err != nil {

@@ -126,7 +126,7 @@ func (f front) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.D
 	if !f.a.isUpstreams(repo) {
 		return f.a.StatBlob(ctx, repo, d)
 	}
-	if err := f.a.mayRead(d); err != nil {
+	if err := f.a.mayRead(d, registry.Whole); err != nil {
 		return v1.Descriptor{}, err
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, headersWithin, errSlow)
@@ -135,17 +135,26 @@ func (f front) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.D
 	return desc, late(ctx, err)
 }
 
-// OpenBlob implements registry.Blobs.
+// OpenBlob implements registry.Blobs. Headers are sent when the first bytes are there, so that what can't be had is a
+// 503, and not a body without bytes.
 func (f front) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint registry.Range) (*registry.Content, error) {
 	if !f.a.isUpstreams(repo) {
 		return f.a.OpenBlob(ctx, repo, d, hint)
 	}
-	if err := f.a.mayRead(d); err != nil {
+	if err := f.a.mayRead(d, hint); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	limit := time.AfterFunc(headersWithin, func() { cancel(errSlow) })
 	c, err := f.a.OpenBlob(ctx, repo, d, hint)
+	if err == nil && c.Body != nil {
+		asked, _ := registry.AskedOf(ctx)
+		body := &mirrored{under: c.Body, size: c.Size, ctx: ctx, failed: func(err error) { f.a.refuse(repo, d, cutBody{!asked.Ranged}, err) }}
+		if err = body.begin(hint.Offset); err != nil {
+			err = errors.Join(fmt.Errorf("%w: the first bytes of %s: %w", registry.ErrUnavailable, d, err), c.Close())
+		}
+		c.Body = body
+	}
 	if !limit.Stop() && err == nil {
 		err = errors.Join(errSlow, c.Close())
 	}
@@ -159,41 +168,102 @@ func (f front) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint 
 		defer cancel(nil)
 		return end()
 	}
-	if c.Body != nil {
-		c.Body = &mirrored{ReadSeeker: c.Body, ctx: ctx, failed: func(err error) { f.a.refuse(repo, d, err) }}
-	}
 	return c, nil
 }
 
+// cutBody is a body that failed after its first byte.
+type cutBody struct {
+	// whole says that its reader had asked for the whole: it goes on at the byte that is missing, at the upstream where
+	// the agent refuses that. Who reads in chunks at once has chosen the agent with its first one, and fails when a
+	// later one is refused.
+	whole bool
+}
+
 // mayRead returns ErrUnavailable for a blob that is refused.
-func (a *Agent) mayRead(d digest.Digest) error {
-	if _, refused := a.refused.Get(d); refused {
+func (a *Agent) mayRead(d digest.Digest, hint registry.Range) error {
+	if cut, lately := a.refused.Get(d); lately && (cut.whole || hint.Offset == 0) {
 		return &registry.RetryError{Err: fmt.Errorf("%w: blob %s: %w", registry.ErrUnavailable, d, errRefused), After: refuseFor}
 	}
 	return nil
 }
 
-// refuse makes the runtime whose reading failed go on elsewhere.
-func (a *Agent) refuse(repo string, d digest.Digest, err error) {
-	a.refused.Add(d, struct{}{})
+// refuse makes the runtime whose reading failed go on elsewhere, if it can.
+func (a *Agent) refuse(repo string, d digest.Digest, cut cutBody, err error) {
+	a.refused.Add(d, cut)
 	a.had.Purge()
 	a.log.Info("a blob is refused for a moment: a body of it was cut off", "repository", repo, "digest", d, "for", refuseFor, "error", err)
 }
 
-// mirrored is the body of an upstream's blob. It tells of a read that failed for another reason than its reader's end.
+// mirrored is the body of an upstream's blob. It has its first bytes before it is handed out, and tells of a read that
+// failed for another reason than its reader's end. Seek moves nothing, so that what is below it is read in order by who
+// reads in order.
 type mirrored struct {
-	io.ReadSeeker
+	under  io.ReadSeeker
+	size   int64
 	ctx    context.Context
 	failed func(error)
+
+	pos, at int64  // of the reader; of under
+	first   []byte // read ahead, to be returned at firstAt
+	firstAt int64
+}
+
+// begin reads the first bytes at off.
+func (m *mirrored) begin(off int64) error {
+	if off < 0 || off >= m.size {
+		return nil // a suffix, or a range that the blob does not have
+	}
+	if off > 0 {
+		if _, err := m.under.Seek(off, io.SeekStart); err != nil {
+			return err
+		}
+	}
+	first := make([]byte, 512)
+	n, err := m.under.Read(first)
+	if n == 0 && err != nil {
+		return err
+	}
+	m.first, m.firstAt, m.at = first[:n], off, off+int64(n)
+	return nil
 }
 
 // Read implements io.Reader.
 func (m *mirrored) Read(b []byte) (int, error) {
-	n, err := m.ReadSeeker.Read(b)
+	if m.pos >= m.size {
+		return 0, io.EOF
+	}
+	if len(m.first) > 0 && m.pos == m.firstAt {
+		n := copy(b, m.first)
+		m.first, m.firstAt, m.pos = m.first[n:], m.firstAt+int64(n), m.pos+int64(n)
+		return n, nil
+	}
+	if m.pos != m.at {
+		if _, err := m.under.Seek(m.pos, io.SeekStart); err != nil {
+			return 0, err
+		}
+		m.at = m.pos
+	}
+	n, err := m.under.Read(b)
+	m.pos, m.at = m.pos+int64(n), m.at+int64(n)
 	if err != nil && !errors.Is(err, io.EOF) && m.ctx.Err() == nil {
 		m.failed(err)
 	}
 	return n, err
+}
+
+// Seek implements io.Seeker.
+func (m *mirrored) Seek(off int64, whence int) (int64, error) {
+	switch whence {
+	case io.SeekCurrent:
+		off += m.pos
+	case io.SeekEnd:
+		off += m.size
+	}
+	if off < 0 {
+		return 0, fmt.Errorf("seek to %d: before the start of the blob", off)
+	}
+	m.pos = off
+	return off, nil
 }
 
 // upstreamsKey is where the cache keeps what build-index said last about upstreams.

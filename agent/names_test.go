@@ -310,32 +310,50 @@ func TestAfterACutBodyTheBlobIsRefused(t *testing.T) {
 	x.put("docker.io/library/nginx", fmt.Sprintf(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","layers":[{"mediaType":"x","digest":%q,"size":%d}]}`, d, len(layer)))
 	a := startMirror(t, x, origin.URL)
 	base := "http://" + a.Addr() + "/v2/"
-	get := func(url string) (int, error) {
-		resp, err := http.Get(url)
+	get := func(url, rng string) (int, error) {
+		req, err := http.NewRequest(http.MethodGet, url, nil)
 		if err != nil {
 			t.Fatal(err)
+		}
+		if rng != "" {
+			req.Header.Set("Range", rng)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return http.StatusOK, io.ErrUnexpectedEOF // cut off with the headers
 		}
 		defer resp.Body.Close()
 		_, err = io.Copy(io.Discard, resp.Body)
 		return resp.StatusCode, err
 	}
+	url := base + "library/nginx/blobs/" + d.String() + "?ns=docker.io"
+	if status, err := get(url, "bytes=0-"); status != http.StatusPartialContent || !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Fatalf("%d, %v; want a body that ends early by FIN", status, err)
+	}
+	// A reader in chunks has chosen this mirror with the first one.
+	for rng, want := range map[string]int{"bytes=0-": 503, "bytes=1000-": 206, "": 503} {
+		if status, _ := get(url, rng); status != want {
+			t.Errorf("right after a cut of a reader in chunks, %q: %d, want %d", rng, status, want)
+		}
+	}
+	a.refused.Purge()
 	for _, own := range []bool{false, true} {
 		url := base + "library/nginx/blobs/" + d.String()
 		if !own {
 			url += "?ns=docker.io"
 		}
-		if status, err := get(url); status != http.StatusOK || !errors.Is(err, io.ErrUnexpectedEOF) {
+		if status, err := get(url, ""); status != http.StatusOK || !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Fatalf("own %v: %d, %v; want a body that ends early by FIN", own, status, err)
 		}
-		if status, _ := get(url); (status == http.StatusOK) != own {
+		if status, _ := get(url, "bytes=1000-"); (status != http.StatusServiceUnavailable) != own {
 			t.Errorf("own %v: right after a cut it is %d", own, status)
 		}
 	}
-	if status, _ := get(base + "docker.io/library/nginx/manifests/v1"); status != http.StatusServiceUnavailable {
+	if status, _ := get(base+"docker.io/library/nginx/manifests/v1", ""); status != http.StatusServiceUnavailable {
 		t.Errorf("a manifest with that blob, by path: %d", status)
 	}
 	eventually(t, "it is served again", func() bool {
-		status, _ := get(base + "library/nginx/blobs/" + d.String() + "?ns=docker.io")
+		status, _ := get(url, "")
 		return status == http.StatusOK
 	})
 }

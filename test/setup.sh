@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what tests need from Debian's packages.
-#   setup.sh gcc    what Go tests need: a compiler for the race detector, what cuts networks and fills disks, other programs to talk to
+#   setup.sh gcc    what Go tests need: a compiler for the race detector, what cuts networks and fills disks, other programs to talk to, runtimes
 #   setup.sh all    clients and runtimes as well, and a docker daemon when none answers
 #   setup.sh chaos  what cuts networks and fills disks
 #   setup.sh bench  what benchmarks run beside Kraken; its service is not started
@@ -10,7 +10,7 @@ what=${1:?usage: setup.sh gcc|all|chaos|bench}
 
 # command:package
 [ "$what" = all ] || export RUNLEVEL=1 # Debian starts a service that it installs, except in single-user mode
-need=(gcc:gcc docker-registry:docker-registry aria2c:aria2 iptables:iptables ip:iproute2 unshare:util-linux mkfs.ext4:e2fsprogs mount:mount)
+need=(gcc:gcc containerd:containerd skopeo:skopeo podman:podman docker-registry:docker-registry aria2c:aria2 iptables:iptables ip:iproute2 unshare:util-linux mkfs.ext4:e2fsprogs mount:mount)
 if [ "$what" = all ]; then
   need+=(docker:docker.io dockerd:docker.io skopeo:skopeo podman:podman buildah:buildah zstd:zstd containerd:containerd ctr:containerd runc:runc
     aria2c:aria2 nginx:nginx-light ip:iproute2 curl:curl openssl:openssl unshare:util-linux /usr/share/doc/python3-pytest:python3-pytest

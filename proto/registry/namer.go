@@ -17,10 +17,11 @@ type Namer interface {
 	Repository(namespace, path string) (string, error)
 }
 
-// Asked is how a client called a repository.
+// Asked is how a client called a repository, and whether it wants a range.
 type Asked struct {
 	Namespace string // ?ns=, empty without
 	Path      string
+	Ranged    bool // the request has a Range
 }
 
 type askedKey struct{}
@@ -56,7 +57,7 @@ func (s Server) named(w http.ResponseWriter, r *http.Request, rt route) (*http.R
 	if rt.repo == "" {
 		return r, rt, nil
 	}
-	r = r.WithContext(context.WithValue(r.Context(), askedKey{}, Asked{ns, rt.repo}))
+	r = r.WithContext(context.WithValue(r.Context(), askedKey{}, Asked{ns, rt.repo, r.Header.Get("Range") != ""}))
 	rt.repo = repo
 	return r, rt, nil
 }
