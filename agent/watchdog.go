@@ -140,13 +140,16 @@ func (a *Agent) health(w http.ResponseWriter, r *http.Request) {
 // end ends a process that hangs: first its listeners, so that runtimes go on at once even where the kernel keeps the
 // process because of a disk, then the process, with the stacks of all goroutines.
 func (a *Agent) end(why error) {
-	a.Abort()
-	if a.hub != nil {
-		a.hub.Abort()
+	abort := func() {
+		a.Abort()
+		if a.hub != nil {
+			_ = a.hub.Abort() // whatever does not close, the process ends
+		}
 	}
 	if a.Deps.Die == nil {
+		abort()
 		a.log.Error("the agent hangs, and has closed its listeners", "error", why)
 		return
 	}
-	a.Deps.Die(why)
+	a.Deps.Die(why, abort)
 }

@@ -131,6 +131,6 @@ func TestHungAgentEndsItself(t *testing.T) {
 		t.Errorf("it ended with %v", err)
 	}
 	if !strings.Contains(log.String(), "does not answer on its own listener") || !strings.Contains(log.String(), "agent.(*Agent).health") {
-		t.Errorf("the log lacks why, or the stack that hangs:\n%.3000s", log.String())
+		t.Errorf("the log lacks why, or the stack that hangs:\n%s", log.String())
 	}
 }

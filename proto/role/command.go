@@ -102,7 +102,7 @@ func Command[C any, P settings[C], R Runner](name, short string, open func(C, De
 			if err != nil {
 				return err
 			}
-			r, err := open(cfg, Deps{Log: log, Registry: NewRegistry(name), Die: func(why error) { die(c.ErrOrStderr(), why) }})
+			r, err := open(cfg, Deps{Log: log, Registry: NewRegistry(name), Die: func(why error, last func()) { die(c.ErrOrStderr(), why, last) }})
 			if err != nil {
 				return err
 			}

@@ -66,10 +66,11 @@ func NewLogger(w io.Writer, cfg LogConfig) (*slog.Logger, error) {
 const ExitHung = 3
 
 // die ends the process even where nothing can be written to log: then without its stacks.
-func die(log io.Writer, why error) {
+func die(log io.Writer, why error, last func()) {
 	time.AfterFunc(5*time.Second, func() { os.Exit(ExitHung) })
 	stacks := make([]byte, 8<<20)
 	stacks = stacks[:runtime.Stack(stacks, true)]
+	last()
 	fmt.Fprintf(log, "ending: %v\n%s\n", why, stacks)
 	os.Exit(ExitHung)
 }

@@ -22,8 +22,8 @@ type Deps struct {
 	Log      *slog.Logger
 	Registry *prometheus.Registry
 	// Die ends the process at once, with why and the stacks of all goroutines in its log: for one that hangs, which
-	// can't drain. Nil in tests.
-	Die func(why error)
+	// can't drain. It calls last between looking at the stacks and writing them. Nil in tests.
+	Die func(why error, last func())
 }
 
 // Runner is a role that is open.
