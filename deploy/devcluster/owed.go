@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"kraken/proto/cluster"
@@ -38,7 +39,7 @@ func (cl *Cluster) writeback(ctx context.Context, c *Component) (s cluster.Write
 	return s, nil
 }
 
-// Settle waits until nothing is owed, for at most limit.
+// Settle waits until nothing is owed, for at most limit. Its error says who owes what.
 func (cl *Cluster) Settle(ctx context.Context, limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -47,13 +48,31 @@ func (cl *Cluster) Settle(ctx context.Context, limit time.Duration) error {
 		if err == nil && left == 0 {
 			return nil
 		}
-		if err == nil {
-			err = fmt.Errorf("%d blobs and names are not in the bucket", left)
-		}
 		select {
 		case <-ctx.Done():
+			if err == nil {
+				err = fmt.Errorf("%d blobs and names are not in the bucket: %s", left, cl.owedBy(context.WithoutCancel(ctx)))
+			}
 			return fmt.Errorf("not within %s: %w", limit, err)
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
+}
+
+// owedBy is the state of write-back of all who have one.
+func (cl *Cluster) owedBy(ctx context.Context) string {
+	var out []string
+	for _, c := range append(cl.Role("origin"), cl.Role("build-index")...) {
+		s, err := cl.writeback(ctx, c)
+		if err != nil {
+			out = append(out, err.Error())
+			continue
+		}
+		b, err := json.Marshal(s)
+		if err != nil {
+			b = []byte(err.Error())
+		}
+		out = append(out, c.Name+" "+string(b))
+	}
+	return strings.Join(out, "; ")
 }

@@ -160,7 +160,7 @@ func openIndex(n *node, p *process) (role.Runner, error) {
 
 func openProxy(n *node, p *process) (role.Runner, error) {
 	return proxy.New(proxy.Config{
-		Config: n.base(p), BuildIndex: role.Endpoint{URL: "http://" + n.s.index.h.addr()}, UploadKey: config.NewSecret("the key that all proxies of this cluster share"),
+		Config: n.base(p), Names: []string{"sim.test"}, BuildIndex: role.Endpoint{URL: "http://" + n.s.index.h.addr()}, UploadKey: config.NewSecret("the key that all proxies of this cluster share"),
 	}, n.deps())
 }
 

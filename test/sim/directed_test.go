@@ -18,8 +18,10 @@ func directed(t *testing.T, o Options, f func(s *Sim)) {
 	}
 	o.Dir, o.Log = memoryDir(t), level()
 	now := time.Now()
-	defer hangs(fmt.Sprint(t.Name()))()
+	var w watch
+	defer w.begin(t.Name())()
 	synctest.Test(t, func(t *testing.T) {
+		defer w.tick(now)()
 		time.Sleep(time.Until(now))
 		s, err := New(o)
 		if err != nil {

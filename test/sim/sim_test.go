@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"runtime/pprof"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -47,24 +48,69 @@ func level() slog.Level {
 // run runs a plan in a bubble, with a watch on its real time.
 func run(t *testing.T, p Plan) (r Result) {
 	t.Helper()
-	defer hangs(fmt.Sprint("seed ", p.Seed))()
+	var w watch
+	defer w.begin(fmt.Sprint("seed ", p.Seed))()
 	dir := memoryDir(t)
 	now := time.Now()
-	synctest.Test(t, func(*testing.T) { r = Run(p, dir, level(), now) })
+	synctest.Test(t, func(*testing.T) {
+		defer w.tick(now)()
+		r = Run(p, dir, level(), now)
+	})
 	if err := os.RemoveAll(dir); err != nil {
 		t.Error(err)
 	}
 	return r
 }
 
-// hangs ends the process when a run does not end in real time.
-func hangs(what string) (stop func()) {
-	watch := time.AfterFunc(2*time.Minute, func() {
-		fmt.Fprintf(os.Stderr, "%s hangs: virtual time does not go on\n", what)
-		_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 2)
-		os.Exit(2)
-	})
-	return func() { watch.Stop() }
+// watch ends the process when virtual time stands still for two minutes of real time.
+type watch struct{ ticks atomic.Int64 }
+
+// begin is called outside of the bubble.
+func (w *watch) begin(what string) (stop func()) {
+	stopped := make(chan struct{})
+	go func() {
+		t := time.NewTicker(2 * time.Minute)
+		defer t.Stop()
+		last := int64(-1)
+		for {
+			select {
+			case <-stopped:
+				return
+			case <-t.C:
+			}
+			if now := w.ticks.Load(); now != last {
+				last = now
+				continue
+			}
+			fmt.Fprintf(os.Stderr, "%s hangs: virtual time does not go on\n", what)
+			_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 2)
+			os.Exit(2)
+		}
+	}()
+	return func() { close(stopped) }
+}
+
+// tick counts virtual time in the bubble, in steps of 10 s, from a time until it is stopped.
+func (w *watch) tick(from time.Time) (stop func()) {
+	stopped := make(chan struct{})
+	go func() {
+		select {
+		case <-stopped:
+			return
+		case <-time.After(time.Until(from)): // the bubble's clock begins years ago
+		}
+		t := time.NewTicker(10 * time.Second)
+		defer t.Stop()
+		for {
+			select {
+			case <-stopped:
+				return
+			case <-t.C:
+				w.ticks.Add(1)
+			}
+		}
+	}()
+	return func() { close(stopped) }
 }
 
 // memoryDir is a folder in memory where there is one.

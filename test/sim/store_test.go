@@ -329,10 +329,14 @@ func TestStoreCrashes(t *testing.T) {
 	runs := 0
 	one := func(k int, seed uint64, power bool) (wrong []string, calls int) {
 		runs++
-		defer hangs(t.Name())()
-		synctest.Test(t, func(*testing.T) { wrong, calls = crashRun(fmt.Sprintf("%s/%d", base, runs), k, seed, power) })
-		for _, w := range wrong {
-			t.Errorf("crash at call %d, seed %d, power loss %t: %s", k, seed, power, w)
+		var w watch
+		defer w.begin(t.Name())()
+		synctest.Test(t, func(*testing.T) {
+			defer w.tick(time.Now())()
+			wrong, calls = crashRun(fmt.Sprintf("%s/%d", base, runs), k, seed, power)
+		})
+		for _, x := range wrong {
+			t.Errorf("crash at call %d, seed %d, power loss %t: %s", k, seed, power, x)
 		}
 		return wrong, calls
 	}

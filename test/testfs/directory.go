@@ -13,7 +13,6 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
-	"sort"
 	"strconv"
 	"strings"
 	"syscall"
@@ -77,63 +76,93 @@ func (d *directory) ListBucket(bucket string, prefix *gofakes3.Prefix, page gofa
 		return nil, errors.Join(err, gofakes3.BucketNotFound(bucket))
 	}
 	base := path.Join(objectsDir, bucket)
-	from := base
+	within := ""
 	if prefix != nil && prefix.HasPrefix {
-		from = path.Join(base, path.Dir(prefix.Prefix+"x"))
+		if within = path.Dir(prefix.Prefix+"x") + "/"; within == "./" {
+			within = ""
+		}
 	}
-	var keys []string
-	sizes := map[string]fs.FileInfo{}
-	err := fs.WalkDir(d.root.FS(), from, func(p string, e fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil || e.IsDir() {
-			return err
-		}
-		fi, err := e.Info()
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		key := strings.TrimPrefix(p, base+"/")
-		keys, sizes[key] = append(keys, key), fi
-		return err
-	})
-	if err != nil {
-		return nil, err
+	after := ""
+	if page.HasMarker {
+		after = page.Marker
 	}
-	sort.Strings(keys)
 	out, n := gofakes3.NewObjectList(), int64(0)
-	for _, key := range keys {
+	err := d.walk(base, within, after, func(key string, e fs.DirEntry) error {
 		var m gofakes3.PrefixMatch
 		if prefix != nil && !prefix.Match(key, &m) {
-			continue
+			return nil
 		}
 		at := key
 		if m.CommonPrefix {
 			at = m.MatchedPart
 		}
-		if page.HasMarker && at <= page.Marker {
-			continue
+		if at <= after {
+			return nil
+		}
+		fi, err := e.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
 		}
 		if page.MaxKeys > 0 && n >= page.MaxKeys {
 			out.IsTruncated = true
-			break
+			return fs.SkipAll
 		}
 		out.NextMarker = at
 		if m.CommonPrefix {
 			before := len(out.CommonPrefixes)
 			out.AddPrefix(m.MatchedPart)
 			n += int64(len(out.CommonPrefixes) - before)
-			continue
+			return nil
 		}
-		fi := sizes[key]
 		out.Add(&gofakes3.Content{Key: key, LastModified: gofakes3.NewContentTime(fi.ModTime()), Size: fi.Size(), ETag: gofakes3.FormatETag(stamp(fi))})
 		n++
+		return nil
+	})
+	if err != nil && !errors.Is(err, fs.SkipAll) {
+		return nil, err
 	}
 	if !out.IsTruncated {
 		out.NextMarker = ""
 	}
 	return out, nil
+}
+
+// walk calls fn for the files below a folder in the order of their keys, from the first one after a key on, and reads
+// no folder that has none: a page costs what is on it, however many objects there are. Within is a folder's key, with a
+// slash at its end, or empty.
+func (d *directory) walk(base, within, after string, fn func(key string, e fs.DirEntry) error) error {
+	es, err := fs.ReadDir(d.root.FS(), path.Join(base, within))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	order := func(e fs.DirEntry) string { // a folder's keys go on with a slash
+		if e.IsDir() {
+			return e.Name() + "/"
+		}
+		return e.Name()
+	}
+	slices.SortFunc(es, func(a, b fs.DirEntry) int { return strings.Compare(order(a), order(b)) })
+	for _, e := range es {
+		key := within + order(e)
+		switch {
+		case !e.IsDir():
+			if key > after {
+				err = fn(key, e)
+			}
+		case key > after || strings.HasPrefix(after, key):
+			err = d.walk(base, key, after, fn)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // stamp is an ETag that changes with the object. It is no MD5, which S3 doesn't promise either.
