@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"kraken/deploy/airgap"
 	"kraken/deploy/certs"
 	"kraken/proto/role"
 )
@@ -24,6 +25,6 @@ func main() {
 func command() *cobra.Command {
 	c := &cobra.Command{Use: "kraken", Short: "For people who run a Kraken cluster", Version: role.Version(), SilenceUsage: true, SilenceErrors: true}
 	c.CompletionOptions.DisableDefaultCmd = true
-	c.AddCommand(certs.Command())
+	c.AddCommand(certs.Command(), airgap.Command())
 	return c
 }
