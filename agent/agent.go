@@ -6,6 +6,7 @@ package agent
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -54,12 +55,17 @@ type Agent struct {
 	wrong   *expirable.LRU[digest.Digest, []string] // ids of origins that lately sent other bytes to a relay
 	full    atomic.Bool                             // the last pull found no room in the cache
 	refused *expirable.LRU[digest.Digest, cutBody]  // blobs of upstreams of which a body was cut off a moment ago
+	granted *expirable.LRU[string, struct{}]        // what build-index has granted to whom a moment ago
+	private sync.Map                                // keys (privateKey) of what came with a caller's credentials
+	tokens  *tokens                                 // of the agent's realm
 	had     *expirable.LRU[string, struct{}]        // "repo@digest" of manifests whose blobs can be had
 	resolve singleflight.Group                      // one request to build-index for any number of askers
 
-	ctx     context.Context // of pulls: ends when the agent does
-	stop    context.CancelFunc
-	wg      sync.WaitGroup
+	ctx       context.Context // of pulls: ends when the agent does
+	stop      context.CancelFunc
+	wg        sync.WaitGroup
+	callerKey [32]byte // of the hashes of what callers present
+
 	mu      sync.Mutex
 	pulls   map[digest.Digest]*pull
 	closing bool
@@ -72,6 +78,7 @@ func New(cfg Config, deps role.Deps) (*Agent, error) {
 	}
 	a := &Agent{cfg: cfg, log: deps.Log, m: newMetrics(deps.Registry), pulls: map[digest.Digest]*pull{}, smallBlob: int64(cfg.SmallBlob)}
 	a.ctx, a.stop = context.WithCancel(context.Background())
+	rand.Read(a.callerKey[:]) // never fails
 	if err := role.Open(cfg.Config, deps, time.Duration(cfg.Peer.StallTimeout), a.assemble); err != nil {
 		a.stop()
 		return nil, err
@@ -97,6 +104,10 @@ func (a *Agent) assemble(c *role.Chassis) (err error) {
 	a.refused = expirable.NewLRU[digest.Digest, cutBody](knownManifests, nil, refuseFor)
 	a.had = expirable.NewLRU[string, struct{}](knownManifests, nil, hadFor)
 	a.namer = cluster.NewNamer(a.cfg.Names)
+	a.granted = expirable.NewLRU[string, struct{}](knownGrants, nil, grantedFor)
+	if a.tokens, err = newTokens(); err != nil {
+		return err
+	}
 	if err := a.openCache(c); err != nil {
 		return err
 	}
@@ -126,6 +137,7 @@ func (a *Agent) openCache(c *role.Chassis) (err error) {
 	}
 	c.Closes(a.store.Close)
 	a.store.RegisterMetrics(c.Registry)
+	a.loadPrivate()
 	return nil
 }
 
@@ -214,6 +226,7 @@ func (a *Agent) housekeeping(ctx context.Context) error {
 // evicted tells the swarm and the tracker that a blob has gone: it made room for others, or was rotten.
 func (a *Agent) evicted(d digest.Digest) {
 	a.m.evicted.Inc()
+	a.forgetPrivate(d)
 	if a.swarm != nil {
 		a.swarm.Forget(d)
 	}

@@ -84,7 +84,7 @@ func late(ctx context.Context, err error) error {
 // canBeHad returns nil when all blobs of a manifest are here or at the origins, or can be read from the upstream:
 // ErrManifestUnknown when one is nowhere, ErrUnavailable when that is not known. No bytes move.
 func (a *Agent) canBeHad(ctx context.Context, repo string, m *registry.Manifest) error {
-	key := repo + "@" + m.Digest.String()
+	key := repo + "@" + m.Digest.String() + a.callerOf(ctx, repo)
 	if _, known := a.had.Get(key); known {
 		return nil
 	}
@@ -123,6 +123,9 @@ func (a *Agent) canBeHad(ctx context.Context, repo string, m *registry.Manifest)
 
 // StatBlob implements registry.Blobs.
 func (f front) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.Descriptor, error) {
+	if err := f.a.grantBlob(ctx, repo, d); err != nil {
+		return v1.Descriptor{}, err
+	}
 	if !f.a.isUpstreams(repo) {
 		return f.a.StatBlob(ctx, repo, d)
 	}
@@ -138,6 +141,9 @@ func (f front) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.D
 // OpenBlob implements registry.Blobs. Headers are sent when the first bytes are there, so that what can't be had is a
 // 503, and not a body without bytes.
 func (f front) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint registry.Range) (*registry.Content, error) {
+	if err := f.a.grantBlob(ctx, repo, d); err != nil {
+		return nil, err
+	}
 	if !f.a.isUpstreams(repo) {
 		return f.a.OpenBlob(ctx, repo, d, hint)
 	}

@@ -51,11 +51,13 @@ func (a *Agent) handler(cfg transport.ServerConfig, namer registry.Namer) http.H
 	r := chi.NewRouter()
 	r.Use(transport.OwnHosts(cfg), transport.CloseAfterChunked, answerHalfClosed)
 	r.Get("/readiness", a.Health.Readiness)
+	r.Get("/token", a.token)
+	r.Post("/token", a.token)
 	r.MethodNotAllowed(registry.UnknownMethod)
 	front := front{a}
 	r.Mount("/", registry.Server{
 		Dialect: cluster.Dialect(), Blobs: front, Manifests: front, Tags: a.index, Catalog: a.index, Referrers: a.index,
-		Namer: namer, Mirror: true, ReadOnly: "an agent only serves pulls; push to the proxy", Log: a.log,
+		Namer: namer, Access: callers{a}, Mirror: true, ReadOnly: "an agent only serves pulls; push to the proxy", Log: a.log,
 	}.Handler())
 	return r
 }

@@ -31,7 +31,7 @@ type resolution struct {
 // GetManifest asks build-index on every pull by tag, and for a digest once in a while. When build-index is unreachable
 // (not when it says 404, nor when it is slow) the last known answer of bounded age is given, with a warning.
 func (a *Agent) GetManifest(ctx context.Context, repo string, ref registry.Reference, o registry.GetOptions) (*registry.Manifest, error) {
-	key := repo + "@" + ref.String()
+	key := repo + "@" + ref.String() + a.callerOf(ctx, repo)
 	v, err, _ := a.resolve.Do(key, func() (any, error) {
 		// The flight belongs to all its askers: it doesn't end when the first one goes away.
 		ctx := context.WithoutCancel(ctx)
@@ -69,7 +69,8 @@ func (a *Agent) byTag(ctx context.Context, repo string, ref registry.Reference) 
 		if err := a.keepManifest(m); err != nil {
 			return nil, err
 		}
-		a.checked.Add(repo+"@"+m.Digest.String(), m.MediaType)
+		a.noteGrant(ctx, repo, m.Digest)
+		a.checked.Add(repo+"@"+m.Digest.String()+a.callerOf(ctx, repo), m.MediaType)
 		if !known || last.Digest != m.Digest || time.Since(last.Time) > time.Minute {
 			a.rememberResolution(resolution{repo, ref.Tag, m.Digest, m.MediaType, time.Now().UTC()})
 		}
@@ -84,6 +85,9 @@ func (a *Agent) byTag(ctx context.Context, repo string, ref registry.Reference) 
 	}
 	if age := time.Since(last.Time); age > time.Duration(a.cfg.StaleTags) {
 		return nil, fmt.Errorf("%w; the last known digest of %s:%s is %s old, more than stale_tags allows", err, repo, ref.Tag, age.Round(time.Second))
+	}
+	if err := a.mayHaveStale(ctx, repo, last.Digest); err != nil {
+		return nil, err
 	}
 	a.m.stale.Inc()
 	a.log.Warn("build-index is unreachable, serving the last known digest of a tag", "repository", repo, "tag", ref.Tag, "digest", last.Digest, "confirmed", last.Time, "error", err)
@@ -101,7 +105,7 @@ func (a *Agent) askManifest(ctx context.Context, repo string, ref registry.Refer
 
 func (a *Agent) byDigest(ctx context.Context, repo string, d digest.Digest) (*registry.Manifest, error) {
 	have := a.cachedManifest(d)
-	key := repo + "@" + d.String()
+	key := repo + "@" + d.String() + a.callerOf(ctx, repo)
 	if mt, ok := a.checked.Get(key); ok && have != nil {
 		return &registry.Manifest{Digest: d, MediaType: mt, Bytes: have}, nil
 	}
@@ -120,11 +124,15 @@ func (a *Agent) byDigest(ctx context.Context, repo string, d digest.Digest) (*re
 		if err := a.keepManifest(m); err != nil {
 			return nil, err
 		}
+		a.noteGrant(ctx, repo, d)
 		a.checked.Add(key, m.MediaType)
 		return m, nil
 	}
 	if unreachable == nil {
 		a.checked.Remove(key)
+		return nil, err
+	}
+	if err := a.mayHaveStale(ctx, repo, d); err != nil {
 		return nil, err
 	}
 	if have == nil {

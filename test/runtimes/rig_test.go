@@ -57,6 +57,8 @@ type runtime struct {
 	// byPath says that it names the registry in the path, and chooses one mirror for a whole image.
 	byPath bool
 	pull   func(image string) error
+	// pullAs is with user:password, as kubelet passes an imagePullSecret on; nil where that is not known.
+	pullAs func(user, image string) error
 }
 
 // kinds are the runtimes that are tested. Each starts one for a mirror; registries are what it asks the mirror for, by
@@ -140,7 +142,9 @@ func containerd(name, version, more string) func(*testing.T, string, ...string) 
 				t.Fatalf("it does not start: %v\n%s", err, last(log.String(), 3000))
 			}
 		}
-		return runtime{name: name, pull: func(image string) error { return run("pull", image) }}
+		return runtime{name: name, pull: func(image string) error { return run("pull", image) }, pullAs: func(user, image string) error {
+			return run("pull", "--creds", user, image)
+		}}
 	}
 }
 
