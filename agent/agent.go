@@ -116,6 +116,7 @@ func (a *Agent) assemble(c *role.Chassis) (err error) {
 	}
 	c.Health.AddCheck("disk", false, a.store.CheckSpace)
 	c.Health.AddCheck("build-index", false, a.index.Ping)
+	c.Health.AddCheck("peers", false, a.swarm.CheckPeers)
 	c.Health.AddCheck("tracker", false, func(context.Context) error { return a.announcer.state() })
 	c.Part("announcer", a.announcer.run)
 	c.Part("housekeeping", a.housekeeping)

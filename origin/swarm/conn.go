@@ -49,12 +49,16 @@ type conn struct {
 	gone     chan struct{} // closed by Close
 
 	// Of the reader.
+	shaken   bool   // TLS was done, well or not; of an accepted one
 	received int    // bytes; exact until the first message
 	pending  []byte // to be read before more is received
 	plain    bool   // the handshake was not obfuscated
 
 	tcp    *net.TCPConn // under TLS, too
 	window int          // for receiving, as the kernel was told; 0: nothing. Of shareLink
+
+	met    atomic.Bool // the handshakes are done
+	missed atomic.Bool // it was noted as one that could not be reached
 
 	raw    syscall.RawConn // where blocks are sent by sendfile; nil with TLS
 	framed bool            // from the first message on: Write sees messages, not what was made of them by encryption
@@ -133,6 +137,7 @@ func (c *conn) Close() error {
 	err := c.Conn.Close()
 	c.closed.Do(func() {
 		close(c.gone)
+		c.hungUp()
 		c.s.mu.Lock()
 		_, counted := c.s.conns[c]
 		delete(c.s.conns, c)
@@ -162,6 +167,9 @@ func (c *conn) SetDeadline(t time.Time) error {
 
 // Read keeps to the download rate, and waits while the peer has to be judged first.
 func (c *conn) Read(b []byte) (int, error) {
+	if err := c.handshake(); err != nil {
+		return 0, err
+	}
 	if len(c.pending) > 0 {
 		n := copy(b, c.pending)
 		c.pending = c.pending[n:]
@@ -183,6 +191,9 @@ func (c *conn) Read(b []byte) (int, error) {
 	}
 	b = b[:min(len(b), c.s.limiter.TurnDown())]
 	n, err := c.Conn.Read(b)
+	if err != nil {
+		c.readFailed(err)
+	}
 	if k := len(pp.Protocol) - c.received; k > 0 && n > 0 {
 		c.plain = (c.plain || c.received == 0) && strings.HasPrefix(pp.Protocol[c.received:], string(b[:min(n, k)]))
 	}
@@ -320,12 +331,12 @@ func (d dialer) Dial(ctx context.Context, text string) (net.Conn, error) {
 	nd := net.Dialer{}
 	nc, err := nd.DialContext(ctx, "tcp", a.addr.String())
 	if err != nil {
-		return nil, fmt.Errorf("dial peer %s: %w", a.addr, err)
+		return nil, d.s.dialFailed(ctx, a.addr, "dial peer", err)
 	}
 	if t := d.s.cfg.TLS; t.Client != nil {
 		tc := tls.Client(nc, t.Client)
 		if err := tc.HandshakeContext(ctx); err != nil {
-			return nil, errors.Join(fmt.Errorf("TLS with peer %s: %w", a.addr, err), nc.Close())
+			return nil, errors.Join(d.s.dialFailed(ctx, a.addr, "TLS with peer", err), nc.Close())
 		}
 		nc = tc
 	}

@@ -31,7 +31,10 @@ func (s *Swarm) completedHandshake(pc *torrent.PeerConn, hash metainfo.Hash) {
 	c.peer = plan.Peer{ID: c.id, Conn: c}
 	if !c.mayBe(pc.PeerID) {
 		s.m.refused.Inc()
-		s.log.Warn("peer has the id of another", "peer", c.address.addr, "id", idText(c.id))
+		s.m.handshakes.WithLabelValues(transport.HandshakeIdentity, "us").Inc()
+		s.reach.say(transport.HandshakeIdentity, func() {
+			s.log.Warn("a peer has another id than belongs to its certificate: it is not traded with", "peer", c.address.addr, "id", idText(c.id))
+		})
 		c.Close()
 		return
 	}
@@ -57,6 +60,8 @@ func (s *Swarm) completedHandshake(pc *torrent.PeerConn, hash metainfo.Hash) {
 		c.Close()
 		return
 	}
+	c.met.Store(true)
+	s.reach.reached()
 	t.touch()
 	if c.raw == nil || !c.plain {
 		t.data.copied.Store(true)

@@ -11,6 +11,7 @@ type metrics struct {
 	refused, violations, banned    prometheus.Counter
 	fromPeers, fromSources, wasted prometheus.Counter
 	unreadable                     prometheus.Counter
+	handshakes                     *prometheus.CounterVec // by reason and who refused
 	all                            []prometheus.Collector
 	reg                            prometheus.Registerer
 }
@@ -30,6 +31,10 @@ func newMetrics(s *Swarm, reg prometheus.Registerer) (*metrics, error) {
 	m.banned = counter("banned_peers_total", "Peers banned because they sent wrong bytes.")
 	m.fromPeers = counter("received_peer_bytes_total", "Verified bytes that came from peers.")
 	m.fromSources = counter("received_origin_bytes_total", "Verified bytes that came from origins over HTTP.")
+	m.handshakes = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "kraken_swarm_handshakes_failed_total", Help: "TLS handshakes with peers that failed, by reason and by who refused, us or them.",
+	}, []string{"reason", "by"})
+	m.all = append(m.all, m.handshakes)
 	m.unreadable = counter("unreadable_blocks_total", "Blocks that peers asked for and that could not be read from the disk.")
 	m.wasted = counter("wasted_pieces_total", "Pieces that did not pass and were fetched again.")
 	m.all = append(m.all, prometheus.NewCounterFunc(

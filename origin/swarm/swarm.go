@@ -129,6 +129,7 @@ type Swarm struct {
 	limiter  *rate.Limiter
 	index    index
 	bans     bans
+	reach    reach
 	slots    slots
 	m        *metrics
 

@@ -103,7 +103,7 @@ func (t PeerTLS) Configs(admit func(*x509.Certificate) error, log *slog.Logger) 
 			if err := errors.Join(verify(cs, roots, x509.ExtKeyUsageServerAuth), d.check(cs)); err != nil {
 				return err
 			}
-			return admit(cs.PeerCertificates[0])
+			return admitted(admit, cs)
 		},
 	}
 	own, err := p.get()
@@ -115,6 +115,14 @@ func (t PeerTLS) Configs(admit func(*x509.Certificate) error, log *slog.Logger) 
 		return PeerConfigs{}, err
 	}
 	return PeerConfigs{server, client, d.check, self}, nil
+}
+
+// admitted asks admit for the other side of a connection.
+func admitted(admit func(*x509.Certificate) error, cs tls.ConnectionState) error {
+	if err := admit(cs.PeerCertificates[0]); err != nil {
+		return fmt.Errorf("%w: %w", errNotAdmitted, err)
+	}
+	return nil
 }
 
 // anybody admits whoever the authority vouches for.
@@ -141,7 +149,7 @@ func verifyClients(c *tls.Config, ca, serials string, admit func(*x509.Certifica
 		if err := d.check(cs); err != nil {
 			return err
 		}
-		return admit(cs.PeerCertificates[0])
+		return admitted(admit, cs)
 	}
 	base := c.Clone()
 	c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
@@ -153,6 +161,8 @@ func verifyClients(c *tls.Config, ca, serials string, admit func(*x509.Certifica
 	return d, nil
 }
 
+var errNoCertificate = errors.New("tls: the other side shows no certificate")
+
 // verify checks the chain that the other side showed against the authority as its file is now. Names are not compared.
 func verify(cs tls.ConnectionState, ca *reloaded[*x509.CertPool], usage x509.ExtKeyUsage) error {
 	roots, err := ca.get()
@@ -160,7 +170,7 @@ func verify(cs tls.ConnectionState, ca *reloaded[*x509.CertPool], usage x509.Ext
 		return err
 	}
 	if len(cs.PeerCertificates) == 0 {
-		return errors.New("tls: the other side shows no certificate")
+		return errNoCertificate
 	}
 	opts := x509.VerifyOptions{Roots: roots, Intermediates: x509.NewCertPool(), KeyUsages: []x509.ExtKeyUsage{usage}}
 	for _, c := range cs.PeerCertificates[1:] {
