@@ -144,6 +144,7 @@ func (a *Agent) openCache(c *role.Chassis) (err error) {
 
 // openSwarm binds the peer listener and makes the announcer, which tells the tracker of it.
 func (a *Agent) openSwarm(c *role.Chassis) error {
+	c.WatchCertificates(a.cfg.Peer.TLS.Cert, a.cfg.Peer.TLS.CA)
 	peers, err := a.cfg.Peer.TLS.Configs(c.AdmitPeer, a.log)
 	if err != nil {
 		return err

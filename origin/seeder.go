@@ -32,6 +32,7 @@ func openSeeder(cfg Peer, st *store.Store, c *role.Chassis) (seeder, error) {
 	if cfg.Off {
 		return seedless{}, nil
 	}
+	c.WatchCertificates(cfg.TLS.Cert, cfg.TLS.CA)
 	peers, err := cfg.TLS.Configs(c.AdmitPeer, c.Log)
 	if err != nil {
 		return nil, fmt.Errorf("peer: %w", err)

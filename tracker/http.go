@@ -54,6 +54,13 @@ func (t *Tracker) handler(reg *prometheus.Registry) http.Handler {
 	return r
 }
 
+// adminRoutes are the page for operators and its JSON once more, for who has no certificate for the main listener, or
+// the page's user no browser that shows it.
+func (t *Tracker) adminRoutes(m *http.ServeMux) {
+	m.HandleFunc("GET /{$}", t.answering(t.servePage))
+	m.HandleFunc("GET /swarms", t.answering(t.serveSwarms))
+}
+
 // answering turns an error into the specification's JSON, and logs what is the server's.
 func (t *Tracker) answering(h func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {

@@ -58,7 +58,7 @@ func (t *Tracker) assemble(c *role.Chassis) (err error) {
 	c.Part("metainfo", t.metainfos.run)
 	c.Part("sweep", t.sweep)
 	c.Part("confirm", t.confirming)
-	return c.Serve("tracker", t.handler(c.Registry), nil)
+	return c.Serve("tracker", t.handler(c.Registry), t.adminRoutes)
 }
 
 // order is whom to ask for the metainfo of d, best first.

@@ -39,6 +39,26 @@ func TestSamplesLoad(t *testing.T) {
 	}
 }
 
+// The production samples load where the environment and the files that they name are; test/abuse starts a cluster of
+// them. Here: they know no key that the commented ones lack, take no stranger into the swarm, and speak TLS everywhere.
+func TestProductionSamplesHideNothing(t *testing.T) {
+	for file := range samples() {
+		b, err := os.ReadFile("production/" + file)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		for _, word := range []string{"stock_peers", "http://", "open: true", "pprof: true"} {
+			if strings.Contains(string(b), word) {
+				t.Errorf("production/%s has %s", file, word)
+			}
+		}
+		if !strings.Contains(string(b), "client_ca:") || !strings.Contains(string(b), "cluster: prod") {
+			t.Errorf("production/%s does not ask for certificates that name their holders", file)
+		}
+	}
+}
+
 func TestUnknownKeysAreRefused(t *testing.T) {
 	for file, into := range samples() {
 		b, err := os.ReadFile(file)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"text/template"
@@ -70,7 +71,8 @@ type view struct {
 	Bucket, Tracker, BuildIndex, Proxy   string // addresses
 	OriginURL, TrackerURL, BuildIndexURL string // scheme and, but for origins, address
 	MutualTLS                            bool
-	CA, Cert, Key                        string // files, with MutualTLS
+	CA, Cert, Key, ClusterName           string // files, and what certificates name, with MutualTLS
+	Loopback                             bool   // the component listens there
 	RecordKeyFile, RecordKey             string // of name records: the private key's file, the public key in base64
 }
 
@@ -81,13 +83,16 @@ func (cl *Cluster) configOf(t *template.Template, c *Component, recordKey string
 		Bucket: cl.first("testfs"), Tracker: cl.first("tracker"), BuildIndex: cl.first("build-index"), Proxy: cl.first("proxy"),
 		OriginURL: cl.scheme("origin"), MutualTLS: cl.MutualTLS, RecordKeyFile: cl.recordKeyFile(), RecordKey: recordKey,
 	}
+	if admin, err := netip.ParseAddrPort(c.Admin); err == nil {
+		v.Loopback = admin.Addr().IsLoopback()
+	}
 	if cl.folderBucket {
 		v.BucketDir = cl.bucketDir()
 	}
 	v.TrackerURL, v.BuildIndexURL = cl.scheme("tracker")+v.Tracker, cl.scheme("build-index")+v.BuildIndex
 	if cl.MutualTLS {
 		files := cl.Certificate(c.ID())
-		v.CA, v.Cert, v.Key = files.CA, files.Cert, files.Key
+		v.CA, v.Cert, v.Key, v.ClusterName = files.CA, files.Cert, files.Key, ClusterName
 	}
 	var b bytes.Buffer
 	if err := t.ExecuteTemplate(&b, c.Role+".yaml", v); err != nil {
@@ -133,6 +138,10 @@ func (cl *Cluster) args(c *Component) []string {
 
 // Hints prints where the cluster is and commands to copy.
 func (cl *Cluster) Hints(out io.Writer) {
+	if cl.MutualTLS {
+		cl.secureHints(out)
+		return
+	}
 	proxy, agent := cl.first("proxy"), cl.first("agent")
 	fmt.Fprintf(out, `
 The cluster is ready.
@@ -158,6 +167,33 @@ Look with curl:
 
 Stop it: make stop-devcluster
 `, proxy, agent, cl.first("tracker"), len(cl.Role("agent")), cl.Dir, cl.scheme("proxy"), cl.scheme("tracker"))
+}
+
+// secureHints is Hints of a cluster with TLS.
+func (cl *Cluster) secureHints(out io.Writer) {
+	ca, operator := cl.Certificate("").CA, cl.Certificate("operator")
+	fmt.Fprintf(out, `
+The cluster is ready, with TLS between all parts.
+  push here    https://%[1]s     (proxy)
+  pull here    http://%[2]s     (first of %[4]d agents; loopback needs no TLS)
+  authority    %[5]s     (kraken certs --dir %[6]s issues more)
+  state, logs  %[7]s/<component>/
+
+Runtimes have to trust the authority:
+  mkdir -p /etc/docker/certs.d/%[1]s && cp %[5]s /etc/docker/certs.d/%[1]s/ca.crt
+  mkdir -p /etc/containers/certs.d/%[1]s && cp %[5]s /etc/containers/certs.d/%[1]s/ca.crt      (podman, skopeo, buildah)
+  SSL_CERT_FILE=%[5]s crane push image.tar %[1]s/demo/app:v1
+
+Push and pull:
+  docker tag IMAGE %[1]s/demo/app:v1 && docker push %[1]s/demo/app:v1
+  docker pull %[2]s/demo/app:v1
+
+Look with curl, as an operator:
+  curl --cacert %[5]s https://%[1]s/v2/_catalog
+  curl --cacert %[5]s --cert %[8]s --key %[9]s https://%[3]s/swarms
+
+Stop it: make stop-devcluster
+`, cl.first("proxy"), cl.first("agent"), cl.first("tracker"), len(cl.Role("agent")), ca, cl.CertificateDir(), cl.Dir, operator.Cert, operator.Key)
 }
 
 // configMode is the mode of configurations, which hold secrets. Containers run as another user, who must read them.

@@ -59,8 +59,8 @@ const defaultReplicas = 2
 // and admin; they were validated by the role.
 func (c *Config) Validate(m *config.Mistakes, more ...Listener) {
 	c.Server.Validate(m, "server")
-	if c.Server.Control || c.Server.PProf {
-		m.Add("server", "control and pprof belong to admin")
+	if c.Server.Control || c.Server.PProf || c.Server.Open {
+		m.Add("server", "control, pprof and open belong to admin")
 	}
 	if c.Admin.PProf && !c.Admin.Control {
 		m.Add("admin.pprof", "needs control")
@@ -68,6 +68,7 @@ func (c *Config) Validate(m *config.Mistakes, more ...Listener) {
 	listeners := append([]Listener{{"server.listen", c.Server.Listen}}, more...)
 	if !reflect.ValueOf(c.Admin).IsZero() {
 		c.Admin.Validate(m, "admin")
+		c.validateAdmin(m)
 		listeners = append(listeners, Listener{"admin.listen", c.Admin.Listen})
 	}
 	for i, l := range listeners {
@@ -81,6 +82,22 @@ func (c *Config) Validate(m *config.Mistakes, more ...Listener) {
 	c.Client.Validate(m, "client")
 	c.validateIdentity(m)
 	c.validateOrigins(m)
+}
+
+// validateAdmin refuses an admin listener that whoever is on the network could ask, where the configuration does not
+// say that this is meant.
+func (c *Config) validateAdmin(m *config.Mistakes) {
+	host, _, err := net.SplitHostPort(c.Admin.Listen)
+	a, aerr := netip.ParseAddr(host)
+	loopback := host == "localhost" || aerr == nil && a.Unmap().IsLoopback()
+	switch {
+	case c.Admin.Open && c.Admin.TLS.ClientCA != "":
+		m.Add("admin.open", "and tls.client_ca exclude each other: set one")
+	case c.Admin.Open && c.Admin.Control:
+		m.Add("admin.open", "and control exclude each other: what changes the process is for clients on this machine, or with a certificate")
+	case err == nil && !loopback && !c.Admin.Open && c.Admin.TLS.ClientCA == "":
+		m.Add("admin.listen", "%s is no loopback address: give tls with client_ca, or set open for a network where everybody may read metrics and state", c.Admin.Listen)
+	}
 }
 
 // overlap reports whether two listeners can't be bound at once: their ports are equal, and their hosts, or one of these

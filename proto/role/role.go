@@ -46,6 +46,7 @@ type Chassis struct {
 	role          transport.Role
 	identities    cluster.Identities
 	refused       *refusals
+	certificates  *transport.Expiry
 	admin, server *transport.Server
 	adminConfig   transport.ServerConfig
 	serverConfig  transport.ServerConfig
@@ -64,6 +65,10 @@ type Chassis struct {
 func Open(cfg Config, deps Deps, stall time.Duration, assemble func(*Chassis) error) error {
 	c := &Chassis{Deps: deps, Health: transport.NewHealth(), adminConfig: cfg.Admin, serverConfig: cfg.Server, role: cfg.Role, identities: cfg.Identities()}
 	c.refused = c.newRefusals()
+	c.certificates = transport.NewExpiry(c.Log, c.Registry)
+	c.WatchCertificates(cfg.Server.TLS.Cert, cfg.Server.TLS.ClientCA, cfg.Admin.TLS.Cert, cfg.Admin.TLS.ClientCA, cfg.Client.Cert, cfg.Client.CA)
+	c.Health.AddCheck("certificates", false, c.certificates.Check)
+	c.Part("certificates", c.certificates.Run)
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	if err := c.connect(cfg, stall); err != nil {
 		c.stop()
@@ -95,6 +100,9 @@ func (c *Chassis) connect(cfg Config, stall time.Duration) (err error) {
 	c.Origins, err = cluster.NewOrigins(cfg.Origins, cfg.Replicas, stall, c.Client)
 	return err
 }
+
+// WatchCertificates has files of certificates warned of before they expire; empty names are none.
+func (c *Chassis) WatchCertificates(files ...string) { c.certificates.Watch(files...) }
 
 // Undo adds what closes something if the start fails. The last added is the first called.
 func (c *Chassis) Undo(f func() error) { c.undo = append(c.undo, f) }

@@ -44,6 +44,9 @@ type ServerConfig struct {
 	// Control, of an admin listener, turns on what changes the process (limits, pins, scrub), for clients on this
 	// machine and for ones with a certificate of TLS.ClientCA. Default off.
 	Control bool `yaml:"control"`
+	// Open, of an admin listener without TLS, lets whoever reaches it read health, metrics and the state of the role.
+	// Without it such a listener must be on loopback. It excludes Control. Default off.
+	Open bool `yaml:"open"`
 	// PProf, of an admin listener with Control, serves /debug/pprof/ to the same clients. Default off.
 	PProf bool `yaml:"pprof"`
 	// Bind opens the listener, nil is the operating system's. Set by tests.
