@@ -40,7 +40,7 @@ func (a *Agent) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint
 		if errors.Is(err, store.ErrNotFound) {
 			why = notCached
 		}
-		p, wait, err := a.join(repo, d, why)
+		p, wait, err := a.join(ctx, repo, d, why)
 		if err != nil {
 			return nil, err
 		}

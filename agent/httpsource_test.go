@@ -647,7 +647,7 @@ func TestPullEndsBeforeItIsJoined(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the pull is over", func() bool { return c.cached(c.d) && c.pulling() == 0 })
-	p, wait, err := c.join("r", c.d, notCached)
+	p, wait, err := c.join(t.Context(), "r", c.d, notCached)
 	if p != nil || err != nil {
 		t.Fatalf("joined %v, and %v", p, err)
 	}

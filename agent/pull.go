@@ -11,6 +11,7 @@ import (
 
 	"kraken/origin/store"
 	"kraken/origin/swarm"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 )
 
@@ -57,6 +58,7 @@ func (s pullState) over() bool { return s == verified || s == failed }
 type pull struct {
 	digest digest.Digest
 	repo   string
+	caller string // what the runtime that began it has presented, for an upstream's repository of mode caller
 	began  time.Time
 	ended  chan struct{} // closed when the pull is over
 	unread chan struct{} // has a place: the last reader has gone
@@ -110,7 +112,7 @@ const (
 // join returns the pull of d, begun now if there is none, with one reader more, who must call body once. Where none can
 // be joined, wait is closed when to look into the cache again: at the end of one that is abandoned, or at once when the
 // cache has what it lacked as the caller looked.
-func (a *Agent) join(repo string, d digest.Digest, why absence) (p *pull, wait <-chan struct{}, err error) {
+func (a *Agent) join(ctx context.Context, repo string, d digest.Digest, why absence) (p *pull, wait <-chan struct{}, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if p := a.pulls[d]; p != nil {
@@ -126,6 +128,7 @@ func (a *Agent) join(repo string, d digest.Digest, why absence) (p *pull, wait <
 		return nil, closedChan, nil
 	}
 	p = newPull(repo, d)
+	p.caller = cluster.Authorization(ctx)
 	p.join()
 	a.pulls[d] = p
 	a.wg.Go(func() { a.own(p) })
@@ -150,7 +153,7 @@ func (a *Agent) own(p *pull) {
 // suspects when another try is to follow: who has read wrong bytes can't be helped, but who still waits, and the next
 // reader, get the right ones.
 func (a *Agent) attempt(p *pull, suspects []string) []string {
-	ctx, cancel := context.WithCancelCause(a.ctx)
+	ctx, cancel := context.WithCancelCause(cluster.WithAuthorization(a.ctx, p.caller))
 	defer cancel(nil)
 	t := &try{p: p, suspects: suspects, readable: make(chan *incoming, 1)}
 	results := make(chan result, 1)

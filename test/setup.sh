@@ -10,7 +10,7 @@ what=${1:?usage: setup.sh gcc|all|chaos|bench}
 
 # command:package
 [ "$what" = all ] || export RUNLEVEL=1 # Debian starts a service that it installs, except in single-user mode
-need=(gcc:gcc containerd:containerd skopeo:skopeo podman:podman docker-registry:docker-registry aria2c:aria2 iptables:iptables ip:iproute2 unshare:util-linux mkfs.ext4:e2fsprogs mount:mount)
+need=(gcc:gcc docker:docker.io dockerd:docker.io containerd:containerd skopeo:skopeo podman:podman docker-registry:docker-registry aria2c:aria2 iptables:iptables ip:iproute2 unshare:util-linux mkfs.ext4:e2fsprogs mount:mount)
 if [ "$what" = all ]; then
   need+=(docker:docker.io dockerd:docker.io skopeo:skopeo podman:podman buildah:buildah zstd:zstd containerd:containerd ctr:containerd runc:runc
     aria2c:aria2 nginx:nginx-light ip:iproute2 curl:curl openssl:openssl unshare:util-linux /usr/share/doc/python3-pytest:python3-pytest

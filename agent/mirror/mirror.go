@@ -25,7 +25,7 @@ type Settings struct {
 	// Own are the cluster's own names.
 	Own []string
 	// Registries are what the agent is asked for first, empty for all. Podman, CRI-O and BuildKit know no "all": for
-	// them it is WellKnown.
+	// them it is WellKnown, and the cluster's own names.
 	Registries []string
 	// Runtimes are those to set up, of Runtimes; empty for all that are found.
 	Runtimes []string
@@ -110,7 +110,13 @@ func (s Settings) listed() []string {
 	if len(s.Registries) > 0 {
 		return s.Registries
 	}
-	return WellKnown
+	out := slices.Clone(WellKnown)
+	for _, own := range s.Own {
+		if own != s.hostPort() && !slices.Contains(out, own) {
+			out = append(out, own)
+		}
+	}
+	return out
 }
 
 // hostPort is the agent's host and port.

@@ -163,7 +163,7 @@ func TestWhatIsInstalled(t *testing.T) {
 	if lookUp(config, append(criRegistry1, "config_path")...) != certsD || lookUp(config, "plugins", "io.containerd.grpc.v1.cri", "sandbox_image") != "x" || !strings.Contains(got["/etc/containerd/config.toml"], "# of the distribution") {
 		t.Errorf("config.toml:\n%s", got["/etc/containerd/config.toml"])
 	}
-	if text := got[containersConf]; !strings.Contains(text, `location = "127.0.0.1:16061/docker.io"`) {
+	if text := got[containersConf]; !strings.Contains(text, `location = "127.0.0.1:16061/docker.io"`) || !strings.Contains(text, `location = "127.0.0.1:16061/kraken.example"`) {
 		t.Errorf("registries.conf.d: %s", text)
 	}
 	docker := parse(daemonJSON, func(b []byte, v any) error { return yaml.Unmarshal(b, v) })
