@@ -26,6 +26,7 @@ type leaseSource struct {
 	bytes  prometheus.Counter
 	swarm  *swarm.Swarm // whose rates it keeps to
 	tell   func(repo string, d digest.Digest, origins ...string)
+	only   bool // the blob is leased from no other origin
 }
 
 // Name implements swarm.Source: it is the origin's id.
@@ -34,7 +35,7 @@ func (l *leaseSource) Name() string { return l.origin.ID }
 // Lease implements swarm.Source: it asks the origin which pieces to fetch from it now.
 func (l *leaseSource) Lease(ctx context.Context, m *blob.Metainfo, r swarm.LeaseRequest) ([]int, time.Duration, error) {
 	resp, err := l.origin.Lease(ctx, l.repo, m.Digest, cluster.LeaseRequest{
-		Peer: hex.EncodeToString(l.peer[:]), Have: r.Have.Bytes(), Want: r.Want, Max: r.Max, Alone: r.Alone, Stalled: r.Stalled,
+		Peer: hex.EncodeToString(l.peer[:]), Have: r.Have.Bytes(), Want: r.Want, Max: r.Max, Alone: r.Alone, Stalled: r.Stalled, Only: l.only,
 	})
 	var later *registry.RetryError
 	switch {

@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"kraken/origin/store"
 	"kraken/origin/swarm"
 	"kraken/proto/announce"
 	"kraken/proto/blob"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 	"kraken/proto/transport"
 )
@@ -65,23 +67,44 @@ func (a *Agent) run(ctx context.Context, t *try) result {
 	if size, ok := a.sizes.Get(p.digest); ok && size <= a.smallBlob {
 		return a.overHTTP(ctx, t)
 	}
-	m, peers, err := a.locate(ctx, p)
+	l, err := a.locate(ctx, p)
 	switch {
 	case err != nil:
 		a.log.Info("no metainfo, fetching over HTTP", "repository", p.repo, "digest", p.digest, "reason", err)
 		return a.overHTTP(ctx, t)
-	case m.Size <= a.smallBlob:
+	case l.size() <= a.smallBlob:
 		return a.overHTTP(ctx, t)
 	}
-	if err = a.overSwarm(ctx, t, m, peers); err == nil {
+	if l.arriving != nil {
+		err = a.overArriving(ctx, t, l.arriving, l.peers)
+	} else {
+		err = a.overSwarm(ctx, t, l.metainfo, l.peers)
+	}
+	if err == nil {
 		a.m.duration.Observe(time.Since(began).Seconds())
 	}
 	return result{err: err}
 }
 
+// located is what is known of a blob before its bytes: its metainfo or, where an origin still fetches it, how that can
+// be followed.
+type located struct {
+	metainfo *blob.Metainfo
+	arriving *arriving // nil where there is metainfo
+	peers    []swarm.Peer
+}
+
+// size returns the blob's, in bytes.
+func (l located) size() int64 {
+	if l.arriving != nil {
+		return l.arriving.size
+	}
+	return l.metainfo.Size
+}
+
 // locate asks the tracker for metainfo and peers in one round trip. When the tracker can't say, an owner is asked for
 // the metainfo, and the pieces come from origins and from peers that come by.
-func (a *Agent) locate(ctx context.Context, p *pull) (*blob.Metainfo, []swarm.Peer, error) {
+func (a *Agent) locate(ctx context.Context, p *pull) (l located, err error) {
 	known, err := a.store.Metainfo(p.digest)
 	if err != nil {
 		known = nil // not resumed: nobody has told us the metainfo yet
@@ -94,24 +117,28 @@ func (a *Agent) locate(ctx context.Context, p *pull) (*blob.Metainfo, []swarm.Pe
 	switch {
 	case err == nil:
 	case ctx.Err() != nil:
-		return nil, nil, context.Cause(ctx) // nobody reads it any more: the tracker's silence is not to blame
+		return l, context.Cause(ctx) // nobody reads it any more: the tracker's silence is not to blame
 	default:
 		a.m.trackerErrors.Inc()
 		a.log.Warn("tracker does not answer, going on without peers", "digest", p.digest, "error", err)
 	}
-	peers := toPeers(answer.Peers)
-	if known != nil {
-		return known, peers, nil
+	l.peers = toPeers(answer.Peers)
+	if l.metainfo = known; known != nil {
+		return l, nil
 	}
 	if len(answer.Metainfo) > 0 {
 		m, err := blob.ParseMetainfo(answer.Metainfo)
 		if err == nil && m.Digest == p.digest {
-			return m, peers, nil
+			l.metainfo = m
+			return l, nil
 		}
 		a.log.Warn("tracker sent a wrong metainfo", "digest", p.digest, "error", err)
 	}
-	m, err := a.metainfoFromOrigins(ctx, p)
-	return m, peers, err
+	l.arriving, l.metainfo, err = a.arrives(ctx, p)
+	if errors.Is(err, registry.ErrUnsupported) { // origins of an older version
+		l.metainfo, err = a.metainfoFromOrigins(ctx, p)
+	}
+	return l, err
 }
 
 func (a *Agent) metainfoFromOrigins(ctx context.Context, p *pull) (*blob.Metainfo, error) {
@@ -141,15 +168,88 @@ func (a *Agent) metainfoFromOrigins(ctx context.Context, p *pull) (*blob.Metainf
 // overSwarm trades pieces with other agents and leases from the owners the pieces that nobody has yet.
 func (a *Agent) overSwarm(ctx context.Context, t *try, m *blob.Metainfo, peers []swarm.Peer) error {
 	p := t.p
+	var sources []swarm.Source
+	for _, o := range a.origins.Owners(p.digest) {
+		sources = append(sources, a.leaseFrom(o, p.repo))
+	}
+	return a.trade(ctx, t, trade{
+		Request: swarm.Request{Sources: sources, Peers: peers}, metainfo: m,
+		body: func(b *swarmBody) body { return b },
+		commit: func(ctx context.Context, part *store.Partial) (*blob.Metainfo, error) {
+			_, err := part.Commit(ctx)
+			if errors.Is(err, store.ErrDigestMismatch) {
+				a.badMetainfo(ctx, p)
+			}
+			return m, err
+		},
+	})
+}
+
+// leaseFrom returns an origin as a source of pieces of a repository.
+func (a *Agent) leaseFrom(o *cluster.Origin, repo string) *leaseSource {
+	return &leaseSource{origin: o, repo: repo, peer: a.swarm.PeerID(), bytes: a.m.fromOrigins, swarm: a.swarm, tell: a.tell}
+}
+
+// overArriving trades what has come of a blob that an origin still fetches, and leases from that one what nobody has.
+func (a *Agent) overArriving(ctx context.Context, t *try, r *arriving, peers []swarm.Peer) error {
+	m, err := blob.Provisional(r.digest, r.size)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel(nil)
+	begin := &beginning{}
+	wg.Go(func() { begin.read(ctx, r) })
+	wg.Go(func() {
+		if err := r.follow(ctx); err != nil {
+			cancel(fmt.Errorf("%w: %w", registry.ErrUnavailable, err))
+		}
+	})
+	source := &arrivingSource{r: r, name: r.fetcher().ID, lease: func(o *cluster.Origin) *leaseSource {
+		l := a.leaseFrom(o, t.p.repo)
+		l.only = true
+		return l
+	}}
+	return a.trade(ctx, t, trade{
+		Request: swarm.Request{Sources: []swarm.Source{source}, Peers: peers, Hashes: r}, metainfo: m,
+		body: func(b *swarmBody) body { return &beginningBody{b, begin} },
+		commit: func(ctx context.Context, part *store.Partial) (*blob.Metainfo, error) {
+			m, err := r.metainfo()
+			if err != nil {
+				return nil, err
+			}
+			if err := begin.agree(part.ReadAt); err != nil {
+				return nil, err
+			}
+			if _, err := part.CommitAs(ctx, m); err != nil {
+				return nil, err
+			}
+			a.swarm.Register(m)
+			return m, nil
+		},
+	})
+}
+
+// trade is a try over the swarm.
+type trade struct {
+	swarm.Request // without Partial
+	metainfo      *blob.Metainfo
+	body          func(*swarmBody) body
+	// commit makes a blob of the pieces, and returns its metainfo.
+	commit func(context.Context, *store.Partial) (*blob.Metainfo, error)
+}
+
+// trade runs a try over the swarm to its end.
+func (a *Agent) trade(ctx context.Context, t *try, x trade) error {
+	p, m := t.p, x.metainfo
 	part, err := a.store.Partial(m)
 	if err != nil {
 		return fmt.Errorf("open partial blob %s: %w", p.digest, err)
 	}
-	var sources []swarm.Source
-	for _, o := range a.origins.Owners(p.digest) {
-		sources = append(sources, &leaseSource{origin: o, repo: p.repo, peer: a.swarm.PeerID(), bytes: a.m.fromOrigins, swarm: a.swarm, tell: a.tell})
-	}
-	f, err := a.swarm.Fetch(ctx, swarm.Request{Partial: part, Sources: sources, Peers: peers})
+	x.Partial = part
+	f, err := a.swarm.Fetch(ctx, x.Request)
 	if err != nil {
 		return errors.Join(fmt.Errorf("swarm %s: %w", p.digest, err), part.Close())
 	}
@@ -158,10 +258,9 @@ func (a *Agent) overSwarm(ctx context.Context, t *try, m *blob.Metainfo, peers [
 			a.log.Warn("fetch did not end well", "digest", p.digest, "error", err)
 		}
 	}()
-	b := &swarmBody{part: part, fetch: f, m: m}
 	left := func() int64 { return missing(m, part) }
 	t.tell(report{m.Size, left, f})
-	t.publish(m.Size, b)
+	t.publish(m.Size, x.body(&swarmBody{part: part, fetch: f, m: m}))
 	select {
 	case <-f.Done():
 		err = f.Err()
@@ -173,14 +272,12 @@ func (a *Agent) overSwarm(ctx context.Context, t *try, m *blob.Metainfo, peers [
 		part.Fail(err)
 		return fmt.Errorf("swarm %s: %w", p.digest, err)
 	}
-	if _, err := part.Commit(ctx); err != nil {
+	whole, err := x.commit(ctx, part)
+	if err != nil {
 		part.Fail(err)
-		if errors.Is(err, store.ErrDigestMismatch) {
-			a.badMetainfo(ctx, p)
-		}
 		return fmt.Errorf("commit %s: %w", p.digest, err)
 	}
-	a.announcer.completed(p.repo, m, received(f))
+	a.announcer.completed(p.repo, whole, received(f))
 	s := f.Stats()
 	a.log.Info("pulled", "repository", p.repo, "digest", p.digest, "size", m.Size, "from_peers", s.BytesFromPeers, "from_origins", s.BytesFromOrigins,
 		"resumed", m.Size-s.BytesFromPeers-s.BytesFromOrigins, "took", time.Since(p.began).Round(time.Millisecond))

@@ -10,6 +10,7 @@ import (
 	"kraken/origin/bucket"
 	"kraken/origin/store"
 	"kraken/origin/swarm"
+	"kraken/origin/upstream"
 	"kraken/proto/cluster"
 	"kraken/proto/config"
 	"kraken/proto/ring"
@@ -49,6 +50,9 @@ type Config struct {
 	WritebackWorkers int `yaml:"writeback_workers" config:"positive"`
 	// Leasers is how many agents are handed pieces of one blob at once, default 64; others trade meanwhile.
 	Leasers int `yaml:"leasers" config:"positive"`
+	// Upstreams are the registries that the cluster mirrors: whose blobs this origin reads. The same section as
+	// build-index'. Default none.
+	Upstreams upstream.Config `yaml:"upstreams"`
 	// OpenFS opens Dir, nil is the operating system's file system. Set by tests.
 	OpenFS func(dir string) (store.FS, error) `yaml:"-"`
 }
@@ -109,6 +113,7 @@ func (c *Config) Validate() error {
 		}
 	}
 	m.Join("uploads", c.Uploads.Validate())
+	m.Join("upstreams", c.Upstreams.Validate())
 	cluster.ValidateNameKeys(&m, "record_keys", c.RecordKeys)
 	c.Peer.validate(&m, "peer")
 	c.ValidatePeers(&m, "peer.tls", c.Peer.TLS)

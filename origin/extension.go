@@ -66,6 +66,8 @@ func (o *Origin) extension(w http.ResponseWriter, r *http.Request, x registry.Ex
 		return o.verifyRoute(w, r, d)
 	case "metainfo":
 		return o.metainfoRoute(w, r, x.Repository, d)
+	case "arriving":
+		return o.arrivingRoute(w, r, x.Repository, d)
 	case "lease":
 		if r.Method == http.MethodPost {
 			return o.leaseRoute(w, r, d)

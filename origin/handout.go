@@ -2,6 +2,7 @@ package origin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -53,7 +54,7 @@ func (o *Origin) leaseRoute(w http.ResponseWriter, r *http.Request, d digest.Dig
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), time.Second)
 	defer cancel()
-	m, err := o.metainfo(ctx, d)
+	m, f, err := o.leasable(ctx, d)
 	if err != nil {
 		return err
 	}
@@ -66,6 +67,9 @@ func (o *Origin) leaseRoute(w http.ResponseWriter, r *http.Request, d digest.Dig
 	}
 	if q.Max < 1 || q.Max > cluster.MaxLeasePieces || len(q.Want) > 10*cluster.MaxLeasePieces {
 		return fmt.Errorf("%w: max is %d, want names %d pieces", errBody, q.Max, len(q.Want))
+	}
+	if f != nil {
+		have = f.awaitPieces(ctx, have, q)
 	}
 	out, err := o.lease(r.Context(), m, have, asker{sourceOf(r), q.Peer}, q)
 	if err != nil {
@@ -97,16 +101,36 @@ func (o *Origin) lease(ctx context.Context, m *blob.Metainfo, have blob.Bitmap, 
 	if q.Max = take(ctx, who.share(), m.PieceLength(), most); q.Max == 0 {
 		return cluster.LeaseResponse{RetryAfter: turnRetryAfter}, nil
 	}
-	ring := o.origins.Ring()
-	replica := max(0, slices.Index(ring.Owners(m.Digest), o.cfg.ID))
+	replica, replicas := o.replica(m.Digest, q.Only)
 	hand := o.leases.hand
 	if doubtful {
 		hand = o.leases.handAside
 	}
-	out := hand(m, have, q, replica, ring.Replicas())
+	out := hand(m, have, q, replica, replicas)
 	o.turns.unused(who.share(), int64(q.Max-len(out.Pieces))*m.PieceLength())
 	o.budgets.lend(who, m.Digest, out.Pieces)
 	return out, nil
+}
+
+// leasable returns the metainfo of a blob that is here, or else the provisional one of a fetch that brings it.
+func (o *Origin) leasable(ctx context.Context, d digest.Digest) (*blob.Metainfo, *fetch, error) {
+	m, err := o.metainfo(ctx, d)
+	if errors.Is(err, registry.ErrBlobUnknown) {
+		if f := o.inFlight(d); f != nil {
+			return f.m, f, nil
+		}
+		m, err = o.metainfo(ctx, d) // it may have come whole meanwhile
+	}
+	return m, nil, err
+}
+
+// replica returns which of how many replicas this origin leads as: of one where the agent leases from no other.
+func (o *Origin) replica(d digest.Digest, only bool) (replica, replicas int) {
+	if only {
+		return 0, 1
+	}
+	ring := o.origins.Ring()
+	return max(0, slices.Index(ring.Owners(d), o.cfg.ID)), ring.Replicas()
 }
 
 // budgetWait is how long who has leased as much as it may waits for being told so.

@@ -73,6 +73,29 @@ func (l *leases) hand(m *blob.Metainfo, have blob.Bitmap, r cluster.LeaseRequest
 	return l.choose(m, have, r, replica, replicas)
 }
 
+// offers reports whether hand would name a piece.
+func (l *leases) offers(m *blob.Metainfo, have blob.Bitmap, r cluster.LeaseRequest, replica, replicas int) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.now()
+	b := l.countsFor(m)
+	b.expire(now)
+	for i := range b.sent {
+		if !have.Has(i) && (r.Stalled || b.sent[i] == 0 && b.began.IsZero() || b.due(i, now, l.againAfter(m), i/stripe%max(1, replicas) == replica)) {
+			return true
+		}
+	}
+	return false
+}
+
+// againAfter is how long a piece that was sent is left to trade.
+func (l *leases) againAfter(m *blob.Metainfo) time.Duration {
+	if l.spread == nil {
+		return againAfter
+	}
+	return max(againAfter, l.spread(m.PieceLength()))
+}
+
 // choose is hand. The caller holds mu.
 func (l *leases) choose(m *blob.Metainfo, have blob.Bitmap, r cluster.LeaseRequest, replica, replicas int) (out cluster.LeaseResponse) {
 	now := l.now()
@@ -96,10 +119,7 @@ func (l *leases) choose(m *blob.Metainfo, have blob.Bitmap, r cluster.LeaseReque
 		return true
 	}
 	b.expire(now)
-	again := againAfter
-	if l.spread != nil {
-		again = max(again, l.spread(m.PieceLength()))
-	}
+	again := l.againAfter(m)
 	due := func(i int) bool { return b.due(i, now, again, i/stripe%max(1, replicas) == replica) }
 	if len(r.Want) > 0 {
 		if i := r.Want[0]; i >= 0 && i < len(b.sent) && b.sent[i] == 0 && now.Sub(b.began) > leadTime && !give(i) {

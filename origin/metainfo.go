@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"kraken/proto/blob"
+	"kraken/proto/cluster"
 	"kraken/proto/layout"
 	"kraken/proto/registry"
 )
@@ -50,6 +51,9 @@ func (o *Origin) findMetainfo(ctx context.Context, repo string, d digest.Digest)
 		return m, err
 	}
 	var unsure []error
+	if o.inFlight(d) != nil {
+		return nil, isArriving(d)
+	}
 	for _, or := range o.others(d) {
 		if _, err := or.LocalStat(ctx, repo, d); errors.Is(err, registry.ErrBlobUnknown) {
 			continue
@@ -66,6 +70,18 @@ func (o *Origin) findMetainfo(ctx context.Context, repo string, d digest.Digest)
 			return m, nil
 		}
 		unsure = append(unsure, fmt.Errorf("origin %s: %w", or.ID, err))
+	}
+	if _, isUpstream := o.upstreamOf(repo); isUpstream {
+		if err := o.refusal(d); err != nil {
+			return nil, err
+		}
+		// Who asks for it will ask for the bytes next.
+		o.Background(func(ctx context.Context) {
+			if _, err := o.arriving(ctx, repo, d, cluster.ArrivingRequest{}); err != nil {
+				o.log.Debug("a blob whose metainfo was asked for does not arrive", "digest", d, "error", err)
+			}
+		})
+		return nil, isArriving(d)
 	}
 	b, _, err := o.inBucket(ctx, repo, d)
 	if err != nil {
@@ -87,6 +103,11 @@ func (o *Origin) findMetainfo(ctx context.Context, repo string, d digest.Digest)
 		return nil, &registry.RetryError{Err: fmt.Errorf("%w: metainfo of %s in the bucket is unusable: %w", registry.ErrUnavailable, d, err), After: time.Second}
 	}
 	return m, nil
+}
+
+// isArriving is the answer about a blob that is on its way here: GET arriving says more.
+func isArriving(d digest.Digest) error {
+	return &registry.RetryError{Err: fmt.Errorf("%w: %s is arriving", registry.ErrUnavailable, d), After: time.Second}
 }
 
 // metainfoRoute answers other roles with metainfo, and takes an operator's, or an older agent's, word that it is wrong.

@@ -13,12 +13,14 @@ import (
 	"time"
 
 	"github.com/hashicorp/golang-lru/v2"
+	"github.com/hashicorp/golang-lru/v2/expirable"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/singleflight"
 	"golang.org/x/time/rate"
 
 	"kraken/origin/bucket"
 	"kraken/origin/store"
+	"kraken/origin/upstream"
 	"kraken/proto/cluster"
 	"kraken/proto/layout"
 	"kraken/proto/role"
@@ -48,6 +50,8 @@ type Origin struct {
 	vouched     *lru.Cache[digest.Digest, time.Time] // when one was hashed for that, and was right
 	checking    sync.Map                             // "bucket digest" → true while the bucket's bytes are hashed
 	checks      chan struct{}                        // a slot for each of these
+	upstreams   *upstream.Set
+	refused     *expirable.LRU[digest.Digest, error]
 	commits     *commits
 	kick        chan struct{} // write-back has something to do
 	busy        sync.Map      // digest → true while it is written back or moved
@@ -103,6 +107,11 @@ func (o *Origin) assemble(c *role.Chassis) (err error) {
 	if o.vouched, err = lru.New[digest.Digest, time.Time](1000); err != nil {
 		return err
 	}
+	o.refused = expirable.NewLRU[digest.Digest, error](10_000, nil, refuseFor)
+	if o.upstreams, err = upstream.Open(o.cfg.Upstreams, upstream.Options{Log: o.log, Metrics: c.Registry}); err != nil {
+		return err
+	}
+	c.Undo(func() error { o.upstreams.Close(); return nil })
 	if o.commits, err = newCommits(time.Duration(o.cfg.UploadIdle)); err != nil {
 		return err
 	}

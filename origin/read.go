@@ -40,10 +40,13 @@ func (o *Origin) local(d digest.Digest) (*registry.Content, error) {
 	return &registry.Content{Digest: d, Size: r.Info().Size, File: r.File(), Close: r.Close}, nil
 }
 
-// StatBlob asks this disk, the other origins' disks and the bucket, in this order, and moves no bytes.
+// StatBlob asks this disk, the other origins' disks, the bucket and the upstream, in this order, and moves no bytes.
 func (o *Origin) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.Descriptor, error) {
 	if i, err := o.store.Stat(d); err == nil {
 		return v1.Descriptor{Digest: d, Size: i.Size}, nil
+	}
+	if f := o.inFlight(d); f != nil {
+		return v1.Descriptor{Digest: d, Size: f.size}, nil
 	}
 	var unsure []error
 	for _, or := range o.others(d) {
@@ -55,9 +58,16 @@ func (o *Origin) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1
 			unsure = append(unsure, fmt.Errorf("origin %s: %w", or.ID, err))
 		}
 	}
+	up, isUpstream := o.upstreamOf(repo)
+	if isUpstream && !up.registry.WriteBack {
+		return o.statUpstream(ctx, up, d)
+	}
 	_, obj, err := o.inBucket(ctx, repo, d)
 	if err == nil {
 		return v1.Descriptor{Digest: d, Size: obj.Size}, nil
+	}
+	if isUpstream {
+		return o.statUpstream(ctx, up, d)
 	}
 	return v1.Descriptor{}, o.missing(d, unsure, err)
 }
@@ -105,7 +115,8 @@ func (o *Origin) inBucket(ctx context.Context, repo string, d digest.Digest) (b 
 	return nil, obj, fmt.Errorf("blob %s: %w", d, bucket.ErrNotFound)
 }
 
-// OpenBlob reads from this disk, from another origin's, or through from the bucket while the bytes come to this disk.
+// OpenBlob reads from this disk, from another origin's, or through from the bucket, or the repository's
+// upstream, while the bytes come to a disk.
 func (o *Origin) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint registry.Range) (*registry.Content, error) {
 	here := o.localWhole
 	if hint != registry.Whole {
@@ -113,6 +124,9 @@ func (o *Origin) OpenBlob(ctx context.Context, repo string, d digest.Digest, hin
 	}
 	if c, err := here(ctx, d); err == nil {
 		return c, nil
+	}
+	if f := o.inFlight(d); f != nil {
+		return f.open(ctx)
 	}
 	var unsure []error
 	for _, or := range o.others(d) {
@@ -126,6 +140,9 @@ func (o *Origin) OpenBlob(ctx context.Context, repo string, d digest.Digest, hin
 		if !errors.Is(err, registry.ErrBlobUnknown) {
 			unsure = append(unsure, fmt.Errorf("origin %s: %w", or.ID, err))
 		}
+	}
+	if up, isUpstream := o.upstreamOf(repo); isUpstream {
+		return o.through(ctx, up, repo, d, hint)
 	}
 	f, err := o.readThrough(ctx, repo, d)
 	if err != nil {

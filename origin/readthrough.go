@@ -4,23 +4,53 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
 	"kraken/origin/bucket"
 	"kraken/origin/store"
+	"kraken/proto/blob"
 	"kraken/proto/layout"
 	"kraken/proto/registry"
 )
 
-// fetch is a blob on its way from the bucket to this disk, read by many while it comes.
+// blobSource is where a blob is read from that is on no origin's disk: a bucket, or a registry that the cluster
+// mirrors.
+type blobSource interface {
+	// open reads n bytes from off on, or to the end where n is -1, and returns the size of the whole blob. With
+	// errNoRange the body is the whole blob, from its first byte: ranges are ignored there.
+	open(ctx context.Context, off, n int64) (body io.ReadCloser, size int64, err error)
+}
+
+var errNoRange = errors.New("ranges are ignored there")
+
+// bucketSource is a blob in a bucket.
+type bucketSource struct {
+	bucket bucket.Bucket
+	digest digest.Digest
+	size   int64
+}
+
+func (p bucketSource) open(ctx context.Context, off, n int64) (io.ReadCloser, int64, error) {
+	r, err := p.bucket.Open(ctx, layout.BlobKey(p.digest), off, n)
+	return r, p.size, err
+}
+
+// fetch is a blob on its way from a place to this disk, read by many while it comes.
 type fetch struct {
-	o    *Origin
-	d    digest.Digest
-	size int64
-	u    *store.Upload
-	g    *store.Growth
+	o        *Origin
+	d        digest.Digest
+	repo     string
+	size     int64
+	from     *parts
+	upstream bool                          // from a registry, not from the bucket
+	owed     func() (*store.Marker, error) // nil: the blob is not owed to the bucket
+	u        *store.Upload
+	g        *store.Growth
+	m        *blob.Metainfo // provisional
 
 	mu   sync.Mutex
 	over bool
@@ -28,69 +58,130 @@ type fetch struct {
 	refs int // readers, and one for the writer
 }
 
-// readThrough joins the fetch of d from the bucket, or begins it.
-func (o *Origin) readThrough(ctx context.Context, repo string, d digest.Digest) (*fetch, error) {
-	v, err, _ := o.fetching.Do(d.String(), func() (any, error) {
-		o.mu.Lock()
-		f := o.fetches[d]
-		o.mu.Unlock()
-		if f != nil {
+// inFlight returns the fetch of d that is under way here, or nil.
+func (o *Origin) inFlight(d digest.Digest) *fetch {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.fetches[d]
+}
+
+// join returns the fetch of d that is under way here, or the one that begin has begun. When ctx is done before, begin
+// goes on for who asks next.
+func (o *Origin) joinFetch(ctx context.Context, d digest.Digest, begin func(context.Context) (*fetch, error)) (*fetch, error) {
+	ch := o.fetching.DoChan(d.String(), func() (any, error) {
+		if f := o.inFlight(d); f != nil {
 			return f, nil
 		}
-		b, obj, err := o.inBucket(context.WithoutCancel(ctx), repo, d)
+		f, err := begin(context.WithoutCancel(ctx))
 		if err != nil {
 			return nil, err
-		}
-		f = &fetch{o: o, d: d, size: obj.Size, refs: 1}
-		if f.u, err = o.store.NewUpload(store.UploadOptions{Size: obj.Size, Digest: d, Note: repo, Transient: true}); err != nil {
-			return nil, err
-		}
-		if f.g, err = f.u.Growth(); err != nil {
-			return nil, errors.Join(err, f.u.Abort())
 		}
 		o.mu.Lock()
 		o.fetches[d] = f
 		o.mu.Unlock()
-		o.Background(func(ctx context.Context) { f.run(ctx, b) })
+		if !o.Background(f.run) {
+			f.end(errors.Join(errShuttingDown, f.from.Close()))
+		}
 		return f, nil
 	})
-	if err != nil {
-		return nil, err
+	select {
+	case r := <-ch:
+		if r.Err != nil {
+			return nil, r.Err
+		}
+		return r.Val.(*fetch), nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
 	}
-	return v.(*fetch), nil
 }
 
-func (f *fetch) run(ctx context.Context, b bucket.Bucket) {
-	err := f.copy(ctx, b)
+var errShuttingDown = fmt.Errorf("%w: this origin is shutting down", registry.ErrUnavailable)
+
+// readThrough joins the fetch of d from the bucket, or begins it.
+func (o *Origin) readThrough(ctx context.Context, repo string, d digest.Digest) (*fetch, error) {
+	return o.joinFetch(ctx, d, func(ctx context.Context) (*fetch, error) {
+		b, obj, err := o.inBucket(ctx, repo, d)
+		if err != nil {
+			return nil, err
+		}
+		return o.newFetch(repo, d, newParts(o.Context(), bucketSource{b, d, obj.Size}, obj.Size))
+	})
+}
+
+// newFetch makes room for a blob of which from reads the bytes. It closes from when it fails.
+func (o *Origin) newFetch(repo string, d digest.Digest, from *parts) (_ *fetch, err error) {
+	f := &fetch{o: o, d: d, repo: repo, size: from.size, from: from, refs: 1}
+	defer func() {
+		if err != nil {
+			from.Close()
+		}
+	}()
+	if f.m, err = blob.Provisional(d, f.size); err != nil {
+		return nil, fmt.Errorf("%w: %w", registry.ErrUnavailable, err)
+	}
+	if f.u, err = o.store.NewUpload(store.UploadOptions{Size: f.size, Digest: d, Note: repo, Transient: true}); err != nil {
+		return nil, err
+	}
+	if f.g, err = f.u.Growth(); err != nil {
+		return nil, errors.Join(err, f.u.Abort())
+	}
+	return f, nil
+}
+
+// run fetches the blob.
+func (f *fetch) run(ctx context.Context) {
+	began := time.Now()
+	err := f.copy(ctx)
+	f.end(err)
+	if err != nil {
+		f.o.log.Warn("read-through failed", "repository", f.repo, "digest", f.d, "error", err)
+		return
+	}
+	if f.upstream {
+		f.o.m.fromUpstream.Inc()
+		f.o.m.fromUpstreamBytes.Add(float64(f.size))
+		f.o.log.Info("fetched from upstream", "repository", f.repo, "digest", f.d, "size", f.size, "took", time.Since(began).Round(time.Millisecond))
+	} else {
+		f.o.m.readThrough.Inc()
+	}
+	f.o.committed(f.d)
+}
+
+// end says what came of the fetch. A blob of an upstream that failed is refused for a while, so that runtimes go on at
+// the upstream themselves.
+func (f *fetch) end(err error) {
 	f.mu.Lock()
 	f.over, f.err = true, err
 	f.mu.Unlock()
+	if err != nil && f.upstream {
+		f.o.m.upstreamErrors.Inc()
+		f.o.refused.Add(f.d, err)
+	}
 	f.g.End(err)
 	f.o.mu.Lock()
 	delete(f.o.fetches, f.d)
 	f.o.mu.Unlock()
 	f.release()
 	if err != nil {
-		f.o.log.Warn("read-through failed", "digest", f.d, "error", err)
 		if aerr := f.u.Abort(); aerr != nil && !errors.Is(aerr, store.ErrUploadUnknown) {
 			f.o.log.Warn("session of a failed read-through stays until it expires", "error", aerr)
 		}
-		return
 	}
-	f.o.m.readThrough.Inc()
-	f.o.committed(f.d)
 }
 
-func (f *fetch) copy(ctx context.Context, b bucket.Bucket) error {
-	r, err := b.Open(ctx, layout.BlobKey(f.d), 0, -1)
-	if err != nil {
+// copy writes the blob to the disk and verifies it.
+func (f *fetch) copy(ctx context.Context) (err error) {
+	defer f.from.Close()
+	if _, err := f.u.Write(ctx, 0, f.from); err != nil {
 		return err
 	}
-	defer r.Close()
-	if _, err := f.u.Write(ctx, 0, r); err != nil {
-		return err
+	var m *store.Marker
+	if f.owed != nil {
+		if m, err = f.owed(); err != nil {
+			return err
+		}
 	}
-	_, err = f.u.Commit(ctx, f.d, nil)
+	_, err = f.u.Commit(ctx, f.d, m)
 	return err
 }
 

@@ -2,10 +2,12 @@ package store
 
 import (
 	"context"
+	"crypto/sha1"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"sync/atomic"
 )
 
 // Growing is a blob that is read while it arrives.
@@ -111,10 +113,12 @@ type Growth struct {
 	u *Upload
 	f *os.File
 
-	more  Signal // bytes have come
-	ended chan struct{}
-	size  int64 // of the session at its end
-	err   error // why it failed; read after ended
+	more       Signal // bytes have come
+	pieces     atomic.Pointer[[]byte]
+	morePieces Signal
+	ended      chan struct{}
+	size       int64 // of the session at its end
+	err        error // why it failed; read after ended
 }
 
 // Growth opens the session for readers. There is one for each session, opened before its first byte is written.
@@ -130,10 +134,28 @@ func (u *Upload) Growth() (*Growth, error) {
 	return g, nil
 }
 
-// wake tells the readers that bytes were written.
-func (g *Growth) wake() {
+// wake tells the readers that bytes were written. pieces are the hashes of all whole pieces so far, nil where none are
+// made.
+func (g *Growth) wake(pieces []byte) {
+	if old := g.pieces.Load(); pieces != nil && (old == nil || len(pieces) > len(*old)) {
+		g.pieces.Store(&pieces)
+		g.morePieces.Wake()
+	}
 	g.more.Wake()
 }
+
+// Pieces returns the concatenated SHA-1 hashes of the pieces that have come whole so far, from piece number from on,
+// and a channel that is closed when another piece has. It is empty, and stays so, where the session makes no metainfo.
+func (g *Growth) Pieces(from int) (hashes []byte, more <-chan struct{}) {
+	more = g.morePieces.C()
+	if p := g.pieces.Load(); p != nil && from*sha1.Size < len(*p) {
+		hashes = (*p)[from*sha1.Size:]
+	}
+	return hashes, more
+}
+
+// Ended returns a channel that is closed when no byte comes any more.
+func (g *Growth) Ended() <-chan struct{} { return g.ended }
 
 // End says that no byte comes any more: with nil that the session was verified and committed, else why not.
 func (g *Growth) End(err error) {

@@ -161,7 +161,7 @@ func (s *Store) openPartial(m *blob.Metainfo) (_ *Partial, fresh bool, err error
 	if err := s.writeFile(blobFile(d, filePieces), encodePieces(s.root.Boot(), p.have, p.have)); err != nil {
 		return nil, false, err
 	}
-	if err := s.writeFile(blobFile(d, fileMetainfo), m.Marshal()); err != nil {
+	if err := s.describe(m); err != nil {
 		return nil, false, err
 	}
 	defer func() {
@@ -183,6 +183,15 @@ func (s *Store) openPartial(m *blob.Metainfo) (_ *Partial, fresh bool, err error
 	defer s.mu.Unlock()
 	s.partials[d] = p
 	return p, true, nil
+}
+
+// describe writes the metainfo of a partial blob beside it. Without it the blob is not resumed: that is how it is with
+// a provisional one, whose pieces were checked against hashes that nobody has verified yet.
+func (s *Store) describe(m *blob.Metainfo) error {
+	if m.IsProvisional() {
+		return s.remove(blobFile(m.Digest, fileMetainfo))
+	}
+	return s.writeFile(blobFile(m.Digest, fileMetainfo), m.Marshal())
 }
 
 func (p *Partial) closeFiles() {
@@ -391,7 +400,10 @@ func (p *Partial) writeSynced(have blob.Bitmap) error {
 // Commit makes a whole blob of a partial one: all pieces must be verified, the digest of the whole is checked.
 // ErrDigestMismatch: the pieces all passed and the whole is wrong, so the metainfo is; everything is removed. Readers
 // of the partial blob read on either way.
-func (p *Partial) Commit(ctx context.Context) (Info, error) {
+func (p *Partial) Commit(ctx context.Context) (Info, error) { return p.CommitAs(ctx, p.m) }
+
+// CommitAs is Commit for a partial blob whose metainfo was provisional, or is as m says: the blob has m from then on.
+func (p *Partial) CommitAs(ctx context.Context, m *blob.Metainfo) (Info, error) {
 	d := p.m.Digest
 	p.ending.Lock()
 	defer p.ending.Unlock()
@@ -417,6 +429,11 @@ func (p *Partial) Commit(ctx context.Context) (Info, error) {
 	p.finish()
 	s := p.s
 	defer s.claim(blobDir(d))()
+	if p.m.IsProvisional() {
+		if err := s.describe(m); err != nil {
+			return Info{}, fmt.Errorf("commit %s: %w", d, err)
+		}
+	}
 	if err := s.remove(blobFile(d, filePieces)); err != nil {
 		return Info{}, fmt.Errorf("commit %s: %w", d, err)
 	}

@@ -335,7 +335,11 @@ func (u *Upload) append(b []byte, at int64) error {
 	}
 	u.off.Store(at + int64(len(b)))
 	if g := u.growth.Load(); g != nil {
-		g.wake()
+		var pieces []byte
+		if u.pieces != nil {
+			pieces = u.pieces.Pieces()
+		}
+		g.wake(pieces)
 	}
 	u.touch()
 	return nil

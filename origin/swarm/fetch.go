@@ -2,6 +2,7 @@ package swarm
 
 import (
 	"context"
+	"crypto/sha1"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -31,6 +32,14 @@ type Request struct {
 	Partial *store.Partial
 	Sources []Source
 	Peers   []Peer
+	// Hashes tells what the pieces hash to where the metainfo of Partial is provisional; nil otherwise.
+	Hashes Hashes
+}
+
+// Hashes tells what pieces hash to of a blob that still arrives where it comes from.
+type Hashes interface {
+	// PieceHash blocks until the hash of piece i is known, or ctx is done.
+	PieceHash(ctx context.Context, i int) ([sha1.Size]byte, error)
 }
 
 // Stats counts since the start of the Fetch.
@@ -51,6 +60,7 @@ type Fetch struct {
 	part    *store.Partial
 	board   *plan.Board
 	windows *plan.Windows
+	hashes  Hashes // nil: those of m
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -107,7 +117,7 @@ const (
 func (s *Swarm) Fetch(ctx context.Context, req Request) (*Fetch, error) {
 	m := req.Partial.Metainfo()
 	f := &Fetch{
-		s: s, m: m, part: req.Partial, board: plan.NewBoard(m, req.Partial, s.cfg.StallTimeout), windows: plan.NewWindows(m, req.Partial), peers: map[netip.AddrPort]*candidate{},
+		s: s, m: m, part: req.Partial, board: plan.NewBoard(m, req.Partial, s.cfg.StallTimeout), windows: plan.NewWindows(m, req.Partial), hashes: req.Hashes, peers: map[netip.AddrPort]*candidate{},
 		done: make(chan struct{}), kick: make(chan struct{}, 1), prio: map[int]torrent.PiecePriority{},
 	}
 	f.progress.Store(time.Now().UnixNano())
@@ -200,6 +210,23 @@ func (f *Fetch) reconnect() {
 	for _, c := range conns {
 		c.Close()
 	}
+}
+
+// hashPatience is how long a piece that has come waits for its hash. Who had the piece to give knew it.
+const hashPatience = 3 * time.Second
+
+// pieceHash returns what piece i hashes to. Where hashes follow the pieces it may wait for that.
+func (f *Fetch) pieceHash(i int) ([sha1.Size]byte, error) {
+	if f.hashes == nil {
+		return f.m.PieceHash(i), nil
+	}
+	ctx, cancel := context.WithTimeout(f.ctx, hashPatience)
+	defer cancel()
+	h, err := f.hashes.PieceHash(ctx, i)
+	if err != nil {
+		return h, fmt.Errorf("hash of piece %d of %s: %w", i, f.m.Digest, err)
+	}
+	return h, nil
 }
 
 // idle returns the time since the last verified piece.
@@ -459,7 +486,9 @@ func (f *Fetch) Close() error {
 		f.t.data.commit(r)
 		f.t.touch()
 		f.t.fetch.Store(nil)
-		f.s.Register(f.m)
+		if !f.m.IsProvisional() { // its user knows the real one by now
+			f.s.Register(f.m)
+		}
 	})
 	return nil
 }

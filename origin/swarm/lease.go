@@ -343,7 +343,11 @@ func (w *worker) readRun(run []int) (n int64, err error) {
 				watch.reset()
 			}
 		}
-		if [sha1.Size]byte(h.Sum(nil)) != m.PieceHash(i) {
+		want, err := f.pieceHash(i)
+		if err != nil {
+			return n, err
+		}
+		if [sha1.Size]byte(h.Sum(nil)) != want {
 			f.wrongPiece(i, nil, nil)
 			return n, fmt.Errorf("%w: piece %d", errWrongPiece, i)
 		}

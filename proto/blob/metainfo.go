@@ -49,9 +49,30 @@ type Metainfo struct {
 	Digest digest.Digest
 	Size   int64 // bytes
 	pieces []byte
+	// provisional says that pieces are placeholders.
+	provisional bool
 
 	once sync.Once
 	hash InfoHash
+}
+
+// Provisional returns the metainfo of a blob of size bytes none of whose piece hashes is known yet. Its pieces are
+// placeholders that follow from the digest, so that all who make it have one info-hash, and can trade pieces while the
+// blob still arrives where it comes from. It is never stored and never sent.
+func Provisional(d digest.Digest, size int64) (*Metainfo, error) {
+	if size < 0 || size > MaxSize {
+		return nil, fmt.Errorf("%w: size %d is not in 0..%d", ErrMetainfoInvalid, size, int64(MaxSize))
+	}
+	pieces := make([]byte, 0, numPieces(size)*sha1.Size)
+	for i := range numPieces(size) {
+		h := sha1.Sum(fmt.Appendf(nil, "kraken provisional\x00%s\x00%d", d, i))
+		pieces = append(pieces, h[:]...)
+	}
+	m, err := NewMetainfo(d, size, pieces)
+	if err == nil {
+		m.provisional = true
+	}
+	return m, err
 }
 
 // NewMetainfo takes the concatenated SHA-1 hashes of all pieces.
@@ -85,7 +106,10 @@ func (m *Metainfo) PieceSize(i int) int64 {
 	return min(l, m.Size-int64(i)*l)
 }
 
-// PieceHash is the SHA-1 of piece i.
+// IsProvisional reports whether the piece hashes are placeholders.
+func (m *Metainfo) IsProvisional() bool { return m.provisional }
+
+// PieceHash is the SHA-1 of piece i; of a provisional metainfo it is none that any piece has.
 func (m *Metainfo) PieceHash(i int) (h [sha1.Size]byte) {
 	copy(h[:], m.pieces[i*sha1.Size:])
 	return h
@@ -243,6 +267,10 @@ func (p *PieceHasher) Write(b []byte) (int, error) {
 	}
 	return n, nil
 }
+
+// Pieces returns the concatenated hashes of the pieces that were written whole. They are the caller's to read, and stay
+// as they are.
+func (p *PieceHasher) Pieces() []byte { return p.pieces[:len(p.pieces):len(p.pieces)] }
 
 // Sum is the metainfo of what was written, which must be all of it.
 func (p *PieceHasher) Sum(d digest.Digest) (*Metainfo, error) {

@@ -45,6 +45,9 @@ func calls() []func(t *testing.T, c clients, repo, arg string) error {
 		func(t *testing.T, c clients, r, a string) error {
 			return ignore(c.origin.Metainfo(t.Context(), r, d(a)))
 		},
+		func(t *testing.T, c clients, r, a string) error {
+			return ignore(c.origin.Arriving(t.Context(), r, d(a), ArrivingRequest{}))
+		},
 		func(t *testing.T, c clients, r, a string) error { return ignore(c.origin.Owes(t.Context(), r, d(a))) },
 		func(t *testing.T, c clients, r, a string) error {
 			return c.origin.TakeDebt(t.Context(), d(a), Debt{Repositories: []string{r}})

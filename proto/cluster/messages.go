@@ -13,6 +13,7 @@ const (
 	MaxDurableDigests = 10_000
 	MaxDebt           = 1000 // repositories in one Debt
 	MaxLeasePieces    = 256
+	MaxArrivingHashes = 4096
 	MaxMetainfo       = 64 << 20 // bytes of an encoded metainfo
 	MaxNameRecord     = registry.MaxManifest*2 + 64<<10
 )
@@ -35,6 +36,8 @@ type LeaseRequest struct {
 	// Stalled says that nothing has come to the agent for its stall timeout: where nothing else is to be leased,
 	// any missing piece is, although it was sent lately.
 	Stalled bool `json:"stalled,omitempty"`
+	// Only says that the agent leases this blob from no other origin, so that no piece is left to one.
+	Only bool `json:"only,omitempty"`
 }
 
 // LeaseResponse names pieces that the agent should fetch now with ranged GETs of the blob.
@@ -47,6 +50,32 @@ type LeaseResponse struct {
 	// HeldBack says that nothing is leased because who asks has leases that it did not fetch in time. After a few
 	// such answers an agent reads without leases, which shows that it fetches.
 	HeldBack bool `json:"held_back,omitempty"`
+}
+
+// Arriving is how far a blob is that an origin fetches from elsewhere (GET arriving/<digest>), or has.
+type Arriving struct {
+	Origin string `json:"origin"` // id of the origin that fetches it: it leases and serves what has come
+	Size   int64  `json:"size"`   // of the blob, in bytes; 0 while Pending, and where it is Passed
+	// Pending says that where the blob comes from has not said how large it is: the same question waits for that.
+	Pending bool `json:"pending,omitempty"`
+	// Passed says that origins pass the blob on and don't keep it: it can be read, and not be leased.
+	Passed bool `json:"passed,omitempty"`
+	// Whole says that it is there, and was verified: its metainfo can be had.
+	Whole bool `json:"whole,omitempty"`
+	From  int  `json:"from,omitempty"` // the piece that the first of Hashes is of
+	// Hashes are the SHA-1 hashes, 20 bytes each, of pieces that have come, at most MaxArrivingHashes. They are not
+	// verified before the blob is whole.
+	Hashes []byte `json:"hashes,omitempty"`
+}
+
+// ArrivingRequest is the query of GET arriving/<digest>.
+type ArrivingRequest struct {
+	// From is the piece from which on hashes are asked for. Above 0 the answer waits for up to a second for one.
+	From int
+	// Wait makes the answer wait for a hash, or the end, also where From is 0.
+	Wait bool
+	// Here makes the origin fetch the blob itself and not have another one do it. Origins ask each other so.
+	Here bool
 }
 
 // DurableRequest asks an origin which blobs are in the bucket of the repository (POST durable).

@@ -3,6 +3,7 @@ package cluster
 import (
 	"bufio"
 	"context"
+	"crypto/sha1"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -122,6 +123,25 @@ func (c *OriginClient) Metainfo(ctx context.Context, repo string, d digest.Diges
 		return nil, fmt.Errorf("%w: GET %s: %w", registry.ErrUnavailable, to, err)
 	}
 	return m, nil
+}
+
+// Arriving asks how far a blob is that this origin, or another one that it asks, fetches from a bucket or an upstream
+// registry. Asking begins the fetch. registry.ErrBlobUnknown when the blob is nowhere.
+func (c *OriginClient) Arriving(ctx context.Context, repo string, d digest.Digest, q ArrivingRequest) (Arriving, error) {
+	v := url.Values{"from": {strconv.Itoa(q.From)}}
+	if q.Wait {
+		v.Set("wait", "true")
+	}
+	if q.Here {
+		v.Set("here", "true")
+	}
+	var out Arriving
+	to := about(repo, "arriving", d)
+	_, err := c.CallJSON(ctx, registry.Request{Method: http.MethodGet, To: to, Query: v}, &out, http.StatusOK)
+	if err == nil && (out.Size < 0 || out.Size > blob.MaxSize || out.From < 0 || len(out.Hashes)%sha1.Size != 0) {
+		err = fmt.Errorf("%w: GET %s: it makes no sense", registry.ErrUnavailable, to)
+	}
+	return out, err
 }
 
 // DoubtOf is the query by which a POST to verify says what is doubted: nothing, the bytes, or DoubtMetainfo.

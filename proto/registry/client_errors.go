@@ -2,6 +2,7 @@ package registry
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -17,6 +18,12 @@ type remoteError struct {
 
 func (e *remoteError) Error() string { return e.message }
 func (e *remoteError) Unwrap() error { return e.kind }
+
+// IsAnswer reports whether err is what another registry answered, and not that it could not be asked.
+func IsAnswer(err error) bool {
+	var e *remoteError
+	return errors.As(err, &e)
+}
 
 // decodeError turns a response to a request of an endpoint back into the error that made it.
 func (c *Client) decodeError(resp *http.Response, to Endpoint) error {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -101,27 +102,37 @@ type Cluster struct {
 // New starts a cluster with three origins and n agents, on plain HTTP. It ends with the test.
 func New(t *testing.T, n int) *Cluster {
 	t.Helper()
-	return start(t, 3, n, false)
+	return start(t, 3, n, false, nil)
+}
+
+// NewMirror is NewOrigins with a cluster that mirrors registries, as the section `upstreams` says.
+func NewMirror(t *testing.T, origins, agents int, upstreams map[string]any) *Cluster {
+	t.Helper()
+	return start(t, origins, agents, false, upstreams)
 }
 
 // NewOrigins is New with another number of origins.
 func NewOrigins(t *testing.T, origins, agents int) *Cluster {
 	t.Helper()
-	return start(t, origins, agents, false)
+	return start(t, origins, agents, false, nil)
 }
 
 // NewMutualTLS is New with a cluster that takes only its own nodes, on every listener.
 func NewMutualTLS(t *testing.T, n int) *Cluster {
 	t.Helper()
-	return start(t, 3, n, true)
+	return start(t, 3, n, true, nil)
 }
 
 // start runs what deploy/devcluster describes, with a second proxy, in this process.
-func start(t *testing.T, origins, n int, mutualTLS bool) *Cluster {
+func start(t *testing.T, origins, n int, mutualTLS bool, upstreams map[string]any) *Cluster {
 	t.Helper()
 	dir := t.TempDir()
+	config := settings(dir, n, mutualTLS)
+	if upstreams != nil {
+		config["origin"]["upstreams"], config["build-index"]["upstreams"] = upstreams, upstreams
+	}
 	plan, err := devcluster.Plan(devcluster.Options{
-		Dir: dir, Bin: dir, Origins: origins, Agents: n, Proxies: 2, FreePorts: true, MutualTLS: mutualTLS, Config: settings(dir, n, mutualTLS),
+		Dir: dir, Bin: dir, Origins: origins, Agents: n, Proxies: 2, FreePorts: true, MutualTLS: mutualTLS, Config: config,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -244,6 +255,17 @@ func (c *Cluster) owed(names ...string) error {
 
 // StateDir is a part's disk.
 func (c *Cluster) StateDir(name string) string { return c.plan.StateDir(c.find(name)) }
+
+// Wipe empties a part's disk. It must not run.
+func (c *Cluster) Wipe(name string) {
+	c.t.Helper()
+	if err := os.RemoveAll(c.StateDir(name)); err != nil {
+		c.t.Fatal(err)
+	}
+	if err := os.MkdirAll(c.StateDir(name), 0o755); err != nil {
+		c.t.Fatal(err)
+	}
+}
 
 // Admin is the address of a part's admin listener; the bucket has none.
 func (c *Cluster) Admin(name string) string { return c.find(name).Admin }

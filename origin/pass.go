@@ -1,0 +1,99 @@
+package origin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/origin/store"
+	"kraken/proto/registry"
+)
+
+// passing reads one blob of an upstream for one reader and keeps nothing. A reader of the whole gets the last byte once
+// all were verified; one of a part gets what comes. One goroutine uses it. Close must be called.
+type passing struct {
+	ctx    context.Context
+	end    context.CancelFunc
+	place  upstreamSource
+	size   int64
+	pos    int64
+	from   *parts // nil after a jump
+	hash   hash.Hash
+	hashed int64 // so many first bytes are in hash
+}
+
+// pass opens a blob of an upstream that is not kept.
+func (o *Origin) pass(ctx context.Context, up mirrored, d digest.Digest) (*registry.Content, error) {
+	o.m.passed.Inc()
+	p := &passing{place: upstreamSource{up, d}, hash: d.Algorithm().Hash()}
+	p.ctx, p.end = context.WithCancel(ctx)
+	body, size, err := p.place.open(p.ctx, 0, -1)
+	if err != nil {
+		p.end()
+		return nil, err
+	}
+	p.size, p.from = size, newParts(p.ctx, p.place, size)
+	p.from.body = body
+	return &registry.Content{Digest: d, Size: size, Body: p, Close: p.Close}, nil
+}
+
+// Seek implements io.Seeker; it moves no bytes.
+func (p *passing) Seek(off int64, whence int) (int64, error) {
+	switch whence {
+	case io.SeekCurrent:
+		off += p.pos
+	case io.SeekEnd:
+		off += p.size
+	}
+	if off < 0 {
+		return 0, fmt.Errorf("seek to %d: before the start of the blob", off)
+	}
+	p.pos = off
+	return off, nil
+}
+
+// Read implements io.Reader.
+func (p *passing) Read(b []byte) (int, error) {
+	if p.pos >= p.size {
+		return 0, io.EOF
+	}
+	if p.from != nil && p.from.pos != p.pos {
+		p.from.Close()
+		p.from = nil
+	}
+	if p.from == nil {
+		p.from = newParts(p.ctx, p.place, p.size)
+		p.from.pos = p.pos
+	}
+	n := min(int64(len(b)), p.size-p.pos)
+	whole := p.hashed == p.pos
+	if whole && n > 1 && p.pos+n == p.size {
+		n-- // the last byte by itself
+	}
+	k, err := p.from.Read(b[:n])
+	p.pos += int64(k)
+	if whole {
+		p.hash.Write(b[:k])
+		p.hashed += int64(k)
+		if k > 0 && p.hashed == p.size && digest.NewDigest(p.place.digest.Algorithm(), p.hash) != p.place.digest {
+			return 0, fmt.Errorf("%w: pass on %s: %w", registry.ErrUnavailable, p.place.digest, store.ErrDigestMismatch)
+		}
+	}
+	if errors.Is(err, io.EOF) && p.pos < p.size {
+		err = io.ErrUnexpectedEOF
+	}
+	return k, err
+}
+
+// Close ends the reading.
+func (p *passing) Close() error {
+	p.end()
+	if p.from == nil {
+		return nil
+	}
+	return p.from.Close()
+}
