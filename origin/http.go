@@ -13,7 +13,7 @@ import (
 
 func (o *Origin) handler(reg *prometheus.Registry) http.Handler {
 	r := chi.NewRouter()
-	r.Use(transport.Middleware("origin", o.log, reg), withAsker)
+	r.Use(transport.Middleware("origin", o.log, reg), withAsker, cluster.CarryAuthorization)
 	r.Get("/health", o.Health.Health)
 	r.Get("/readiness", o.Health.Readiness)
 	r.MethodNotAllowed(registry.UnknownMethod)

@@ -71,7 +71,7 @@ func (o *Origin) findMetainfo(ctx context.Context, repo string, d digest.Digest)
 		}
 		unsure = append(unsure, fmt.Errorf("origin %s: %w", or.ID, err))
 	}
-	if _, isUpstream := o.upstreamOf(repo); isUpstream {
+	if _, isUpstream := o.upstreamOf(ctx, repo); isUpstream {
 		if err := o.refusal(d); err != nil {
 			return nil, err
 		}

@@ -58,7 +58,7 @@ func (o *Origin) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1
 			unsure = append(unsure, fmt.Errorf("origin %s: %w", or.ID, err))
 		}
 	}
-	up, isUpstream := o.upstreamOf(repo)
+	up, isUpstream := o.upstreamOf(ctx, repo)
 	if isUpstream && !up.registry.WriteBack {
 		return o.statUpstream(ctx, up, d)
 	}
@@ -141,7 +141,7 @@ func (o *Origin) OpenBlob(ctx context.Context, repo string, d digest.Digest, hin
 			unsure = append(unsure, fmt.Errorf("origin %s: %w", or.ID, err))
 		}
 	}
-	if up, isUpstream := o.upstreamOf(repo); isUpstream {
+	if up, isUpstream := o.upstreamOf(ctx, repo); isUpstream {
 		return o.through(ctx, up, repo, d, hint)
 	}
 	f, err := o.readThrough(ctx, repo, d)

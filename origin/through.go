@@ -40,9 +40,14 @@ type mirrored struct {
 }
 
 // upstreamOf returns where the blobs of a repository come from that are nowhere in the cluster; false where that is its
-// bucket alone.
-func (o *Origin) upstreamOf(repo string) (mirrored, bool) {
+// bucket alone. It is asked with what the caller in ctx has presented, if anything (mode caller).
+func (o *Origin) upstreamOf(ctx context.Context, repo string) (mirrored, bool) {
 	r, remote, ok := o.upstreams.For(repo)
+	if c, shown := upstream.BasicCredential(cluster.Authorization(ctx)); ok && shown {
+		if as, err := r.As(c); err == nil { // else there is no way on which it may go
+			r = as
+		}
+	}
 	return mirrored{r, remote}, ok
 }
 
@@ -179,7 +184,7 @@ func (o *Origin) arriving(ctx context.Context, repo string, d digest.Digest, q c
 			}
 		}
 	}
-	up, isUpstream := o.upstreamOf(repo)
+	up, isUpstream := o.upstreamOf(ctx, repo)
 	if !isUpstream || up.registry.WriteBack {
 		f, err := o.readThrough(ctx, repo, d)
 		if err == nil {

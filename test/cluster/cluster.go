@@ -164,6 +164,7 @@ func settings(dir string, agents int, mutualTLS bool) map[string]map[string]any 
 		out[role] = map[string]any{"server": soon(), "admin": soon()}
 	}
 	out["agent"]["manifest_ttl"] = ManifestTTL.String()
+	out["agent"]["docker_hub"] = map[string]any{"listen": "127.0.0.1:0"}
 	out["proxy"]["upload_key_file"] = filepath.Join(dir, "upload.key")
 	if !mutualTLS {
 		return out
@@ -269,6 +270,11 @@ func (c *Cluster) Wipe(name string) {
 
 // Admin is the address of a part's admin listener; the bucket has none.
 func (c *Cluster) Admin(name string) string { return c.find(name).Admin }
+
+// DockerHub is the URL of an agent's listener that stands for docker.io.
+func (c *Cluster) DockerHub(i int) string {
+	return "http://" + c.AgentParts[i].role.(*agent.Agent).DockerHubAddr()
+}
 
 // find is a component by its id; of build-index and tracker, of which there is one, the role will do.
 func (c *Cluster) find(name string) *devcluster.Component {
