@@ -244,7 +244,7 @@ type trade struct {
 // trade runs a try over the swarm to its end.
 func (a *Agent) trade(ctx context.Context, t *try, x trade) error {
 	p, m := t.p, x.metainfo
-	part, err := a.store.Partial(m)
+	part, err := a.partial(ctx, m)
 	if err != nil {
 		return fmt.Errorf("open partial blob %s: %w", p.digest, err)
 	}
@@ -294,6 +294,25 @@ func (a *Agent) badMetainfo(ctx context.Context, p *pull) {
 		}
 	}
 	a.sizes.Add(p.digest, 0)
+}
+
+// partial opens a partial blob. The pull before may have it yet: it has ended, and its last reader is about to leave.
+func (a *Agent) partial(ctx context.Context, m *blob.Metainfo) (*store.Partial, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(a.cfg.Peer.StallTimeout))
+	defer cancel()
+	t := time.NewTicker(10 * time.Millisecond)
+	defer t.Stop()
+	for {
+		part, err := a.store.Partial(m)
+		if !errors.Is(err, store.ErrBusy) {
+			return part, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(err, context.Cause(ctx))
+		case <-t.C:
+		}
+	}
 }
 
 func missing(m *blob.Metainfo, part *store.Partial) int64 {
