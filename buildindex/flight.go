@@ -17,6 +17,9 @@ type flight struct {
 	err   error
 }
 
+// maxFlights bounds the questions that are under way.
+const maxFlights = 4096
+
 // ask does f for the question about ref, once for all who ask at the same time, and waits for it for patience, counted
 // from when it began: ErrUnavailable after that, while f goes on. What was refused lately is refused without asking.
 func (mi *mirror) ask(ctx context.Context, q question, ref string, patience time.Duration, f func(context.Context) error) error {
@@ -27,6 +30,10 @@ func (mi *mirror) ask(ctx context.Context, q question, ref string, patience time
 		return err
 	}
 	fl := mi.flights[key]
+	if fl == nil && len(mi.flights) >= maxFlights {
+		mi.mu.Unlock()
+		return &registry.RetryError{Err: fmt.Errorf("%w: %d questions to upstreams are under way", registry.ErrUnavailable, maxFlights), After: time.Second}
+	}
 	if fl == nil {
 		fl = &flight{began: time.Now(), done: make(chan struct{})}
 		mi.flights[key] = fl

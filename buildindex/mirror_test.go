@@ -493,7 +493,7 @@ func TestDebianUpstream(t *testing.T) {
 	private := d.PutImage(t, "private/app", "v1", []byte("private layer"))
 	access := upstream.Access{CA: d.CAFile, Credentials: upstream.Credentials{Username: "u", Password: config.NewSecret("p")}}
 	r := newMirrorRig(t, upstream.Config{AllowAddresses: loopback, Registries: []upstream.RegistryConfig{{
-		Registry: d.Host, Access: access, TagTTL: config.Duration(time.Hour), Modes: []cluster.RepositoryMode{{Repository: "private/**", Mode: cluster.ModeCaller}},
+		Registry: d.Host, Access: access, TagTTL: config.Duration(time.Hour), Modes: []cluster.RepositoryMode{{Repository: "private/**", Mode: cluster.ModeCaller}, {Repository: "**", Mode: cluster.ModeNode}},
 	}}})
 	var wg sync.WaitGroup
 	for range 50 {

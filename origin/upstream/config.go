@@ -74,7 +74,8 @@ type Access struct {
 	CA string `yaml:"ca"`
 	// PlainHTTP allows HTTP without TLS, also with passwords. Default no.
 	PlainHTTP bool `yaml:"plain_http"`
-	// Credentials are what this cluster presents; default none.
+	// Credentials are what this cluster presents for repositories of mode node; default none. What they may read is read
+	// by whoever reaches an agent.
 	Credentials Credentials `yaml:"credentials"`
 }
 
@@ -152,6 +153,9 @@ func (r *RegistryConfig) validate(m *config.Mistakes, key string) {
 	for i := range r.Endpoints {
 		r.Endpoints[i].validate(m, fmt.Sprintf("%s.endpoints[%d]", key, i))
 	}
+	if r.presents() && !slices.ContainsFunc(r.Modes, func(m cluster.RepositoryMode) bool { return m.Mode == cluster.ModeNode }) {
+		m.Add(key+".credentials", "are presented for repositories of mode node alone, because whoever reaches an agent reads what they may read: say which, in modes")
+	}
 	modes := []cluster.Mode{cluster.ModePublic, cluster.ModeNode, cluster.ModeCaller}
 	for i, mode := range r.Modes {
 		at := fmt.Sprintf("%s.modes[%d]", key, i)
@@ -160,6 +164,11 @@ func (r *RegistryConfig) validate(m *config.Mistakes, key string) {
 			m.Add(at+".mode", "%q: want public, node or caller", mode.Mode)
 		}
 	}
+}
+
+// presents reports whether there are credentials.
+func (r *RegistryConfig) presents() bool {
+	return !r.Credentials.none() || slices.ContainsFunc(r.Endpoints, func(e Endpoint) bool { return !e.Credentials.none() })
 }
 
 func (a *Access) validate(m *config.Mistakes, key string) {

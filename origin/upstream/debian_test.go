@@ -19,7 +19,7 @@ func TestDebianRegistry(t *testing.T) {
 			img := d.PutImage(t, "team/app", "v1", []byte("layer"), script.Random(1, 100_000))
 			c := RegistryConfig{Registry: d.Host, Access: Access{CA: d.CAFile, PlainHTTP: o.NoTLS}}
 			if !o.Open {
-				c.Credentials = Credentials{Username: "u", Password: config.NewSecret("p")}
+				c.Modes, c.Credentials = everything, Credentials{Username: "u", Password: config.NewSecret("p")}
 			}
 			r, remote := only(t, c, "team/app")
 			for range 2 {

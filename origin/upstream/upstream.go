@@ -111,7 +111,8 @@ func (s *Set) WritesBack() bool {
 func (s *Set) Offline() bool { return s.cfg.Offline }
 
 // For returns the registry of a repository, as it is called inside the cluster, and the repository's name there. ok is
-// false for the cluster's own and for what is not mirrored.
+// false for the cluster's own and for what is not mirrored. The cluster's credentials are presented for repositories of
+// mode node; others are read as nobody, and those of mode caller as Registry.As says.
 func (s *Set) For(repository string) (r *Registry, remote string, ok bool) {
 	host, rest, ok := cluster.SplitUpstream(repository)
 	if !ok || !s.public.Mirrors(host) {
@@ -121,6 +122,11 @@ func (s *Set) For(repository string) (r *Registry, remote string, ok bool) {
 	if err != nil {
 		s.log.Warn("an upstream can't be asked", "registry", host, "error", err)
 		return nil, "", false
+	}
+	if entry, _ := s.public.Match(host); entry.Mode(rest) != cluster.ModeNode {
+		nobody := *r
+		nobody.as = &Credential{}
+		r = &nobody
 	}
 	return r, rest, true
 }

@@ -31,9 +31,13 @@ func entry(u *script.Registry) RegistryConfig {
 	return RegistryConfig{Registry: u.Host, Access: Access{CA: u.CAFile, PlainHTTP: u.CAFile == ""}}
 }
 
+// everything is read with the cluster's credentials.
+var everything = []cluster.RepositoryMode{{Repository: "**", Mode: cluster.ModeNode}}
+
 func withPassword(u *script.Registry, user, password string) RegistryConfig {
 	c := entry(u)
 	c.Credentials = Credentials{Username: user, Password: config.NewSecret(password)}
+	c.Modes = everything
 	return c
 }
 
@@ -469,7 +473,7 @@ func TestWhereCredentialsComeFrom(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := entry(u)
-			cfg.Credentials = c
+			cfg.Credentials, cfg.Modes = c, everything
 			r, remote := only(t, cfg, "team/app")
 			if _, err := r.Head(t.Context(), remote, tag("v1")); err != nil {
 				t.Error(err)
@@ -520,6 +524,24 @@ func TestReferrers(t *testing.T) {
 	}
 }
 
+// The cluster's credentials are presented for repositories of mode node alone: what they may read besides is not given
+// to whoever asks.
+func TestCredentialsAreForModeNode(t *testing.T) {
+	u := script.New(t, script.Options{Token: true, Anonymous: true, Private: []string{"secret", "team"}, User: "u", Password: "p"})
+	for _, repo := range []string{"secret/app", "team/app", "open/app"} {
+		u.PutImage(repo, "v1", []byte("layer"))
+	}
+	c := withPassword(u, "u", "p")
+	c.Modes = []cluster.RepositoryMode{{Repository: "team/**", Mode: cluster.ModeNode}}
+	s := open(t, Config{Registries: []RegistryConfig{c}, AllowAddresses: loopback})
+	for repo, want := range map[string]error{"secret/app": registry.ErrUnauthorized, "team/app": nil, "open/app": nil} {
+		r, remote, _ := s.For(u.Alias + "/" + repo)
+		if _, err := r.Head(t.Context(), remote, tag("v1")); !errors.Is(err, want) {
+			t.Errorf("%s: %v", repo, err)
+		}
+	}
+}
+
 func TestConfigMistakes(t *testing.T) {
 	for name, c := range map[string]Config{
 		"scheme":      {Registries: []RegistryConfig{{Registry: "https://docker.io"}}},
@@ -528,6 +550,7 @@ func TestConfigMistakes(t *testing.T) {
 		"mode":        {Registries: []RegistryConfig{{Registry: "a.b", Modes: []cluster.RepositoryMode{{Repository: "**", Mode: "secret"}}}}},
 		"credentials": {Registries: []RegistryConfig{{Registry: "a.b", Access: Access{Credentials: Credentials{Username: "u", Password: config.NewSecret("p"), Helper: "x"}}}}},
 		"half":        {Registries: []RegistryConfig{{Registry: "a.b", Access: Access{Credentials: Credentials{Username: "u"}}}}},
+		"no mode":     {Registries: []RegistryConfig{{Registry: "a.b", Access: Access{Credentials: Credentials{Helper: "x"}}}}},
 		"network":     {AllowAddresses: []string{"10.0.0.1"}},
 		"helper":      {Registries: []RegistryConfig{{Registry: "a.b", Access: Access{Credentials: Credentials{Helper: "../x"}}}}},
 	} {
