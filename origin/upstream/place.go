@@ -20,8 +20,8 @@ type place struct {
 	client *registry.Client
 
 	mu     sync.Mutex
-	paused map[kind]time.Time // until when requests of a kind are not sent
-	fails  int                // in a row without an answer
+	paused map[pause]time.Time // until when requests are not sent
+	fails  int                 // in a row without an answer
 }
 
 // kind is what is asked for. An upstream that has enough of one may go on with others: Docker Hub counts manifests
@@ -37,13 +37,25 @@ const (
 	kindAll       kind = ""
 )
 
-// mayAsk returns ErrUnavailable while requests of a kind are not sent.
-func (p *place) mayAsk(k kind) error {
+// pause is which requests are not sent: of a kind, or of all, by who has had enough, or everybody. A registry counts
+// those of one account, or of this address for nobody's.
+type pause struct {
+	kind kind
+	who  string // Registry.who, empty for everybody
+}
+
+// maxPauses bounds those that are remembered.
+const maxPauses = 1024
+
+// mayAsk returns ErrUnavailable while requests of a kind by who are not sent.
+func (p *place) mayAsk(k kind, who string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	until := p.paused[k]
-	if all := p.paused[kindAll]; all.After(until) {
-		until = all
+	var until time.Time
+	for _, is := range []pause{{k, who}, {kindAll, who}, {k, ""}, {kindAll, ""}} {
+		if at := p.paused[is]; at.After(until) {
+			until = at
+		}
 	}
 	if left := time.Until(until); left > 0 {
 		return &registry.RetryError{Err: fmt.Errorf("%w: it is left alone for %s more", registry.ErrUnavailable, left.Round(time.Second)), After: left}
@@ -73,15 +85,15 @@ const (
 )
 
 // note remembers what an answer says of the place, and returns the error as this package's.
-func (p *place) note(k kind, err error) error {
+func (p *place) note(k kind, who string, err error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.paused == nil {
-		p.paused = map[kind]time.Time{}
-	}
-	pause := func(k kind, after time.Duration) error {
+	rest := func(what pause, after time.Duration) error {
 		after = min(after, maxPause)
-		p.paused[k] = time.Now().Add(after)
+		if p.paused == nil || len(p.paused) >= maxPauses {
+			p.paused = map[pause]time.Time{}
+		}
+		p.paused[what] = time.Now().Add(after)
 		return &registry.RetryError{Err: fmt.Errorf("%w: %w", registry.ErrUnavailable, err), After: after}
 	}
 	var retry *registry.RetryError
@@ -109,13 +121,13 @@ func (p *place) note(k kind, err error) error {
 		p.fails = 0
 		wait := after(busyPause)
 		err = errors.New("it refuses more requests now") // and never 429, whose retries runtimes don't space
-		return pause(k, wait)
+		return rest(pause{k, who}, wait)
 	case errors.As(err, &realm):
-		return pause(kindAll, after(busyPause))
+		return rest(pause{kindAll, who}, after(busyPause))
 	case answered(err), errors.Is(err, ErrForbiddenAddress):
 		p.fails = 0
 		if wait := after(0); wait > 0 {
-			return pause(k, wait)
+			return rest(pause{k, who}, wait)
 		}
 		// About one name, perhaps: others are asked for.
 		return &registry.RetryError{Err: fmt.Errorf("%w: %w", registry.ErrUnavailable, err), After: brokenAfter}
@@ -124,12 +136,15 @@ func (p *place) note(k kind, err error) error {
 	if k != kindBlob && k != kindStat {
 		k = kindAll
 	} // else it may be the host that blobs are at
-	return pause(k, min(firstPause<<min(p.fails-1, 5), longPause))
+	return rest(pause{k, ""}, min(firstPause<<min(p.fails-1, 5), longPause))
 }
 
 // answered reports whether err is an upstream's answer rather than that there was none.
 func answered(err error) bool {
 	var ue *url.Error
+	if errors.Is(err, errSilent) {
+		return false
+	}
 	if !errors.As(err, &ue) {
 		return true
 	}

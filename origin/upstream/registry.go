@@ -72,6 +72,21 @@ func (s *Set) Grant(host string, c Credential) string {
 	return host + " " + string(d[:])
 }
 
+// errSilent is that a place did not answer in time.
+var errSilent = errors.New("no answer in time")
+
+// who names whose requests these are, for a registry that counts them.
+func (r *Registry) who() string {
+	switch {
+	case r.as == nil:
+		return "cluster"
+	case r.as.none():
+		return "nobody"
+	}
+	d := r.as.digest(r.set.key)
+	return string(d[:])
+}
+
 // Offline reports whether the registry is not asked.
 func (r *Registry) Offline() bool { return r.set.cfg.Offline || r.RegistryConfig.Offline }
 
@@ -210,15 +225,17 @@ func askOf[T any](ctx context.Context, r *Registry, places []*place, k kind, rem
 	var worst error
 	for _, p := range places {
 		repo := path.Join(p.prefix, remote)
-		err := p.mayAsk(k)
+		err := p.mayAsk(k, r.who())
 		if err == nil {
 			began := time.Now()
 			out, err = f(withScope(ctx, repo, r.as), p, repo)
-			if ctx.Err() != nil && err != nil {
+			if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				err = fmt.Errorf("%w: %w", errSilent, err)
+			} else if ctx.Err() != nil && err != nil {
 				return out, fmt.Errorf("%w: %w", registry.ErrUnavailable, err)
 			}
 			r.set.m.asked(r.RegistryConfig.Registry, k, err, time.Since(began))
-			err = p.note(k, err)
+			err = p.note(k, r.who(), err)
 		}
 		if err == nil {
 			return out, nil

@@ -210,6 +210,55 @@ func TestTooManyRequests(t *testing.T) {
 	}
 }
 
+// Who has had enough is not everybody.
+func TestOthersAreAskedFor(t *testing.T) {
+	u := script.New(t, script.Options{Basic: true, User: "u", Password: "p", TLS: true})
+	u.PutImage("team/app", "v1", []byte("layer"))
+	c := withPassword(u, "u", "p")
+	r, remote := only(t, c, "team/app")
+	u.Fail(script.Rule{Kind: "head", Times: 1, Status: http.StatusTooManyRequests, RetryAfter: 60})
+	if _, err := r.Head(t.Context(), remote, tag("v1")); !errors.Is(err, registry.ErrUnavailable) {
+		t.Error(err)
+	}
+	as, err := r.As(Credential{Username: "u", Password: "p"})
+	if err == nil {
+		_, err = as.Head(t.Context(), remote, tag("v1"))
+	}
+	if err != nil {
+		t.Errorf("another account: %v", err)
+	}
+	if _, err := r.Head(t.Context(), remote, tag("v1")); !errors.Is(err, registry.ErrUnavailable) {
+		t.Error(err)
+	}
+}
+
+// An upstream that hangs is left alone after the first asker's deadline.
+func TestHangs(t *testing.T) {
+	u := script.New(t, script.Options{})
+	u.PutImage("team/app", "v1", []byte("layer"))
+	r, remote := only(t, entry(u), "team/app")
+	u.Fail(script.Rule{Hang: true})
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := r.Head(ctx, remote, tag("v1")); !errors.Is(err, registry.ErrUnavailable) {
+		t.Error(err)
+	}
+	began := time.Now()
+	if _, err := r.Head(t.Context(), remote, tag("v2")); !errors.Is(err, registry.ErrUnavailable) || time.Since(began) > time.Second {
+		t.Errorf("%v after %s", err, time.Since(began))
+	}
+	ctx, cancel = context.WithCancel(t.Context())
+	cancel()
+	r.places[0].forgive()
+	u.Heal()
+	if _, err := r.Head(ctx, remote, tag("v1")); err == nil {
+		t.Error("a caller that went away has an answer")
+	}
+	if _, err := r.Head(t.Context(), remote, tag("v1")); err != nil {
+		t.Errorf("whose caller went away is not left alone: %v", err)
+	}
+}
+
 // A token service that has enough is no refusal.
 func TestTokenServiceIsBusy(t *testing.T) {
 	u := script.New(t, script.Options{Token: true, User: "u", Password: "p"})
