@@ -123,12 +123,36 @@ func (s *Set) For(repository string) (r *Registry, remote string, ok bool) {
 		s.log.Warn("an upstream can't be asked", "registry", host, "error", err)
 		return nil, "", false
 	}
-	if entry, _ := s.public.Match(host); entry.Mode(rest) != cluster.ModeNode {
+	if s.modeOf(host, rest) != cluster.ModeNode {
 		nobody := *r
 		nobody.as = &Credential{}
 		r = &nobody
 	}
 	return r, rest, true
+}
+
+// ForRequest is For, and in mode caller the registry as it is asked with what the request's context carries
+// (cluster.WithAuthorization); as nobody, whom the upstream refuses, where that is nothing or can't be sent.
+func (s *Set) ForRequest(ctx context.Context, repository string) (r *Registry, remote string, ok bool) {
+	r, remote, ok = s.For(repository)
+	if !ok || s.modeOf(r.Host, remote) != cluster.ModeCaller {
+		return r, remote, ok
+	}
+	if c, presented := BasicCredential(cluster.Authorization(ctx)); presented {
+		as, err := r.As(c)
+		if err != nil {
+			s.log.Warn("a caller's credential can't be sent", "registry", r.Host, "error", err)
+			return r, remote, ok
+		}
+		r = as
+	}
+	return r, remote, ok
+}
+
+// modeOf returns who may read a repository of a registry.
+func (s *Set) modeOf(host, remote string) cluster.Mode {
+	entry, _ := s.public.Match(host)
+	return entry.Mode(remote)
 }
 
 // registry returns the one at a host, and makes it at the first use.

@@ -489,6 +489,19 @@ func TestCallersCredential(t *testing.T) {
 	if _, err := r.Head(t.Context(), remote, tag("v1")); !errors.Is(err, registry.ErrUnauthorized) {
 		t.Errorf("the caller's token is the cluster's: %v", err)
 	}
+	mode := entry(u)
+	mode.Modes = []cluster.RepositoryMode{{Repository: "secret/**", Mode: cluster.ModeCaller}}
+	s := open(t, Config{Registries: []RegistryConfig{mode}, AllowAddresses: loopback})
+	for value, want := range map[string]error{"Basic dTpw": nil, "Basic dTp4": registry.ErrUnauthorized, "": registry.ErrUnauthorized, "Bearer x": registry.ErrUnauthorized} {
+		r, remote, _ := s.ForRequest(cluster.WithAuthorization(t.Context(), value), u.Alias+"/secret/app")
+		body, _, err := r.OpenBlob(t.Context(), remote, img.Config.Digest, 0, -1)
+		if !errors.Is(err, want) {
+			t.Errorf("%q: %v", value, err)
+		}
+		if err == nil {
+			body.Close()
+		}
+	}
 	plain := script.New(t, script.Options{Basic: true, User: "u", Password: "p"})
 	r, _ = only(t, entry(plain), "secret/app")
 	if _, err := r.As(good); !errors.Is(err, registry.ErrUnavailable) {
