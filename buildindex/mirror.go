@@ -157,6 +157,9 @@ func (mi *mirror) local(ctx context.Context, repo string, d digest.Digest) (name
 
 // fetch reads a manifest from the upstream into SQL, and the tag where ref is one, and returns its digest.
 func (mi *mirror) fetch(ctx context.Context, q question, ref registry.Reference) (digest.Digest, error) {
+	if err := mi.x.roomForMore(); err != nil {
+		return "", fmt.Errorf("%w: keep %s of %s: %w", registry.ErrUnavailable, ref, q.repo, err)
+	}
 	got, err := q.up.Manifest(ctx, q.remote, ref)
 	if err != nil {
 		return "", err

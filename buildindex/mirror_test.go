@@ -372,6 +372,27 @@ func TestReferrersOfUpstreams(t *testing.T) {
 	}
 }
 
+// Tags are listed as the upstream has them; while it can't be asked, those that are known.
+func TestTagsOfUpstreams(t *testing.T) {
+	u := script.New(t, script.Options{})
+	img := u.PutImage("app", "v1", []byte("layer"))
+	u.PutImage("app", "v2", []byte("layer"))
+	r := newMirrorRig(t, mirrored(u))
+	repo := u.Alias + "/app"
+	list := func(repo string, want []string, kind error) {
+		t.Helper()
+		l, err := r.x.ListTags(t.Context(), repo, registry.Page{N: -1})
+		if !errors.Is(err, kind) || !slices.Equal(l.Names, want) {
+			t.Errorf("%v, %v", l.Names, err)
+		}
+	}
+	list(repo, []string{"v1", "v2"}, nil)
+	list(u.Alias+"/none", nil, registry.ErrNameUnknown)
+	r.wantMirrored(repo, "v1", img.Manifest.Digest, false)
+	u.Fail(script.Rule{Refuse: true})
+	list(repo, []string{"v1"}, nil)
+}
+
 func basic(user, password string) string {
 	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password))
 }

@@ -50,11 +50,25 @@ func (mi *mirror) getLayer(ctx context.Context, repo string, d digest.Digest) (c
 	return cluster.Layer{Digest: d, Size: size}, nil
 }
 
-// listTags is one page of the tags of an upstream's repository that the cluster knows.
+// listTags is one page of the tags of an upstream's repository: as the upstream says now, or, where it can't be asked,
+// those that the cluster knows. Where tags are imported these are listed alone.
 func (mi *mirror) listTags(ctx context.Context, repo string, p registry.Page) (registry.Names, error) {
-	if _, err := mi.about(ctx, repo); err != nil {
+	q, err := mi.about(ctx, repo)
+	if err != nil {
 		return registry.Names{}, err
 	}
+	if !q.up.Import || !q.granted {
+		asked, cancel := context.WithTimeout(ctx, coldPatience)
+		defer cancel()
+		l, err := q.up.Tags(asked, q.remote, p)
+		if err == nil || !q.granted || !errors.Is(err, registry.ErrUnavailable) {
+			return l, public(q, err)
+		}
+	}
+	return mi.knownTags(ctx, repo, p)
+}
+
+func (mi *mirror) knownTags(ctx context.Context, repo string, p registry.Page) (registry.Names, error) {
 	n := pageSize(p)
 	tags, err := mi.x.db.MirroredTags(ctx, repo, p.Last, n+1)
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"kraken/proto/disk"
 	"kraken/proto/registry"
 	"kraken/test/mounts"
+	script "kraken/test/upstream"
 )
 
 // TestFullDisk: a push that the database has no room for is 507 and leaves nothing behind, readiness names the file
@@ -24,8 +25,12 @@ func TestFullDisk(t *testing.T) {
 	r := newRig(t)
 	r.stop()
 	dir := mounts.Small(t, 20<<20)
-	r.dir = dir
+	u := script.New(t, script.Options{})
+	img, repo := u.PutImage("app", "v1", []byte("layer")), u.Alias+"/app"
+	u.PutImage("app", "v2", []byte("other"))
+	r.dir, r.upstreams = dir, mirrored(u)
 	r.start("names.db")
+	r.wantMirrored(repo, "v1", img.Manifest.Digest, false)
 	one := r.put("v1", "one")
 	empty := mounts.Fill(t, dir, 200<<10)
 	raw := layered(t, distinct(1)...)
@@ -45,6 +50,10 @@ func TestFullDisk(t *testing.T) {
 	if err := r.x.checkSpace(t.Context()); err == nil || !strings.Contains(err.Error(), dir+" has ") {
 		t.Errorf("readiness says %v", err)
 	}
+	if m, err := r.get(repo, "v2"); !errors.Is(err, registry.ErrUnavailable) || errors.Is(err, registry.ErrUnauthorized) {
+		t.Errorf("an upstream's tag that is not here: %+v, %v", m, err)
+	}
+	r.wantMirrored(repo, "v1", img.Manifest.Digest, false)
 	r.wantTag("v1", one)
 	r.delete(registry.Reference{Tag: "v1"})
 	r.wantTag("v1", "")

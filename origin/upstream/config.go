@@ -74,8 +74,8 @@ type Access struct {
 	CA string `yaml:"ca"`
 	// PlainHTTP allows HTTP without TLS, also with passwords. Default no.
 	PlainHTTP bool `yaml:"plain_http"`
-	// Credentials are what this cluster presents for repositories of mode node; default none. What they may read is read
-	// by whoever reaches an agent.
+	// Credentials are what this cluster presents for repositories of mode node; default none. What they may read is
+	// read by whoever reaches an agent.
 	Credentials Credentials `yaml:"credentials"`
 }
 

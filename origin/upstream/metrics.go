@@ -21,7 +21,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	m := &metrics{
 		prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "kraken_upstream_request_seconds",
-			Help:    "Duration of requests to registries outside the cluster, logins included, by what was asked (head, manifest, referrers, stat, blob) and result (ok, not_found, denied, error); of blobs until the first byte may come.",
+			Help:    "Duration of requests to registries outside the cluster, logins included, by what was asked (head, manifest, referrers, tags, stat, blob) and result (ok, not_found, denied, error); of blobs until the first byte may come.",
 			Buckets: []float64{.02, .1, .5, 2, 10, 60},
 		}, []string{"registry", "request", "result"}),
 		prometheus.NewCounterVec(prometheus.CounterOpts{Name: "kraken_upstream_received_bytes_total", Help: "Bytes of blobs that came from registries outside the cluster."}, []string{"registry"}),

@@ -32,6 +32,7 @@ const (
 	kindHead      kind = "head"
 	kindManifest  kind = "manifest"
 	kindReferrers kind = "referrers"
+	kindTags      kind = "tags"
 	kindStat      kind = "stat"
 	kindBlob      kind = "blob"
 	kindAll       kind = ""

@@ -119,6 +119,17 @@ func (r *Registry) Manifest(ctx context.Context, remote string, ref registry.Ref
 	})
 }
 
+// Tags is one page of a repository's tags. ErrNameUnknown when there is no such repository.
+func (r *Registry) Tags(ctx context.Context, remote string, page registry.Page) (registry.Names, error) {
+	out, err := ask(ctx, r, kindTags, remote, func(ctx context.Context, p *place, repo string) (registry.Names, error) {
+		return p.client.ListTags(ctx, repo, page)
+	})
+	if errors.Is(err, registry.ErrManifestUnknown) {
+		err = fmt.Errorf("%w: repository %s at %s", registry.ErrNameUnknown, remote, r.Host)
+	}
+	return out, err
+}
+
 // maxReferrerPages bounds the pages of one list.
 const maxReferrerPages = 20
 

@@ -51,6 +51,9 @@ func parse(req *http.Request) Request {
 	if p == "" {
 		return Request{Kind: "ping"}
 	}
+	if repo, ok := strings.CutSuffix(p, "/tags/list"); ok {
+		return Request{Kind: "tags", Repository: repo}
+	}
 	for _, k := range []string{"manifests", "blobs", "referrers"} {
 		if repo, ref, ok := strings.Cut(p, "/"+k+"/"); ok {
 			kind := map[string]string{"manifests": "manifest", "blobs": "blob", "referrers": "referrers"}[k]
@@ -80,6 +83,8 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) {
 		r.blob(w, req, q, u)
 	case "referrers":
 		r.referrers(w, req, q, u)
+	case "tags":
+		r.listTags(w, req, q, u)
 	default:
 		writeError(w, http.StatusNotFound, "NOT_FOUND", "no such path")
 	}
@@ -184,6 +189,23 @@ func (r *Registry) referrers(w http.ResponseWriter, req *http.Request, q Request
 	}
 	w.Header().Set("Content-Type", v1.MediaTypeImageIndex)
 	r.body(w, req, http.StatusOK, Marshal(r.t, v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageIndex, Manifests: list}), u)
+}
+
+func (r *Registry) listTags(w http.ResponseWriter, req *http.Request, q Request, u Rule) {
+	var tags []string
+	r.mu.Lock()
+	for at := range r.tags {
+		if repo, tag, _ := strings.Cut(at, ":"); repo == q.Repository {
+			tags = append(tags, tag)
+		}
+	}
+	r.mu.Unlock()
+	if tags == nil {
+		writeError(w, http.StatusNotFound, "NAME_UNKNOWN", "repository name not known to registry")
+		return
+	}
+	slices.Sort(tags)
+	r.body(w, req, http.StatusOK, Marshal(r.t, map[string]any{"name": q.Repository, "tags": tags}), u)
 }
 
 func writeError(w http.ResponseWriter, status int, code, message string) {
