@@ -163,6 +163,13 @@ func (r *remembered[K, V]) makeRoom() {
 	}
 }
 
+// clear forgets all.
+func (r *remembered[K, V]) clear() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	clear(r.items)
+}
+
 // drop forgets k.
 func (r *remembered[K, V]) drop(k K) {
 	r.mu.Lock()

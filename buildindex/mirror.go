@@ -28,6 +28,8 @@ type mirror struct {
 	tags    remembered[tagName, tagState]
 	refused remembered[string, error] // by the key of the question
 	grants  remembered[string, struct{}]
+	used    remembered[cluster.Name, struct{}]
+	unsaved []cluster.Name // uses that SQL was not told of
 }
 
 // tagName is a tag of an upstream's repository.
@@ -55,6 +57,7 @@ func newMirror(x *Index, set *upstream.Set, m *mirrorMetrics) *mirror {
 	return &mirror{
 		x: x, set: set, m: m, flights: map[string]*flight{},
 		tags: remembered[tagName, tagState]{max: maxMirroredTags}, refused: remembered[string, error]{max: maxRefused}, grants: remembered[string, struct{}]{max: maxGrants},
+		used: remembered[cluster.Name, struct{}]{max: maxUsed},
 	}
 }
 
@@ -70,6 +73,20 @@ type question struct {
 
 // key names the question about ref. Callers share no answer that may be a refusal.
 func (q question) key(ref string) string { return q.grant + "\x00" + q.repo + "\x00" + ref }
+
+// fresh reports whether what the upstream said at a time counts without asking again.
+func (q question) fresh(at time.Time) bool {
+	return time.Since(at) < time.Duration(q.up.TagTTL) || q.up.Offline()
+}
+
+// mayRead reports whether the caller has a grant now, or needs none.
+func (mi *mirror) mayRead(q question) bool {
+	if q.granted {
+		return true
+	}
+	_, ok := mi.grants.get(q.grant)
+	return ok
+}
 
 // foreign reports whether a repository is an upstream's: where any is mirrored, all whose names are of that form.
 func (mi *mirror) foreign(repo string) bool {
@@ -136,7 +153,14 @@ func (mi *mirror) manifest(ctx context.Context, q question, d digest.Digest) (na
 		return m, err
 	}
 	ref := registry.Reference{Digest: d}
-	if err := mi.ask(ctx, q, ref.String(), coldPatience, func(ctx context.Context) error { _, err := mi.fetch(ctx, q, ref); return err }); err != nil {
+	err = mi.ask(ctx, q, ref.String(), coldPatience, func(ctx context.Context) error {
+		_, err := mi.local(ctx, q.repo, d) // it may have come meanwhile
+		if errors.Is(err, names.ErrNotFound) {
+			_, err = mi.fetch(ctx, q, ref)
+		}
+		return err
+	})
+	if err != nil {
 		return m, err
 	}
 	return mi.local(ctx, q.repo, d)
@@ -146,6 +170,9 @@ func (mi *mirror) manifest(ctx context.Context, q question, d digest.Digest) (na
 // imported or written back, whatever has the digest.
 func (mi *mirror) local(ctx context.Context, repo string, d digest.Digest) (names.Manifest, error) {
 	m, err := mi.x.db.MirroredManifest(ctx, repo, d)
+	if err == nil {
+		mi.use(repo, d)
+	}
 	if errors.Is(err, names.ErrNotFound) {
 		m, err = mi.x.manifest(ctx, repo, registry.Reference{Digest: d})
 		if errors.Is(err, registry.ErrUnavailable) {
@@ -198,6 +225,9 @@ var errNotMirrored = &registry.Error{Code: "UNAVAILABLE", Status: 503, Message: 
 
 // askDigest asks whether a caller may read a digest, and grants it.
 func (mi *mirror) askDigest(ctx context.Context, q question, d digest.Digest) error {
+	if mi.mayRead(q) {
+		return nil
+	}
 	ref := registry.Reference{Digest: d}
 	if _, err := mi.local(ctx, q.repo, d); errors.Is(err, names.ErrNotFound) {
 		if _, err := mi.fetch(ctx, q, ref); err != nil {

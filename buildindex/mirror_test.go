@@ -16,7 +16,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"kraken/buildindex/names"
 	"kraken/origin/upstream"
 	"kraken/proto/cluster"
 	"kraken/proto/config"
@@ -135,6 +134,22 @@ func TestUpstreamIsAskedOnce(t *testing.T) {
 	if _, err := r.x.mount(t.Context(), "own/app", repo, moved.Config.Digest); !errors.Is(err, registry.ErrBlobUnknown) {
 		t.Errorf("a blob that may be nowhere is mounted: %v", err)
 	}
+}
+
+// Who was about to ask when the answer came asks nobody.
+func TestAnsweredMeanwhile(t *testing.T) {
+	u := script.New(t, script.Options{})
+	img := u.PutImage("app", "v1", []byte("layer"))
+	r := newMirrorRig(t, mirrored(u))
+	mi := r.x.mirror
+	q, err := mi.about(t.Context(), u.Alias+"/app")
+	r.must(err)
+	for range 3 {
+		r.must(mi.askTag(t.Context(), q, "v1"))
+		r.must(mi.askDigest(t.Context(), q, img.Manifest.Digest))
+		r.must(mi.askReferrers(t.Context(), q, img.Manifest.Digest))
+	}
+	wantAsked(t, u, "[manifest:1 referrers:1]")
 }
 
 // Of an index comes what is asked for.
@@ -621,7 +636,10 @@ func TestTagIsWrittenBackAgain(t *testing.T) {
 	mi := r.x.mirror
 	q, err := mi.about(t.Context(), repo)
 	r.must(err)
-	r.must(mi.askTag(t.Context(), q, "v1", tagState{MirroredTag: names.MirroredTag{Digest: one.Manifest.Digest}}))
+	impatient := *q.up
+	impatient.TagTTL = 1
+	q.up = &impatient
+	r.must(mi.askTag(t.Context(), q, "v1"))
 	own(two.Manifest.Digest)
 	pushed := raw("", "a/a")
 	if _, err := r.push(repo, registry.Reference{Tag: "v1"}, pushed, registry.PutOptions{}); err != nil {
@@ -629,4 +647,22 @@ func TestTagIsWrittenBackAgain(t *testing.T) {
 	}
 	own(digest.FromBytes(pushed))
 	r.wantMirrored(repo, "v1", digest.FromBytes(pushed), false)
+}
+
+// Of what is mirrored the least recently used goes; a tag whose manifest went is asked for again.
+func TestMirrorIsPruned(t *testing.T) {
+	u := script.New(t, script.Options{})
+	img := u.PutImage("app", "v1", []byte("layer"))
+	r := newMirrorRig(t, mirrored(u))
+	repo := u.Alias + "/app"
+	r.wantMirrored(repo, "v1", img.Manifest.Digest, false)
+	r.must(r.x.mirror.prune(t.Context(), img.Manifest.Size))
+	r.wantMirrored(repo, "v1", img.Manifest.Digest, false)
+	wantAsked(t, u, "[manifest:1]")
+	r.must(r.x.mirror.prune(t.Context(), 0))
+	if n, err := r.x.db.MirroredBytes(t.Context()); err != nil || n != 0 {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+	r.wantMirrored(repo, "v1", img.Manifest.Digest, false)
+	wantAsked(t, u, "[manifest:1]")
 }

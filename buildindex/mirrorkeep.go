@@ -23,9 +23,9 @@ const writeBackEach = 30 * time.Second
 // writeBackPage is how many names are looked at in one query.
 const writeBackPage = 500
 
-// keep writes names back until ctx is done.
+// keep writes names back and prunes until ctx is done.
 func (mi *mirror) keep(ctx context.Context) error {
-	if !mi.set.WritesBack() {
+	if !mi.set.Public().Any() {
 		return nil
 	}
 	t := time.NewTicker(writeBackEach)
@@ -36,7 +36,13 @@ func (mi *mirror) keep(ctx context.Context) error {
 			return nil
 		case <-t.C:
 		}
-		if !mi.x.begunTenure() || !mi.x.restored.Load() {
+		if !mi.x.begunTenure() {
+			continue
+		}
+		if err := mi.prune(ctx, int64(mi.x.cfg.Upstreams.NamesCapacity)); err != nil && ctx.Err() == nil {
+			mi.x.log.Warn("what is mirrored is not pruned now", "error", err)
+		}
+		if !mi.set.WritesBack() || !mi.x.restored.Load() {
 			continue
 		}
 		if err := mi.writeBack(ctx); err != nil && ctx.Err() == nil {
@@ -168,4 +174,62 @@ func (mi *mirror) writeTag(ctx context.Context, n cluster.Name, m names.Manifest
 	}
 	defer mi.x.lock(n.Repository, n.Tag, m.Digest.String())()
 	return mi.x.store(ctx, push{repo: n.Repository, tags: []string{n.Tag}, d: m.Digest, p: p, raw: m.Bytes})
+}
+
+// Of manifests that are read each day SQL is told so once.
+const (
+	useEach    = 24 * time.Hour
+	prunePage  = 100
+	maxUsed    = 1 << 16
+	maxUnsaved = 1 << 12
+)
+
+// use notes that a mirrored manifest was read.
+func (mi *mirror) use(repo string, d digest.Digest) {
+	n := cluster.ManifestName(repo, d)
+	if _, told := mi.used.get(n); told {
+		return
+	}
+	mi.used.put(n, struct{}{}, useEach)
+	mi.mu.Lock()
+	defer mi.mu.Unlock()
+	if len(mi.unsaved) < maxUnsaved {
+		mi.unsaved = append(mi.unsaved, n)
+	}
+}
+
+// prune tells SQL what was used, and forgets what was used least recently until there are no more than capacity bytes.
+func (mi *mirror) prune(ctx context.Context, capacity int64) error {
+	mi.mu.Lock()
+	used := mi.unsaved
+	mi.unsaved = nil
+	mi.mu.Unlock()
+	now := time.Now()
+	if len(used) > 0 {
+		err := mi.x.db.Update(ctx, func(tx names.Tx) error {
+			for _, n := range used {
+				if err := tx.UseMirrored(n.Repository, n.Digest, now); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	for {
+		n, err := mi.x.db.MirroredBytes(ctx)
+		if err != nil || n <= capacity {
+			return err
+		}
+		err = mi.x.db.Update(ctx, func(tx names.Tx) error {
+			_, err := tx.PruneMirrored(prunePage)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		mi.tags.clear() // SQL says which are left
+	}
 }

@@ -49,7 +49,7 @@ func (mi *mirror) referrers(ctx context.Context, q question, d digest.Digest) ([
 		return nil, err
 	}
 	age := time.Since(last.Checked)
-	if known && q.granted && (age < time.Duration(q.up.TagTTL) || q.up.Offline()) {
+	if known && q.granted && q.fresh(last.Checked) {
 		return last.Descriptors, nil
 	}
 	stale := known && q.granted && age < time.Duration(q.up.StaleFor)
@@ -72,6 +72,9 @@ func (mi *mirror) referrers(ctx context.Context, q question, d digest.Digest) ([
 
 // askReferrers asks the upstream what refers to d: by the API, or, of a registry without it, by the tag schema.
 func (mi *mirror) askReferrers(ctx context.Context, q question, d digest.Digest) error {
+	if last, err := mi.x.db.MirroredReferrers(ctx, q.repo, d); err == nil && mi.mayRead(q) && q.fresh(last.Checked) {
+		return nil // answered meanwhile
+	}
 	list, err := q.up.Referrers(ctx, q.remote, d)
 	if errors.Is(err, registry.ErrManifestUnknown) {
 		list, err = mi.schemaReferrers(ctx, q, d)

@@ -20,7 +20,7 @@ func (mi *mirror) tag(ctx context.Context, q question, tag string) (d digest.Dig
 		return "", "", err
 	}
 	age := time.Since(last.Checked)
-	if known && q.granted && (age < time.Duration(q.up.TagTTL) || q.up.Offline()) {
+	if known && q.granted && q.fresh(last.Checked) {
 		mi.m.answered(q, answerFresh)
 		return last.Digest, "", nil
 	}
@@ -29,7 +29,7 @@ func (mi *mirror) tag(ctx context.Context, q question, tag string) (d digest.Dig
 	if stale {
 		patience = time.Duration(q.up.Patience)
 	}
-	err = mi.ask(ctx, q, tag, patience, func(ctx context.Context) error { return mi.askTag(ctx, q, tag, last) })
+	err = mi.ask(ctx, q, tag, patience, func(ctx context.Context) error { return mi.askTag(ctx, q, tag) })
 	if err == nil {
 		if last, err = mi.last(ctx, q.repo, tag); err == nil {
 			mi.m.answered(q, answerAsked)
@@ -67,7 +67,7 @@ func (mi *mirror) last(ctx context.Context, repo, tag string) (tagState, error) 
 	}
 	own, err := mi.own(ctx, repo, tag)
 	switch at := time.UnixMicro(own.Generation); {
-	case err == nil && (!ok || at.After(s.Checked)):
+	case err == nil && (!ok || at.After(s.Checked) && own.Digest != s.Digest): // of the same it is the write-back
 		return tagState{MirroredTag: names.MirroredTag{Digest: own.Digest, Checked: at}}, nil
 	case ok:
 		return s, nil
@@ -90,9 +90,16 @@ func (mi *mirror) own(ctx context.Context, repo, tag string) (names.Version, err
 }
 
 // askTag asks the upstream what a tag is: by HEAD where something is known, and reads the manifest where it is another
-// one.
-func (mi *mirror) askTag(ctx context.Context, q question, tag string, last tagState) error {
+// one. Who asked before may have had the answer meanwhile.
+func (mi *mirror) askTag(ctx context.Context, q question, tag string) error {
 	ref := registry.Reference{Tag: tag}
+	last, err := mi.last(ctx, q.repo, tag)
+	if err != nil && !errors.Is(err, names.ErrNotFound) {
+		return err
+	}
+	if err == nil && mi.mayRead(q) && q.fresh(last.Checked) {
+		return nil
+	}
 	if last.Digest == "" {
 		_, err := mi.fetch(ctx, q, ref)
 		return mi.told(ctx, q, tag, err)

@@ -25,6 +25,8 @@ type Mirror interface {
 	MirroredReferrers(ctx context.Context, repo string, subject digest.Digest) (MirroredReferrers, error)
 	// MirroredTags returns up to n known tags after last, in order.
 	MirroredTags(ctx context.Context, repo, last string, n int) ([]string, error)
+	// MirroredBytes returns the bytes of all mirrored manifests.
+	MirroredBytes(ctx context.Context) (int64, error)
 	// MirroredUnwritten returns up to n mirrored manifests after last, in order, that are none of the cluster's own.
 	MirroredUnwritten(ctx context.Context, last cluster.Name, n int) ([]cluster.Name, error)
 	// MirroredTagsUnwritten returns up to n mirrored tags whose manifests are the cluster's own, and that are no tags
@@ -38,8 +40,14 @@ type MirrorTx interface {
 	PutMirroredTag(repo, tag string, t MirroredTag) error
 	// DeleteMirroredTag forgets a tag. One that is not there is no error.
 	DeleteMirroredTag(repo, tag string) error
-	// PutMirroredManifest stores a manifest with its bytes, and the blobs that it refers to. Its generation is none.
+	// PutMirroredManifest stores a manifest with its bytes, used now, and the blobs that it refers to. Its generation is
+	// none.
 	PutMirroredManifest(m Manifest, blobs []Member) error
+	// UseMirrored says when a mirrored manifest was used last. One that is not there is no error.
+	UseMirrored(repo string, d digest.Digest, at time.Time) error
+	// PruneMirrored forgets the n mirrored manifests that were used least recently, with their tags and lists of
+	// referrers, and returns how many there were. Memberships go with a repository's last one.
+	PruneMirrored(n int) (int, error)
 	// PutMirroredReferrers says what refers to a subject.
 	PutMirroredReferrers(repo string, subject digest.Digest, r MirroredReferrers) error
 }

@@ -25,6 +25,9 @@ type Config struct {
 	// link-local or of a cloud's metadata service, or private where another host leads there. Whoever may name an
 	// upstream makes this machine send requests there. The literal address of a configured endpoint needs no entry.
 	AllowAddresses []string `yaml:"allow_addresses"`
+	// NamesCapacity bounds the bytes of manifests that build-index keeps of upstreams, default 1GiB: those that were used
+	// least recently go.
+	NamesCapacity config.Size `yaml:"names_capacity" config:"positive"`
 	// GrantTTL is how long an upstream's yes to a caller's credential counts (mode caller), default 5m.
 	GrantTTL config.Duration `yaml:"grant_ttl"`
 
@@ -110,11 +113,13 @@ const (
 	defaultPatience    = 800 * time.Millisecond
 	defaultGrantTTL    = 5 * time.Minute
 	defaultConcurrency = 16
+	defaultNames       = 1 << 30
 )
 
 // Validate fills in defaults and refuses what can't work.
 func (c *Config) Validate() error {
 	var m config.Mistakes
+	c.NamesCapacity = cmp.Or(c.NamesCapacity, defaultNames)
 	c.GrantTTL = cmp.Or(c.GrantTTL, config.Duration(defaultGrantTTL))
 	for i := range c.Registries {
 		c.Registries[i].validate(&m, fmt.Sprintf("registries[%d]", i))

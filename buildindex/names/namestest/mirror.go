@@ -95,3 +95,61 @@ func (t *suite) unwritten(up string) {
 	t.update(func(tx names.Tx) error { return tx.PutTag(up, "v", names.Version{Digest: a, Generation: 7}) })
 	want("the tag is written", nil, []cluster.Name{cluster.TagName(up, "w")})
 }
+
+// prunedMirror is that what was used least recently goes first, with what is about it.
+func (t *suite) prunedMirror() {
+	const up, other = "docker.io/library/nginx", "docker.io/library/redis"
+	ds := []digest.Digest{one(1), one(2), one(3)}
+	put := func(repo string, d digest.Digest, at int64) {
+		t.Helper()
+		t.update(func(tx names.Tx) error {
+			return errors.Join(tx.PutMirroredManifest(names.Manifest{Repository: repo, Digest: d, Bytes: []byte("12345")}, []names.Member{{Digest: d, Size: 1}}),
+				tx.PutMirroredTag(repo, "t"+d.Encoded()[:5], names.MirroredTag{Digest: d}), tx.PutMirroredReferrers(repo, d, names.MirroredReferrers{}),
+				tx.UseMirrored(repo, d, time.Now().Add(time.Duration(at)*time.Hour)))
+		})
+	}
+	put(up, ds[0], 3)
+	put(up, ds[1], 1)
+	put(other, ds[2], 2)
+	t.update(func(tx names.Tx) error { return tx.UseMirrored(up, one(9), time.Now()) })
+	size := func(want int64) {
+		t.Helper()
+		if n, err := t.s.MirroredBytes(t.Context()); err != nil || n != want {
+			t.Errorf("%d bytes, %v, want %d", n, err, want)
+		}
+	}
+	size(15)
+	prune := func(n, want int) {
+		t.Helper()
+		t.update(func(tx names.Tx) error {
+			if got, err := tx.PruneMirrored(n); err != nil || got != want {
+				t.Errorf("%d pruned, %v, want %d", got, err, want)
+			}
+			return nil
+		})
+	}
+	there := func(repo string, d digest.Digest, manifest, layer bool) {
+		t.Helper()
+		_, merr := t.s.MirroredManifest(t.Context(), repo, d)
+		_, terr := t.s.MirroredTag(t.Context(), repo, "t"+d.Encoded()[:5])
+		_, rerr := t.s.MirroredReferrers(t.Context(), repo, d)
+		_, lerr := t.s.MirroredLayer(t.Context(), repo, d)
+		for what, err := range map[string]error{"manifest": merr, "tag": terr, "referrers": rerr} {
+			if (err == nil) != manifest {
+				t.Errorf("%s of %s: %v", what, repo, err)
+			}
+		}
+		if (lerr == nil) != layer {
+			t.Errorf("layer of %s: %v", repo, lerr)
+		}
+	}
+	prune(2, 2)
+	size(5)
+	there(up, ds[0], true, true)
+	there(up, ds[1], false, true) // the repository is there
+	there(other, ds[2], false, false)
+	prune(10, 1)
+	there(up, ds[0], false, false)
+	prune(10, 0)
+	size(0)
+}

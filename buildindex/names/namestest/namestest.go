@@ -42,6 +42,7 @@ func Run(t *testing.T, fresh func(t *testing.T) (open func() names.Store)) {
 		"meta":                   (*suite).meta,
 		"another store sees all": (*suite).shared,
 		"mirror":                 (*suite).mirror,
+		"pruned mirror":          (*suite).prunedMirror,
 	} {
 		t.Run(name, func(t *testing.T) {
 			open := fresh(t)
