@@ -73,6 +73,7 @@ var Rights = []Right{
 	{"build-index", "PUT DELETE", "/v2/<name>/_kraken/layers", only(proxy)},
 	{"build-index", "POST", "/v2/<name>/_kraken/mount", only(proxy)},
 	{"build-index", "GET", "/v2/_kraken/upstreams", only(proxy, origin, agent)},
+	{"build-index", "GET", "/v2/<name>/_kraken/grant", only(proxy, origin, agent)},
 
 	{"tracker", "GET", "/health", everybody},
 	{"tracker", "GET", "/readiness", everybody},
