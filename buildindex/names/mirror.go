@@ -40,8 +40,8 @@ type MirrorTx interface {
 	PutMirroredTag(repo, tag string, t MirroredTag) error
 	// DeleteMirroredTag forgets a tag. One that is not there is no error.
 	DeleteMirroredTag(repo, tag string) error
-	// PutMirroredManifest stores a manifest with its bytes, used now, and the blobs that it refers to. Its generation is
-	// none.
+	// PutMirroredManifest stores a manifest with its bytes, used now, and the blobs that it refers to. Its generation
+	// is none.
 	PutMirroredManifest(m Manifest, blobs []Member) error
 	// UseMirrored says when a mirrored manifest was used last. One that is not there is no error.
 	UseMirrored(repo string, d digest.Digest, at time.Time) error
