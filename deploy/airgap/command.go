@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"kraken/origin/upstream"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 	"kraken/proto/transport"
 )
@@ -96,7 +97,8 @@ func (o options) fromRegistries(ctx context.Context) (*upstream.Set, []image, er
 	if err != nil {
 		return nil, nil, err
 	}
-	cfg := upstream.Config{Registries: []upstream.RegistryConfig{{Registry: "*"}}, AllowAddresses: []string{"0.0.0.0/0", "::/0"}}
+	everything := []cluster.RepositoryMode{{Repository: "**", Mode: cluster.ModeNode}} // that the credentials may read
+	cfg := upstream.Config{Registries: []upstream.RegistryConfig{{Registry: "*", Modes: everything}}, AllowAddresses: []string{"0.0.0.0/0", "::/0"}}
 	cfg.Registries[0].PlainHTTP, cfg.Registries[0].Credentials.DockerConfig = o.plainHTTP, o.dockerConfig
 	set, err := upstream.Open(cfg, upstream.Options{})
 	if err != nil {
