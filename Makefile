@@ -12,7 +12,7 @@ BUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X kraken/proto/rol
 TOOL := $(GO) tool -modfile=test/tools/go.mod
 
 .DEFAULT_GOAL := help
-.PHONY: help check-go quick build images devcluster stop-devcluster test test-go test-sim test-setup test-python test-containers test-tools chaos sim conformance bench-registry bench-swarm lint fuzz clean
+.PHONY: help check-go quick build images devcluster stop-devcluster test test-go test-sim test-setup test-python test-containers test-tools chaos sim conformance bench-registry bench-swarm bench-mirror lint fuzz clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -87,6 +87,10 @@ test-containers: test-setup ## the cluster's scenarios once more, against contai
 bench-swarm: build ## measure the swarm on shaped links and loopback; needs root (ROWS=regexp, REPEAT=n)
 	$(GO) build -o bin/bench-swarm ./test/bench/swarm
 	bin/bench-swarm --rows '$(or $(ROWS),.)' --repeat $(or $(REPEAT),3)
+
+bench-mirror: build ## measure first pulls from an upstream on shaped links, beside direct ones; needs root (ROWS=regexp, REPEAT=n)
+	$(GO) build -o bin/bench-swarm ./test/bench/swarm
+	bin/bench-swarm --rows 'mirror-$(ROWS)' --repeat $(or $(REPEAT),3) --name mirror
 
 bench-registry: build test-tools ## measure the registry beside Debian's docker-registry (ROWS=regexp REPEAT=5)
 	@test/setup.sh bench

@@ -73,11 +73,26 @@ func (f *fetch) ended(a cluster.Arriving) (cluster.Arriving, error) {
 	return a, nil
 }
 
-// awaitPieces waits until a piece has come that may be leased to who has some, at most arrivingWait, and returns have
-// with all pieces that have not come.
-func (f *fetch) awaitPieces(ctx context.Context, have blob.Bitmap, q cluster.LeaseRequest) blob.Bitmap {
+// lease hands out pieces that have come, and waits up to arrivingWait for one that is due.
+func (f *fetch) lease(ctx context.Context, have blob.Bitmap, who asker, q cluster.LeaseRequest) (cluster.LeaseResponse, error) {
 	limit := time.NewTimer(arrivingWait)
 	defer limit.Stop()
+	for {
+		here, offered := f.awaitPieces(ctx, have, q, limit.C)
+		out, err := f.o.lease(ctx, f.m, here, who, q)
+		if err != nil || len(out.Pieces) > 0 || out.HeldBack {
+			return out, err
+		}
+		if !offered || ctx.Err() != nil {
+			out.RetryAfter = turnRetryAfter
+			return out, nil
+		}
+	}
+}
+
+// awaitPieces waits until a piece has come that may be leased to who has some, and returns have with all pieces that
+// have not come. It reports false when limit, or the fetch, ends the waiting.
+func (f *fetch) awaitPieces(ctx context.Context, have blob.Bitmap, q cluster.LeaseRequest, limit <-chan time.Time) (blob.Bitmap, bool) {
 	again := time.NewTicker(100 * time.Millisecond) // leases expire
 	defer again.Stop()
 	replica, replicas := f.o.replica(f.d, q.Only)
@@ -87,18 +102,25 @@ func (f *fetch) awaitPieces(ctx context.Context, have blob.Bitmap, q cluster.Lea
 		for i := len(hashes) / sha1.Size; i < here.Len(); i++ {
 			here.Set(i)
 		}
+		select {
+		case <-f.g.Ended():
+			return here, false
+		case <-limit:
+			return here, false
+		case <-ctx.Done():
+			return here, false
+		default:
+		}
 		if f.o.leases.offers(f.m, here, q, replica, replicas) {
-			return here
+			return here, true
 		}
 		select {
 		case <-more:
 		case <-again.C:
 		case <-f.g.Ended():
-			return here
-		case <-limit.C:
-			return here
+		case <-limit:
+			return here, false
 		case <-ctx.Done():
-			return here
 		}
 	}
 }

@@ -68,10 +68,13 @@ func (o *Origin) leaseRoute(w http.ResponseWriter, r *http.Request, d digest.Dig
 	if q.Max < 1 || q.Max > cluster.MaxLeasePieces || len(q.Want) > 10*cluster.MaxLeasePieces {
 		return fmt.Errorf("%w: max is %d, want names %d pieces", errBody, q.Max, len(q.Want))
 	}
-	if f != nil {
-		have = f.awaitPieces(ctx, have, q)
+	who := asker{sourceOf(r), q.Peer}
+	var out cluster.LeaseResponse
+	if f == nil {
+		out, err = o.lease(r.Context(), m, have, who, q)
+	} else {
+		out, err = f.lease(r.Context(), have, who, q)
 	}
-	out, err := o.lease(r.Context(), m, have, asker{sourceOf(r), q.Peer}, q)
 	if err != nil {
 		return err
 	}

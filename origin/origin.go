@@ -51,6 +51,7 @@ type Origin struct {
 	checking    sync.Map                             // "bucket digest" → true while the bucket's bytes are hashed
 	checks      chan struct{}                        // a slot for each of these
 	upstreams   *upstream.Set
+	segments    segmentSlots
 	refused     *expirable.LRU[digest.Digest, error]
 	commits     *commits
 	kick        chan struct{} // write-back has something to do
@@ -83,6 +84,7 @@ func New(cfg Config, deps role.Deps) (*Origin, error) {
 	}
 	o := &Origin{
 		cfg: cfg, log: deps.Log, leases: newLeases(cfg.Leasers), turns: newTurns(), budgets: newBudgets(), recomputing: newRecomputations(),
+		segments: make(segmentSlots, maxSegments),
 		refusals: rate.Sometimes{First: 3, Interval: 10 * time.Second},
 		fetches:  map[digest.Digest]*fetch{},
 		checks:   make(chan struct{}, 2),

@@ -29,6 +29,7 @@ type parts struct {
 	size  int64
 	stall time.Duration
 	end   func() // nil, or to be called by Close
+	ahead forerun
 
 	pos   int64
 	body  io.ReadCloser // nil: to be opened
@@ -46,6 +47,12 @@ func newParts(ctx context.Context, from blobSource, size int64) *parts {
 // Read implements io.Reader. An error is final.
 func (r *parts) Read(b []byte) (int, error) {
 	for r.pos < r.size {
+		r.ahead.look(r, time.Now())
+		if n, ok, err := r.ahead.read(r, b); ok {
+			r.closeBody() // it has come to where others have read
+			r.pos += int64(n)
+			return n, err
+		}
 		if r.body == nil {
 			if err := r.open(); err != nil {
 				if err := r.failed(err); err != nil {
@@ -55,7 +62,7 @@ func (r *parts) Read(b []byte) (int, error) {
 			}
 		}
 		r.watch()
-		n, err := r.body.Read(b[:min(int64(len(b)), r.size-r.pos+r.skip)])
+		n, err := r.body.Read(b[:min(int64(len(b)), r.ahead.limit(r)-r.pos+r.skip)])
 		r.timer.Stop()
 		if k := int(min(r.skip, int64(n))); k > 0 {
 			r.skip -= int64(k)
@@ -136,6 +143,7 @@ func (r *parts) failed(err error) error {
 // Close ends the reading.
 func (r *parts) Close() error {
 	err := r.closeBody()
+	r.ahead.close()
 	if r.end != nil {
 		r.end()
 	}

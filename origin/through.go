@@ -114,7 +114,7 @@ func (o *Origin) beginUpstream(up mirrored, repo string, d digest.Digest) (*fetc
 		return nil, err
 	}
 	from := newParts(ctx, p, size)
-	from.body, from.end = body, func() { cancel(nil) }
+	from.body, from.end, from.ahead.slots = body, func() { cancel(nil) }, o.segments
 	if !up.keeps(size) {
 		from.Close()
 		return nil, errNotKept

@@ -42,9 +42,11 @@ func machine() (used, total float64) {
 type options struct {
 	agents int
 	shaped bool
-	mbit   int                       // what agents are told of their link; 0: nothing
-	env    map[string][]string       // by role
-	config map[string]map[string]any // more keys, by role
+	mbit   int                 // what agents are told of their link; 0: nothing
+	env    map[string][]string // by role
+	// upstream makes one, on a node of its own, which the cluster mirrors; where shaped.
+	upstream bool
+	config   map[string]map[string]any // more keys, by role
 }
 
 // cluster is one origin, the other roles, and agents; each agent and the origin in a namespace of its own, or all on
@@ -54,6 +56,8 @@ type cluster struct {
 	net    *netns.Network // nil on loopback
 	origin *devcluster.Component
 	agents []*devcluster.Component
+
+	upstream *registry // nil without one
 }
 
 // newCluster starts a cluster. close ends it.
@@ -78,8 +82,17 @@ func (b *bench) newCluster(ctx context.Context, o options) (_ *cluster, err erro
 		Env: o.env, Config: o.keys(),
 	}
 	if o.shaped {
-		if described.Hosts, err = c.connect(o.agents); err != nil {
+		if described.Hosts, err = c.connect(o); err != nil {
 			return nil, err
+		}
+		if o.upstream {
+			at := c.net.Nodes[len(c.net.Nodes)-1].Host
+			if err := c.serveUpstream(at); err != nil {
+				return nil, err
+			}
+			mirrored := map[string]any{"registries": []any{map[string]any{"registry": c.upstream.l.Addr().String(), "plain_http": true}}}
+			described.Config["origin"]["upstreams"] = mirrored
+			described.Config["build-index"] = map[string]any{"upstreams": mirrored}
 		}
 	}
 	plan, err := devcluster.Plan(described)
@@ -109,18 +122,24 @@ func (o options) keys() map[string]map[string]any {
 	return out
 }
 
-// connect makes the network: a node for each agent and the origin, by their ids, and one for the other roles.
-func (c *cluster) connect(agents int) (hosts map[string]devcluster.Host, err error) {
+// connect makes the network: a node for each agent and the origin, by their ids, one for the other roles, and one for
+// an upstream where there is one.
+func (c *cluster) connect(o options) (hosts map[string]devcluster.Host, err error) {
 	names := []string{"core", "origin-01"}
-	for i := range agents {
+	for i := range o.agents {
 		names = append(names, fmt.Sprintf("agent-%02d", i+1))
+	}
+	if o.upstream {
+		names = append(names, "upstream")
 	}
 	if c.net, err = netns.New(fmt.Sprintf("kb%d", os.Getpid()), names...); err != nil {
 		return nil, err
 	}
 	hosts = map[string]devcluster.Host{}
 	for _, x := range c.net.Nodes {
-		hosts["kraken-"+x.Name] = x.Host
+		if x.Name != "upstream" {
+			hosts["kraken-"+x.Name] = x.Host
+		}
 	}
 	for _, role := range []string{"tracker", "build-index", "proxy"} {
 		hosts[role] = c.net.Nodes[0].Host
@@ -133,7 +152,7 @@ func (c *cluster) only(role string) *devcluster.Component { return c.plan.Role(r
 
 // close ends the cluster, which has nothing that is worth a drain, and removes all that it made.
 func (c *cluster) close() error {
-	err := c.plan.KillAll(context.Background())
+	err := errors.Join(c.upstream.close(), c.plan.KillAll(context.Background()))
 	if c.net != nil {
 		err = errors.Join(err, c.net.Close())
 	}

@@ -2,6 +2,8 @@
 // namespaces, and on loopback beside a plain HTTP server and the bare BitTorrent library. It needs root and Linux; it
 // makes everything that it uses and removes it.
 //
+// Rows that begin with mirror- pull from a registry outside the cluster, on a node of its own.
+//
 // The processes are the shipped binaries as deploy/devcluster lays them out, with one origin, a folder as bucket, no
 // peers but Kraken's and, where a row says so, the speed of the link. Every time is a ratio to the lower bound max(F/u,
 // F/min d, N·F/(u + Σu_i)) at the link's nominal rate: what Ethernet, IP and TCP add (4.4 %) is part of what is
@@ -58,6 +60,9 @@ var sections = []section{
 	{"small", "blobs of 10 KiB", small},
 	{"memory-idle", "an agent with 10,000 cached blobs", memoryIdle},
 	{"memory-pull", "an agent that pulls 4 GiB", memoryPull},
+	{"mirror-image", "16 agents pull an image of 10 layers from an upstream", mirrorImage(16)},
+	{"mirror-8", "8 agents want a blob of an upstream, all links of 25 Mbit/s", mirrorCrowd(8, 25, 64*mib, 3)},
+	{"mirror-first", "first pull of 1 GiB from an upstream at 100 Mbit/s, beside a direct one", mirrorFirst(100, 1<<30)},
 	{"tracker", "announces a second on one core, bytes a pair", tracker},
 }
 
@@ -82,6 +87,7 @@ func run(ctx context.Context) error {
 	list := flag.Bool("list", false, "list the sections and exit")
 	flag.StringVar(&b.bin, "bin", "bin", "folder of the binaries")
 	flag.StringVar(&b.out, "out", "test/bench/out", "folder of swarm.json and the drawings")
+	name := flag.String("name", "swarm", "of the file of results, without .json")
 	flag.IntVar(&b.repeat, "repeat", 3, "measurements of each row, of which the median counts")
 	flag.Usage = func() {
 		fmt.Fprint(flag.CommandLine.Output(), "bench-swarm measures the sections that --list names, about two minutes each, in network namespaces and on loopback. It needs root,\n"+
@@ -122,7 +128,7 @@ func run(ctx context.Context) error {
 		fmt.Fprintf(os.Stderr, "  %s in all\n", time.Since(began).Round(time.Second))
 	}
 	b.compareSizes()
-	return errors.Join(append(errs, report.Table(os.Stdout, b.rows), report.WriteFile(filepath.Join(b.out, "swarm.json"), b.rows), context.Cause(ctx))...)
+	return errors.Join(append(errs, report.Table(os.Stdout, b.rows), report.WriteFile(filepath.Join(b.out, *name+".json"), b.rows), context.Cause(ctx))...)
 }
 
 // choose gives the sections whose names begin with what the pattern matches. What is no option is refused: whoever
