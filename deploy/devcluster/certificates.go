@@ -40,16 +40,13 @@ func (cl *Cluster) writeCertificates() error {
 			return err
 		}
 	}
-	ids := []string{"operator"}
 	for _, c := range cl.Components {
-		ids = append(ids, c.ID())
-	}
-	for _, id := range ids {
-		if _, err := cl.Issue(id); err != nil {
+		if _, err := cl.Issue(c.ID()); err != nil {
 			return err
 		}
 	}
-	return nil
+	_, err := cl.Issue("operator")
+	return err
 }
 
 // Issue gives id a certificate of the cluster's authority. Its role is what stands before the number in an id such as
@@ -57,12 +54,23 @@ func (cl *Cluster) writeCertificates() error {
 func (cl *Cluster) Issue(id string) (Files, error) {
 	a, err := certs.Open(cl.CertificateDir())
 	if err == nil {
-		_, err = a.Issue(certs.Request{Role: roleOf(id), ID: id, Hosts: []string{id, "localhost", loopback.IP}, Life: certs.CertificateLife})
+		_, err = a.Issue(certs.Request{Role: roleOf(id), ID: id, Hosts: cl.hostsOf(id), Life: certs.CertificateLife})
 	}
 	if err != nil {
 		return Files{}, fmt.Errorf("certificate of %s: %w", id, err)
 	}
 	return cl.Certificate(id), nil
+}
+
+// hostsOf are what others call the holder of a certificate by.
+func (cl *Cluster) hostsOf(id string) []string {
+	hosts := []string{id, "localhost", loopback.IP}
+	for _, c := range cl.Components {
+		if ip := c.Host().IP; c.ID() == id && !slices.Contains(hosts, ip) {
+			hosts = append(hosts, ip)
+		}
+	}
+	return hosts
 }
 
 func roleOf(id string) transport.Role {

@@ -95,8 +95,7 @@ func TestHosts(t *testing.T) {
 		}
 	}
 	for _, o := range []Options{
-		{Hosts: map[string]Host{"agent": own}, Runtime: "docker"}, {Hosts: map[string]Host{"agent": own}, MutualTLS: true},
-		{FolderBucket: true, Runtime: "docker"}, {Origins: -1},
+		{Hosts: map[string]Host{"agent": own}, Runtime: "docker"}, {FolderBucket: true, Runtime: "docker"}, {Origins: -1},
 	} {
 		if _, err := Plan(o); err == nil {
 			t.Errorf("taken: %+v", o)

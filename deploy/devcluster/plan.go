@@ -22,8 +22,6 @@ func Plan(o Options) (*Cluster, error) {
 		return nil, errors.New("mutual TLS: for processes only, a container's user can't read the keys")
 	case cl.Runtime == "docker" && (len(o.Hosts) > 0 || len(o.Env) > 0 || o.FolderBucket):
 		return nil, errors.New("hosts, environment and a folder as bucket: for processes only")
-	case len(o.Hosts) > 0 && o.MutualTLS:
-		return nil, errors.New("mutual TLS: on loopback only, certificates name no other address")
 	}
 	cl.MutualTLS, cl.config, cl.folderBucket = o.MutualTLS, o.Config, o.FolderBucket
 	p := planner{o: o, cl: cl, taken: map[int]bool{}, count: map[string]int{}}

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -42,6 +44,7 @@ func machine() (used, total float64) {
 type options struct {
 	agents int
 	shaped bool
+	tls    bool                // everywhere
 	mbit   int                 // what agents are told of their link; 0: nothing
 	env    map[string][]string // by role
 	// upstream makes one, on a node of its own, which the cluster mirrors; where shaped.
@@ -78,7 +81,7 @@ func (b *bench) newCluster(ctx context.Context, o options) (_ *cluster, err erro
 		}
 	}()
 	described := devcluster.Options{
-		Dir: dir, Bin: b.bin, Origins: 1, Agents: o.agents, FreePorts: !o.shaped, FolderBucket: true, Bound: true,
+		Dir: dir, Bin: b.bin, Origins: 1, Agents: o.agents, FreePorts: !o.shaped, FolderBucket: true, Bound: true, MutualTLS: o.tls,
 		Env: o.env, Config: o.keys(),
 	}
 	if o.shaped {
@@ -209,6 +212,27 @@ func newBlob(size int64) (blobOf, error) {
 	return b, err
 }
 
+// client is a client at a component's host, with the certificate of an origin where the cluster has TLS.
+func (c *cluster) client(at *devcluster.Component) (*http.Client, error) {
+	hc := at.Host().Client()
+	if !c.plan.MutualTLS {
+		return hc, nil
+	}
+	f := c.plan.Certificate(c.origin.ID())
+	pair, err := tls.LoadX509KeyPair(f.Cert, f.Key)
+	if err != nil {
+		return nil, err
+	}
+	ca, err := os.ReadFile(f.CA)
+	if err != nil {
+		return nil, err
+	}
+	cfg := &tls.Config{RootCAs: x509.NewCertPool(), Certificates: []tls.Certificate{pair}}
+	cfg.RootCAs.AppendCertsFromPEM(ca)
+	hc.Transport.(*http.Transport).TLSClientConfig = cfg
+	return hc, nil
+}
+
 // push sends a new blob through the proxy and waits until it can be swarmed and nothing is left to write back.
 func (c *cluster) push(ctx context.Context, size int64) (blobOf, error) {
 	b, err := newBlob(size)
@@ -223,7 +247,10 @@ func (c *cluster) push(ctx context.Context, size int64) (blobOf, error) {
 
 func (c *cluster) pushBlob(ctx context.Context, d digest.Digest, size int64, r io.Reader) error {
 	proxy := c.only("proxy")
-	hc := proxy.Host().Client()
+	hc, err := c.client(proxy)
+	if err != nil {
+		return err
+	}
 	defer hc.CloseIdleConnections()
 	return pushTo(ctx, hc, c.plan.URL(proxy), d, size, r)
 }
@@ -253,7 +280,10 @@ func expect(hc *http.Client, req *http.Request, status int) error {
 
 // settled waits until the origin has the metainfo of a blob and has written everything back.
 func (c *cluster) settled(ctx context.Context, d digest.Digest) error {
-	hc := c.origin.Host().Client()
+	hc, err := c.client(c.origin)
+	if err != nil {
+		return err
+	}
 	defer hc.CloseIdleConnections()
 	return eventually(ctx, 2*time.Minute, "blob "+d.String()+" has metainfo and is written back", func() (bool, error) {
 		resp, err := hc.Get(c.plan.URL(c.origin) + "/v2/" + repository + "/_kraken/metainfo/" + d.String())
