@@ -260,7 +260,7 @@ func TestNothingLeftBehind(t *testing.T) {
 			return err
 		}
 		top, _, _ := strings.Cut(filepath.ToSlash(rel), "/")
-		if e.IsDir() && (e.Name() == "testdata" || top == "bin" || top == "venv" || top != "." && strings.HasPrefix(top, ".")) {
+		if e.IsDir() && (e.Name() == "testdata" || strings.HasPrefix(e.Name(), ".state-") || top == "bin" || top == "venv" || top != "." && strings.HasPrefix(top, ".")) {
 			return filepath.SkipDir
 		}
 		if !e.IsDir() && slices.Contains(left, path.Ext(e.Name())) {
