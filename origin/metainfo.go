@@ -76,7 +76,9 @@ func (o *Origin) findMetainfo(ctx context.Context, repo string, d digest.Digest)
 			return nil, err
 		}
 		// Who asks for it will ask for the bytes next.
+		presented := cluster.Authorization(ctx)
 		o.Background(func(ctx context.Context) {
+			ctx = cluster.WithAuthorization(ctx, presented)
 			if _, err := o.arriving(ctx, repo, d, cluster.ArrivingRequest{}); err != nil {
 				o.log.Debug("a blob whose metainfo was asked for does not arrive", "digest", d, "error", err)
 			}

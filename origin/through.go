@@ -40,14 +40,9 @@ type mirrored struct {
 }
 
 // upstreamOf returns where the blobs of a repository come from that are nowhere in the cluster; false where that is its
-// bucket alone. It is asked with what the caller in ctx has presented, if anything (mode caller).
+// bucket alone. In mode caller the upstream is asked with what the request carries.
 func (o *Origin) upstreamOf(ctx context.Context, repo string) (mirrored, bool) {
-	r, remote, ok := o.upstreams.For(repo)
-	if c, shown := upstream.BasicCredential(cluster.Authorization(ctx)); ok && shown {
-		if as, err := r.As(c); err == nil { // else there is no way on which it may go
-			r = as
-		}
-	}
+	r, remote, ok := o.upstreams.ForRequest(ctx, repo)
 	return mirrored{r, remote}, ok
 }
 
