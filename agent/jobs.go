@@ -33,7 +33,7 @@ func Jobs() []role.Job[Config] {
 				f.BoolVar(&in.noFallback, "no-fallback", false, "nothing goes around the agent: while it is away nothing can be pulled")
 				f.StringVar(&platform, "for", "", "print what to put where, instead: "+strings.Join(mirror.Platforms, ", "))
 			},
-			Run: func(_ context.Context, cfg Config, out io.Writer) error {
+			Run: func(_ context.Context, cfg Config, _ []string, out io.Writer) error {
 				s, err := in.settings(cfg)
 				if err != nil {
 					return err
@@ -47,7 +47,7 @@ func Jobs() []role.Job[Config] {
 		{
 			Name: "uninstall", Below: "mirror", Short: "restore what was there before",
 			Flags: un.add,
-			Run: func(_ context.Context, cfg Config, out io.Writer) error {
+			Run: func(_ context.Context, cfg Config, _ []string, out io.Writer) error {
 				s, err := un.settings(cfg)
 				if err != nil {
 					return err
@@ -63,7 +63,9 @@ func Jobs() []role.Job[Config] {
 				f.BoolVar(&doc.noFallback, "no-fallback", false, "that there is no fall-back is meant")
 				f.StringVar(&probe, "probe", mirror.DefaultProbe, "the image to pull through the agent; empty for none")
 			},
-			Run: func(ctx context.Context, cfg Config, out io.Writer) error { return doctor(ctx, cfg, doc, probe, out) },
+			Run: func(ctx context.Context, cfg Config, _ []string, out io.Writer) error {
+				return doctor(ctx, cfg, doc, probe, out)
+			},
 		},
 	}
 }

@@ -74,8 +74,13 @@ func (x *Index) extension(w http.ResponseWriter, r *http.Request, p registry.Ext
 	if done, err := x.serveMirror(w, r, p); done || err != nil {
 		return err
 	}
-	if p.Key == "" && p.Resource == "layers" && r.Method == http.MethodGet {
+	switch {
+	case p.Repository == "":
+		return x.shared(w, r, p)
+	case p.Key == "" && p.Resource == "layers" && r.Method == http.MethodGet:
 		return x.listLayers(w, r, p.Repository)
+	case p.Key == "" && p.Resource == "members" && r.Method == http.MethodPost:
+		return x.members(w, r, p.Repository)
 	}
 	d, err := blob.ParseDigest(p.Key)
 	if err != nil {

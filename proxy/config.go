@@ -8,6 +8,7 @@ import (
 	"kraken/proto/config"
 	"kraken/proto/role"
 	"kraken/proto/transport"
+	"kraken/proxy/login"
 )
 
 // Config is the whole configuration of a proxy; deploy/config/proxy.yaml is the commented sample. Clients push to and
@@ -35,6 +36,8 @@ type Config struct {
 	UploadKeyFile string `yaml:"upload_key_file"`
 	// Uploads bounds what is under way at once; origins bound what is begun.
 	Uploads Uploads `yaml:"uploads"`
+	// Access says who may come in, and what they may do. Without it everybody may do everything.
+	Access login.Config `yaml:"access"`
 }
 
 // Uploads bounds the upload requests that are being served; one more is 429. A source is an IPv4 address, or the first
@@ -87,6 +90,10 @@ func (c *Config) Validate() error {
 	}
 	if c.UploadKey.Value() != "" && c.UploadKeyFile != "" {
 		m.Add("upload_key_file", "and upload_key exclude each other: set one")
+	}
+	c.Access.Validate(&m, "access")
+	if c.Access.Certificates && c.Server.TLS.ClientCA == "" {
+		m.Add("access.certificates", "needs server.tls.client_ca: without it clients show no certificates")
 	}
 	return m.Err()
 }

@@ -13,6 +13,7 @@ import (
 	"kraken/proto/cluster"
 	"kraken/proto/role"
 	"kraken/proto/transport"
+	"kraken/proxy/login"
 )
 
 // Proxy is one running proxy.
@@ -24,6 +25,7 @@ type Proxy struct {
 	index    *cluster.IndexClient // waits for a build-index that restarts
 	namer    *cluster.Namer       // which repository a client means
 	ids      signer
+	door     *login.Door // nil: everybody may do everything
 	inFlight *inFlight
 	doubts   *doubts
 	replicas int
@@ -68,7 +70,25 @@ func (p *Proxy) assemble(c *role.Chassis, cfg Config) (err error) {
 	}
 	c.Part("background", c.EndBackground)
 	c.Part("upstreams", func(ctx context.Context) error { return p.namer.Watch(ctx, now, p.log, nil, nil) })
+	if err := p.openDoor(c, cfg, now); err != nil {
+		return err
+	}
 	return c.Serve("registry", p.handler(c.Registry), nil)
+}
+
+// openDoor makes what decides who may come in, where that is configured.
+func (p *Proxy) openDoor(c *role.Chassis, cfg Config, index *cluster.IndexClient) (err error) {
+	if !cfg.Access.Enabled() {
+		return nil
+	}
+	if p.door, err = login.Open(cfg.Access, index, p.log, c.Registry); err != nil {
+		return err
+	}
+	c.Closes(p.door.Close)
+	c.Health.AddCheck("access", false, p.door.Check)
+	c.Part("keys and robots", p.door.RunState)
+	c.Part("keys for tokens", p.door.RunSigner)
+	return nil
 }
 
 // anyOrigin is nil as soon as one origin answers.

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 )
 
@@ -70,12 +72,30 @@ func (p *Proxy) MountBlob(ctx context.Context, repo, from string, d digest.Diges
 	return v1.Descriptor{MediaType: "application/octet-stream", Digest: d, Size: l.Size}, nil
 }
 
-// readable returns nil when the caller may pull a blob from the repository from, and ErrBlobUnknown when the caller may
-// not or it is not there: the answer is the same.
+// readable returns nil when the caller may pull a blob from the repository from, or from some other that has it, and
+// ErrBlobUnknown when there is none: whether others have it is not told.
 func (p *Proxy) readable(ctx context.Context, from string, d digest.Digest) error {
-	if from == "" || !registry.May(ctx, from, registry.ActionPull) {
-		return registry.ErrBlobUnknown
+	if from != "" {
+		if !registry.May(ctx, from, registry.ActionPull) {
+			return registry.ErrBlobUnknown
+		}
+		_, err := p.index.GetLayer(ctx, from, d)
+		return err
 	}
-	_, err := p.index.GetLayer(ctx, from, d)
-	return err
+	for last, n := "", 0; n < maxMountSources; {
+		page, err := p.index.BlobRepositories(ctx, d, last, cluster.MaxMembers)
+		if err != nil || len(page) == 0 {
+			return cmp.Or(err, error(registry.ErrBlobUnknown))
+		}
+		for _, repo := range page {
+			if registry.May(ctx, repo, registry.ActionPull) {
+				return nil
+			}
+		}
+		last, n = page[len(page)-1], n+len(page)
+	}
+	return registry.ErrBlobUnknown
 }
+
+// maxMountSources bounds the repositories that are looked at for one mount without a source.
+const maxMountSources = 10 * cluster.MaxMembers

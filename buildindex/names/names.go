@@ -57,6 +57,9 @@ type Store interface {
 	// there is no such repository.
 	Layers(ctx context.Context, repo string, last digest.Digest, n int) ([]Member, error)
 
+	// LayerRepositories returns up to n repositories after last, in order, that have a blob.
+	LayerRepositories(ctx context.Context, d digest.Digest, last string, n int) ([]string, error)
+
 	// Tags returns up to n tags after last, in order, ErrNotFound when there is no such repository.
 	Tags(ctx context.Context, repo, last string, n int) ([]string, error)
 	// Repositories returns up to n repositories after last, in order. One exists while it has a manifest or a blob.
@@ -69,6 +72,9 @@ type Store interface {
 	// Queued returns the rows of the outbox that are of this generation. Deleting a manifest makes one for each of its
 	// tags.
 	Queued(ctx context.Context, generation int64) ([]OutboxRow, error)
+
+	// Access returns the entries of a kind, in the order of names.
+	Access(ctx context.Context, kind string) ([]AccessEntry, error)
 
 	// State returns the numbers that describe the database.
 	State(ctx context.Context) (State, error)
@@ -112,6 +118,12 @@ type Tx interface {
 	SetBucket(id int64, bucket string) error
 	// Done removes a row of the outbox. One that is not there is no error.
 	Done(id int64) error
+	// PutAccess writes an entry, in the place of the one of its kind and name.
+	PutAccess(e AccessEntry) error
+	// DeleteAccess removes an entry, ErrNotFound when it is not there.
+	DeleteAccess(kind, name string) error
+	// DropAccess removes the entries that ended before a second since 1970.
+	DropAccess(before int64) error
 	// RaiseGeneration makes State.LastGeneration at least n.
 	RaiseGeneration(n int64) error
 	// SetMeta writes a setting.
@@ -122,6 +134,13 @@ type Tx interface {
 type Member struct {
 	Digest digest.Digest
 	Size   int64
+}
+
+// AccessEntry is something that proxies share of who may come in. Value is JSON; names does not look into it.
+type AccessEntry struct {
+	Kind, Name string
+	Value      []byte
+	Expires    int64 // seconds since 1970, 0 for never
 }
 
 // NoGeneration is the generation of what has none: names that another registry, or an older version, wrote. Whatever

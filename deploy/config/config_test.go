@@ -10,6 +10,7 @@ import (
 	"kraken/agent"
 	"kraken/buildindex"
 	"kraken/origin"
+	"kraken/proto/access"
 	"kraken/proto/config"
 	"kraken/proxy"
 	"kraken/tracker"
@@ -18,7 +19,7 @@ import (
 func samples() map[string]any {
 	return map[string]any{
 		"agent.yaml": &agent.Config{}, "build-index.yaml": &buildindex.Config{}, "origin.yaml": &origin.Config{},
-		"proxy.yaml": &proxy.Config{}, "tracker.yaml": &tracker.Config{},
+		"proxy.yaml": &proxy.Config{}, "tracker.yaml": &tracker.Config{}, "access.yaml": &access.Policy{},
 	}
 }
 

@@ -80,6 +80,51 @@ func calls() []func(t *testing.T, c clients, repo, arg string) error {
 			return ignore(c.index.MountLayer(t.Context(), r, a, d(a)))
 		},
 		func(t *testing.T, c clients, r, a string) error { return c.index.Granted(t.Context(), r, d(a)) },
+		func(t *testing.T, c clients, r, a string) error {
+			return ignore(c.index.Members(t.Context(), r, []digest.Digest{d(a)}))
+		},
+	}
+}
+
+// entries are the methods that are about no repository, each given a hostile text as its key.
+var entries = []func(t *testing.T, x *IndexClient, key string) error{
+	func(t *testing.T, x *IndexClient, key string) error {
+		return x.PutTokenKey(t.Context(), TokenKey{ID: key, JWK: []byte("{}")})
+	},
+	func(t *testing.T, x *IndexClient, key string) error {
+		return x.PutRobot(t.Context(), Robot{Name: key})
+	},
+	func(t *testing.T, x *IndexClient, key string) error { return x.DeleteRobot(t.Context(), key) },
+	func(t *testing.T, x *IndexClient, key string) error {
+		return ignore(x.BlobRepositories(t.Context(), digest.Digest(key), key, 1))
+	},
+}
+
+// No key makes a request leave for another entry than the one that was meant.
+func TestNoKeyLeadsToAnotherEntry(t *testing.T) {
+	var paths []string
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		paths = append(paths, r.URL.Path)
+		w.WriteHeader(http.StatusNotFound)
+	}))
+	defer srv.Close()
+	index, err := NewIndexClient(srv.URL, srv.Client())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, call := range entries {
+		for _, h := range hostile {
+			paths = nil
+			err := call(t, index, h)
+			for _, p := range paths {
+				if rest, ok := strings.CutPrefix(p, "/v2/_kraken/"); !ok || !strings.HasSuffix(rest, "/"+h) || strings.Count(rest, "/") != 1 {
+					t.Errorf("method %d, %.40q: %s, %v", i, h, p, err)
+				}
+			}
+			if err == nil {
+				t.Errorf("method %d, %.40q: no error", i, h)
+			}
+		}
 	}
 }
 
@@ -109,10 +154,11 @@ func TestNoValueLeadsToAnotherRoute(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Those of calls, and Names, Pending, Hold and Upstreams, which take no value that a path could have.
+	// Those of calls, entries, and Names, Pending, Hold, Upstreams and Access, which take no value that a path could
+	// have.
 	common := reflect.TypeFor[*registry.Client]().NumMethod()
-	if n := reflect.TypeFor[*OriginClient]().NumMethod() + reflect.TypeFor[*IndexClient]().NumMethod() - 2*common; n != len(calls())+4 {
-		t.Errorf("the clients have %d methods, and this test knows %d: add the others to calls", n, len(calls())+4)
+	if n := reflect.TypeFor[*OriginClient]().NumMethod() + reflect.TypeFor[*IndexClient]().NumMethod() - 2*common; n != len(calls())+len(entries)+5 {
+		t.Errorf("the clients have %d methods, and this test knows %d: add the others to calls", n, len(calls())+len(entries)+5)
 	}
 	good := digest.FromString("good").String()
 	for i, call := range calls() {

@@ -159,6 +159,9 @@ func (r Rate) String() string {
 	return Size(r).String() + "/s"
 }
 
+// Literal is a text in which ${NAME} is no variable of the environment.
+type Literal string
+
 // Secret is a value that never shows in logs. In YAML it is a text, or file:<path> for the content of a file.
 type Secret struct{ value string }
 

@@ -154,7 +154,10 @@ func (d *decoder) scalar(key string, n ast.Node, v reflect.Value) {
 	default:
 		text = n.GetToken().Value
 	}
-	text, err := expand(text)
+	var err error
+	if v.Type() != reflect.TypeFor[Literal]() {
+		text, err = expand(text)
+	}
 	if err == nil {
 		err = set(v, text)
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -46,18 +47,20 @@ func Execute(ctx context.Context, c *cobra.Command, args []string, stdout, stder
 // Job is a command of a role's program that does one thing, with the role's configuration, and ends.
 type Job[C any] struct {
 	Name, Short string
-	Below       string // the command that the job is a command of; empty: the program itself
-	Long        string // for --help
+	Below       string   // the command that the job is a command of; empty: the program itself
+	Long        string   // for --help
+	Args        []string // names of the arguments that it takes
 	Flags       func(*flag.FlagSet)
-	Run         func(ctx context.Context, cfg C, out io.Writer) error
+	Run         func(ctx context.Context, cfg C, args []string, out io.Writer) error
 }
 
 // command is the job's command line. It opens nothing of the role.
 func (j Job[C]) command(role string) *cobra.Command {
 	var path string
 	c := &cobra.Command{
-		Use: j.Name + " --config FILE", Short: j.Short, Long: j.Long, Args: cobra.NoArgs, SilenceUsage: true, SilenceErrors: true,
-		RunE: func(c *cobra.Command, _ []string) error {
+		Use: strings.Join(append([]string{j.Name}, j.Args...), " ") + " --config FILE", Short: j.Short, Long: j.Long,
+		Args: cobra.ExactArgs(len(j.Args)), SilenceUsage: true, SilenceErrors: true,
+		RunE: func(c *cobra.Command, args []string) error {
 			if path == "" {
 				return fmt.Errorf("--config FILE is needed: that of kraken-%s", role)
 			}
@@ -65,12 +68,14 @@ func (j Job[C]) command(role string) *cobra.Command {
 			if err := config.Load(path, &cfg); err != nil {
 				return err
 			}
-			return j.Run(c.Context(), cfg, c.OutOrStdout())
+			return j.Run(c.Context(), cfg, args, c.OutOrStdout())
 		},
 	}
 	c.Flags().StringVar(&path, "config", "", "configuration file of kraken-"+role+" (required)")
 	flags := flag.NewFlagSet(j.Name, flag.ContinueOnError)
-	j.Flags(flags)
+	if j.Flags != nil {
+		j.Flags(flags)
+	}
 	c.Flags().AddGoFlagSet(flags)
 	return c
 }

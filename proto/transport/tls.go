@@ -14,6 +14,8 @@ type TLS struct {
 	Key  string `yaml:"key"`  // PEM file
 	// ClientCA makes clients show a certificate of this authority (mutual TLS).
 	ClientCA string `yaml:"client_ca"`
+	// ClientOptional lets in who shows no certificate. One that is shown must be of ClientCA.
+	ClientOptional bool `yaml:"client_optional"`
 	// DeniedSerials is a file of serial numbers, hexadecimal, one a line: whoever shows such a certificate is refused,
 	// and its connections are cut. It needs ClientCA.
 	DeniedSerials string `yaml:"denied_serials"`
@@ -27,6 +29,9 @@ func (t TLS) server(log *slog.Logger) (*tls.Config, *denied, error) {
 	if t == (TLS{}) {
 		return nil, nil, nil
 	}
+	if t.ClientOptional && t.ClientCA == "" {
+		return nil, nil, errors.New("tls: client_optional needs client_ca: without it clients show no certificates")
+	}
 	if t.DeniedSerials != "" && t.ClientCA == "" {
 		return nil, nil, errors.New("tls: denied_serials needs client_ca: without it clients show no certificates")
 	}
@@ -39,6 +44,9 @@ func (t TLS) server(log *slog.Logger) (*tls.Config, *denied, error) {
 	c.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return p.get() }
 	if t.ClientCA == "" {
 		return c, nil, nil
+	}
+	if t.ClientOptional {
+		c.ClientAuth = tls.VerifyClientCertIfGiven
 	}
 	d, err := verifyClients(c, t.ClientCA, t.DeniedSerials, anybody, t.every, log)
 	return c, d, err
@@ -139,8 +147,13 @@ func verifyClients(c *tls.Config, ca, serials string, admit func(*x509.Certifica
 	if err != nil {
 		return nil, err
 	}
-	c.ClientAuth = tls.RequireAndVerifyClientCert
+	if c.ClientAuth == tls.NoClientCert {
+		c.ClientAuth = tls.RequireAndVerifyClientCert
+	}
 	c.VerifyConnection = func(cs tls.ConnectionState) error {
+		if c.ClientAuth == tls.VerifyClientCertIfGiven && len(cs.PeerCertificates) == 0 {
+			return nil
+		}
 		if cs.DidResume {
 			if err := verify(cs, roots, x509.ExtKeyUsageClientAuth); err != nil {
 				return err

@@ -47,6 +47,9 @@ func (t TLS) validate(m *config.Mistakes, key string) {
 	if t.DeniedSerials != "" && t.ClientCA == "" {
 		m.Add(key+".denied_serials", "needs client_ca: without it clients show no certificates")
 	}
+	if t.ClientOptional && t.ClientCA == "" {
+		m.Add(key+".client_optional", "needs client_ca: without it clients show no certificates")
+	}
 	if t.ClientCA != "" {
 		validCA(m, key+".client_ca", t.ClientCA)
 		if t.Cert == "" && t.Key == "" {

@@ -40,6 +40,8 @@ func Run(t *testing.T, fresh func(t *testing.T) (open func() names.Store)) {
 		"referrers":              (*suite).referrers,
 		"outbox":                 (*suite).outbox,
 		"meta":                   (*suite).meta,
+		"access":                 (*suite).access,
+		"repositories of a blob": (*suite).layerRepositories,
 		"another store sees all": (*suite).shared,
 		"mirror":                 (*suite).mirror,
 		"pruned mirror":          (*suite).prunedMirror,
@@ -612,5 +614,61 @@ func (t *suite) shared() {
 	t.push(a, 1)
 	if m, err := other.Manifest(t.Context(), repo, v); err != nil || m.Digest != a {
 		t.Errorf("through the other store: %+v, %v", m, err)
+	}
+}
+
+// Entries of access are kept by kind and name, until they are deleted or have ended.
+func (t *suite) access() {
+	ctx := t.Context()
+	put := func(es ...names.AccessEntry) {
+		t.Helper()
+		t.must(t.s.Update(ctx, func(tx names.Tx) error {
+			for _, e := range es {
+				if err := tx.PutAccess(e); err != nil {
+					return err
+				}
+			}
+			return nil
+		}))
+	}
+	want := func(kind string, want ...string) {
+		t.Helper()
+		es, err := t.s.Access(ctx, kind)
+		t.must(err)
+		var got []string
+		for _, e := range es {
+			got = append(got, fmt.Sprintf("%s %s %d", e.Name, e.Value, e.Expires))
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: %q, want %q", kind, got, want)
+		}
+	}
+	want("robot")
+	put(names.AccessEntry{Kind: "robot", Name: "b", Value: []byte("1")}, names.AccessEntry{Kind: "robot", Name: "a", Value: []byte("1"), Expires: 10})
+	put(names.AccessEntry{Kind: "key", Name: "a", Value: []byte("k"), Expires: 20}, names.AccessEntry{Kind: "robot", Name: "b", Value: []byte("2"), Expires: 30})
+	want("robot", "a 1 10", "b 2 30")
+	want("key", "a k 20")
+	t.must(t.s.Update(ctx, func(tx names.Tx) error { return tx.DropAccess(20) }))
+	want("robot", "b 2 30")
+	want("key", "a k 20")
+	t.must(t.s.Update(ctx, func(tx names.Tx) error { return tx.DeleteAccess("robot", "b") }))
+	want("robot")
+	if err := t.s.Update(ctx, func(tx names.Tx) error { return tx.DeleteAccess("robot", "b") }); !errors.Is(err, names.ErrNotFound) {
+		t.Errorf("deleted twice: %v", err)
+	}
+}
+
+// The repositories of a blob come in pages.
+func (t *suite) layerRepositories() {
+	ctx := t.Context()
+	t.must(t.s.Update(ctx, func(tx names.Tx) error {
+		return errors.Join(tx.PutLayer("c", a, 1, 1), tx.PutLayer("a", a, 1, 2), tx.PutLayer("b", b, 1, 3), tx.PutLayer("b", a, 1, 4))
+	}))
+	for last, want := range map[string][]string{"": {"a", "b"}, "b": {"c"}, "c": nil} {
+		got, err := t.s.LayerRepositories(ctx, a, last, 2)
+		t.must(err)
+		if !slices.Equal(got, want) {
+			t.Errorf("after %q: %q, want %q", last, got, want)
+		}
 	}
 }

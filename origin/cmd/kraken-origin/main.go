@@ -34,7 +34,7 @@ Exit code: 0 all is there, 1 members are missing, 2 of some it is not known, or 
 			f.StringVar(&opt.Repository, "repository", "", "audit this repository alone")
 			f.BoolVar(&opt.SizeOnly, "size-only", false, "take objects of the right size without reading them")
 		},
-		Run: func(ctx context.Context, cfg origin.Config, out io.Writer) error {
+		Run: func(ctx context.Context, cfg origin.Config, _ []string, out io.Writer) error {
 			sum, err := origin.Audit(ctx, cfg, opt, out)
 			var found *origin.AuditError
 			if err != nil && !errors.As(err, &found) {

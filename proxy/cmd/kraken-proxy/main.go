@@ -1,4 +1,5 @@
-// Command kraken-proxy is the front door of a cluster: a full OCI registry that keeps nothing itself.
+// Command kraken-proxy is the front door of a cluster: a full OCI registry that keeps nothing itself. Its other
+// commands say who may do what, and make and revoke the keys of robots.
 package main
 
 import (
@@ -6,4 +7,6 @@ import (
 	"kraken/proxy"
 )
 
-func main() { role.Main("proxy", "the registry that people and CI push to", proxy.New) }
+func main() {
+	role.Main("proxy", "the registry that people and CI push to", proxy.New, proxy.Jobs()...)
+}

@@ -1,0 +1,219 @@
+package buildindex
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/buildindex/names"
+	"kraken/proto/blob"
+	"kraken/proto/cluster"
+	"kraken/proto/registry"
+	"kraken/proto/transport"
+)
+
+// Kinds of names.AccessEntry.
+const (
+	kindKey   = "key"
+	kindRobot = "robot"
+)
+
+// maxKeyLife bounds how long a key of tokens may be valid: what a proxy forgot to take back ends by itself.
+const maxKeyLife = 30 * 24 * time.Hour
+
+// shared serves what is about no repository: who may come in, and where a blob is.
+func (x *Index) shared(w http.ResponseWriter, r *http.Request, p registry.ExtensionPath) error {
+	switch r.Method + " " + p.Resource {
+	case "GET access":
+		s, err := x.accessState(r.Context())
+		if err != nil {
+			return fmt.Errorf("read keys and robots: %w", err)
+		}
+		if mayShare(r, transport.RoleProxy) != nil {
+			for i := range s.Robots {
+				s.Robots[i].Hash = ""
+			}
+		}
+		return transport.WriteJSON(w, http.StatusOK, s)
+	case "PUT tokenkeys":
+		if err := mayShare(r, transport.RoleProxy); err != nil {
+			return err
+		}
+		var k cluster.TokenKey
+		if err := readEntry(r, &k); err != nil {
+			return err
+		}
+		if k.ID != p.Key || !cluster.TokenKeyID.MatchString(k.ID) || len(k.JWK) == 0 || k.Expires.After(time.Now().Add(maxKeyLife)) {
+			return fmt.Errorf("%w: want the key %.80q, with an end", errBody, p.Key)
+		}
+		return x.putEntry(w, r, names.AccessEntry{Kind: kindKey, Name: k.ID, Expires: k.Expires.Unix()}, k)
+	case "PUT robots":
+		if err := mayShare(r, transport.RoleProxy, transport.RoleOperator); err != nil {
+			return err
+		}
+		var b cluster.Robot
+		if err := readEntry(r, &b); err != nil {
+			return err
+		}
+		if b.Name != p.Key || !cluster.RobotName.MatchString(b.Name) || !cluster.RobotHash.MatchString(b.Hash) || b.Expires.IsZero() {
+			return fmt.Errorf("%w: want the robot %.80q, with the hash of its key and its end", errBody, p.Key)
+		}
+		return x.putEntry(w, r, names.AccessEntry{Kind: kindRobot, Name: b.Name, Expires: b.Expires.Unix()}, b)
+	case "DELETE robots":
+		if err := mayShare(r, transport.RoleProxy, transport.RoleOperator); err != nil {
+			return err
+		}
+		err := x.db.Update(r.Context(), func(tx names.Tx) error { return tx.DeleteAccess(kindRobot, p.Key) })
+		if errors.Is(err, names.ErrNotFound) {
+			return fmt.Errorf("%w: there is no robot %.80q", registry.ErrNameUnknown, p.Key)
+		}
+		if err != nil {
+			return fmt.Errorf("revoke robot %s: %w", p.Key, x.full(err))
+		}
+		x.log.Info("a robot was revoked", "robot", p.Key)
+		w.WriteHeader(http.StatusAccepted)
+		return nil
+	case "GET repositories":
+		return x.listHolders(w, r, p.Key)
+	}
+	return fmt.Errorf("%w: %s %s", registry.ErrUnsupported, r.Method, p.Resource)
+}
+
+func readEntry(r *http.Request, into any) error {
+	b, err := io.ReadAll(io.LimitReader(r.Body, cluster.MaxAccessEntry+1))
+	if err == nil && len(b) > cluster.MaxAccessEntry {
+		err = fmt.Errorf("more than %d bytes", cluster.MaxAccessEntry)
+	}
+	if err == nil {
+		err = json.Unmarshal(b, into)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", errBody, err)
+	}
+	return nil
+}
+
+// maxEntries bounds the entries of a kind.
+var maxEntries = map[string]int{kindKey: cluster.MaxTokenKeys, kindRobot: cluster.MaxRobots}
+
+// putEntry writes an entry with the value v, and drops those that have ended.
+func (x *Index) putEntry(w http.ResponseWriter, r *http.Request, e names.AccessEntry, v any) (err error) {
+	if e.Value, err = json.Marshal(v); err != nil {
+		return fmt.Errorf("%w: %w", errBody, err)
+	}
+	have, err := x.db.Access(r.Context(), e.Kind)
+	if err != nil {
+		return err
+	}
+	now := time.Now().Unix()
+	live := 0
+	for _, h := range have {
+		if h.Name != e.Name && (h.Expires == 0 || h.Expires >= now) {
+			live++
+		}
+	}
+	if live >= maxEntries[e.Kind] {
+		return fmt.Errorf("%w: there are %d of them", registry.ErrTooManyRequests, live)
+	}
+	err = x.db.Update(r.Context(), func(tx names.Tx) error { return errors.Join(tx.DropAccess(now), tx.PutAccess(e)) })
+	if err != nil {
+		return fmt.Errorf("keep %s %s: %w", e.Kind, e.Name, x.full(err))
+	}
+	w.WriteHeader(http.StatusCreated)
+	return nil
+}
+
+// mayShare refuses what only roles may change: who has the certificate of another could make tokens for anybody.
+func mayShare(r *http.Request, roles ...transport.Role) error {
+	if transport.ClientCertificate(r) == nil {
+		return nil // a cluster without certificates
+	}
+	if who, ok := transport.Identity(r); !ok || !slices.Contains(roles, who.Role) {
+		return fmt.Errorf("%w: the certificate is of none of the roles that may do this: %v", registry.ErrDenied, roles)
+	}
+	return nil
+}
+
+// accessState returns the keys and robots that have not ended.
+func (x *Index) accessState(ctx context.Context) (s cluster.AccessState, err error) {
+	s.Keys, err = entries[cluster.TokenKey](ctx, x.db, kindKey)
+	if err == nil {
+		s.Robots, err = entries[cluster.Robot](ctx, x.db, kindRobot)
+	}
+	return s, err
+}
+
+func entries[T any](ctx context.Context, db names.Store, kind string) ([]T, error) {
+	es, err := db.Access(ctx, kind)
+	if err != nil {
+		return nil, err
+	}
+	out, now := []T{}, time.Now().Unix()
+	for _, e := range es {
+		var v T
+		if e.Expires != 0 && e.Expires < now {
+			continue
+		}
+		if err := json.Unmarshal(e.Value, &v); err != nil {
+			return nil, fmt.Errorf("%s %s: %w", kind, e.Name, err)
+		}
+		out = append(out, v)
+	}
+	return out, nil
+}
+
+// listHolders answers with a page of the repositories that have a blob. While names are restored some may be missing: a
+// mount that finds none is an upload.
+func (x *Index) listHolders(w http.ResponseWriter, r *http.Request, key string) error {
+	d, err := blob.ParseDigest(key)
+	if err != nil {
+		return fmt.Errorf("%w: %w", registry.ErrDigestInvalid, err)
+	}
+	q := r.URL.Query()
+	n, err := strconv.Atoi(cmp.Or(q.Get("n"), strconv.Itoa(cluster.MaxMembers)))
+	if err != nil || n < 1 {
+		return fmt.Errorf("%w: n is %.20q", registry.ErrPaginationInvalid, q.Get("n"))
+	}
+	all, err := x.db.LayerRepositories(r.Context(), d, q.Get("last"), min(n, cluster.MaxMembers))
+	if err != nil {
+		return fmt.Errorf("list the repositories of %s: %w", d, err)
+	}
+	return transport.WriteJSON(w, http.StatusOK, cluster.RepositoryPage{Repositories: all})
+}
+
+// members answers which of some blobs are members of a repository.
+func (x *Index) members(w http.ResponseWriter, r *http.Request, repo string) error {
+	if err := registry.CheckName(repo); err != nil {
+		return err
+	}
+	var asked cluster.Members
+	b, err := io.ReadAll(io.LimitReader(r.Body, cluster.MaxMembers*200))
+	if err == nil {
+		err = json.Unmarshal(b, &asked)
+	}
+	if err != nil || len(asked.Digests) > cluster.MaxMembers {
+		return fmt.Errorf("%w: want at most %d digests", errBody, cluster.MaxMembers)
+	}
+	out := cluster.Members{Digests: []digest.Digest{}}
+	for _, d := range asked.Digests {
+		if _, err := blob.ParseDigest(d.String()); err != nil {
+			return fmt.Errorf("%w: %w", registry.ErrDigestInvalid, err)
+		}
+		switch _, err := x.layer(r.Context(), repo, d); {
+		case err == nil:
+			out.Digests = append(out.Digests, d)
+		case !errors.Is(err, names.ErrNotFound):
+			return fmt.Errorf("members of %s: %w", repo, err)
+		}
+	}
+	return transport.WriteJSON(w, http.StatusOK, out)
+}

@@ -1,0 +1,31 @@
+package access
+
+import (
+	"strings"
+
+	"kraken/proto/registry"
+)
+
+// Challenge returns a value of WWW-Authenticate that sends a client to a token service. kind is an error of RFC 6750,
+// empty for a request that showed nothing.
+func Challenge(realm, service, repository string, action registry.Action, kind string) string {
+	var b strings.Builder
+	b.WriteString(`Bearer realm="` + quoted(realm) + `",service="` + quoted(service) + `"`)
+	if s, ok := scopeOf(repository, action); ok {
+		b.WriteString(`,scope="` + quoted(s.String()) + `"`)
+	}
+	if kind != "" {
+		b.WriteString(`,error="` + kind + `"`)
+	}
+	return b.String()
+}
+
+// quoted leaves out what ends a quoted string, or a header.
+func quoted(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '"' || r == '\\' || r < 0x20 || r == 0x7f {
+			return -1
+		}
+		return r
+	}, s)
+}

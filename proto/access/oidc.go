@@ -1,0 +1,259 @@
+package access
+
+import (
+	"context"
+	"crypto"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-oidc/v3/oidc"
+	"github.com/go-jose/go-jose/v4"
+
+	"kraken/proto/config"
+)
+
+// IssuerConfig is one issuer of OIDC ID tokens, such as GitHub Actions, GitLab, or the service accounts of Kubernetes.
+type IssuerConfig struct {
+	// Name is what its subjects and groups begin with in rules: <name>:<subject>.
+	Name string `yaml:"name"`
+	// Issuer is the URL that its tokens name.
+	Issuer string `yaml:"issuer"`
+	// Audience is whom its tokens must be made for: a word of this cluster's own.
+	Audience string `yaml:"audience"`
+	// SubjectClaim is the claim that names the caller, default sub.
+	SubjectClaim string `yaml:"subject_claim"`
+	// GroupsClaim is the claim with the caller's groups, a list or one text. Default none.
+	GroupsClaim string `yaml:"groups_claim"`
+	// Require are claims that tokens must have. Public issuers need one: anybody can have a token of theirs, for any
+	// audience.
+	Require []RequiredClaim `yaml:"require"`
+	// Users makes subjects of this issuer users, like those of htpasswd, without <name>: before them. For the one
+	// issuer of a company, whose names nobody else can have.
+	Users bool `yaml:"users"`
+	// Keys is a file with the issuer's JWKS, for one that can't be reached from here; or KeysURL is where they are.
+	// Default: what the issuer's /.well-known/openid-configuration says.
+	Keys    string `yaml:"keys"`
+	KeysURL string `yaml:"keys_url"`
+	// CA is a file with the authority of the issuer's certificate, default the system's.
+	CA string `yaml:"ca"`
+}
+
+// RequiredClaim is a claim with a value that it must have.
+type RequiredClaim struct {
+	Claim string `yaml:"claim"`
+	Value string `yaml:"value"`
+}
+
+// Validate puts what is wrong into m, under key.
+func (c *IssuerConfig) Validate(m *config.Mistakes, key string) {
+	switch {
+	case !elementGrammar.MatchString(c.Name):
+		m.Add(key+".name", "%q: want a name of lower case letters and digits, which rules write before a colon", c.Name)
+	case slices.Contains([]string{"cert", "node"}, c.Name):
+		m.Add(key+".name", "%q stands for other callers", c.Name)
+	}
+	m.URL(key+".issuer", c.Issuer)
+	if c.Issuer == Issuer {
+		m.Add(key+".issuer", "%q is this cluster itself", c.Issuer)
+	}
+	m.Need(key+".audience", c.Audience)
+	for i, r := range c.Require {
+		m.Need(fmt.Sprintf("%s.require[%d].claim", key, i), r.Claim)
+	}
+	if c.Keys != "" && c.KeysURL != "" {
+		m.Add(key+".keys_url", "and keys exclude each other: set one")
+	}
+	if c.Keys != "" {
+		m.File(key+".keys", c.Keys)
+	}
+	if c.KeysURL != "" {
+		m.URL(key+".keys_url", c.KeysURL)
+	}
+	if c.CA != "" {
+		m.File(key+".ca", c.CA)
+	}
+}
+
+// Issuers verifies ID tokens. It is safe for concurrent use.
+type Issuers struct{ all []*issuer }
+
+type issuer struct {
+	cfg  IssuerConfig
+	http *http.Client
+	file *File[[]crypto.PublicKey]
+
+	mu       sync.Mutex
+	verifier *oidc.IDTokenVerifier
+	failed   time.Time // when it could not be reached last
+	err      error
+}
+
+// issuerTimeout is how long an issuer is waited for, and how long one that failed is left alone.
+const issuerTimeout = 5 * time.Second
+
+// OpenIssuers reads the files of the configuration. It touches no network.
+func OpenIssuers(cfg []IssuerConfig, log *slog.Logger) (*Issuers, error) {
+	out := &Issuers{}
+	for i, c := range cfg {
+		is := &issuer{cfg: c, http: &http.Client{Timeout: issuerTimeout}}
+		if c.CA != "" {
+			pem, err := os.ReadFile(c.CA)
+			if err != nil {
+				return nil, fmt.Errorf("oidc[%d].ca: %w", i, err)
+			}
+			pool := x509.NewCertPool()
+			if !pool.AppendCertsFromPEM(pem) {
+				return nil, fmt.Errorf("oidc[%d].ca: no certificate in PEM form is in %s", i, c.CA)
+			}
+			t := http.DefaultTransport.(*http.Transport).Clone()
+			t.TLSClientConfig = &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
+			is.http.Transport = t
+		}
+		if c.Keys != "" {
+			f, err := OpenFile(c.Keys, log, parseJWKS)
+			if err != nil {
+				return nil, fmt.Errorf("oidc[%d].keys: %w", i, err)
+			}
+			is.file = f
+		}
+		out.all = append(out.all, is)
+	}
+	return out, nil
+}
+
+// parseJWKS reads a JSON Web Key Set.
+func parseJWKS(name string, b []byte) (out []crypto.PublicKey, err error) {
+	var set jose.JSONWebKeySet
+	if err := json.Unmarshal(b, &set); err != nil {
+		return nil, fmt.Errorf("%s is no JWKS: %w", name, err)
+	}
+	for _, k := range set.Keys {
+		if k.IsPublic() {
+			out = append(out, k.Key)
+		}
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("%s has no public key", name)
+	}
+	return out, nil
+}
+
+// ErrIssuer is an issuer whose keys can't be had now.
+var ErrIssuer = errors.New("the issuer's keys can't be had now")
+
+// Verify returns who an ID token shows. An ErrToken for one that shows nobody, ErrIssuer where that is not known now.
+func (s *Issuers) Verify(ctx context.Context, raw string) (Caller, error) {
+	name := issuerOf(raw)
+	var last error
+	for _, is := range s.all {
+		if name == "" || is.cfg.Issuer != name {
+			continue
+		}
+		c, err := is.verify(ctx, raw) // several entries may be of one issuer, with other audiences
+		if err == nil {
+			return c, nil
+		}
+		last = err
+	}
+	if last == nil {
+		return Caller{}, fmt.Errorf("%w: it is of no issuer that is configured", ErrToken)
+	}
+	return Caller{}, last
+}
+
+func (is *issuer) verify(ctx context.Context, raw string) (Caller, error) {
+	v, err := is.get(ctx)
+	if err != nil {
+		return Caller{}, fmt.Errorf("%w: %s: %w", ErrIssuer, is.cfg.Name, err)
+	}
+	t, err := v.Verify(oidc.ClientContext(ctx, is.http), raw)
+	if err != nil {
+		return Caller{}, fmt.Errorf("%w: %w", ErrToken, err)
+	}
+	var claims map[string]any
+	if err := t.Claims(&claims); err != nil {
+		return Caller{}, fmt.Errorf("%w: %w", ErrToken, err)
+	}
+	for _, r := range is.cfg.Require {
+		if got := fmt.Sprint(claims[r.Claim]); got != r.Value {
+			return Caller{}, fmt.Errorf("%w: its claim %s is not %q", ErrToken, r.Claim, r.Value)
+		}
+	}
+	subject := t.Subject
+	if is.cfg.SubjectClaim != "" {
+		subject, _ = claims[is.cfg.SubjectClaim].(string)
+	}
+	if subject == "" {
+		return Caller{}, fmt.Errorf("%w: it names no subject", ErrToken)
+	}
+	return is.caller(subject, claims[is.cfg.GroupsClaim])
+}
+
+// caller spells a subject and its groups as rules do.
+func (is *issuer) caller(subject string, groups any) (Caller, error) {
+	c := Caller{Subject: is.cfg.Name + ":" + subject}
+	if is.cfg.Users {
+		if err := CheckUser(subject); err != nil {
+			return Caller{}, fmt.Errorf("%w: %w", ErrToken, err)
+		}
+		c.Subject = subject
+	}
+	switch g := groups.(type) {
+	case string:
+		c.Groups = []string{is.cfg.Name + ":" + g}
+	case []any:
+		for _, v := range g {
+			if s, ok := v.(string); ok && len(c.Groups) < maxGroups {
+				c.Groups = append(c.Groups, is.cfg.Name+":"+s)
+			}
+		}
+	}
+	return c, nil
+}
+
+const maxGroups = 200
+
+// get returns what verifies tokens of the issuer.
+func (is *issuer) get(ctx context.Context) (*oidc.IDTokenVerifier, error) {
+	cfg := &oidc.Config{ClientID: is.cfg.Audience, SupportedSigningAlgs: algorithmNames()}
+	if is.file != nil {
+		return oidc.NewVerifier(is.cfg.Issuer, &oidc.StaticKeySet{PublicKeys: is.file.Get()}, cfg), nil
+	}
+	is.mu.Lock()
+	defer is.mu.Unlock()
+	switch {
+	case is.verifier != nil:
+		return is.verifier, nil
+	case time.Since(is.failed) < issuerTimeout:
+		return nil, is.err
+	}
+	// The key set keeps the context for its later requests.
+	own := oidc.ClientContext(context.WithoutCancel(ctx), is.http)
+	if is.cfg.KeysURL != "" {
+		is.verifier = oidc.NewVerifier(is.cfg.Issuer, oidc.NewRemoteKeySet(own, is.cfg.KeysURL), cfg)
+		return is.verifier, nil
+	}
+	p, err := oidc.NewProvider(own, is.cfg.Issuer)
+	if err != nil {
+		is.failed, is.err = time.Now(), err
+		return nil, err
+	}
+	is.verifier = p.VerifierContext(own, cfg)
+	return is.verifier, nil
+}
+
+func algorithmNames() (out []string) {
+	for _, a := range anyAlgorithm {
+		out = append(out, string(a))
+	}
+	return out
+}

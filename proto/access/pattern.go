@@ -1,0 +1,105 @@
+package access
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+)
+
+// pattern is a glob for repositories.
+type pattern struct {
+	text     string
+	elements []string
+}
+
+// userVariable stands for the user's name in a pattern.
+const userVariable = "${user}"
+
+// elementGrammar is what one element of a pattern may have besides variables.
+var elementGrammar = regexp.MustCompile(`^[a-z0-9._*-]+$`)
+
+func parsePattern(s string) (pattern, error) {
+	p := pattern{text: s, elements: strings.Split(s, "/")}
+	if len(s) > maxPattern {
+		return pattern{}, fmt.Errorf("has %d bytes, at most %d", len(s), maxPattern)
+	}
+	for _, e := range p.elements {
+		rest := strings.ReplaceAll(e, userVariable, "u")
+		switch {
+		case !elementGrammar.MatchString(rest):
+			return pattern{}, fmt.Errorf("%q is no pattern of repositories: want lower case path elements, of which * is any characters, ** any number of elements, ${user} the user's name", s)
+		case strings.Contains(e, "**") && e != "**":
+			return pattern{}, fmt.Errorf("%q: ** stands alone between slashes", s)
+		}
+	}
+	return p, nil
+}
+
+const maxPattern = 255
+
+// matches reports whether the pattern is about a repository, for a caller.
+func (p pattern) matches(repository string, c Caller) bool {
+	user, ok := c.user()
+	if !ok && strings.Contains(p.text, userVariable) {
+		return false
+	}
+	return matchElements(p.elements, strings.Split(repository, "/"), user)
+}
+
+// matchElements compares element by element. A ** is tried with no element first; after the first ** that fits, only
+// the last one needs another try, so the time is bounded by the product of the lengths.
+func matchElements(pattern, name []string, user string) bool {
+	star, from := -1, 0
+	i, j := 0, 0
+	for j < len(name) {
+		switch {
+		case i < len(pattern) && pattern[i] == "**":
+			star, from = i, j
+			i++
+		case i < len(pattern) && matchElement(pattern[i], name[j], user):
+			i, j = i+1, j+1
+		case star >= 0:
+			from++
+			i, j = star+1, from
+		default:
+			return false
+		}
+	}
+	for i < len(pattern) && pattern[i] == "**" {
+		i++
+	}
+	return i == len(pattern)
+}
+
+// matchElement compares one element. The user's name is taken as it is: a * in it stands for itself, which no
+// repository has.
+func matchElement(pattern, name, user string) bool {
+	if !strings.Contains(pattern, userVariable) {
+		return wildcard(pattern, name)
+	}
+	if strings.ContainsRune(user, '*') {
+		return false
+	}
+	return wildcard(strings.ReplaceAll(pattern, userVariable, user), name)
+}
+
+// wildcard compares s with a pattern in which * is any number of any characters.
+func wildcard(pattern, s string) bool {
+	parts := strings.Split(pattern, "*")
+	if len(parts) == 1 {
+		return pattern == s
+	}
+	s, ok := strings.CutPrefix(s, parts[0])
+	if !ok {
+		return false
+	}
+	last := parts[len(parts)-1]
+	for _, p := range parts[1 : len(parts)-1] {
+		at := strings.Index(s, p)
+		if at < 0 {
+			return false
+		}
+		s = s[at+len(p):]
+	}
+	return strings.HasSuffix(s, last)
+}

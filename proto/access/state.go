@@ -1,0 +1,159 @@
+package access
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/singleflight"
+
+	"kraken/proto/cluster"
+	"kraken/proto/registry"
+)
+
+// State is what the proxies share, as it was last heard of build-index: whose keys sign tokens, and which robots there
+// are. While build-index is away the last answer stays. It is safe for concurrent use.
+type State struct {
+	fetch func(context.Context) (cluster.AccessState, error)
+	every time.Duration
+	log   *slog.Logger
+
+	flight singleflight.Group
+
+	mu     sync.Mutex
+	keys   Keys
+	robots map[string]cluster.Robot
+	list   []cluster.TokenKey
+	begun  time.Time // when the request of the last answer was sent; zero before the first
+	err    error     // of the last request
+}
+
+// refreshGap is the least time between two requests because of a key that is not known.
+const refreshGap = 250 * time.Millisecond
+
+const fetchTimeout = 5 * time.Second
+
+// NewState returns a State that is asked for by fetch, again and again while Run runs.
+func NewState(fetch func(context.Context) (cluster.AccessState, error), every time.Duration, log *slog.Logger) *State {
+	return &State{fetch: fetch, every: every, log: log, keys: Keys{}, robots: map[string]cluster.Robot{}, err: errors.New("not heard yet")}
+}
+
+// Run asks again and again until ctx ends.
+func (s *State) Run(ctx context.Context) error {
+	t := time.NewTicker(s.every)
+	defer t.Stop()
+	for {
+		_ = s.refresh(ctx) // Err has it
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+	}
+}
+
+// Err returns why the last request failed, nil when it did not.
+func (s *State) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		return fmt.Errorf("keys and robots: %w", s.err)
+	}
+	return nil
+}
+
+// refresh asks now. Those who want it at once share the request.
+func (s *State) refresh(ctx context.Context) error {
+	_, err, _ := s.flight.Do("", func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), fetchTimeout)
+		defer cancel()
+		begun := time.Now()
+		got, err := s.fetch(ctx)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.err = err; err != nil {
+			return nil, err
+		}
+		keys, err := ParseKeys(got.Keys, time.Now())
+		if err != nil {
+			s.log.Warn("a key of tokens is not usable", "error", err)
+		}
+		s.keys, s.list, s.begun = keys, got.Keys, begun
+		clear(s.robots)
+		for _, r := range got.Robots {
+			s.robots[r.Name] = r
+		}
+		return nil, nil
+	})
+	return err
+}
+
+// refreshSince makes sure that an answer is of a request that was sent after t.
+func (s *State) refreshSince(ctx context.Context, t time.Time) error {
+	for {
+		s.mu.Lock()
+		begun := s.begun
+		s.mu.Unlock()
+		if begun.After(t) {
+			return nil
+		}
+		if gap := refreshGap - time.Since(begun); gap > 0 {
+			select {
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			case <-time.After(gap):
+			}
+		}
+		if err := s.refresh(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// Parse returns what a token of this cluster says, ErrToken for one that shows nobody. A key that is not known yet is
+// asked for; registry.ErrUnavailable where that can't be done.
+func (s *State) Parse(ctx context.Context, raw, service string) (Claims, error) {
+	now := time.Now()
+	c, err := s.current().Parse(raw, service, now)
+	if errors.Is(err, errUnknownKey) {
+		if rerr := s.refreshSince(ctx, now); rerr != nil {
+			return Claims{}, fmt.Errorf("%w: the key of a token is not known here, and can't be asked for: %w", registry.ErrUnavailable, rerr)
+		}
+		c, err = s.current().Parse(raw, service, now)
+	}
+	if err != nil {
+		return Claims{}, err
+	}
+	if name, ok := strings.CutPrefix(c.Subject, RobotPrefix); ok && c.Via == ViaRobot {
+		r, live := s.Robot(name)
+		if !live || c.IssuedAt == nil || c.IssuedAt.Time().Add(leeway).Before(r.Created) {
+			return Claims{}, fmt.Errorf("%w: the robot was revoked", ErrToken)
+		}
+	}
+	return c, nil
+}
+
+func (s *State) current() Keys {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.keys
+}
+
+// Robot returns a robot that has not ended.
+func (s *State) Robot(name string) (cluster.Robot, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r, ok := s.robots[name]
+	return r, ok && time.Now().Before(r.Expires)
+}
+
+// PublicKeys returns the keys of tokens that are known.
+func (s *State) PublicKeys() []cluster.TokenKey {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.list
+}

@@ -1,0 +1,167 @@
+package access
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"kraken/proto/cluster"
+	"kraken/proto/registry"
+)
+
+func keyOf(t testing.TB, life time.Duration) *SigningKey {
+	t.Helper()
+	k, err := NewSigningKey(time.Now().Add(life))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// A token is taken for its service, while it lasts, from a key that is known; anything else shows nobody.
+func TestTokens(t *testing.T) {
+	k, other := keyOf(t, time.Hour), keyOf(t, time.Hour)
+	now := time.Now()
+	ann := Caller{Subject: "ann", Groups: []string{"x:g"}, Scopes: []Scope{{TypeRepository, "a", []string{"pull"}}}}
+	token, err := k.Sign(ann, ViaPassword, "kraken", now, 5*time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := ParseKeys([]cluster.TokenKey{k.Public()}, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := keys.Parse(token, "kraken", now.Add(4*time.Minute))
+	if err != nil || c.Caller().Subject != "ann" || c.Via != ViaPassword || len(c.Caller().Scopes) != 1 || c.Groups[0] != "x:g" {
+		t.Errorf("%+v, %v", c, err)
+	}
+	foreign, err := other.Sign(ann, "", "kraken", now, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts := strings.Split(token, ".")
+	for name, bad := range map[string]struct {
+		raw, service string
+		at           time.Time
+	}{
+		"another service": {token, "other", now},
+		"later":           {token, "kraken", now.Add(6 * time.Minute)},
+		"before":          {token, "kraken", now.Add(-time.Minute)},
+		"another key":     {foreign, "kraken", now},
+		"no signature":    {parts[0] + "." + parts[1] + ".", "kraken", now},
+		"other claims":    {parts[0] + "." + strings.Split(foreign, ".")[1] + "." + parts[2], "kraken", now},
+		"no algorithm":    {"eyJhbGciOiJub25lIn0." + parts[1] + ".", "kraken", now},
+		"nothing":         {"", "kraken", now},
+		"long":            {strings.Repeat("a", maxToken+1), "kraken", now},
+	} {
+		if c, err := keys.Parse(bad.raw, bad.service, bad.at); !errors.Is(err, ErrToken) || c.Subject != "" {
+			t.Errorf("%s: %+v, %v", name, c, err)
+		}
+	}
+	if got, _ := ParseKeys([]cluster.TokenKey{k.Public()}, now.Add(2*time.Hour)); len(got) != 0 {
+		t.Error("a key outlives its end")
+	}
+}
+
+// A key is never published with its private half.
+func TestPublicKeyIsPublic(t *testing.T) {
+	var k map[string]any
+	if err := json.Unmarshal(keyOf(t, time.Hour).Public().JWK, &k); err != nil || k["d"] != nil || k["x"] == nil {
+		t.Errorf("%v, %v", k, err)
+	}
+}
+
+// shared is what a build-index has, for a State to ask for.
+type shared struct {
+	state cluster.AccessState
+	err   error
+	asked int
+}
+
+func (s *shared) fetch(context.Context) (cluster.AccessState, error) {
+	s.asked++
+	return s.state, s.err
+}
+
+// A key that was published after the last question is asked for at once; the last answer holds while build-index is
+// away; a robot that was revoked takes its tokens with it.
+func TestStateHearsOfKeys(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		index := &shared{}
+		s := NewState(index.fetch, time.Minute, slog.New(slog.DiscardHandler))
+		ctx := t.Context()
+		k := keyOf(t, time.Hour)
+		robot := Caller{Subject: "robot+ci", Scopes: []Scope{}}
+		index.state = cluster.AccessState{Keys: []cluster.TokenKey{k.Public()}, Robots: []cluster.Robot{{Name: "ci", Created: time.Now(), Expires: time.Now().Add(time.Hour)}}}
+		token, err := k.Sign(robot, ViaRobot, "kraken", time.Now(), 10*time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Millisecond)
+		if _, err := s.Parse(ctx, token, "kraken"); err != nil {
+			t.Errorf("a new key: %v", err)
+		}
+		index.err = errors.New("away")
+		if _, err := s.Parse(ctx, token, "kraken"); err != nil {
+			t.Errorf("while build-index is away: %v", err)
+		}
+		unknown, err := keyOf(t, time.Hour).Sign(robot, ViaRobot, "kraken", time.Now(), time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Parse(ctx, unknown, "kraken"); !errors.Is(err, registry.ErrUnavailable) {
+			t.Errorf("a key that can't be asked for: %v", err)
+		}
+		index.err, index.state.Robots = nil, nil
+		if _, err := s.Parse(ctx, unknown, "kraken"); !errors.Is(err, ErrToken) {
+			t.Errorf("a key that nobody has: %v", err)
+		}
+		if _, err := s.Parse(ctx, token, "kraken"); !errors.Is(err, ErrToken) {
+			t.Errorf("a robot that was revoked: %v", err)
+		}
+		before := index.asked
+		for range 3 {
+			_, _ = s.Parse(ctx, unknown, "kraken")
+		}
+		if n := index.asked - before; n > 4 {
+			t.Errorf("%d questions for three tokens", n)
+		}
+	})
+}
+
+func FuzzToken(f *testing.F) {
+	k := keyOf(f, time.Hour)
+	token, err := k.Sign(Caller{Subject: "ann"}, "", "kraken", time.Now(), time.Minute)
+	if err != nil {
+		f.Fatal(err)
+	}
+	keys, err := ParseKeys([]cluster.TokenKey{k.Public()}, time.Now())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(token)
+	f.Add("a.b.c")
+	f.Fuzz(func(t *testing.T, raw string) {
+		c, err := keys.Parse(raw, "kraken", time.Now())
+		if err == nil && c.Subject != "ann" {
+			t.Errorf("%q shows %q", raw, c.Subject)
+		}
+		_ = issuerOf(raw)
+	})
+}
+
+func FuzzScopes(f *testing.F) {
+	f.Add("repository:a/b:pull,push registry:catalog:* repository(plugin):x:pull")
+	f.Fuzz(func(t *testing.T, s string) {
+		for _, sc := range ParseScopes([]string{s}) {
+			if again := ParseScopes([]string{sc.String()}); len(again) != 1 || again[0].String() != sc.String() {
+				t.Errorf("%q is read as %v, and that as %v", s, sc, again)
+			}
+		}
+	})
+}

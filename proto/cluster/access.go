@@ -1,0 +1,124 @@
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strconv"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/proto/registry"
+)
+
+// AccessState is what proxies and agents share of who may come in (GET /v2/_kraken/access).
+type AccessState struct {
+	Keys   []TokenKey `json:"keys"`
+	Robots []Robot    `json:"robots"`
+}
+
+// TokenKey is a public key that tokens are signed with (PUT /v2/_kraken/tokenkeys/<id>). Each proxy makes its own, and
+// its private half stays there.
+type TokenKey struct {
+	ID      string          `json:"id"`
+	JWK     json.RawMessage `json:"jwk"`
+	Expires time.Time       `json:"expires"` // after this no token of it is valid
+}
+
+// Robot is a key for programs (PUT, DELETE /v2/_kraken/robots/<name>).
+type Robot struct {
+	Name string `json:"name"`
+	// Hash is the SHA-256 of the key, in hex: the key is random and long enough. Only proxies are told it.
+	Hash    string    `json:"hash,omitempty"`
+	Created time.Time `json:"created"`
+	Expires time.Time `json:"expires"`
+	Note    string    `json:"note,omitempty"`
+}
+
+// Limits of what is kept.
+const (
+	MaxTokenKeys   = 1000
+	MaxRobots      = 10_000
+	MaxAccessEntry = 4 << 10 // bytes of one
+	MaxMembers     = 2000    // digests of one Members
+)
+
+// RobotName is the grammar of a robot's name, and of a key's id.
+var (
+	RobotName  = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$`)
+	TokenKeyID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$`)
+	RobotHash  = regexp.MustCompile(`^[0-9a-f]{64}$`)
+)
+
+var digestKey = regexp.MustCompile(`^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})$`)
+
+// Members asks which of some blobs are members of a repository (POST members), and is the answer.
+type Members struct {
+	Digests []digest.Digest `json:"digests"`
+}
+
+// RepositoryPage is a page of repositories (GET /v2/_kraken/repositories/<digest>).
+type RepositoryPage struct {
+	Repositories []string `json:"repositories"`
+}
+
+// entryOf returns where an entry is that is about no repository; key is of the grammar.
+func entryOf(resource, key string, grammar *regexp.Regexp) registry.Endpoint {
+	if !grammar.MatchString(key) {
+		return registry.NoEndpoint(fmt.Errorf("%w: %.80q is no name in %s", registry.ErrNameInvalid, key, resource))
+	}
+	return registry.ExtensionPath{Extension: ExtensionName, Resource: resource, Key: key}.Endpoint()
+}
+
+// Access returns the keys of tokens and the robots.
+func (c *IndexClient) Access(ctx context.Context) (s AccessState, err error) {
+	_, err = c.CallJSON(ctx, registry.Request{Method: http.MethodGet, To: everywhere("access")}, &s, http.StatusOK)
+	return s, err
+}
+
+// PutTokenKey makes a key known to all proxies and agents.
+func (c *IndexClient) PutTokenKey(ctx context.Context, k TokenKey) error {
+	return c.putEntry(ctx, entryOf("tokenkeys", k.ID, TokenKeyID), k)
+}
+
+// PutRobot makes a robot, or changes it.
+func (c *IndexClient) PutRobot(ctx context.Context, r Robot) error {
+	return c.putEntry(ctx, entryOf("robots", r.Name, RobotName), r)
+}
+
+// DeleteRobot revokes a robot's key, registry.ErrNameUnknown when there is none of this name.
+func (c *IndexClient) DeleteRobot(ctx context.Context, name string) error {
+	_, err := c.Call(ctx, registry.Request{Method: http.MethodDelete, To: entryOf("robots", name, RobotName)}, http.StatusAccepted)
+	return err
+}
+
+func (c *IndexClient) putEntry(ctx context.Context, to registry.Endpoint, v any) error {
+	body, n, err := jsonBody(v)
+	if err != nil {
+		return err
+	}
+	_, err = c.Call(ctx, registry.Request{Method: http.MethodPut, To: to, Header: jsonType, Body: body, Length: n}, http.StatusCreated)
+	return err
+}
+
+// Members returns which of some blobs, at most MaxMembers, are members of a repository.
+func (c *IndexClient) Members(ctx context.Context, repo string, ds []digest.Digest) ([]digest.Digest, error) {
+	var out Members
+	err := post(ctx, c.Client, endpoint(repo, "members", ""), Members{ds}, &out)
+	return out.Digests, err
+}
+
+// BlobRepositories returns up to n repositories after last, in order, that have a blob.
+func (c *IndexClient) BlobRepositories(ctx context.Context, d digest.Digest, last string, n int) ([]string, error) {
+	var out RepositoryPage
+	q := url.Values{"n": {strconv.Itoa(n)}}
+	if last != "" {
+		q.Set("last", last)
+	}
+	_, err := c.CallJSON(ctx, registry.Request{Method: http.MethodGet, To: entryOf("repositories", d.String(), digestKey), Query: q}, &out, http.StatusOK)
+	return out.Repositories, err
+}

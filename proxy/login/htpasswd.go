@@ -1,0 +1,177 @@
+package login
+
+import (
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"strings"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"golang.org/x/crypto/bcrypt"
+	"golang.org/x/sync/singleflight"
+
+	"kraken/proto/access"
+	"kraken/proto/registry"
+)
+
+const (
+	// maxCost bounds the time of one comparison: 14 is about a second.
+	maxCost = 14
+	// verifiedFor is how long a pair that was verified is not compared again, maxVerified how many are remembered.
+	verifiedFor = 10 * time.Minute
+	maxVerified = 10_000
+	// bcryptWait is how long a login waits for its turn, maxWaiting how many may wait.
+	bcryptWait = 5 * time.Second
+	maxWaiting = 64
+)
+
+// users are the hashes of a htpasswd file, by name.
+type users map[string][]byte
+
+// parseHtpasswd reads lines of user:hash, where each hash is of bcrypt. Mistakes are told by line, without what it
+// says.
+func parseHtpasswd(name string, b []byte) (users, error) {
+	out := users{}
+	n := 0
+	for line := range bytes.Lines(b) {
+		n++
+		text := strings.TrimSpace(string(line))
+		if text == "" || strings.HasPrefix(text, "#") {
+			continue
+		}
+		user, hash, ok := strings.Cut(text, ":")
+		if !ok {
+			return nil, fmt.Errorf("%s: line %d: want user:hash", name, n)
+		}
+		if err := access.CheckUser(user); err != nil {
+			return nil, fmt.Errorf("%s: line %d: %w", name, n, err)
+		}
+		cost, err := bcrypt.Cost([]byte(hash))
+		if err != nil {
+			return nil, fmt.Errorf("%s: line %d: the hash of %s is not of bcrypt: make it with htpasswd -B", name, n, user)
+		}
+		if cost > maxCost {
+			return nil, fmt.Errorf("%s: line %d: the hash of %s has cost %d, at most %d", name, n, user, cost, maxCost)
+		}
+		if _, twice := out[user]; twice {
+			return nil, fmt.Errorf("%s: line %d: %s is there twice", name, n, user)
+		}
+		out[user] = []byte(hash)
+	}
+	return out, nil
+}
+
+// passwords verifies users' passwords. Comparisons take half of the processors at most, and a pair that was right is
+// remembered for a while, by a hash with a key of this process.
+type passwords struct {
+	file     *access.File[users]
+	key      []byte
+	verified *lru.Cache[[sha256.Size]byte, time.Time] // when
+	flight   singleflight.Group
+	turns    chan struct{} // of comparisons that run
+	waiting  chan struct{} // and of all
+	nobody   []byte        // hash that is compared with for users that there are not
+}
+
+func openPasswords(file string, log *slog.Logger) (*passwords, error) {
+	p := &passwords{
+		key:   make([]byte, sha256.Size),
+		turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), waiting: make(chan struct{}, maxWaiting),
+	}
+	rand.Read(p.key) // never fails
+	var err error
+	if p.verified, err = lru.New[[sha256.Size]byte, time.Time](maxVerified); err != nil {
+		return nil, err
+	}
+	if p.nobody, err = bcrypt.GenerateFromPassword(p.key[:16], bcrypt.DefaultCost); err != nil {
+		return nil, err
+	}
+	if file != "" {
+		p.file, err = access.OpenFile(file, log, parseHtpasswd)
+	}
+	return p, err
+}
+
+// errPassword is a user that there is not, or another password.
+var errPassword = errors.New("the user or the password is wrong")
+
+func (p *passwords) users() users {
+	if p.file == nil {
+		return nil
+	}
+	return p.file.Get()
+}
+
+// has reports whether there is such a user.
+func (p *passwords) has(user string) bool {
+	_, ok := p.users()[user]
+	return ok
+}
+
+func (p *passwords) pair(user, password string, hash []byte) (sum [sha256.Size]byte) {
+	h := hmac.New(sha256.New, p.key)
+	fmt.Fprintf(h, "%d:%s%d:%s", len(user), user, len(hash), hash) // a hash never fails
+	h.Write([]byte(password))
+	return [sha256.Size]byte(h.Sum(nil))
+}
+
+// remembered reports whether the pair was right lately, and still is.
+func (p *passwords) remembered(user, password string) bool {
+	hash, ok := p.users()[user]
+	if !ok {
+		return false
+	}
+	at, ok := p.verified.Get(p.pair(user, password, hash))
+	return ok && time.Since(at) < verifiedFor
+}
+
+// verify returns nil for the right password, errPassword for a wrong one, and registry.ErrTooManyRequests when too many
+// are being compared. It takes as long for a user that there is not.
+func (p *passwords) verify(ctx context.Context, user, password string) error {
+	hash, ok := p.users()[user]
+	if !ok {
+		hash = p.nobody
+	}
+	pair := p.pair(user, password, hash)
+	_, err, _ := p.flight.Do(string(pair[:]), func() (any, error) {
+		return nil, p.compare(context.WithoutCancel(ctx), hash, password)
+	})
+	if err == nil && !ok {
+		err = errPassword
+	}
+	if err == nil {
+		p.verified.Add(pair, time.Now())
+	}
+	return err
+}
+
+func (p *passwords) compare(ctx context.Context, hash []byte, password string) error {
+	busy := &registry.RetryError{Err: fmt.Errorf("%w: too many logins at once", registry.ErrTooManyRequests), After: bcryptWait}
+	select {
+	case p.waiting <- struct{}{}:
+		defer func() { <-p.waiting }()
+	default:
+		return busy
+	}
+	t := time.NewTimer(bcryptWait)
+	defer t.Stop()
+	select {
+	case p.turns <- struct{}{}:
+		defer func() { <-p.turns }()
+	case <-t.C:
+		return busy
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if bcrypt.CompareHashAndPassword(hash, []byte(password)) != nil {
+		return errPassword
+	}
+	return nil
+}
