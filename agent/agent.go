@@ -50,6 +50,8 @@ type Agent struct {
 	smallBlob   int64
 
 	sizes   *lru.Cache[digest.Digest, int64] // of blobs, from the manifests that passed by
+	members members
+	door    *ownAccess // nil: everybody may pull the cluster's own repositories
 	doubts  *doubts
 	checked *expirable.LRU[string, string]          // "repo@digest" → media type: manifests lately confirmed
 	wrong   *expirable.LRU[digest.Digest, []string] // ids of origins that lately sent other bytes to a relay
@@ -106,6 +108,12 @@ func (a *Agent) assemble(c *role.Chassis) (err error) {
 	a.namer = cluster.NewNamer(a.cfg.Names)
 	a.granted = expirable.NewLRU[string, struct{}](knownGrants, nil, grantedFor)
 	if a.tokens, err = newTokens(); err != nil {
+		return err
+	}
+	if a.members, err = newMembers(); err != nil {
+		return err
+	}
+	if a.door, err = a.openAccess(c); err != nil {
 		return err
 	}
 	if err := a.openCache(c); err != nil {

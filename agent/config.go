@@ -32,11 +32,14 @@ type Config struct {
 	Peer Peer `yaml:"peer"`
 	// Cache is where blobs are kept.
 	Cache Cache `yaml:"cache"`
+	// Access says who may pull the cluster's own repositories here. Without it everybody on this node may pull all.
+	Access Access `yaml:"access"`
 	// SmallBlob is the size up to which a blob is fetched straight from an origin over HTTP and not announced, default
 	// 1MiB. Blobs that were cached as small ones have no metainfo and stay out of the swarm when it is lowered.
 	SmallBlob config.Size `yaml:"small_blob" config:"positive"`
 	// ManifestTTL is how long a manifest that build-index confirmed is served by digest without asking again, default
-	// 1m. A deleted digest is gone at this agent after this time. Tags are confirmed on every pull.
+	// 1m, and a membership of a blob. A deleted digest or blob is gone at this agent after this time. Tags are
+	// confirmed on every pull.
 	ManifestTTL config.Duration `yaml:"manifest_ttl" config:"positive"`
 	// BuildIndexWait is how long a manifest's answer is waited for, and up to a tenth more, while build-index can be
 	// connected to, default 10s. Only what is unreachable, or silent for so long, is answered for with something older.
@@ -152,6 +155,7 @@ func (c *Config) Validate() error {
 	if c.Watchdog < config.Duration(time.Second) {
 		m.Add("watchdog", "%s is less than 1s: a busy machine would end an agent that is well", c.Watchdog)
 	}
+	c.Access.validate(&m, "access")
 	return m.Err()
 }
 

@@ -56,7 +56,11 @@ func choosesOnce(ctx context.Context) bool {
 // GetManifest implements registry.Manifests.
 func (f front) GetManifest(ctx context.Context, repo string, ref registry.Reference, o registry.GetOptions) (*registry.Manifest, error) {
 	if !f.a.isUpstreams(repo) {
-		return f.a.GetManifest(ctx, repo, ref, o)
+		m, err := f.a.GetManifest(ctx, repo, ref, o)
+		if err == nil {
+			f.a.learnMembers(ctx, repo, m)
+		}
+		return m, err
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, headersWithin, errSlow)
 	defer cancel()
@@ -127,6 +131,9 @@ func (f front) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.D
 		return v1.Descriptor{}, err
 	}
 	if !f.a.isUpstreams(repo) {
+		if err := f.a.checkMember(ctx, repo, d); err != nil {
+			return v1.Descriptor{}, err
+		}
 		return f.a.StatBlob(ctx, repo, d)
 	}
 	if err := f.a.mayRead(d, registry.Whole); err != nil {
@@ -145,6 +152,9 @@ func (f front) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint 
 		return nil, err
 	}
 	if !f.a.isUpstreams(repo) {
+		if err := f.a.checkMember(ctx, repo, d); err != nil {
+			return nil, err
+		}
 		return f.a.OpenBlob(ctx, repo, d, hint)
 	}
 	if err := f.a.mayRead(d, hint); err != nil {

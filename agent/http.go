@@ -57,7 +57,7 @@ func (a *Agent) handler(cfg transport.ServerConfig, namer registry.Namer) http.H
 	front := front{a}
 	r.Mount("/", registry.Server{
 		Dialect: cluster.Dialect(), Blobs: front, Manifests: front, Tags: a.index, Catalog: a.index, Referrers: a.index,
-		Namer: namer, Access: callers{a}, Mirror: true, ReadOnly: "an agent only serves pulls; push to the proxy", Log: a.log,
+		Namer: namer, Access: a.accessOf(), Mirror: true, ReadOnly: "an agent only serves pulls; push to the proxy", Log: a.log,
 	}.Handler())
 	return r
 }

@@ -50,6 +50,10 @@ func (x *index) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_ = json.NewEncoder(w).Encode(x.upstreams)
 		return
 	}
+	if _, d, ok := strings.Cut(r.URL.Path, "/_kraken/layers/"); ok { // each repository has each blob
+		_ = json.NewEncoder(w).Encode(cluster.Layer{Digest: digest.Digest(d)})
+		return
+	}
 	x.asked = append(x.asked, r.URL.Path)
 	repo, ref, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/"), "/manifests/")
 	raw, ok := x.manifests[repo]

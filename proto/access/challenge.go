@@ -1,8 +1,10 @@
 package access
 
 import (
+	"net/url"
 	"strings"
 
+	"kraken/proto/config"
 	"kraken/proto/registry"
 )
 
@@ -18,6 +20,21 @@ func Challenge(realm, service, repository string, action registry.Action, kind s
 		b.WriteString(`,error="` + kind + `"`)
 	}
 	return b.String()
+}
+
+// CheckRealm notes a realm, unless empty, that is no URL of a token service.
+func CheckRealm(m *config.Mistakes, key, realm string) {
+	checkURL(m, key, realm, "the URL of the token service, such as https://registry.example/token")
+}
+
+// checkURL notes a value, unless empty, that is no URL, which may have a path.
+func checkURL(m *config.Mistakes, key, value, want string) {
+	if value == "" {
+		return
+	}
+	if u, err := url.Parse(value); err != nil || u.Host == "" || u.User != nil || (u.Scheme != "https" && u.Scheme != "http") {
+		m.Add(key, "%.200q: want %s", value, want)
+	}
 }
 
 // quoted leaves out what ends a quoted string, or a header.

@@ -61,7 +61,8 @@ func (c *IssuerConfig) Validate(m *config.Mistakes, key string) {
 	case slices.Contains([]string{"cert", "node"}, c.Name):
 		m.Add(key+".name", "%q stands for other callers", c.Name)
 	}
-	m.URL(key+".issuer", c.Issuer)
+	m.Need(key+".issuer", c.Issuer)
+	checkURL(m, key+".issuer", c.Issuer, "the URL that the issuer's tokens name, such as https://token.actions.githubusercontent.com")
 	if c.Issuer == Issuer {
 		m.Add(key+".issuer", "%q is this cluster itself", c.Issuer)
 	}
@@ -75,9 +76,7 @@ func (c *IssuerConfig) Validate(m *config.Mistakes, key string) {
 	if c.Keys != "" {
 		m.File(key+".keys", c.Keys)
 	}
-	if c.KeysURL != "" {
-		m.URL(key+".keys_url", c.KeysURL)
-	}
+	checkURL(m, key+".keys_url", c.KeysURL, "where the issuer's JWKS is")
 	if c.CA != "" {
 		m.File(key+".ca", c.CA)
 	}

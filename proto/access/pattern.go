@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// pattern is a glob for repositories.
-type pattern struct {
+// Pattern is a glob for repositories.
+type Pattern struct {
 	text     string
 	elements []string
 }
@@ -18,18 +18,20 @@ const userVariable = "${user}"
 // elementGrammar is what one element of a pattern may have besides variables.
 var elementGrammar = regexp.MustCompile(`^[a-z0-9._*-]+$`)
 
-func parsePattern(s string) (pattern, error) {
-	p := pattern{text: s, elements: strings.Split(s, "/")}
+// ParsePattern reads a pattern: path elements, of which * is any characters, ** any number of elements, ${user} the
+// user's name.
+func ParsePattern(s string) (Pattern, error) {
+	p := Pattern{text: s, elements: strings.Split(s, "/")}
 	if len(s) > maxPattern {
-		return pattern{}, fmt.Errorf("has %d bytes, at most %d", len(s), maxPattern)
+		return Pattern{}, fmt.Errorf("has %d bytes, at most %d", len(s), maxPattern)
 	}
 	for _, e := range p.elements {
 		rest := strings.ReplaceAll(e, userVariable, "u")
 		switch {
 		case !elementGrammar.MatchString(rest):
-			return pattern{}, fmt.Errorf("%q is no pattern of repositories: want lower case path elements, of which * is any characters, ** any number of elements, ${user} the user's name", s)
+			return Pattern{}, fmt.Errorf("%q is no pattern of repositories: want lower case path elements, of which * is any characters, ** any number of elements, ${user} the user's name", s)
 		case strings.Contains(e, "**") && e != "**":
-			return pattern{}, fmt.Errorf("%q: ** stands alone between slashes", s)
+			return Pattern{}, fmt.Errorf("%q: ** stands alone between slashes", s)
 		}
 	}
 	return p, nil
@@ -37,8 +39,8 @@ func parsePattern(s string) (pattern, error) {
 
 const maxPattern = 255
 
-// matches reports whether the pattern is about a repository, for a caller.
-func (p pattern) matches(repository string, c Caller) bool {
+// Matches reports whether the pattern is about a repository, for a caller.
+func (p Pattern) Matches(repository string, c Caller) bool {
 	user, ok := c.user()
 	if !ok && strings.Contains(p.text, userVariable) {
 		return false

@@ -44,7 +44,7 @@ type Rule struct {
 	Allow []string `yaml:"allow"`
 	Deny  []string `yaml:"deny"`
 
-	patterns []pattern
+	patterns []Pattern
 }
 
 // ParsePolicy reads a file of rules.
@@ -88,7 +88,7 @@ func (r *Rule) validate(m *config.Mistakes, key string, groups []Group) {
 	}
 	r.patterns = nil
 	for i, s := range r.Repositories {
-		p, err := parsePattern(string(s))
+		p, err := ParsePattern(string(s))
 		if err != nil {
 			m.Add(fmt.Sprintf("%s.repositories[%d]", key, i), "%w", err)
 		}
@@ -155,7 +155,7 @@ func (p *Policy) Decide(c Caller, repository string, action registry.Action) Dec
 			continue
 		}
 		who, ok := r.isAbout(c, groups)
-		if !ok || !slices.ContainsFunc(r.patterns, func(p pattern) bool { return p.matches(repository, c) }) {
+		if !ok || !slices.ContainsFunc(r.patterns, func(p Pattern) bool { return p.Matches(repository, c) }) {
 			continue
 		}
 		name := fmt.Sprintf("rule %d", i+1)

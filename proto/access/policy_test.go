@@ -150,11 +150,11 @@ func FuzzPattern(f *testing.F) {
 		f.Add(s, "team/ann/x", "ann")
 	}
 	f.Fuzz(func(t *testing.T, pattern, repository, user string) {
-		p, err := parsePattern(pattern)
+		p, err := ParsePattern(pattern)
 		if err != nil || registry.CheckName(repository) != nil {
 			return
 		}
-		got := p.matches(repository, Caller{Subject: user})
+		got := p.Matches(repository, Caller{Subject: user})
 		if got && strings.Contains(pattern, userVariable) && !strings.Contains(repository, user) {
 			t.Errorf("%q matches %q for %q", pattern, repository, user)
 		}

@@ -5,7 +5,6 @@ package login
 
 import (
 	"fmt"
-	"net/url"
 	"os"
 	"time"
 
@@ -55,8 +54,8 @@ func (c *Config) Validate(m *config.Mistakes, key string) {
 	if d := time.Duration(c.TokenLifetime); d < time.Minute || d > time.Hour {
 		m.Add(key+".token_lifetime", "%s is not in 1m..1h", d)
 	}
-	if d := time.Duration(c.KeyLifetime); d < time.Minute || d > 14*24*time.Hour {
-		m.Add(key+".key_lifetime", "%s is not in 1m..336h", d)
+	if d := time.Duration(c.KeyLifetime); d < 5*time.Second || d > 14*24*time.Hour {
+		m.Add(key+".key_lifetime", "%s is not in 5s..336h", d)
 	}
 	if c.Rules == "" {
 		if c.Htpasswd != "" || len(c.OIDC) > 0 || c.Certificates {
@@ -82,11 +81,7 @@ func (c *Config) Validate(m *config.Mistakes, key string) {
 	for i := range c.OIDC {
 		c.OIDC[i].Validate(m, fmt.Sprintf("%s.oidc[%d]", key, i))
 	}
-	if c.Realm != "" {
-		if u, err := url.Parse(c.Realm); err != nil || u.Host == "" || (u.Scheme != "https" && u.Scheme != "http") {
-			m.Add(key+".realm", "%q: want the URL of the token service, such as https://registry.example/token", c.Realm)
-		}
-	}
+	access.CheckRealm(m, key+".realm", c.Realm)
 	if c.Audit != "" && c.Audit != "stdout" {
 		m.Path(key+".audit", c.Audit)
 	}

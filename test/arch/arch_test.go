@@ -32,7 +32,7 @@ var floors = [][]string{
 	{"agent/mirror", "tracker/dashboard", "buildindex/names/sqlite", "buildindex/names/namestest"},
 	{"origin", "tracker", "agent", "buildindex", "proxy"}, // roles never import each other
 	{
-		"origin/cmd/kraken-origin", "tracker/cmd/kraken-tracker", "agent/cmd/kraken-agent",
+		"origin/cmd/kraken-origin", "tracker/cmd/kraken-tracker", "agent/cmd/kraken-agent", "agent/cmd/kraken-credential-provider",
 		"buildindex/cmd/kraken-build-index", "proxy/cmd/kraken-proxy",
 	},
 }

@@ -92,6 +92,8 @@ type Cluster struct {
 
 	Proxy, OtherProxy *registry.Client
 	ProxyURL          string // of the first
+	OtherProxyURL     string
+	AgentURLs         []string
 	OriginURLs        []string
 	Agents            []*registry.Client
 
@@ -123,16 +125,23 @@ func NewMutualTLS(t *testing.T, n int) *Cluster {
 	return start(t, 3, n, true, nil)
 }
 
-// start runs what deploy/devcluster describes, with a second proxy, in this process.
 func start(t *testing.T, origins, n int, mutualTLS bool, upstreams map[string]any) *Cluster {
 	t.Helper()
+	return startWith(t, origins, n, mutualTLS, func(settings map[string]map[string]any) {
+		if upstreams != nil {
+			settings["origin"]["upstreams"], settings["build-index"]["upstreams"] = upstreams, upstreams
+		}
+	})
+}
+
+// startWith runs what deploy/devcluster describes, with a second proxy, in this process. change changes the settings.
+func startWith(t *testing.T, origins, n int, mutualTLS bool, change func(settings map[string]map[string]any)) *Cluster {
+	t.Helper()
 	dir := t.TempDir()
-	config := settings(dir, n, mutualTLS)
-	if upstreams != nil {
-		config["origin"]["upstreams"], config["build-index"]["upstreams"] = upstreams, upstreams
-	}
+	cfg := settings(dir, n, mutualTLS)
+	change(cfg)
 	plan, err := devcluster.Plan(devcluster.Options{
-		Dir: dir, Bin: dir, Origins: origins, Agents: n, Proxies: 2, FreePorts: true, MutualTLS: mutualTLS, Config: config,
+		Dir: dir, Bin: dir, Origins: origins, Agents: n, Proxies: 2, FreePorts: true, MutualTLS: mutualTLS, Config: cfg,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -214,11 +223,11 @@ func (c *Cluster) add(comp *devcluster.Component) *Part {
 		if c.Proxy == nil {
 			c.ProxyPart, c.Proxy, c.ProxyURL = p, c.client(url), url
 		} else {
-			c.OtherProxy = c.client(url)
+			c.OtherProxy, c.OtherProxyURL = c.client(url), url
 		}
 	case "agent":
 		p = c.part(comp.ID(), func() (Role, error) { return open(file, deps(), agent.New) })
-		c.AgentParts, c.Agents = append(c.AgentParts, p), append(c.Agents, c.client(url))
+		c.AgentParts, c.Agents, c.AgentURLs = append(c.AgentParts, p), append(c.Agents, c.client(url)), append(c.AgentURLs, url)
 	}
 	return p
 }
@@ -316,6 +325,16 @@ func (c *Cluster) client(url string) *registry.Client {
 		c.t.Fatal(err)
 	}
 	return rc
+}
+
+// index is a client of a build-index without TLS.
+func (c *Cluster) index(t *testing.T) *cluster.IndexClient {
+	t.Helper()
+	x, err := cluster.NewIndexClient("http://"+c.find("build-index").Addr, http.DefaultClient)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return x
 }
 
 // originClient talks to an origin of a cluster without TLS as other origins do.
