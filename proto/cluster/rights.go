@@ -73,6 +73,11 @@ var Rights = []Right{
 	{"build-index", "PUT DELETE", "/v2/<name>/_kraken/layers", only(proxy)},
 	{"build-index", "POST", "/v2/<name>/_kraken/mount", only(proxy)},
 	{"build-index", "GET", "/v2/_kraken/upstreams", only(proxy, origin, agent)},
+	{"build-index", "POST", "/v2/<name>/_kraken/members", only(proxy, agent)},
+	{"build-index", "GET", "/v2/_kraken/repositories", only(proxy)},
+	{"build-index", "GET", "/v2/_kraken/access", only(proxy, agent, operator)},
+	{"build-index", "PUT", "/v2/_kraken/tokenkeys", only(proxy)},
+	{"build-index", "PUT DELETE", "/v2/_kraken/robots", only(proxy, operator)},
 	{"build-index", "GET", "/v2/<name>/_kraken/grant", only(proxy, origin, agent)},
 
 	{"tracker", "GET", "/health", everybody},
