@@ -20,6 +20,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 	"kraken/proxy"
 )
@@ -277,6 +278,12 @@ func TestOneOriginDownAtPush(t *testing.T) {
 func TestMissingIsNotUnreachable(t *testing.T) {
 	c := New(t, 1)
 	d := digest.FromString("nobody has this")
+	if _, err := c.Agents[0].StatBlob(t.Context(), "demo/none", d); !errors.Is(err, registry.ErrBlobUnknown) {
+		t.Errorf("no repository has it: %v, want ErrBlobUnknown", err)
+	}
+	if err := c.index(t).PutLayer(t.Context(), "demo/none", cluster.Layer{Digest: d, Size: 1}); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := c.Agents[0].StatBlob(t.Context(), "demo/none", d); !errors.Is(err, registry.ErrBlobUnknown) {
 		t.Errorf("all are up: %v, want ErrBlobUnknown", err)
 	}
