@@ -30,6 +30,7 @@ build: check-go ## build every binary, static, into bin/
 	$(BUILD) -o bin/kraken-build-index ./buildindex/cmd/kraken-build-index
 	$(BUILD) -o bin/kraken-tracker ./tracker/cmd/kraken-tracker
 	$(BUILD) -o bin/kraken-agent ./agent/cmd/kraken-agent
+	$(BUILD) -o bin/kraken-credential-provider ./agent/cmd/kraken-credential-provider
 	$(BUILD) -o bin/kraken ./deploy/cmd/kraken
 	$(BUILD) -o bin/kraken-testfs ./test/testfs/cmd/kraken-testfs
 	$(BUILD) -o bin/devcluster ./deploy/devcluster/cmd/devcluster
