@@ -295,6 +295,11 @@ func (l *listener) Accept() (net.Conn, error) {
 			}
 			continue
 		}
+		if l.s.descriptors.Scarce() { // bodies that are under way need them
+			nc.Close()
+			l.s.m.refused.Inc()
+			continue
+		}
 		if t := l.s.cfg.TLS; t.Server != nil {
 			nc = tls.Server(nc, t.Server)
 		}
@@ -327,6 +332,9 @@ func (d dialer) Dial(ctx context.Context, text string) (net.Conn, error) {
 	}
 	if d.s.bans.has([20]byte{}, a.addr) {
 		return nil, fmt.Errorf("dial %s: peer is banned", a.addr)
+	}
+	if d.s.descriptors.Scarce() {
+		return nil, fmt.Errorf("dial peer %s: too many files and connections are open", a.addr)
 	}
 	nd := net.Dialer{}
 	nc, err := nd.DialContext(ctx, "tcp", a.addr.String())

@@ -133,6 +133,8 @@ type Swarm struct {
 	slots    slots
 	m        *metrics
 
+	descriptors *transport.Descriptors
+
 	loadMu sync.Mutex // adding and dropping torrents
 	closed bool       // under loadMu
 	// under loadMu: bytes that went to peers by torrents that were dropped since, for each blob that peers may ask for
@@ -160,7 +162,7 @@ func New(cfg Config) (*Swarm, error) {
 	}
 	s := &Swarm{
 		cfg: cfg, log: cfg.Logger, loaded: map[blob.InfoHash]*loaded{}, conns: map[*conn]struct{}{}, closing: make(chan struct{}),
-		joined:     make(chan struct{}, 1),
+		joined: make(chan struct{}, 1), descriptors: transport.NewDescriptors(),
 		sentBefore: map[digest.Digest]int64{},
 	}
 	s.index.init()

@@ -153,6 +153,8 @@ func (c *Chassis) quiet() {
 // process. It is the last step of an open.
 // A listener that asks for certificates is behind cluster.Rights.
 func (c *Chassis) Serve(name string, h http.Handler, admin func(*http.ServeMux), control ...func(*http.ServeMux)) (err error) {
+	descriptors := transport.NewDescriptors()
+	c.Health.AddCheck("file descriptors", false, func(context.Context) error { return descriptors.Check() })
 	if c.server, err = transport.NewServer(name, c.serverConfig, c.guarded(string(c.role), c.serverConfig, h), c.Log); err != nil {
 		return err
 	}

@@ -64,7 +64,11 @@ func isOwnHost(hostPort string, local net.Addr, names []string) bool {
 
 // refuse answers with the specification's JSON.
 func refuse(w http.ResponseWriter, status int, message string) {
-	body, err := json.Marshal(map[string]any{"errors": []map[string]string{{"code": "DENIED", "message": message}}})
+	code := "DENIED"
+	if status >= http.StatusInternalServerError {
+		code = "UNAVAILABLE"
+	}
+	body, err := json.Marshal(map[string]any{"errors": []map[string]string{{"code": code, "message": message}}})
 	if err != nil {
 		body = []byte(`{"errors":[{"code":"DENIED","message":"refused"}]}`)
 	}

@@ -96,6 +96,10 @@ func NewServer(name string, cfg ServerConfig, h http.Handler, log *slog.Logger) 
 		}
 		return nil, fmt.Errorf("%s listener: %w", name, err)
 	}
+	if name != "admin" {
+		own := NewDescriptors()
+		l, h = thrifty{l, own}, own.refuseScarce(h)
+	}
 	s := &Server{name: name, cfg: cfg, l: l, log: log, plain: tc == nil}
 	if tc != nil {
 		s.l = tls.NewListener(l, tc)
