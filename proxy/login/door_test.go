@@ -358,7 +358,9 @@ func TestKeyRotation(t *testing.T) {
 }
 
 // Who guesses is slowed; who was right lately is not, from the same address.
-func TestThrottle(t *testing.T) {
+func TestThrottle(t *testing.T) { synctest.Test(t, throttled) }
+
+func throttled(t *testing.T) {
 	r := newRig(t)
 	if w := r.do("GET", "/v2/", basic("ann", "ann-secret")); w.Code != 200 {
 		t.Fatal(w.Code)
