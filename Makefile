@@ -39,8 +39,8 @@ build: check-go ## build every binary, static, into bin/
 images: build ## build an image per role with docker or buildah
 	deploy/docker/build.sh bin
 
-devcluster: build $(if $(filter docker,$(RUNTIME)),images) ## start a whole cluster on loopback (AGENTS=n, RUNTIME=process|docker, SECURE=1: TLS everywhere)
-	@bin/devcluster --dir $(STATE) up --agents $(AGENTS) --runtime $(RUNTIME) $(if $(filter-out 0,$(SECURE)),--mutual-tls)
+devcluster: build $(if $(filter docker,$(RUNTIME)),images) ## start a whole cluster on loopback (AGENTS=n, RUNTIME=process|docker, SECURE=1: TLS everywhere, and a login)
+	@bin/devcluster --dir $(STATE) up --agents $(AGENTS) --runtime $(RUNTIME) $(if $(filter-out 0,$(SECURE)),--mutual-tls --login)
 
 stop-devcluster: ## end what devcluster started
 	@if [ -x bin/devcluster ]; then bin/devcluster --dir $(STATE) down; else echo "nothing to stop: bin/devcluster was never built"; fi

@@ -32,6 +32,11 @@ func (cl *Cluster) Write() error {
 			return err
 		}
 	}
+	if cl.Login {
+		if err := cl.writeLogin(); err != nil {
+			return err
+		}
+	}
 	recordKey, err := cl.recordKey()
 	if err != nil {
 		return err
@@ -72,6 +77,8 @@ type view struct {
 	OriginURL, TrackerURL, BuildIndexURL string // scheme and, but for origins, address
 	MutualTLS                            bool
 	CA, Cert, Key, ClusterName           string // files, and what certificates name, with MutualTLS
+	Login                                bool   // who comes to the proxy has to show who it is
+	Rules, Htpasswd                      string // files, with Login
 	Loopback                             bool   // the component listens there
 	RecordKeyFile, RecordKey             string // of name records: the private key's file, the public key in base64
 }
@@ -93,6 +100,9 @@ func (cl *Cluster) configOf(t *template.Template, c *Component, recordKey string
 	if cl.MutualTLS {
 		files := cl.Certificate(c.ID())
 		v.CA, v.Cert, v.Key, v.ClusterName = files.CA, files.Cert, files.Key, ClusterName
+	}
+	if cl.Login {
+		v.Login, v.Rules, v.Htpasswd = true, cl.rulesFile(), cl.htpasswdFile()
 	}
 	var b bytes.Buffer
 	if err := t.ExecuteTemplate(&b, c.Role+".yaml", v); err != nil {
@@ -172,6 +182,12 @@ Stop it: make stop-devcluster
 // secureHints is Hints of a cluster with TLS.
 func (cl *Cluster) secureHints(out io.Writer) {
 	ca, operator := cl.Certificate("").CA, cl.Certificate("operator")
+	login, user := "", ""
+	if cl.Login {
+		login = fmt.Sprintf("  docker login -u %s --password-stdin %s < %s      (podman, skopeo, crane likewise; rules: %s)\n",
+			LoginUser, cl.first("proxy"), cl.passwordFile(), cl.rulesFile())
+		user = fmt.Sprintf(" -u %s:$(cat %s)", LoginUser, cl.passwordFile())
+	}
 	fmt.Fprintf(out, `
 The cluster is ready, with TLS between all parts.
   push here    https://%[1]s     (proxy)
@@ -185,15 +201,15 @@ Runtimes have to trust the authority:
   SSL_CERT_FILE=%[5]s crane push image.tar %[1]s/demo/app:v1
 
 Push and pull:
-  docker tag IMAGE %[1]s/demo/app:v1 && docker push %[1]s/demo/app:v1
+%[10]s  docker tag IMAGE %[1]s/demo/app:v1 && docker push %[1]s/demo/app:v1
   docker pull %[2]s/demo/app:v1
 
 Look with curl, as an operator:
-  curl --cacert %[5]s https://%[1]s/v2/_catalog
+  curl --cacert %[5]s%[11]s https://%[1]s/v2/_catalog
   curl --cacert %[5]s --cert %[8]s --key %[9]s https://%[3]s/swarms
 
 Stop it: make stop-devcluster
-`, cl.first("proxy"), cl.first("agent"), cl.first("tracker"), len(cl.Role("agent")), ca, cl.CertificateDir(), cl.Dir, operator.Cert, operator.Key)
+`, cl.first("proxy"), cl.first("agent"), cl.first("tracker"), len(cl.Role("agent")), ca, cl.CertificateDir(), cl.Dir, operator.Cert, operator.Key, login, user)
 }
 
 // configMode is the mode of configurations, which hold secrets. Containers run as another user, who must read them.

@@ -38,6 +38,9 @@ type Options struct {
 	// "localhost" and 127.0.0.1. Origins, tracker and build-index then take only holders of one; so do peers. The proxy
 	// has TLS and takes everybody; agents' registries and the admin listeners stay plain.
 	MutualTLS bool
+	// Login makes the proxy ask who comes: LoginUser, whose password is made, may do everything, everybody may pull
+	// public/**. With MutualTLS only: a password goes over TLS.
+	Login bool
 	// Config has keys by role ("origin") or by component ("kraken-origin-01"), which are laid over those of the
 	// template. A map is laid over a map key by key; whatever else replaces what was there. A component's keys win.
 	Config map[string]map[string]any
@@ -95,6 +98,7 @@ func (c *Component) ports() []string {
 type Cluster struct {
 	Runtime    string       `json:"runtime"`
 	MutualTLS  bool         `json:"mutual_tls,omitempty"`
+	Login      bool         `json:"login,omitempty"`
 	Components []*Component `json:"components"`
 	Dir        string       `json:"-"`
 	Bin        string       `json:"-"`

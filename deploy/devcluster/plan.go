@@ -18,12 +18,14 @@ func Plan(o Options) (*Cluster, error) {
 		return nil, err
 	}
 	switch {
+	case o.Login && !o.MutualTLS:
+		return nil, errors.New("login: with mutual TLS only, for a password goes over TLS")
 	case cl.Runtime == "docker" && o.MutualTLS:
 		return nil, errors.New("mutual TLS: for processes only, a container's user can't read the keys")
 	case cl.Runtime == "docker" && (len(o.Hosts) > 0 || len(o.Env) > 0 || o.FolderBucket):
 		return nil, errors.New("hosts, environment and a folder as bucket: for processes only")
 	}
-	cl.MutualTLS, cl.config, cl.folderBucket = o.MutualTLS, o.Config, o.FolderBucket
+	cl.MutualTLS, cl.Login, cl.config, cl.folderBucket = o.MutualTLS, o.Login, o.Config, o.FolderBucket
 	p := planner{o: o, cl: cl, taken: map[int]bool{}, count: map[string]int{}}
 	if !o.FolderBucket {
 		p.add("testfs", 1)

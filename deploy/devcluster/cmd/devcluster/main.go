@@ -61,6 +61,7 @@ func command() *cobra.Command {
 	}
 	up.Flags().IntVar(&o.Agents, "agents", 2, "number of agents; the fifth and further ones take free ports")
 	up.Flags().BoolVar(&o.MutualTLS, "mutual-tls", false, "TLS everywhere: origins, tracker, build-index and peers take only holders of a certificate, which are made")
+	up.Flags().BoolVar(&o.Login, "login", false, "the proxy asks who comes: a user is made, with a password that is printed where to find; with --mutual-tls")
 	up.Flags().BoolVar(&o.FreePorts, "free-ports", false, "take free ports instead of those of the design")
 	up.Flags().StringVar(&layout, "layout", "", "YAML or JSON file with hosts (ip, namespace) and config (keys over those of the templates), each by role or by component")
 	up.Flags().StringVar(&o.Runtime, "runtime", "process", "how components run: process or docker")
