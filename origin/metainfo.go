@@ -40,7 +40,7 @@ func (o *Origin) metainfo(ctx context.Context, d digest.Digest) (*blob.Metainfo,
 		}
 		return r.Val.(*blob.Metainfo), nil
 	case <-ctx.Done():
-		return nil, &registry.RetryError{Err: fmt.Errorf("%w: metainfo of %s is being computed", registry.ErrUnavailable, d), After: time.Second}
+		return nil, &registry.RetryError{Err: fmt.Errorf("%w: metainfo of %s is being computed", registry.ErrUnavailable, d), After: time.Second, Expected: true}
 	}
 }
 
@@ -109,7 +109,7 @@ func (o *Origin) findMetainfo(ctx context.Context, repo string, d digest.Digest)
 
 // isArriving is the answer about a blob that is on its way here: GET arriving says more.
 func isArriving(d digest.Digest) error {
-	return &registry.RetryError{Err: fmt.Errorf("%w: %s is arriving", registry.ErrUnavailable, d), After: time.Second}
+	return &registry.RetryError{Err: fmt.Errorf("%w: %s is arriving", registry.ErrUnavailable, d), After: time.Second, Expected: true}
 }
 
 // metainfoRoute answers other roles with metainfo, and takes an operator's, or an older agent's, word that it is wrong.

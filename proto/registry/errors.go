@@ -74,6 +74,8 @@ func (e *RangeError) Unwrap() error { return ErrRangeInvalid }
 type RetryError struct {
 	Err   error
 	After time.Duration
+	// Expected says that this is how things go, and no trouble that the log has to tell of.
+	Expected bool
 }
 
 func (e *RetryError) Error() string { return e.Err.Error() }

@@ -100,6 +100,8 @@ func (s Server) serve(w http.ResponseWriter, r *http.Request) {
 		s.Log.Debug("client went away", "method", r.Method, "path", r.URL.Path, "error", err)
 		// nobody is there for an answer, and one of 500 would be counted as this server's error
 		panic(http.ErrAbortHandler)
+	case kind.Status >= 500 && expected(err):
+		s.Log.Debug("request has to come again", "method", r.Method, "path", r.URL.Path, "status", kind.Status, "error", err)
 	case kind.Status >= 500:
 		s.Log.Warn("request failed", "method", r.Method, "path", r.URL.Path, "status", kind.Status, "error", err)
 	}
@@ -107,6 +109,11 @@ func (s Server) serve(w http.ResponseWriter, r *http.Request) {
 		err = ofMirror(err)
 	}
 	s.Dialect.writeError(w, r, err)
+}
+
+func expected(err error) bool {
+	var r *RetryError
+	return errors.As(err, &r) && r.Expected
 }
 
 func (s Server) dispatch(w http.ResponseWriter, r *http.Request) error {
