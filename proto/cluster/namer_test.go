@@ -112,6 +112,7 @@ func TestWatch(t *testing.T) {
 		synctest.Wait()
 		check := func(what, host string, want bool, keeps int) {
 			t.Helper()
+			synctest.Wait() // the watcher is asleep, and what it has written is seen
 			if n.Upstreams().Mirrors(host) != want || kept != keeps {
 				t.Errorf("%s: %+v, kept %d times", what, n.Upstreams(), kept)
 			}
