@@ -13,8 +13,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/hashicorp/golang-lru/v2"
-	"github.com/hashicorp/golang-lru/v2/expirable"
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/jellydator/ttlcache/v3"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/singleflight"
 
@@ -53,15 +53,15 @@ type Agent struct {
 	members members
 	door    *ownAccess // nil: everybody may pull the cluster's own repositories
 	doubts  *doubts
-	checked *expirable.LRU[string, string]          // "repo@digest" → media type: manifests lately confirmed
-	wrong   *expirable.LRU[digest.Digest, []string] // ids of origins that lately sent other bytes to a relay
-	full    atomic.Bool                             // the last pull found no room in the cache
-	refused *expirable.LRU[digest.Digest, cutBody]  // blobs of upstreams of which a body was cut off a moment ago
-	granted *expirable.LRU[string, struct{}]        // what build-index has granted to whom a moment ago
-	private sync.Map                                // keys (privateKey) of what came with a caller's credentials
-	tokens  *tokens                                 // of the agent's realm
-	had     *expirable.LRU[string, struct{}]        // "repo@digest" of manifests whose blobs can be had
-	resolve singleflight.Group                      // one request to build-index for any number of askers
+	checked *ttlcache.Cache[string, string]          // "repo@digest" → media type: manifests lately confirmed
+	wrong   *ttlcache.Cache[digest.Digest, []string] // ids of origins that lately sent other bytes to a relay
+	full    atomic.Bool                              // the last pull found no room in the cache
+	refused *ttlcache.Cache[digest.Digest, cutBody]  // blobs of upstreams of which a body was cut off a moment ago
+	granted *ttlcache.Cache[string, struct{}]        // what build-index has granted to whom a moment ago
+	private sync.Map                                 // keys (privateKey) of what came with a caller's credentials
+	tokens  *tokens                                  // of the agent's realm
+	had     *ttlcache.Cache[string, struct{}]        // "repo@digest" of manifests whose blobs can be had
+	resolve singleflight.Group                       // one request to build-index for any number of askers
 
 	ctx       context.Context // of pulls: ends when the agent does
 	stop      context.CancelFunc
@@ -88,6 +88,11 @@ func New(cfg Config, deps role.Deps) (*Agent, error) {
 	return a, nil
 }
 
+// lately remembers up to n values, each for ttl after it was set.
+func lately[K comparable, V any](n uint64, ttl time.Duration) *ttlcache.Cache[K, V] {
+	return ttlcache.New(ttlcache.WithTTL[K, V](ttl), ttlcache.WithCapacity[K, V](n), ttlcache.WithDisableTouchOnHit[K, V]())
+}
+
 // assemble puts the agent on its chassis.
 func (a *Agent) assemble(c *role.Chassis) (err error) {
 	a.Chassis, a.origins = c, c.Origins
@@ -101,12 +106,12 @@ func (a *Agent) assemble(c *role.Chassis) (err error) {
 		return err
 	}
 	a.doubts = newDoubts()
-	a.checked = expirable.NewLRU[string, string](knownManifests, nil, time.Duration(a.cfg.ManifestTTL))
-	a.wrong = expirable.NewLRU[digest.Digest, []string](1000, nil, rememberWrong)
-	a.refused = expirable.NewLRU[digest.Digest, cutBody](knownManifests, nil, refuseFor)
-	a.had = expirable.NewLRU[string, struct{}](knownManifests, nil, hadFor)
+	a.checked = lately[string, string](knownManifests, time.Duration(a.cfg.ManifestTTL))
+	a.wrong = lately[digest.Digest, []string](1000, rememberWrong)
+	a.refused = lately[digest.Digest, cutBody](knownManifests, refuseFor)
+	a.had = lately[string, struct{}](knownManifests, hadFor)
 	a.namer = cluster.NewNamer(a.cfg.Names)
-	a.granted = expirable.NewLRU[string, struct{}](knownGrants, nil, grantedFor)
+	a.granted = lately[string, struct{}](knownGrants, grantedFor)
 	if a.tokens, err = newTokens(); err != nil {
 		return err
 	}

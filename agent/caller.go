@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jellydator/ttlcache/v3"
 	"github.com/opencontainers/go-digest"
 
 	"kraken/proto/cluster"
@@ -195,7 +196,7 @@ func (a *Agent) grantBlob(ctx context.Context, repo string, d digest.Digest) err
 		a.keepPrivate(d)
 	}
 	key := repo + "@" + d.String() + caller
-	if _, lately := a.granted.Get(key); lately {
+	if a.granted.Has(key) {
 		return nil
 	}
 	var err error
@@ -207,14 +208,14 @@ func (a *Agent) grantBlob(ctx context.Context, repo string, d digest.Digest) err
 	if err != nil {
 		return fmt.Errorf("blob %s of %s: %w", d, repo, err)
 	}
-	a.granted.Add(key, struct{}{})
+	a.granted.Set(key, struct{}{}, ttlcache.DefaultTTL)
 	return nil
 }
 
 // noteGrant remembers that build-index gave a caller a manifest.
 func (a *Agent) noteGrant(ctx context.Context, repo string, d digest.Digest) {
 	if caller := a.callerOf(ctx, repo); caller != "" {
-		a.granted.Add(repo+caller, struct{}{})
+		a.granted.Set(repo+caller, struct{}{}, ttlcache.DefaultTTL)
 		a.keepPrivate(d)
 	}
 }
@@ -226,7 +227,7 @@ func (a *Agent) mayHaveStale(ctx context.Context, repo string, d digest.Digest) 
 	if caller == "" && !a.isPrivate(d) {
 		return nil
 	}
-	if _, lately := a.granted.Get(repo + caller); caller != "" && lately {
+	if caller != "" && a.granted.Has(repo+caller) {
 		return nil
 	}
 	return fmt.Errorf("%w: %s of %s is private, and whether the caller may read it can't be asked", registry.ErrUnavailable, d, repo)

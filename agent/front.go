@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jellydator/ttlcache/v3"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
@@ -89,7 +90,7 @@ func late(ctx context.Context, err error) error {
 // ErrManifestUnknown when one is nowhere, ErrUnavailable when that is not known. No bytes move.
 func (a *Agent) canBeHad(ctx context.Context, repo string, m *registry.Manifest) error {
 	key := repo + "@" + m.Digest.String() + a.callerOf(ctx, repo)
-	if _, known := a.had.Get(key); known {
+	if a.had.Has(key) {
 		return nil
 	}
 	var doc struct {
@@ -117,7 +118,7 @@ func (a *Agent) canBeHad(ctx context.Context, repo string, m *registry.Manifest)
 	err := g.Wait()
 	switch {
 	case err == nil:
-		a.had.Add(key, struct{}{})
+		a.had.Set(key, struct{}{}, ttlcache.DefaultTTL)
 		return nil
 	case errors.Is(err, registry.ErrBlobUnknown):
 		return fmt.Errorf("%w: %s of %s, of which a blob can't be had: %v", registry.ErrManifestUnknown, m.Digest, repo, err)
@@ -197,7 +198,7 @@ type cutBody struct {
 
 // mayRead returns ErrUnavailable for a blob that is refused.
 func (a *Agent) mayRead(d digest.Digest, hint registry.Range) error {
-	if cut, lately := a.refused.Get(d); lately && (cut.whole || hint.Offset == 0) {
+	if cut := a.refused.Get(d); cut != nil && (cut.Value().whole || hint.Offset == 0) {
 		return &registry.RetryError{Err: fmt.Errorf("%w: blob %s: %w", registry.ErrUnavailable, d, errRefused), After: refuseFor}
 	}
 	return nil
@@ -205,8 +206,8 @@ func (a *Agent) mayRead(d digest.Digest, hint registry.Range) error {
 
 // refuse makes the runtime whose reading failed go on elsewhere, if it can.
 func (a *Agent) refuse(repo string, d digest.Digest, cut cutBody, err error) {
-	a.refused.Add(d, cut)
-	a.had.Purge()
+	a.refused.Set(d, cut, ttlcache.DefaultTTL)
+	a.had.DeleteAll()
 	a.log.Info("a blob is refused for a moment: a body of it was cut off", "repository", repo, "digest", d, "for", refuseFor, "error", err)
 }
 

@@ -29,8 +29,6 @@ import (
 
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m,
-		// A cache that forgets by time has a goroutine for ever.
-		goleak.IgnoreAnyFunction("github.com/hashicorp/golang-lru/v2/expirable.NewLRU[...].func1"),
 		// The library ends these by themselves a moment after Close: dial attempts in flight.
 		goleak.IgnoreAnyFunction("github.com/anacrolix/torrent.(*dialPool).drainAndCloseRemainingDials"),
 	)

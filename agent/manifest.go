@@ -11,6 +11,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/jellydator/ttlcache/v3"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -70,7 +71,7 @@ func (a *Agent) byTag(ctx context.Context, repo string, ref registry.Reference) 
 			return nil, err
 		}
 		a.noteGrant(ctx, repo, m.Digest)
-		a.checked.Add(repo+"@"+m.Digest.String()+a.callerOf(ctx, repo), m.MediaType)
+		a.checked.Set(repo+"@"+m.Digest.String()+a.callerOf(ctx, repo), m.MediaType, ttlcache.DefaultTTL)
 		if !known || last.Digest != m.Digest || time.Since(last.Time) > time.Minute {
 			a.rememberResolution(resolution{repo, ref.Tag, m.Digest, m.MediaType, time.Now().UTC()})
 		}
@@ -106,8 +107,8 @@ func (a *Agent) askManifest(ctx context.Context, repo string, ref registry.Refer
 func (a *Agent) byDigest(ctx context.Context, repo string, d digest.Digest) (*registry.Manifest, error) {
 	have := a.cachedManifest(d)
 	key := repo + "@" + d.String() + a.callerOf(ctx, repo)
-	if mt, ok := a.checked.Get(key); ok && have != nil {
-		return &registry.Manifest{Digest: d, MediaType: mt, Bytes: have}, nil
+	if mt := a.checked.Get(key); mt != nil && have != nil {
+		return &registry.Manifest{Digest: d, MediaType: mt.Value(), Bytes: have}, nil
 	}
 	o := registry.GetOptions{}
 	if have != nil {
@@ -125,11 +126,11 @@ func (a *Agent) byDigest(ctx context.Context, repo string, d digest.Digest) (*re
 			return nil, err
 		}
 		a.noteGrant(ctx, repo, d)
-		a.checked.Add(key, m.MediaType)
+		a.checked.Set(key, m.MediaType, ttlcache.DefaultTTL)
 		return m, nil
 	}
 	if unreachable == nil {
-		a.checked.Remove(key)
+		a.checked.Delete(key)
 		return nil, err
 	}
 	if err := a.mayHaveStale(ctx, repo, d); err != nil {

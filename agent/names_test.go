@@ -340,7 +340,7 @@ func TestAfterACutBodyTheBlobIsRefused(t *testing.T) {
 			t.Errorf("right after a cut of a reader in chunks, %q: %d, want %d", rng, status, want)
 		}
 	}
-	a.refused.Purge()
+	a.refused.DeleteAll()
 	for _, own := range []bool{false, true} {
 		url := base + "library/nginx/blobs/" + d.String()
 		if !own {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/jellydator/ttlcache/v3"
 	"github.com/opencontainers/go-digest"
 
 	"kraken/origin/store"
@@ -154,7 +155,7 @@ func (r *relay) verify() error {
 	err := fmt.Errorf("%w: relay %s: %w", registry.ErrUnavailable, r.digest, store.ErrDigestMismatch)
 	if r.src != nil {
 		wrong := r.src.suspects(err)
-		r.a.wrong.Add(r.digest, wrong)
+		r.a.wrong.Set(r.digest, wrong, ttlcache.DefaultTTL)
 		r.a.tell(r.repo, r.digest, wrong...)
 	}
 	r.a.log.Warn("origins sent other bytes for a blob that was relayed", "digest", r.digest, "origins", r.a.wrongOrigins(r.digest))
@@ -174,7 +175,10 @@ func (r *relay) Close() error {
 // wrongOrigins returns the ids of the origins that lately sent other bytes to a relay of d, none where there is nobody
 // else to ask.
 func (a *Agent) wrongOrigins(d digest.Digest) []string {
-	ids, _ := a.wrong.Get(d)
+	var ids []string
+	if lately := a.wrong.Get(d); lately != nil {
+		ids = lately.Value()
+	}
 	if len(a.originsBut(d, ids)) == 0 {
 		return nil
 	}

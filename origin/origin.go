@@ -12,8 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/hashicorp/golang-lru/v2"
-	"github.com/hashicorp/golang-lru/v2/expirable"
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/jellydator/ttlcache/v3"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/singleflight"
 	"golang.org/x/time/rate"
@@ -52,7 +52,7 @@ type Origin struct {
 	checks      chan struct{}                        // a slot for each of these
 	upstreams   *upstream.Set
 	segments    segmentSlots
-	refused     *expirable.LRU[digest.Digest, error]
+	refused     *ttlcache.Cache[digest.Digest, error]
 	commits     *commits
 	kick        chan struct{} // write-back has something to do
 	busy        sync.Map      // digest → true while it is written back or moved
@@ -109,7 +109,7 @@ func (o *Origin) assemble(c *role.Chassis) (err error) {
 	if o.vouched, err = lru.New[digest.Digest, time.Time](1000); err != nil {
 		return err
 	}
-	o.refused = expirable.NewLRU[digest.Digest, error](10_000, nil, refuseFor)
+	o.refused = ttlcache.New(ttlcache.WithTTL[digest.Digest, error](refuseFor), ttlcache.WithCapacity[digest.Digest, error](10_000), ttlcache.WithDisableTouchOnHit[digest.Digest, error]())
 	if o.upstreams, err = upstream.Open(o.cfg.Upstreams, upstream.Options{Log: o.log, Metrics: c.Registry}); err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jellydator/ttlcache/v3"
 	"github.com/opencontainers/go-digest"
 
 	"kraken/origin/bucket"
@@ -155,7 +156,7 @@ func (f *fetch) end(err error) {
 	f.mu.Unlock()
 	if err != nil && f.upstream {
 		f.o.m.upstreamErrors.Inc()
-		f.o.refused.Add(f.d, err)
+		f.o.refused.Set(f.d, err, ttlcache.DefaultTTL)
 	}
 	f.g.End(err)
 	f.o.mu.Lock()

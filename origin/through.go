@@ -77,11 +77,11 @@ func (p upstreamSource) open(ctx context.Context, off, n int64) (io.ReadCloser, 
 
 // refusal returns why a blob is refused now, nil where it is not.
 func (o *Origin) refusal(d digest.Digest) error {
-	err, ok := o.refused.Get(d)
-	if !ok {
+	lately := o.refused.Get(d)
+	if lately == nil {
 		return nil
 	}
-	return &registry.RetryError{Err: fmt.Errorf("%w: blob %s lately could not be read from its upstream: %w", registry.ErrUnavailable, d, err), After: refuseFor}
+	return &registry.RetryError{Err: fmt.Errorf("%w: blob %s lately could not be read from its upstream: %w", registry.ErrUnavailable, d, lately.Value()), After: refuseFor}
 }
 
 // fetchHere joins the fetch of d from its upstream by this origin, or begins it. errPending when the upstream has not

@@ -136,7 +136,9 @@ func (n *node) base(p *process) role.Config {
 	server := func(port string) transport.ServerConfig {
 		return transport.ServerConfig{Listen: n.h.ip.String() + ":" + port, Bind: p.listen, DrainTimeout: config.Duration(5 * time.Second)}
 	}
-	return role.Config{Server: server("80"), Admin: server("81"), Client: transport.ClientConfig{Dial: p.dial}, Origins: n.s.members, Replicas: n.s.Replicas}
+	admin := server("81")
+	admin.Open = true // its network is the simulation's own
+	return role.Config{Server: server("80"), Admin: admin, Client: transport.ClientConfig{Dial: p.dial}, Origins: n.s.members, Replicas: n.s.Replicas}
 }
 
 func (n *node) buckets(p *process) []bucket.Config {
