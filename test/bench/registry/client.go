@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -30,14 +31,16 @@ type client struct {
 }
 
 func newClient(c *contestant) *client {
-	return &client{"http://" + c.addr, &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}}}
+	return &client{c.scheme + c.addr, &http.Client{Transport: &http.Transport{
+		MaxIdleConnsPerHost: 64, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, // as crane --insecure; the cipher is the same
+	}}}
 }
 
 func (c *client) close() { c.http.CloseIdleConnections() }
 
 // do sends a request and wants one of some statuses. The answer's body was read.
 func (c *client) do(ctx context.Context, method, at, contentType string, body []byte, want ...int) (*http.Response, []byte, error) {
-	if !strings.HasPrefix(at, "http://") {
+	if strings.HasPrefix(at, "/") {
 		at = c.base + at
 	}
 	req, err := http.NewRequestWithContext(ctx, method, at, bytes.NewReader(body))

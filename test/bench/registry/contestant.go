@@ -16,11 +16,18 @@ import (
 	"kraken/test/bench/report"
 )
 
-const rival = "docker-registry"
+// Names of contestants.
+const (
+	rival      = "docker-registry"
+	oneOrigin  = "kraken-1"
+	twoOrigins = "kraken-2"
+	twoOverTLS = "kraken-2-tls"
+)
 
 // contestant is a registry that is measured: some processes, with an address for clients. One of plan and rival is nil.
 type contestant struct {
 	name, addr string
+	scheme     string              // of its URLs
 	plan       *devcluster.Cluster // of Kraken
 	rival      *rivalProcess
 }
@@ -31,8 +38,8 @@ const (
 	quietTimeout = 5 * time.Minute
 )
 
-// startAll starts every contestant in dir. stop ends what was started, also after an error.
-func startAll(ctx context.Context, bin, dir string) (cs []*contestant, stop func() error, err error) {
+// startAll starts every contestant of a row in dir. stop ends what was started, also after an error.
+func startAll(ctx context.Context, r row, bin, dir string) (cs []*contestant, stop func() error, err error) {
 	stop = func() error {
 		var errs []error
 		for _, c := range cs {
@@ -45,11 +52,15 @@ func startAll(ctx context.Context, bin, dir string) (cs []*contestant, stop func
 			err = errors.Join(err, stop())
 		}
 	}()
-	for _, start := range []func() (*contestant, error){
+	starts := []func() (*contestant, error){
 		func() (*contestant, error) { return startRival(ctx, filepath.Join(dir, rival)) },
-		func() (*contestant, error) { return startKraken(ctx, bin, dir, 1) },
-		func() (*contestant, error) { return startKraken(ctx, bin, dir, 2) },
-	} {
+		func() (*contestant, error) { return startKraken(ctx, bin, dir, oneOrigin, 1, false) },
+		func() (*contestant, error) { return startKraken(ctx, bin, dir, twoOrigins, 2, false) },
+	}
+	if r.tls {
+		starts = append(starts, func() (*contestant, error) { return startKraken(ctx, bin, dir, twoOverTLS, 2, true) })
+	}
+	for _, start := range starts {
 		c, err := start()
 		if err != nil {
 			return cs, stop, err
@@ -59,12 +70,12 @@ func startAll(ctx context.Context, bin, dir string) (cs []*contestant, stop func
 	return cs, stop, nil
 }
 
-// startKraken starts a cluster with as many origins as there are replicas, and a folder as bucket.
-func startKraken(ctx context.Context, bin, dir string, replicas int) (*contestant, error) {
-	name := fmt.Sprintf("kraken-%d", replicas)
+// startKraken starts a cluster with as many origins as there are replicas, and a folder as bucket. With secure
+// everything in it speaks TLS, and clients do.
+func startKraken(ctx context.Context, bin, dir, name string, replicas int, secure bool) (*contestant, error) {
 	quiet := map[string]any{"log": map[string]any{"level": "warn"}}
 	plan, err := devcluster.Plan(devcluster.Options{
-		Dir: filepath.Join(dir, name), Bin: bin, Origins: replicas, Agents: 1, FreePorts: true, FolderBucket: true, Bound: true,
+		Dir: filepath.Join(dir, name), Bin: bin, Origins: replicas, Agents: 1, FreePorts: true, FolderBucket: true, Bound: true, MutualTLS: secure,
 		Config: map[string]map[string]any{"origin": quiet, "tracker": quiet, "build-index": quiet, "proxy": quiet, "agent": quiet},
 	})
 	if err != nil {
@@ -73,7 +84,11 @@ func startKraken(ctx context.Context, bin, dir string, replicas int) (*contestan
 	if err := plan.Up(ctx, io.Discard); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	return &contestant{name: name, addr: plan.Role("proxy")[0].Addr, plan: plan}, nil
+	scheme := "http://"
+	if secure {
+		scheme = "https://"
+	}
+	return &contestant{name: name, addr: plan.Role("proxy")[0].Addr, scheme: scheme, plan: plan}, nil
 }
 
 // quiet returns when nothing is left to be written in the background, and the disk has what was written.

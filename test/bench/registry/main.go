@@ -7,6 +7,7 @@
 //	docker-registry  Debian's package, files on disk, Debian's settings without the login
 //	kraken-1         proxy, build-index, tracker, agent and one origin that keeps every blob, a folder as bucket
 //	kraken-2         the same with two origins that both keep every blob
+//	kraken-2-tls     the same with TLS between all parts and at the door; what it takes longer is shown beside kraken-2
 //
 // They are measured in turn, again and again, never at once, and not before whatever one of them still writes in the
 // background is on the disk. What Kraken writes back to its bucket meanwhile counts for the push it belongs to as far
@@ -41,6 +42,7 @@ const (
 	oneReplica        = 1.0
 	twoReplicasPushes = 1.5
 	memoryMiB         = 150
+	overTLS           = 1.15 // of plain, for pushes
 )
 
 type options struct {
@@ -162,7 +164,7 @@ func ratios(o options, r row, clients int, times map[string][]float64) (out []re
 	for _, k := range []struct {
 		name     string
 		replicas int
-	}{{"kraken-1", 1}, {"kraken-2", 2}} {
+	}{{oneOrigin, 1}, {twoOrigins, 2}} {
 		mine := report.Median(times[k.name])
 		params := map[string]any{"clients": clients, "replicas": k.replicas}
 		maps.Copy(params, r.params(o, clients))
@@ -178,7 +180,22 @@ func ratios(o options, r row, clients int, times map[string][]float64) (out []re
 			out = append(out, report.Plain(r.name, params, mine/base, unit, beside))
 		}
 	}
+	if r.tls {
+		out = append(out, besideTLS(r, clients, r.params(o, clients), times))
+	}
 	return out
+}
+
+// besideTLS is what TLS adds to the time of a row.
+func besideTLS(r row, clients int, params map[string]any, times map[string][]float64) report.Row {
+	with, without := report.Median(times[twoOverTLS]), report.Median(times[twoOrigins])
+	all := map[string]any{"clients": clients, "replicas": 2}
+	maps.Copy(all, params)
+	beside := map[string]any{"tls_s": with, "plain_s": without, "tls_spread_s": spread(times[twoOverTLS]), "plain_spread_s": spread(times[twoOrigins]), "runs": len(times[twoOrigins])}
+	if r.push {
+		return report.AtMost(r.name+" over TLS", all, with/without, "x plain", overTLS, beside)
+	}
+	return report.Plain(r.name+" over TLS", all, with/without, "x plain", beside)
 }
 
 const unit = "x docker-registry's time"

@@ -15,6 +15,7 @@ import (
 type row struct {
 	name   string
 	push   bool // two replicas have a goal of their own
+	tls    bool // measured over TLS too
 	params func(o options, clients int) map[string]any
 	// fresh says that every run needs registries that are empty: what it leaves is too large to keep.
 	fresh bool
@@ -25,11 +26,11 @@ type row struct {
 }
 
 var rows = []row{
-	{name: "push images", push: true, params: imageParams, seed: warmUp, prepare: pushImages},
-	{name: "push layer", push: true, fresh: true, params: func(o options, clients int) map[string]any {
+	{name: "push images", push: true, tls: true, params: imageParams, seed: warmUp, prepare: pushImages},
+	{name: "push layer", push: true, tls: true, fresh: true, params: func(o options, clients int) map[string]any {
 		return map[string]any{"layer_mib": o.layer >> 20 / int64(clients)}
 	}, prepare: pushLayer},
-	{name: "pull layer", params: func(o options, _ int) map[string]any {
+	{name: "pull layer", tls: true, params: func(o options, _ int) map[string]any {
 		return map[string]any{"layer_mib": o.layer >> 20}
 	}, seed: seedLayer, prepare: pullLayer},
 	{name: "list tags", params: nameParams, seed: seedTags, prepare: listTags},
@@ -91,7 +92,7 @@ func measure(ctx context.Context, o options, r row, ps peaks) (times map[int]map
 // session starts the contestants with nothing, has some runs measured and removes all that they wrote.
 func (b *bench) session(ctx context.Context, r row, measured func([]*contestant) error, ps peaks) (err error) {
 	dir := filepath.Join(b.dir, "registries")
-	cs, stop, err := startAll(ctx, b.bin, dir)
+	cs, stop, err := startAll(ctx, r, b.bin, dir)
 	if err != nil {
 		return err
 	}

@@ -58,7 +58,7 @@ health: {storagedriver: {enabled: true, interval: 10s, threshold: 3}}
 	if err := p.await(ctx, "http://"+addr+"/v2/"); err != nil {
 		return nil, errors.Join(err, p.stop())
 	}
-	return &contestant{name: rival, addr: addr, rival: p}, nil
+	return &contestant{name: rival, addr: addr, scheme: "http://", rival: p}, nil
 }
 
 func (p *rivalProcess) start() error {
