@@ -90,7 +90,10 @@ func (manifests) PutManifest(context.Context, string, registry.Reference, string
 
 const digestHex = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
 
-func newRig(t *testing.T) *rig {
+func newRig(t *testing.T) *rig { return newRigOf(t, rules) }
+
+// newRigOf has rules of its own.
+func newRigOf(t *testing.T, rules string) *rig {
 	r := &rig{T: t, dir: t.TempDir(), index: &index{}}
 	private, jwks := issuerKeys(t)
 	r.idKey = private
