@@ -29,53 +29,53 @@ const (
 // maxKeyLife bounds how long a key of tokens may be valid: what a proxy forgot to take back ends by itself.
 const maxKeyLife = 30 * 24 * time.Hour
 
-// shared serves what is about no repository: who may come in, and where a blob is.
-func (x *Index) shared(w http.ResponseWriter, r *http.Request, p registry.ExtensionPath) error {
-	switch r.Method + " " + p.Resource {
-	case "GET access":
-		s, err := x.accessState(r.Context())
-		if err != nil {
-			return fmt.Errorf("read keys and robots: %w", err)
-		}
-		if !cluster.MayBe(r, transport.RoleProxy) {
-			for i := range s.Robots {
-				s.Robots[i].Hash = ""
-			}
-		}
-		return transport.WriteJSON(w, http.StatusOK, s)
-	case "PUT tokenkeys":
-		var k cluster.TokenKey
-		if err := readEntry(r, &k); err != nil {
-			return err
-		}
-		if k.ID != p.Key || !cluster.TokenKeyID.MatchString(k.ID) || len(k.JWK) == 0 || k.Expires.After(time.Now().Add(maxKeyLife)) {
-			return fmt.Errorf("%w: want the key %.80q, with an end", errBody, p.Key)
-		}
-		return x.putEntry(w, r, names.AccessEntry{Kind: kindKey, Name: k.ID, Expires: k.Expires.Unix()}, k)
-	case "PUT robots":
-		var b cluster.Robot
-		if err := readEntry(r, &b); err != nil {
-			return err
-		}
-		if b.Name != p.Key || !cluster.RobotName.MatchString(b.Name) || !cluster.RobotHash.MatchString(b.Hash) || b.Expires.IsZero() {
-			return fmt.Errorf("%w: want the robot %.80q, with the hash of its key and its end", errBody, p.Key)
-		}
-		return x.putEntry(w, r, names.AccessEntry{Kind: kindRobot, Name: b.Name, Expires: b.Expires.Unix()}, b)
-	case "DELETE robots":
-		err := x.db.Update(r.Context(), func(tx names.Tx) error { return tx.DeleteAccess(kindRobot, p.Key) })
-		if errors.Is(err, names.ErrNotFound) {
-			return fmt.Errorf("%w: there is no robot %.80q", registry.ErrNameUnknown, p.Key)
-		}
-		if err != nil {
-			return fmt.Errorf("revoke robot %s: %w", p.Key, x.full(err))
-		}
-		x.log.Info("a robot was revoked", "robot", p.Key)
-		w.WriteHeader(http.StatusAccepted)
-		return nil
-	case "GET repositories":
-		return x.listHolders(w, r, p.Key)
+// serveAccess tells who may come in. Hashes of robots' keys are for proxies.
+func (x *Index) serveAccess(w http.ResponseWriter, r *http.Request, _ registry.ExtensionPath) error {
+	s, err := x.accessState(r.Context())
+	if err != nil {
+		return fmt.Errorf("read keys and robots: %w", err)
 	}
-	return fmt.Errorf("%w: %s %s", registry.ErrUnsupported, r.Method, p.Resource)
+	if !cluster.MayBe(r, transport.RoleProxy) {
+		for i := range s.Robots {
+			s.Robots[i].Hash = ""
+		}
+	}
+	return transport.WriteJSON(w, http.StatusOK, s)
+}
+
+func (x *Index) putTokenKey(w http.ResponseWriter, r *http.Request, p registry.ExtensionPath) error {
+	var k cluster.TokenKey
+	if err := readEntry(r, &k); err != nil {
+		return err
+	}
+	if k.ID != p.Key || !cluster.TokenKeyID.MatchString(k.ID) || len(k.JWK) == 0 || k.Expires.After(time.Now().Add(maxKeyLife)) {
+		return fmt.Errorf("%w: want the key %.80q, with an end", errBody, p.Key)
+	}
+	return x.putEntry(w, r, names.AccessEntry{Kind: kindKey, Name: k.ID, Expires: k.Expires.Unix()}, k)
+}
+
+func (x *Index) putRobot(w http.ResponseWriter, r *http.Request, p registry.ExtensionPath) error {
+	var b cluster.Robot
+	if err := readEntry(r, &b); err != nil {
+		return err
+	}
+	if b.Name != p.Key || !cluster.RobotName.MatchString(b.Name) || !cluster.RobotHash.MatchString(b.Hash) || b.Expires.IsZero() {
+		return fmt.Errorf("%w: want the robot %.80q, with the hash of its key and its end", errBody, p.Key)
+	}
+	return x.putEntry(w, r, names.AccessEntry{Kind: kindRobot, Name: b.Name, Expires: b.Expires.Unix()}, b)
+}
+
+func (x *Index) deleteRobot(w http.ResponseWriter, r *http.Request, p registry.ExtensionPath) error {
+	err := x.db.Update(r.Context(), func(tx names.Tx) error { return tx.DeleteAccess(kindRobot, p.Key) })
+	if errors.Is(err, names.ErrNotFound) {
+		return fmt.Errorf("%w: there is no robot %.80q", registry.ErrNameUnknown, p.Key)
+	}
+	if err != nil {
+		return fmt.Errorf("revoke robot %s: %w", p.Key, x.full(err))
+	}
+	x.log.Info("a robot was revoked", "robot", p.Key)
+	w.WriteHeader(http.StatusAccepted)
+	return nil
 }
 
 func readEntry(r *http.Request, into any) error {
@@ -152,8 +152,8 @@ func entries[T any](ctx context.Context, db names.Store, kind string) ([]T, erro
 
 // listHolders answers with a page of the repositories that have a blob. While names are restored some may be missing: a
 // mount that finds none is an upload.
-func (x *Index) listHolders(w http.ResponseWriter, r *http.Request, key string) error {
-	d, err := blob.ParseDigest(key)
+func (x *Index) listHolders(w http.ResponseWriter, r *http.Request, p registry.ExtensionPath) error {
+	d, err := blob.ParseDigest(p.Key)
 	if err != nil {
 		return fmt.Errorf("%w: %w", registry.ErrDigestInvalid, err)
 	}
@@ -170,7 +170,8 @@ func (x *Index) listHolders(w http.ResponseWriter, r *http.Request, key string) 
 }
 
 // members answers which of some blobs are members of a repository.
-func (x *Index) members(w http.ResponseWriter, r *http.Request, repo string) error {
+func (x *Index) members(w http.ResponseWriter, r *http.Request, p registry.ExtensionPath) error {
+	repo := p.Repository
 	if err := registry.CheckName(repo); err != nil {
 		return err
 	}

@@ -100,7 +100,11 @@ func (x *Index) assemble(c *role.Chassis) (err error) {
 	c.Part("outbox", x.outbox)
 	c.Part("restore", x.restore)
 	c.Part("mirror", x.mirror.keep)
-	return c.Serve("registry", x.handler(c.Registry), x.adminRoutes)
+	h, err := x.handler(c.Registry)
+	if err != nil {
+		return err
+	}
+	return c.Serve("registry", h, x.adminRoutes)
 }
 
 // openDatabase opens SQL and reads where it stands.

@@ -50,7 +50,11 @@ func TestSecondBuildIndexWaits(t *testing.T) {
 				t.Errorf("readiness says %v", err)
 			}
 			w := httptest.NewRecorder()
-			y.handler(prometheus.NewRegistry()).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/v2/repo/manifests/v", nil))
+			h, err := y.handler(prometheus.NewRegistry())
+			if err != nil {
+				t.Fatal(err)
+			}
+			h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/v2/repo/manifests/v", nil))
 			if w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "another build-index") {
 				t.Errorf("a pull from it: %d, %s", w.Code, w.Body)
 			}

@@ -9,24 +9,28 @@ import (
 	"net/http"
 
 	"github.com/go-chi/chi/v5"
+	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"kraken/proto/blob"
 	"kraken/proto/cluster"
 	"kraken/proto/registry"
 	"kraken/proto/transport"
 )
 
-func (x *Index) handler(reg *prometheus.Registry) http.Handler {
+func (x *Index) handler(reg *prometheus.Registry) (http.Handler, error) {
+	extension, err := x.extension()
+	if err != nil {
+		return nil, err
+	}
 	r := chi.NewRouter()
 	r.Use(transport.Middleware("build-index", x.log, reg), transport.AnswerHalfClosed, cluster.CarryAuthorization)
 	r.Get("/health", x.Health.Health)
 	r.Get("/readiness", x.Health.Readiness)
 	r.MethodNotAllowed(registry.UnknownMethod)
 	r.Mount("/", x.whenBegun(registry.Server{
-		Dialect: cluster.Dialect(), Manifests: x, ManifestWriter: x, Tags: x, Catalog: x, Referrers: x, Extension: x.extension, Log: x.log,
+		Dialect: cluster.Dialect(), Manifests: x, ManifestWriter: x, Tags: x, Catalog: x, Referrers: x, Extension: extension, Log: x.log,
 	}.Handler()))
-	return r
+	return r, nil
 }
 
 func (x *Index) adminRoutes(m *http.ServeMux) {
@@ -69,66 +73,75 @@ func (x *Index) status(ctx context.Context) (s cluster.WritebackStatus, err erro
 
 var errBody = &registry.Error{Code: "UNSUPPORTED", Status: http.StatusBadRequest, Message: "body is not understood"}
 
-// extension serves memberships (proto/README.md, section 5).
-func (x *Index) extension(w http.ResponseWriter, r *http.Request, p registry.ExtensionPath) error {
-	if done, err := x.serveMirror(w, r, p); done || err != nil {
-		return err
-	}
-	switch {
-	case p.Repository == "":
-		return x.shared(w, r, p)
-	case p.Key == "" && p.Resource == "layers" && r.Method == http.MethodGet:
+// extension returns what serves memberships, and what is about no repository (proto/README.md, section 5).
+func (x *Index) extension() (cluster.Serve, error) {
+	about := cluster.AboutBlob
+	return cluster.ServeExtension(transport.RoleBuildIndex, []cluster.Route{
+		{Methods: "GET", Path: "/v2/<name>/_kraken/layers", Serve: x.serveLayers},
+		{Methods: "PUT", Path: "/v2/<name>/_kraken/layers", Serve: about(x.servePutLayer)},
+		{Methods: "DELETE", Path: "/v2/<name>/_kraken/layers", Serve: about(x.serveDeleteLayer)},
+		{Methods: "POST", Path: "/v2/<name>/_kraken/mount", Serve: about(x.serveMount)},
+		{Methods: "POST", Path: "/v2/<name>/_kraken/members", Serve: x.members},
+		{Methods: "GET", Path: "/v2/<name>/_kraken/grant", Serve: about(x.serveGrant)},
+		{Methods: "GET", Path: "/v2/_kraken/upstreams", Serve: x.serveUpstreams},
+		{Methods: "GET", Path: "/v2/_kraken/repositories", Serve: x.listHolders},
+		{Methods: "GET", Path: "/v2/_kraken/access", Serve: x.serveAccess},
+		{Methods: "PUT", Path: "/v2/_kraken/tokenkeys", Serve: x.putTokenKey},
+		{Methods: "PUT", Path: "/v2/_kraken/robots", Serve: x.putRobot},
+		{Methods: "DELETE", Path: "/v2/_kraken/robots", Serve: x.deleteRobot},
+	})
+}
+
+// serveLayers answers with one membership, or without a key with a page of them.
+func (x *Index) serveLayers(w http.ResponseWriter, r *http.Request, p registry.ExtensionPath) error {
+	if p.Key == "" {
 		return x.listLayers(w, r, p.Repository)
-	case p.Key == "" && p.Resource == "members" && r.Method == http.MethodPost:
-		return x.members(w, r, p.Repository)
 	}
-	d, err := blob.ParseDigest(p.Key)
-	if err != nil {
-		return fmt.Errorf("%w: %w", registry.ErrDigestInvalid, err)
-	}
-	if err := registry.CheckName(p.Repository); err != nil {
-		return err
-	}
-	ctx := r.Context()
-	switch r.Method + " " + p.Resource {
-	case "PUT layers":
-		var l cluster.Layer
-		b, err := io.ReadAll(io.LimitReader(r.Body, 4<<10))
-		if err == nil {
-			err = json.Unmarshal(b, &l)
-		}
-		if err != nil || l.Digest != d || l.Size < 0 {
-			return fmt.Errorf("%w: want the layer %s with its size", errBody, d)
-		}
-		if err := x.putLayer(ctx, p.Repository, l); err != nil {
-			return err
-		}
-		w.WriteHeader(http.StatusCreated)
-		return nil
-	case "GET layers", "HEAD layers":
-		l, err := x.getLayer(ctx, p.Repository, d)
+	return cluster.AboutBlob(func(w http.ResponseWriter, r *http.Request, repo string, d digest.Digest) error {
+		l, err := x.getLayer(r.Context(), repo, d)
 		if err != nil {
 			return err
 		}
 		return transport.WriteJSON(w, http.StatusOK, l)
-	case "DELETE layers":
-		if err := x.deleteLayer(ctx, p.Repository, d); err != nil {
-			return err
-		}
-		w.WriteHeader(http.StatusAccepted)
-		return nil
-	case "GET grant", "HEAD grant":
-		if err := x.mirror.granted(ctx, p.Repository, d); err != nil {
-			return err
-		}
-		w.WriteHeader(http.StatusNoContent)
-		return nil
-	case "POST mount":
-		l, err := x.mount(ctx, p.Repository, r.URL.Query().Get("from"), d)
-		if err != nil {
-			return err
-		}
-		return transport.WriteJSON(w, http.StatusCreated, l)
+	})(w, r, p)
+}
+
+func (x *Index) servePutLayer(w http.ResponseWriter, r *http.Request, repo string, d digest.Digest) error {
+	var l cluster.Layer
+	b, err := io.ReadAll(io.LimitReader(r.Body, 4<<10))
+	if err == nil {
+		err = json.Unmarshal(b, &l)
 	}
-	return fmt.Errorf("%w: %s %s", registry.ErrUnsupported, r.Method, p.Resource)
+	if err != nil || l.Digest != d || l.Size < 0 {
+		return fmt.Errorf("%w: want the layer %s with its size", errBody, d)
+	}
+	if err := x.putLayer(r.Context(), repo, l); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusCreated)
+	return nil
+}
+
+func (x *Index) serveDeleteLayer(w http.ResponseWriter, r *http.Request, repo string, d digest.Digest) error {
+	if err := x.deleteLayer(r.Context(), repo, d); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusAccepted)
+	return nil
+}
+
+func (x *Index) serveGrant(w http.ResponseWriter, r *http.Request, repo string, d digest.Digest) error {
+	if err := x.mirror.granted(r.Context(), repo, d); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (x *Index) serveMount(w http.ResponseWriter, r *http.Request, repo string, d digest.Digest) error {
+	l, err := x.mount(r.Context(), repo, r.URL.Query().Get("from"), d)
+	if err != nil {
+		return err
+	}
+	return transport.WriteJSON(w, http.StatusCreated, l)
 }

@@ -112,14 +112,7 @@ func (mi *mirror) granted(ctx context.Context, repo string, d digest.Digest) err
 	return err
 }
 
-// serveMirror answers what the extension has about upstreams; done is false for all else.
-func (x *Index) serveMirror(w http.ResponseWriter, r *http.Request, p registry.ExtensionPath) (done bool, err error) {
-	switch r.Method + " " + p.Resource {
-	case "GET upstreams":
-		if p.Repository != "" || p.Key != "" {
-			return false, nil
-		}
-		return true, transport.WriteJSON(w, http.StatusOK, x.mirror.set.Public())
-	}
-	return false, nil
+// serveUpstreams tells the other roles of the registries that the cluster mirrors.
+func (x *Index) serveUpstreams(w http.ResponseWriter, _ *http.Request, _ registry.ExtensionPath) error {
+	return transport.WriteJSON(w, http.StatusOK, x.mirror.set.Public())
 }

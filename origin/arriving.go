@@ -21,9 +21,6 @@ const arrivingWait = time.Second
 
 // arrivingRoute tells how far a blob is that is fetched from a bucket or an upstream, and begins that.
 func (o *Origin) arrivingRoute(w http.ResponseWriter, r *http.Request, repo string, d digest.Digest) error {
-	if r.Method != http.MethodGet {
-		return fmt.Errorf("%w: %s arriving", registry.ErrUnsupported, r.Method)
-	}
 	v := r.URL.Query()
 	from := 0
 	if s := v.Get("from"); s != "" {

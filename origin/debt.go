@@ -21,7 +21,7 @@ import (
 // dropped, and who takes it over says so.
 
 // debtRoute answers what this origin owes of a blob, and takes debts over.
-func (o *Origin) debtRoute(w http.ResponseWriter, r *http.Request, d digest.Digest) error {
+func (o *Origin) debtRoute(w http.ResponseWriter, r *http.Request, _ string, d digest.Digest) error {
 	var debt cluster.Debt
 	var err error
 	switch r.Method {

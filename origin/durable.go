@@ -81,9 +81,6 @@ func (o *Origin) checkInBucket(key string, b bucket.Bucket, d digest.Digest, siz
 }
 
 func (o *Origin) durableRoute(w http.ResponseWriter, r *http.Request, x registry.ExtensionPath) error {
-	if r.Method != http.MethodPost {
-		return fmt.Errorf("%w: %s durable", registry.ErrUnsupported, r.Method)
-	}
 	var q cluster.DurableRequest
 	if err := decode(r, cluster.MaxDurableDigests*160, &q); err != nil {
 		return err

@@ -7,8 +7,9 @@ import (
 	"net/http"
 	"strings"
 
-	"kraken/proto/blob"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
+	"kraken/proto/transport"
 )
 
 func isTrue(s string) bool { return strings.EqualFold(s, "true") }
@@ -38,42 +39,23 @@ func readBody(r *http.Request, limit int64) ([]byte, error) {
 
 var errBody = &registry.Error{Code: "UNSUPPORTED", Status: http.StatusBadRequest, Message: "body is not understood"}
 
-// extension serves what origins offer beside the specification (proto/README.md, section 5).
-func (o *Origin) extension(w http.ResponseWriter, r *http.Request, x registry.ExtensionPath) error {
-	switch x.Resource {
-	case "names":
-		return o.names(w, r, x)
-	case "holder":
-		return o.holderRoute(w, r)
-	case "pending":
-		return o.pending(w, r)
-	case "durable":
-		return o.durableRoute(w, r, x)
-	}
-	d, err := blob.ParseDigest(x.Key)
-	if err != nil {
-		return fmt.Errorf("%w: %w", registry.ErrDigestInvalid, err)
-	}
-	if err := registry.CheckName(x.Repository); err != nil {
-		return err
-	}
-	switch x.Resource {
-	case "blobs":
-		return o.blobRoute(w, r, x.Repository, d)
-	case "debt":
-		return o.debtRoute(w, r, d)
-	case "verify":
-		return o.verifyRoute(w, r, d)
-	case "metainfo":
-		return o.metainfoRoute(w, r, x.Repository, d)
-	case "arriving":
-		return o.arrivingRoute(w, r, x.Repository, d)
-	case "lease":
-		if r.Method == http.MethodPost {
-			return o.leaseRoute(w, r, d)
-		}
-	}
-	return fmt.Errorf("%w: %s %s", registry.ErrUnsupported, r.Method, x.Resource)
+// extension returns what serves what origins offer beside the specification (proto/README.md, section 5).
+func (o *Origin) extension() (cluster.Serve, error) {
+	about := cluster.AboutBlob
+	return cluster.ServeExtension(transport.RoleOrigin, []cluster.Route{
+		{Methods: "GET PUT", Path: "/v2/<name>/_kraken/blobs", Serve: about(o.blobRoute)},
+		{Methods: "GET PUT", Path: "/v2/<name>/_kraken/debt", Serve: about(o.debtRoute)},
+		{Methods: "GET DELETE", Path: "/v2/<name>/_kraken/metainfo", Serve: about(o.metainfoRoute)},
+		{Methods: "GET", Path: "/v2/<name>/_kraken/arriving", Serve: about(o.arrivingRoute)},
+		{Methods: "POST", Path: "/v2/<name>/_kraken/verify", Serve: about(o.verifyRoute)},
+		{Methods: "POST", Path: "/v2/<name>/_kraken/lease", Serve: about(o.leaseRoute)},
+		{Methods: "POST", Path: "/v2/<name>/_kraken/durable", Serve: o.durableRoute},
+		{Methods: "PUT", Path: "/v2/<name>/_kraken/names", Serve: o.putName},
+		{Methods: "DELETE", Path: "/v2/<name>/_kraken/names", Serve: o.deleteName},
+		{Methods: "GET", Path: "/v2/_kraken/names", Serve: o.allNames},
+		{Methods: "GET", Path: "/v2/_kraken/pending", Serve: o.pending},
+		{Methods: "PUT", Path: "/v2/_kraken/holder", Serve: o.holderRoute},
+	})
 }
 
 // ignoreWrite: a response that can't be written any more has no one to be told.

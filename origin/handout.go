@@ -47,7 +47,7 @@ func (c counting) OpenBlob(ctx context.Context, repo string, d digest.Digest, hi
 	return content, err
 }
 
-func (o *Origin) leaseRoute(w http.ResponseWriter, r *http.Request, d digest.Digest) error {
+func (o *Origin) leaseRoute(w http.ResponseWriter, r *http.Request, _ string, d digest.Digest) error {
 	var q cluster.LeaseRequest
 	if err := decode(r, blob.MaxMetainfo/16, &q); err != nil {
 		return err

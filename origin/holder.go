@@ -35,10 +35,7 @@ func (h *holder) ask(id string, length time.Duration, now time.Time) (holder str
 }
 
 // holderRoute lets one build-index at a time write names, and remembers the last generation that one has committed.
-func (o *Origin) holderRoute(w http.ResponseWriter, r *http.Request) error {
-	if r.Method != http.MethodPut {
-		return fmt.Errorf("%w: %s holder", registry.ErrUnsupported, r.Method)
-	}
+func (o *Origin) holderRoute(w http.ResponseWriter, r *http.Request, _ registry.ExtensionPath) error {
 	var q cluster.HolderRequest
 	if err := decode(r, 4<<10, &q); err != nil {
 		return err

@@ -130,7 +130,11 @@ func (o *Origin) assemble(c *role.Chassis) (err error) {
 	c.Part("write-back", o.writeback)
 	c.Part("housekeeping", o.housekeeping)
 	c.Part("scrub", o.store.RunScrub)
-	return c.Serve("registry", o.handler(c.Registry), o.adminRoutes, o.store.ControlRoutes, o.swarm.ControlRoutes)
+	h, err := o.handler(c.Registry)
+	if err != nil {
+		return err
+	}
+	return c.Serve("registry", h, o.adminRoutes, o.store.ControlRoutes, o.swarm.ControlRoutes)
 }
 
 // openDisk opens the store and binds the peer listener that seeds from it.

@@ -16,19 +16,6 @@ import (
 	"kraken/proto/registry"
 )
 
-// names keeps the records that build-index has not written to the bucket yet.
-func (o *Origin) names(w http.ResponseWriter, r *http.Request, x registry.ExtensionPath) error {
-	switch r.Method {
-	case http.MethodGet:
-		return o.allNames(w)
-	case http.MethodPut:
-		return o.putName(w, r, x)
-	case http.MethodDelete:
-		return o.deleteName(w, r, x)
-	}
-	return fmt.Errorf("%w: %s names", registry.ErrUnsupported, r.Method)
-}
-
 // putName stores a record that holds. What is held already stays if it holds too and is not older.
 func (o *Origin) putName(w http.ResponseWriter, r *http.Request, x registry.ExtensionPath) error {
 	body, err := readBody(r, cluster.MaxNameRecord)
@@ -100,7 +87,7 @@ func (o *Origin) name(key string) (cluster.NameRecord, error) {
 
 // allNames answers with all records as they are: build-index checks them, and says which it sets aside. One that can't
 // be read is counted.
-func (o *Origin) allNames(w http.ResponseWriter) error {
+func (o *Origin) allNames(w http.ResponseWriter, _ *http.Request, _ registry.ExtensionPath) error {
 	keys := o.store.Names()
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	unreadable := 0

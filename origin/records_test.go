@@ -30,7 +30,11 @@ func keeper(t *testing.T, keys cluster.NameKeys) (*Origin, *cluster.OriginClient
 	t.Cleanup(func() { s.Close() })
 	o := &Origin{log: slog.New(slog.DiscardHandler), store: s, nameKeys: keys}
 	o.m = newMetrics(prometheus.NewRegistry(), o)
-	srv := httptest.NewServer(registry.Server{Dialect: cluster.Dialect(), Extension: o.extension}.Handler())
+	x, err := o.extension()
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := httptest.NewServer(registry.Server{Dialect: cluster.Dialect(), Extension: x}.Handler())
 	t.Cleanup(srv.Close)
 	c, err := cluster.NewOriginClient(srv.URL, srv.Client())
 	if err != nil {
@@ -143,7 +147,11 @@ func TestDeletionSaysWhatItWants(t *testing.T) {
 		"?generation=1&signature=AAAA": "",
 	} {
 		w := httptest.NewRecorder()
-		h := registry.Server{Dialect: cluster.Dialect(), Extension: o.extension}.Handler()
+		x, err := o.extension()
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := registry.Server{Dialect: cluster.Dialect(), Extension: x}.Handler()
 		h.ServeHTTP(w, httptest.NewRequest(http.MethodDelete, "/v2/repo/_kraken/names/"+key+query, nil))
 		var body struct{ Errors []struct{ Message string } }
 		if want == "" {

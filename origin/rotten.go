@@ -3,21 +3,16 @@ package origin
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
 
 	"github.com/opencontainers/go-digest"
 
 	"kraken/origin/store"
 	"kraken/proto/cluster"
-	"kraken/proto/registry"
 )
 
 // verifyRoute takes a reader's word that a blob here, or its metainfo, is not what it should be.
-func (o *Origin) verifyRoute(w http.ResponseWriter, r *http.Request, d digest.Digest) error {
-	if r.Method != http.MethodPost {
-		return fmt.Errorf("%w: %s verify", registry.ErrUnsupported, r.Method)
-	}
+func (o *Origin) verifyRoute(w http.ResponseWriter, r *http.Request, _ string, d digest.Digest) error {
 	doubt := o.doubt
 	if r.URL.Query().Get(cluster.DoubtOf) == cluster.DoubtMetainfo {
 		doubt = o.doubtMetainfo

@@ -316,10 +316,7 @@ func (o *Origin) status() cluster.WritebackStatus {
 	return s
 }
 
-func (o *Origin) pending(w http.ResponseWriter, r *http.Request) error {
-	if r.Method != http.MethodGet {
-		return fmt.Errorf("%w: %s pending", registry.ErrUnsupported, r.Method)
-	}
+func (o *Origin) pending(w http.ResponseWriter, _ *http.Request, _ registry.ExtensionPath) error {
 	if o.store.Scanning() { // part of the list would be taken for all of it
 		return &registry.RetryError{Err: fmt.Errorf("%w: the store is being scanned", registry.ErrUnavailable), After: time.Second}
 	}

@@ -53,6 +53,7 @@ var Rights = []Right{
 	{"origin", "GET PUT", "/v2/<name>/_kraken/debt", only(origin)},
 	{"origin", "GET", "/v2/<name>/_kraken/metainfo", only(origin, tracker, agent)},
 	{"origin", "DELETE", "/v2/<name>/_kraken/metainfo", only(operator)},
+	{"origin", "GET", "/v2/<name>/_kraken/arriving", only(origin, agent)},
 	{"origin", "POST", "/v2/<name>/_kraken/verify", only(proxy, origin, agent)},
 	{"origin", "POST", "/v2/<name>/_kraken/lease", only(agent)},
 	{"origin", "POST", "/v2/<name>/_kraken/durable", only(buildIndex)},

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -13,6 +14,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
+
+	"kraken/proto/registry"
 	"kraken/proto/transport"
 )
 
@@ -70,6 +74,94 @@ func TestEachRightCanBeMet(t *testing.T) {
 					t.Errorf("%s %s at %s by %s: %d, want %d", method, path, r.At, role, got, want)
 				}
 			}
+		}
+	}
+}
+
+// Each request that the clients of this package make has a row for somebody, and what has none is told from content
+// that is not there.
+func TestEachRequestHasARight(t *testing.T) {
+	type asked struct{ at, method, path string }
+	var all []asked
+	at := func(role string) *httptest.Server {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			all = append(all, asked{role, r.Method, r.URL.Path})
+			registry.WriteError(w, r, fmt.Errorf("%w: no such path", errNoPath))
+		}))
+		t.Cleanup(srv.Close)
+		return srv
+	}
+	so, sx := at("origin"), at("build-index")
+	o, err := NewOriginClient(so.URL, so.Client())
+	if err != nil {
+		t.Fatal(err)
+	}
+	x, err := NewIndexClient(sx.URL, sx.Client())
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := digest.FromString("good").String()
+	requests := []func() error{
+		func() error { return o.Names(t.Context(), nil) },
+		func() error { return o.Pending(t.Context(), nil) },
+		func() error { return ignore(o.Hold(t.Context(), HolderRequest{})) },
+		func() error { return ignore(x.Access(t.Context())) },
+		func() error { return ignore(x.Upstreams(t.Context())) },
+	}
+	for _, call := range calls() {
+		requests = append(requests, func() error { return call(t, clients{o, x}, "demo/app", good) })
+	}
+	for _, call := range entries {
+		requests = append(requests, func() error { // a digest is the key of some, a name of others
+			return errors.Join(call(t, x, "good"), call(t, x, good))
+		})
+	}
+	for i, request := range requests {
+		all = nil
+		err := request()
+		for _, a := range all {
+			if v := judge(a.at, a.method, a.path, "nobody's"); v != denied {
+				t.Errorf("no role may %s %s at %s", a.method, a.path, a.at)
+			}
+			if a.method != http.MethodHead && (errors.Is(err, registry.ErrBlobUnknown) || !errors.Is(err, registry.ErrUnsupported)) {
+				t.Errorf("%s %s, for which nobody has a right: %v", a.method, a.path, err)
+			}
+		}
+		if len(all) == 0 {
+			t.Errorf("request %d was not sent: %v", i, err)
+		}
+	}
+}
+
+// A role can't serve what nobody has a right to, nor leave out what somebody has.
+func TestExtensionIsWhatRightsSay(t *testing.T) {
+	var routes []Route
+	for _, r := range Rights {
+		if r.At == "origin" && strings.Contains(r.Path, "/_kraken/") {
+			routes = append(routes, Route{Methods: r.Methods, Path: r.Path, Serve: func(w http.ResponseWriter, r *http.Request, x registry.ExtensionPath) error {
+				w.Header().Set("X-Served", r.Method+" "+x.Pattern())
+				return nil
+			}})
+		}
+	}
+	serve, err := ServeExtension(transport.RoleOrigin, routes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ServeExtension(transport.RoleOrigin, append(routes[1:], Route{Methods: "GET", Path: "/v2/<name>/_kraken/secrets"})); err == nil ||
+		!strings.Contains(err.Error(), "GET "+routes[0].Path) || !strings.Contains(err.Error(), "GET /v2/<name>/_kraken/secrets is served") {
+		t.Errorf("a route that is missing, and one too many: %v", err)
+	}
+	h := registry.Server{Dialect: Dialect(), Extension: serve}.Handler()
+	for request, want := range map[string]string{
+		"GET /v2/a/_kraken/arriving/x": "GET /v2/<name>/_kraken/arriving", "HEAD /v2/a/_kraken/blobs/x": "HEAD /v2/<name>/_kraken/blobs",
+		"GET /v2/_kraken/names": "GET /v2/_kraken/names", "GET /v2/a/_kraken/names": "", "PUT /v2/_kraken/names/x": "", "GET /v2/a/_kraken/unheard": "",
+	} {
+		method, path, _ := strings.Cut(request, " ")
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(method, path, nil))
+		if got := w.Header().Get("X-Served"); got != want || (want == "") != (w.Code == http.StatusMethodNotAllowed) {
+			t.Errorf("%s: %d, served as %q, want %q", request, w.Code, got, want)
 		}
 	}
 }

@@ -35,6 +35,9 @@ func (c *Client) decodeError(resp *http.Response, to Endpoint) error {
 		code, message = body.Errors[0].Code, body.Errors[0].Message
 	}
 	kind := lookup(code, resp.StatusCode, to.kind)
+	if code == errPath.Code && resp.StatusCode == errPath.Status && c.o.Dialect.Extension != "" {
+		kind = ErrUnsupported // of the path, and not of what is looked for there; what other registries mean is another matter
+	}
 	if message == "" {
 		message = fmt.Sprintf("%s (%s)", kind.Message, resp.Status)
 	}

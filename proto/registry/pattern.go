@@ -20,12 +20,7 @@ func PatternOf(path string) string {
 	case "catalog":
 		return "/v2/_catalog"
 	case "extension":
-		ext, rest, _ := strings.Cut(rt.arg, "/")
-		resource, _, _ := strings.Cut(rest, "/")
-		if rt.repo == "" {
-			return "/v2/" + ext + "/" + resource
-		}
-		return "/v2/<name>/" + ext + "/" + resource
+		return extensionOf(rt).Pattern()
 	}
 	segments := "/v2/<name>/" + strings.Join(routeWords[rt.kind], "/")
 	switch rt.kind {
@@ -39,4 +34,12 @@ func PatternOf(path string) string {
 		return segments + "/<digest>"
 	}
 	return segments
+}
+
+// Pattern returns what PatternOf does for a path of the extension.
+func (x ExtensionPath) Pattern() string {
+	if x.Repository == "" {
+		return "/v2/" + x.Extension + "/" + x.Resource
+	}
+	return "/v2/<name>/" + x.Extension + "/" + x.Resource
 }

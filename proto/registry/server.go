@@ -159,13 +159,19 @@ func (s Server) dispatch(w http.ResponseWriter, r *http.Request) error {
 	case "upload":
 		return s.upload(w, r, rt.repo, rt.arg)
 	}
-	x := ExtensionPath{Repository: rt.repo}
-	x.Extension, x.Resource, _ = strings.Cut(rt.arg, "/")
-	x.Resource, x.Key, _ = strings.Cut(x.Resource, "/")
+	x := extensionOf(rt)
 	if s.Extension == nil || x.Extension != s.Dialect.Extension {
 		return fmt.Errorf("%w: no such path %.200q", errPath, r.URL.Path)
 	}
 	return s.Extension(w, r, x)
+}
+
+// extensionOf returns what a route of the kind extension asks for.
+func extensionOf(rt route) ExtensionPath {
+	x := ExtensionPath{Repository: rt.repo}
+	x.Extension, x.Resource, _ = strings.Cut(rt.arg, "/")
+	x.Resource, x.Key, _ = strings.Cut(x.Resource, "/")
+	return x
 }
 
 func (s Server) checkRequest(r *http.Request) error {

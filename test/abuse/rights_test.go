@@ -28,7 +28,7 @@ func TestRights(t *testing.T) {
 	}
 	d := digest.FromString("rights: nobody has this")
 	names := strings.NewReplacer("<name>", "rights/app", "<digest>", d.String(), "<session>", "00000000-0000-4000-8000-000000000000", "<reference>", "v1")
-	keyed := []string{"blobs", "debt", "metainfo", "verify", "lease", "layers", "mount"}
+	keyed := []string{"blobs", "debt", "metainfo", "arriving", "verify", "lease", "layers", "mount"}
 	met := 0
 	for _, row := range cluster.Rights {
 		base := at[row.At]

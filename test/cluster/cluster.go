@@ -113,6 +113,12 @@ func NewMirror(t *testing.T, origins, agents int, upstreams map[string]any) *Clu
 	return start(t, origins, agents, false, upstreams)
 }
 
+// NewMutualTLSMirror is NewMirror with a cluster that takes only its own nodes, on every listener.
+func NewMutualTLSMirror(t *testing.T, origins, agents int, upstreams map[string]any) *Cluster {
+	t.Helper()
+	return start(t, origins, agents, true, upstreams)
+}
+
 // NewOrigins is New with another number of origins.
 func NewOrigins(t *testing.T, origins, agents int) *Cluster {
 	t.Helper()
@@ -335,6 +341,25 @@ func (c *Cluster) index(t *testing.T) *cluster.IndexClient {
 		t.Fatal(err)
 	}
 	return x
+}
+
+// originClient talks to an origin with the certificate of an id, whose role is what stands before the number in it.
+func (c *Cluster) originClient(t *testing.T, url, id string) *cluster.OriginClient {
+	t.Helper()
+	f, err := c.plan.Issue(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hc, err := transport.NewClient(transport.ClientConfig{CA: f.CA, Cert: f.Cert, Key: f.Key}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(hc.CloseIdleConnections)
+	o, err := cluster.NewOriginClient(url, hc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
 }
 
 // originClient talks to an origin of a cluster without TLS as other origins do.

@@ -30,6 +30,38 @@ func mirroring(t *testing.T, origins, agents int, up *scripted.Registry, keys ma
 
 const nginx = "library/nginx"
 
+// On a cluster of certificates a blob of an upstream is fetched once, by whichever origin is asked, and agents trade it
+// while it arrives.
+func TestUpstreamBlobsWithMutualTLS(t *testing.T) {
+	b := noise(6<<20, 21)
+	up := scripted.New(t, scripted.Options{Rate: 4 << 20})
+	up.PutBlob(nginx, b)
+	c := NewMutualTLSMirror(t, 2, 2, map[string]any{
+		"registries": []any{map[string]any{"registry": up.Host, "plain_http": true}}, "allow_addresses": []any{"127.0.0.1/32"},
+	})
+	repo, d := up.Alias+"/"+nginx, digest.FromBytes(b)
+	for _, url := range c.OriginURLs {
+		for _, role := range []string{"origin-77", "agent-77"} {
+			o := c.originClient(t, url, role)
+			if _, err := o.Arriving(t.Context(), repo, digest.FromString("nothing"), cluster.ArrivingRequest{}); !errors.Is(err, registry.ErrBlobUnknown) {
+				t.Errorf("%s asks how far a blob is that is nowhere: %v", role, err)
+			}
+		}
+		got, err := readBlob(t.Context(), c.originClient(t, url, "agent-77").Client, repo, d)
+		if err != nil || !bytes.Equal(got, b) {
+			t.Errorf("an origin sent %d of %d bytes: %v", len(got), len(b), err)
+		}
+	}
+	cold := noise(6<<20, 22)
+	up.PutBlob(nginx, cold)
+	pullAll(t, c, repo, cold)
+	for _, d := range []digest.Digest{d, digest.FromBytes(cold)} {
+		if all, _ := gets(up, d); all != 1 {
+			t.Errorf("the upstream was asked for %s %d times", d, all)
+		}
+	}
+}
+
 // pullAll has all agents read a blob at once.
 func pullAll(t *testing.T, c *Cluster, repo string, b []byte) {
 	t.Helper()
