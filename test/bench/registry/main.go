@@ -7,7 +7,7 @@
 //	docker-registry  Debian's package, files on disk, Debian's settings without the login
 //	kraken-1         proxy, build-index, tracker, agent and one origin that keeps every blob, a folder as bucket
 //	kraken-2         the same with two origins that both keep every blob
-//	kraken-2-tls     the same with TLS between all parts and at the door; what it takes longer is shown beside kraken-2
+//	kraken-2-tls     the same with TLS between all parts and at the door; how much longer it takes is beside kraken-2
 //
 // They are measured in turn, again and again, never at once, and not before whatever one of them still writes in the
 // background is on the disk. What Kraken writes back to its bucket meanwhile counts for the push it belongs to as far
