@@ -2,11 +2,13 @@ package mirror
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os/exec"
 	"path"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -94,7 +96,15 @@ func containerdFiles(n node, s Settings) ([]file, error) {
 	}
 	var out []file
 	for _, f := range folders {
-		out = append(out, file{path.Join(dir, f, "hosts.toml"), hostsTOML(s, v)})
+		name := path.Join(dir, f, "hosts.toml")
+		text, err := n.read(name)
+		if err != nil {
+			return nil, err
+		}
+		if text, err = hostsTOML(s, v, text); err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		out = append(out, file{name, text})
 	}
 	if config != nil {
 		out = append(out, *config)
@@ -112,19 +122,71 @@ func folderOf(n node, dir, registry string) string {
 	return registry
 }
 
-// hostsTOML is the agent first, and the registry itself after it, unless there is to be no fall-back.
-func hostsTOML(s Settings, v version) []byte {
-	var b bytes.Buffer
-	b.WriteString(made)
-	if s.NoFallback {
-		fmt.Fprintf(&b, "server = %q\n\n", s.Agent)
-	}
+// agentHost is the table of the agent in hosts.toml.
+func agentHost(s Settings, v version) string {
 	capabilities := []string{"pull", "resolve"}
 	if v.atLeast(2, 2) {
 		capabilities = append(capabilities, "referrers")
 	}
-	fmt.Fprintf(&b, "[host.%q]\n  capabilities = [\"%s\"]\n  dial_timeout = \"200ms\"\n", s.Agent, strings.Join(capabilities, `", "`))
-	return b.Bytes()
+	return fmt.Sprintf("[host.%q]\n  capabilities = [\"%s\"]\n  dial_timeout = \"200ms\"\n", s.Agent, strings.Join(capabilities, `", "`))
+}
+
+// newHostsTOML is the agent, and the registry itself after it, unless there is to be no fall-back.
+func newHostsTOML(s Settings, v version) []byte {
+	if s.NoFallback {
+		return fmt.Appendf(nil, "%sserver = %q\n\n%s", made, s.Agent, agentHost(s, v))
+	}
+	return []byte(made + agentHost(s, v))
+}
+
+// hostsTOML is what a hosts.toml says, with the agent before the hosts that it names. Without fall-back it is the agent
+// alone.
+func hostsTOML(s Settings, v version, text []byte) ([]byte, error) {
+	if s.NoFallback || len(text) == 0 {
+		return newHostsTOML(s, v), nil
+	}
+	head, tables := splitTOML(string(text))
+	if tables != "" {
+		tables = "\n" + tables
+	}
+	out := []byte(made + head + agentHost(s, v) + tables)
+	var f hostsFile
+	if err := toml.Unmarshal(out, &f); err != nil || f.Hosts[s.Agent] == nil {
+		return nil, fmt.Errorf("it has a form to which no host is added here: %w; put %q first by hand", cmp.Or(err, errors.New("the host is not in it")), s.Agent)
+	}
+	return out, nil
+}
+
+// splitTOML returns what is before the first table of a document, and the tables.
+func splitTOML(text string) (head, tables string) {
+	at := regexp.MustCompile(`(?m)^\s*\[`).FindStringIndex(text)
+	if at == nil {
+		return text, ""
+	}
+	return text[:at[0]], text[at[0]:]
+}
+
+// containerdWithout takes the agent's tables out of hosts.toml. config.toml is as it is: config_path names the folder
+// of all hosts.
+func containerdWithout(name string, text []byte, ours []string) ([]byte, error) {
+	if path.Base(name) != "hosts.toml" {
+		return text, nil
+	}
+	var out []string
+	mine := false
+	for _, line := range strings.SplitAfter(string(text), "\n") {
+		if t := strings.TrimSpace(line); strings.HasPrefix(t, "[") {
+			mine = slices.ContainsFunc(ours, func(o string) bool {
+				table := []string{"host", o}
+				return isHeader(t, table) || strings.HasPrefix(t, "["+tableName(table)+".")
+			})
+		}
+		server := slices.ContainsFunc(ours, func(o string) bool { return strings.TrimSpace(line) == fmt.Sprintf("server = %q", o) })
+		if !mine && !server && line != made {
+			out = append(out, line)
+		}
+	}
+	return []byte(strings.Join(out, "")), nil
 }
 
 // lookUp returns a value of decoded TOML.
@@ -154,7 +216,13 @@ func containerdConfigFile(n node, v version) (*file, string, error) {
 	if legacy := legacyKeys(doc); len(legacy) > 0 {
 		return nil, "", fmt.Errorf("%s has %s, beside which containerd refuses config_path: take them out first", containerdConfig, strings.Join(legacy, ", "))
 	}
+	if err := firstVersion(doc); err != nil {
+		return nil, "", fmt.Errorf("%s %w", containerdConfig, err)
+	}
 	cri, two := criTable(doc, v)
+	if criDisabled(doc) { // config_path is CRI's; who else reads hosts.toml knows the folder
+		return nil, certsD, nil
+	}
 	tables := [][]string{cri}
 	if two {
 		tables = append(tables, transfer)
@@ -173,11 +241,12 @@ func containerdConfigFile(n node, v version) (*file, string, error) {
 	if bytes.Equal(is, text) {
 		return nil, dir, nil
 	}
-	if len(text) == 0 {
-		is = append([]byte("version = 2\n"), is...)
+	if _, said := doc["version"]; !said {
+		line := "version = 2\n"
 		if two {
-			is = bytes.Replace(is, []byte("version = 2"), []byte("version = 3"), 1)
+			line = "version = 3\n"
 		}
+		is = append([]byte(line), is...)
 	}
 	after := map[string]any{}
 	err = toml.Unmarshal(is, &after)
@@ -192,12 +261,33 @@ func containerdConfigFile(n node, v version) (*file, string, error) {
 	return &file{containerdConfig, is}, dir, nil
 }
 
+// criDisabled reports whether containerd runs without its CRI plugin, as Docker's package has it.
+func criDisabled(doc map[string]any) bool {
+	plugins, _ := doc["disabled_plugins"].([]any)
+	return slices.ContainsFunc(plugins, func(p any) bool { return p == "cri" || p == "io.containerd.grpc.v1.cri" })
+}
+
+// firstVersion returns an error for a config.toml of the first version, which names plugins in short: containerd 1.x
+// takes one without a version for that, and looks for no plugin by its whole name.
+func firstVersion(doc map[string]any) error {
+	version, said := doc["version"].(int64)
+	if said && version >= 2 || criDisabled(doc) {
+		return nil
+	}
+	for _, k := range []string{"plugins", "disabled_plugins", "required_plugins"} {
+		if n := reflect.ValueOf(doc[k]); n.IsValid() && n.Len() > 0 || said {
+			return errors.New("is of version 1, in which plugins have other names, and which containerd 2 refuses: write it as version 2 first (containerd config migrate prints it)")
+		}
+	}
+	return nil
+}
+
 // criTable returns the table of the CRI plugin's registries, and whether there is a transfer service that pulls for it.
 func criTable(doc map[string]any, v version) (table []string, two bool) {
 	switch version, _ := doc["version"].(int64); {
 	case version >= 3:
 		return criRegistry2, true
-	case len(doc) > 0:
+	case version == 2:
 		return criRegistry1, v.atLeast(2, 1)
 	}
 	if v.atLeast(2, 0) {

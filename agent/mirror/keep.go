@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"syscall"
 )
 
 // keptPath is where a node's files are kept as they were before the first Install.
@@ -27,6 +29,7 @@ type keptFile struct {
 	Original *string     `json:"original"` // nil: there was none
 	Mode     fs.FileMode `json:"mode"`
 	Wrote    string      `json:"wrote"`   // SHA-256 of what was installed last
+	Ours     []string    `json:"ours"`    // URLs of the agent that were installed, from the first to the last
 	Folders  []string    `json:"folders"` // that were made for it, the outermost first
 }
 
@@ -67,24 +70,60 @@ func (n node) writeKept(k *kept) error {
 	return replace(n.at(keptPath), b, 0o600)
 }
 
-// write makes a file what it is to be, and keeps what it was, durably, first.
-func (n node) write(k *kept, runtime string, f file) error {
+// errTheirs is a file that was changed since it was installed, of which what was installed can't be told from the rest.
+var errTheirs = errors.New("was changed since it was installed, and is left as it is")
+
+// without returns a file without what was installed: what it was before, or, where somebody has changed it since, what
+// it is now without what is ours. Nil: there would be none.
+func (k keptFile) without(path string, is []byte) ([]byte, error) {
+	if digestOf(is) == k.Wrote {
+		if k.Original == nil {
+			return nil, nil
+		}
+		return []byte(*k.Original), nil
+	}
+	takeOut := takeOuts[k.Runtime]
+	if takeOut == nil {
+		return nil, fmt.Errorf("%w: runtime %q is unknown", errTheirs, k.Runtime)
+	}
+	rest, err := takeOut(path, is, k.Ours)
+	if err == nil && k.Original == nil && len(bytes.TrimSpace(rest)) == 0 {
+		rest = nil
+	}
+	return rest, err
+}
+
+// takeOuts return, for each runtime, what a file says that was changed since it was installed, without what names one
+// of ours, URLs of the agent; errTheirs where that can't be told.
+var takeOuts = map[string]func(path string, text []byte, ours []string) ([]byte, error){
+	"containerd": containerdWithout, "containers": onlyOurs, "docker": dockerWithout,
+	"k3s": rancherWithout, "rke2": rancherWithout, "buildkit": buildkitWithout,
+}
+
+// write makes a file what it is to be, and keeps what it is without what is ours, durably, first.
+func (n node) write(k *kept, runtime string, f file, ours ...string) error {
 	before, known := k.Files[f.path]
-	is, err := n.read(f.path)
+	is, err := node{n.root, k}.read(f.path)
 	if err != nil {
-		return err
+		return fmt.Errorf("%s: %w", f.path, err)
+	}
+	before.Original = nil
+	if is != nil {
+		text := string(is)
+		before.Original = &text
 	}
 	if !known {
 		before.Mode = 0o644
 		if info, err := os.Stat(n.at(f.path)); err == nil {
 			before.Mode = info.Mode().Perm()
 		}
-		if is != nil {
-			text := string(is)
-			before.Original = &text
-		}
 		for dir := path.Dir(f.path); !n.has(dir); dir = path.Dir(dir) {
 			before.Folders = append([]string{dir}, before.Folders...)
+		}
+	}
+	for _, at := range ours {
+		if at != "" && !slices.Contains(before.Ours, at) {
+			before.Ours = append(before.Ours, at)
 		}
 	}
 	before.Runtime, before.Wrote = runtime, digestOf(f.text)
@@ -98,10 +137,10 @@ func (n node) write(k *kept, runtime string, f file) error {
 	return replace(n.at(f.path), f.text, before.Mode)
 }
 
-// restore makes a file what it was.
-func (n node) restore(path string, k keptFile) error {
-	if k.Original != nil {
-		return replace(n.at(path), []byte(*k.Original), k.Mode)
+// restore makes a file what it is to be without what was installed; nil: none.
+func (n node) restore(path string, k keptFile, text []byte) error {
+	if text != nil {
+		return replace(n.at(path), text, k.Mode)
 	}
 	if err := os.Remove(n.at(path)); err != nil {
 		return err
@@ -114,13 +153,18 @@ func (n node) restore(path string, k keptFile) error {
 	return nil
 }
 
-// replace writes a file in one step.
+// replace writes a file in one step. One that was there keeps its owner and group.
 func replace(name string, b []byte, mode fs.FileMode) error {
 	f, err := os.CreateTemp(path.Dir(name), ".kraken-*")
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(b)
+	if info, serr := os.Stat(name); serr == nil {
+		if was, ok := info.Sys().(*syscall.Stat_t); ok && (int(was.Uid) != os.Geteuid() || int(was.Gid) != os.Getegid()) {
+			err = errors.Join(err, f.Chown(int(was.Uid), int(was.Gid)))
+		}
+	}
 	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
 	if err == nil {
 		err = os.Rename(f.Name(), name)

@@ -3,6 +3,7 @@
 package mirror
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -14,6 +15,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	securejoin "github.com/cyphar/filepath-securejoin"
 )
 
 // Settings is what runtimes are set up for.
@@ -62,12 +65,30 @@ type setUp struct {
 
 // setUps are all runtimes', in the order of Runtimes.
 var setUps = []setUp{
-	{"containerd", hasContainerd, containerdFiles, "hosts.toml is read at each pull; after a change of config.toml: systemctl restart containerd"},
-	{"containers", hasContainers, containersFiles, "Podman reads it at each pull; CRI-O: systemctl reload crio"},
-	{"docker", func(n node) bool { return n.has("/usr/bin/dockerd", "/usr/sbin/dockerd", "/etc/docker") }, dockerFiles, "systemctl reload docker"},
-	{"k3s", func(n node) bool { return n.has("/etc/rancher/k3s", "/var/lib/rancher/k3s", "/usr/local/bin/k3s") }, rancherFiles("/etc/rancher/k3s"), "systemctl restart k3s, or k3s-agent"},
-	{"rke2", func(n node) bool { return n.has("/etc/rancher/rke2", "/var/lib/rancher/rke2") }, rancherFiles("/etc/rancher/rke2"), "systemctl restart rke2-server, or rke2-agent"},
-	{"buildkit", func(n node) bool { return n.has("/etc/buildkit", "/usr/bin/buildkitd", "/usr/local/bin/buildkitd") }, buildkitFiles, "restart buildkitd"},
+	{
+		runtime: "containerd", found: hasContainerd, files: containerdFiles,
+		after: "hosts.toml is read at each pull; after a change of config.toml: systemctl restart containerd",
+	},
+	{
+		runtime: "containers", found: hasContainers, files: containersFiles,
+		after: "Podman reads it at each pull; CRI-O: systemctl reload crio",
+	},
+	{
+		runtime: "docker", found: func(n node) bool { return n.has("/usr/bin/dockerd", "/usr/sbin/dockerd", "/etc/docker") },
+		files: dockerFiles, after: "systemctl reload docker",
+	},
+	{
+		runtime: "k3s", found: func(n node) bool { return n.has("/etc/rancher/k3s", "/var/lib/rancher/k3s", "/usr/local/bin/k3s") },
+		files: rancherFiles("/etc/rancher/k3s"), after: "systemctl restart k3s, or k3s-agent",
+	},
+	{
+		runtime: "rke2", found: func(n node) bool { return n.has("/etc/rancher/rke2", "/var/lib/rancher/rke2") },
+		files: rancherFiles("/etc/rancher/rke2"), after: "systemctl restart rke2-server, or rke2-agent",
+	},
+	{
+		runtime: "buildkit", found: func(n node) bool { return n.has("/etc/buildkit", "/usr/bin/buildkitd", "/usr/local/bin/buildkitd") },
+		files: buildkitFiles, after: "restart buildkitd",
+	},
 }
 
 // chosen returns how the wanted runtimes, or those found, are set up.
@@ -131,7 +152,8 @@ func (s Settings) hostPort() string {
 // plain reports whether the agent speaks plain HTTP.
 func (s Settings) plain() bool { return strings.HasPrefix(s.Agent, "http://") }
 
-// Install sets runtimes up, and says on out what it did. What was there is kept, once, for Uninstall.
+// Install sets runtimes up, and says on out what it did. What was there is kept for Uninstall, and so is what somebody
+// has changed since the last Install.
 func Install(s Settings, out io.Writer) error {
 	if err := s.check(); err != nil {
 		return err
@@ -170,7 +192,7 @@ func Install(s Settings, out io.Writer) error {
 				fmt.Fprintf(out, "%s: %s would be\n%s\n", u.runtime, f.path, indent(f.text))
 				continue
 			}
-			if err := n.write(kept, u.runtime, f); err != nil {
+			if err := n.write(kept, u.runtime, f, s.Agent, s.DockerHub); err != nil {
 				return fmt.Errorf("%s: %w", u.runtime, err)
 			}
 			changed = true
@@ -195,8 +217,8 @@ func Install(s Settings, out io.Writer) error {
 	return nil
 }
 
-// Uninstall puts back what was there before the first Install. A file that somebody has changed since is left alone,
-// and named in the error.
+// Uninstall puts back what was there before the first Install. From a file that somebody has changed since only what
+// was installed is taken out; where that can't be told from the rest the file is left alone, and named in the error.
 func Uninstall(s Settings, out io.Writer) error {
 	n := node{root: s.Root}
 	kept, err := n.readKept()
@@ -223,27 +245,42 @@ func takeBack(n node, kept *kept, which func(path string) bool, out io.Writer) e
 		if !which(path) {
 			continue
 		}
-		k := kept.Files[path]
-		is, err := n.read(path)
-		switch {
-		case err != nil:
+		did, err := n.takeBack(path, kept.Files[path])
+		if err != nil {
 			errs = append(errs, err)
 			continue
-		case is == nil && k.Original == nil:
-			fmt.Fprintf(out, "%s has gone\n", path)
-		case is == nil || digestOf(is) != k.Wrote:
-			errs = append(errs, fmt.Errorf("%s was changed since it was installed, and is left as it is; what it was before is in %s", path, keptPath))
-			continue
-		default:
-			if err := n.restore(path, k); err != nil {
-				errs = append(errs, err)
-				continue
-			}
-			fmt.Fprintf(out, "%s is as it was before\n", path)
 		}
+		fmt.Fprintf(out, "%s %s\n", path, did)
 		delete(kept.Files, path)
 	}
 	return errors.Join(append(errs, n.writeKept(kept))...)
+}
+
+// takeBack takes what was installed out of a file, and says what it did.
+func (n node) takeBack(path string, k keptFile) (did string, err error) {
+	is, err := n.read(path)
+	if err != nil {
+		return "", err
+	}
+	theirs := fmt.Errorf("%s %w; what it was before is in %s", path, errTheirs, keptPath)
+	if is == nil {
+		if k.Original == nil {
+			return "has gone", nil
+		}
+		return "", theirs
+	}
+	rest, err := k.without(path, is)
+	switch changed := digestOf(is) != k.Wrote; {
+	case errors.Is(err, errTheirs), err == nil && changed && bytes.Equal(rest, is):
+		return "", theirs
+	case err != nil:
+		return "", fmt.Errorf("%s: %w", path, err)
+	case changed:
+		did = "was changed since it was installed: what was installed was taken out, and the rest is as it was"
+	default:
+		did = "is as it was before"
+	}
+	return did, n.restore(path, k, rest)
 }
 
 func indent(text []byte) string {
@@ -272,12 +309,19 @@ func URLOf(listen string, tls bool) (string, error) {
 // node is the file system of a node.
 type node struct {
 	root string
-	// before, where set, makes files that Install wrote read as what they were before.
+	// before, where set, makes files that Install wrote read as what they are without that.
 	before *kept
 }
 
-// at is where a path of the node is here.
-func (n node) at(path string) string { return filepath.Join(cmp.Or(n.root, "/"), path) }
+// at is where a path of the node is here, links followed as on the node: an absolute one begins at its root.
+func (n node) at(path string) string {
+	root := cmp.Or(n.root, "/")
+	at, err := securejoin.SecureJoin(root, path)
+	if err != nil { // links in a circle: opening says so
+		return filepath.Join(root, path)
+	}
+	return at
+}
 
 // has reports whether any of paths is there.
 func (n node) has(paths ...string) bool {
@@ -294,11 +338,8 @@ func (n node) read(path string) ([]byte, error) {
 		return nil, nil
 	}
 	if n.before != nil && err == nil {
-		if k, ours := n.before.Files[path]; ours && k.Wrote == digestOf(b) {
-			if k.Original == nil {
-				return nil, nil
-			}
-			return []byte(*k.Original), nil
+		if k, ours := n.before.Files[path]; ours {
+			return k.without(path, b)
 		}
 	}
 	if err == nil && b == nil {

@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"bytes"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -180,6 +181,132 @@ func TestWhatIsInstalled(t *testing.T) {
 	}
 }
 
+func write(t *testing.T, root, name, text string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(root, name), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What somebody has said of a registry stays beside the agent, and so does what is said later.
+func TestHostsOfOthersStay(t *testing.T) {
+	const name = certsD + "/registry.corp:5000/hosts.toml"
+	own := "# ours\nserver = \"https://registry.corp:5000\"\n\n[host.\"https://registry.corp:5000\"]\n  ca = \"/etc/corp.crt\"\n"
+	root := plant(t, map[string]string{containerdConfig: oldConfig, name: own})
+	s := settings(root)
+	s.Registries, s.Runtimes = []string{"registry.corp:5000"}, []string{"containerd"}
+	check := func(what string, want ...string) {
+		t.Helper()
+		text := tree(t, root)[name]
+		var f hostsFile
+		if err := toml.Unmarshal([]byte(text), &f); err != nil {
+			t.Fatalf("%s: %v\n%s", what, err, text)
+		}
+		at := -1
+		for _, w := range want {
+			if i := strings.Index(text, w); i <= at {
+				t.Errorf("%s: %q is not where it has to be in\n%s", what, w, text)
+			} else {
+				at = i
+			}
+		}
+	}
+	install := func(what string, want ...string) {
+		t.Helper()
+		if err := Install(s, &bytes.Buffer{}); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		check(what, want...)
+	}
+	install("first", "server = ", agentURL, "corp.crt")
+	write(t, root, name, tree(t, root)[name]+"\n[host.\"https://second.corp\"]\n")
+	s.Agent = "http://127.0.0.1:7"
+	install("after a change, and the agent has moved", "server = ", s.Agent, "corp.crt", "second.corp")
+	if text := tree(t, root)[name]; strings.Contains(text, agentURL) || strings.Count(text, made) != 1 {
+		t.Errorf("it names the agent where it was, or says twice who made it:\n%s", text)
+	}
+	if err := Uninstall(s, &bytes.Buffer{}); err != nil {
+		t.Fatal(err)
+	}
+	check("uninstalled", "# ours", "server = ", "corp.crt", "second.corp")
+	if text := tree(t, root)[name]; strings.Contains(text, s.Agent) {
+		t.Errorf("uninstalled, it names the agent:\n%s", text)
+	}
+}
+
+// Of a file that was changed after an installation, the next one and Uninstall touch only what is theirs.
+func TestChangesBetween(t *testing.T) {
+	for _, c := range []struct {
+		runtime, name, was string
+		change             [2]string
+		keeps              []string
+	}{
+		{"docker", daemonJSON, "{}\n", [2]string{"{", "{\n  \"data-root\": \"/srv\","}, []string{`"data-root": "/srv"`}},
+		{"k3s", "/etc/rancher/k3s/registries.yaml", "configs:\n  x: {}\n", [2]string{"configs:", "configs:\n  z: {}"}, []string{"z:", "x:"}},
+		{"buildkit", buildkitdTOML, "debug = true\n", [2]string{"debug", "trace = true\ndebug"}, []string{"trace = true", "debug = true"}},
+	} {
+		for _, again := range []bool{false, true} {
+			root := plant(t, map[string]string{c.name: c.was})
+			s := settings(root)
+			s.Runtimes = []string{c.runtime}
+			if err := Install(s, &bytes.Buffer{}); err != nil {
+				t.Fatal(err)
+			}
+			write(t, root, c.name, strings.Replace(tree(t, root)[c.name], c.change[0], c.change[1], 1))
+			if again {
+				s.Agent, s.DockerHub = "http://127.0.0.1:7", "http://127.0.0.1:8"
+				if err := Install(s, &bytes.Buffer{}); err != nil {
+					t.Fatal(err)
+				}
+				if text := tree(t, root)[c.name]; strings.Contains(text, "1606") {
+					t.Errorf("%s: after the agent has moved it is named where it was:\n%s", c.runtime, text)
+				}
+			}
+			err := Uninstall(s, &bytes.Buffer{})
+			text := tree(t, root)[c.name]
+			for _, k := range c.keeps {
+				if !strings.Contains(text, k) {
+					t.Errorf("%s, installed again %v: %q has gone (%v):\n%s", c.runtime, again, k, err, text)
+				}
+			}
+			if err != nil || strings.Contains(text, "127.0.0.1") {
+				t.Errorf("%s, installed again %v: %v:\n%s", c.runtime, again, err, text)
+			}
+		}
+	}
+}
+
+// A link stays one, as the node sees it, and what it names is changed.
+func TestLinks(t *testing.T) {
+	for _, to := range []string{"../../usr/share/daemon.json", "/usr/share/daemon.json"} {
+		root := plant(t, map[string]string{"/usr/share/daemon.json": "{}\n", "/etc/docker/x": ""})
+		link := filepath.Join(root, daemonJSON)
+		if err := os.Symlink(to, link); err != nil {
+			t.Fatal(err)
+		}
+		s := settings(root)
+		s.Runtimes = []string{"docker"}
+		for _, step := range []struct {
+			do        func(Settings, io.Writer) error
+			installed bool
+		}{{Install, true}, {Uninstall, false}} {
+			if err := step.do(s, &bytes.Buffer{}); err != nil {
+				t.Fatal(err)
+			}
+			if is, err := os.Readlink(link); err != nil || is != to {
+				t.Errorf("%s: the link is %q, %v", to, is, err)
+			}
+			b, err := os.ReadFile(filepath.Join(root, "/usr/share/daemon.json"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.Contains(string(b), "16064") != step.installed {
+				t.Errorf("%s, installed %v: %s", to, step.installed, b)
+			}
+		}
+	}
+}
+
 // containerd's own default, a list, is made one path in both places; a new config.toml has the version's form.
 func TestConfigPathOfContainerd2(t *testing.T) {
 	for name, text := range map[string]string{"a list": newConfig, "none": ""} {
@@ -199,6 +326,29 @@ func TestConfigPathOfContainerd2(t *testing.T) {
 		}
 		if !strings.Contains(got[certsD+"/_default/hosts.toml"], `"referrers"`) {
 			t.Errorf("%s: 2.2 and later know referrers", name)
+		}
+	}
+}
+
+// A config.toml without a version is of the first one, in which plugins have other names.
+func TestConfigWithoutVersion(t *testing.T) {
+	for name, c := range map[string]struct{ text, want, fails string }{
+		"comments only":              {"# mine\n", "version = 2\n# mine\n", ""},
+		"settings of no plugin":      {"root = \"/x\"\n", "version = 2\nroot = \"/x\"\n", ""},
+		"Docker's, without CRI":      {"disabled_plugins = [\"cri\"]\n", "disabled_plugins = [\"cri\"]\n", ""},
+		"plugins by short names":     {"[plugins.cri]\nsandbox_image = \"x\"\n", "", "version 1"},
+		"it says so":                 {"version = 1\n", "", "version 1"},
+		"other plugins are left out": {"disabled_plugins = [\"btrfs\"]\n", "", "version 1"},
+	} {
+		root := plant(t, map[string]string{containerdConfig: c.text})
+		s := settings(root)
+		s.Runtimes = []string{"containerd"}
+		err := Install(s, &bytes.Buffer{})
+		if (err == nil) != (c.fails == "") || err != nil && !strings.Contains(err.Error(), c.fails) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if text := tree(t, root)[containerdConfig]; err == nil && !strings.HasPrefix(text, c.want) {
+			t.Errorf("%s:\n%s", name, text)
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -40,6 +41,11 @@ func containersFiles(_ node, s Settings) ([]file, error) {
 	return []file{{containersConf, b.Bytes()}}, nil
 }
 
+// onlyOurs is for files that have nothing but what was installed.
+func onlyOurs(string, []byte, []string) ([]byte, error) {
+	return nil, fmt.Errorf("%w: take what you want to keep to a file of your own, and remove it", errTheirs)
+}
+
 // dockerFiles is daemon.json with the agent's listener for Docker first in registry-mirrors.
 func dockerFiles(n node, s Settings) ([]file, error) {
 	if s.DockerHub == "" {
@@ -71,6 +77,34 @@ func dockerFiles(n node, s Settings) ([]file, error) {
 	doc["registry-mirrors"] = mirrors
 	out, err := json.MarshalIndent(doc, "", "  ")
 	return []file{{daemonJSON, append(out, '\n')}}, err
+}
+
+// dockerWithout takes the agent out of registry-mirrors.
+func dockerWithout(_ string, text []byte, ours []string) ([]byte, error) {
+	doc := map[string]any{}
+	if err := json.Unmarshal(text, &doc); err != nil {
+		return nil, err
+	}
+	mirrors, _ := doc["registry-mirrors"].([]any)
+	rest := but(mirrors, ours)
+	switch {
+	case len(rest) == len(mirrors):
+		return text, nil
+	case len(rest) == 0:
+		delete(doc, "registry-mirrors")
+	default:
+		doc["registry-mirrors"] = rest
+	}
+	out, err := json.MarshalIndent(doc, "", "  ")
+	return append(out, '\n'), err
+}
+
+// but returns a list without some URLs.
+func but(list []any, urls []string) []any {
+	return slices.DeleteFunc(slices.Clone(list), func(e any) bool {
+		u, ok := e.(string)
+		return ok && slices.Contains(urls, strings.TrimSuffix(u, "/"))
+	})
 }
 
 // rancherFiles returns what makes registries.yaml, from which k3s and RKE2 make certs.d at each start.
@@ -110,13 +144,59 @@ func rancherFiles(dir string) func(node, Settings) ([]file, error) {
 			m["endpoint"] = append([]any{s.Agent}, endpoints...)
 			mirrors[r] = m
 		}
+		var only []file
+		if s.NoFallback {
+			only = []file{{path.Join(dir, "config.yaml.d", "50-kraken.yaml"), []byte(noDefaultEndpoint)}}
+		}
 		if done {
-			return []file{{name, text}}, nil
+			return append([]file{{name, text}}, only...), nil
 		}
 		doc["mirrors"] = mirrors
 		out, err := yaml.Marshal(doc)
-		return []file{{name, out}}, err
+		return append([]file{{name, out}}, only...), err
 	}
+}
+
+// noDefaultEndpoint makes k3s and RKE2 ask no registry itself for what has a mirror.
+const noDefaultEndpoint = made + "disable-default-registry-endpoint: true\n"
+
+// rancherWithout takes the agent out of the endpoints of registries.yaml.
+func rancherWithout(name string, text []byte, ours []string) ([]byte, error) {
+	if path.Base(name) != "registries.yaml" {
+		return onlyOurs(name, text, ours)
+	}
+	doc := map[string]any{}
+	if err := yaml.Unmarshal(text, &doc); err != nil {
+		return nil, err
+	}
+	mirrors, _ := doc["mirrors"].(map[string]any)
+	found := false
+	for r, v := range mirrors {
+		m, _ := v.(map[string]any)
+		endpoints, _ := m["endpoint"].([]any)
+		rest := but(endpoints, ours)
+		if len(rest) == len(endpoints) {
+			continue
+		}
+		found = true
+		m["endpoint"] = rest
+		if len(rest) == 0 {
+			delete(m, "endpoint")
+		}
+		if len(m) == 0 {
+			delete(mirrors, r)
+		}
+	}
+	if !found {
+		return text, nil
+	}
+	if len(mirrors) == 0 {
+		delete(doc, "mirrors")
+	}
+	if len(doc) == 0 {
+		return nil, nil
+	}
+	return yaml.Marshal(doc)
 }
 
 // buildkitFiles is buildkitd.toml with the agent as first mirror of each registry. BuildKit sends ?ns=.
@@ -147,4 +227,15 @@ func buildkitFiles(n node, s Settings) ([]file, error) {
 		out += fmt.Sprintf("\n[registry.%q]\n  http = true\n", at)
 	}
 	return []file{{buildkitdTOML, []byte(out)}}, nil
+}
+
+// buildkitWithout takes out the tables that buildkitFiles adds.
+func buildkitWithout(_ string, text []byte, ours []string) ([]byte, error) {
+	for _, o := range ours {
+		_, at, _ := strings.Cut(o, "://")
+		at = regexp.QuoteMeta(at)
+		table := regexp.MustCompile(`(?m)\n?^\[registry\."[^"\n]*"\]\n  mirrors = \["` + at + `"\]\n|\n?^\[registry\."` + at + `"\]\n  http = true\n`)
+		text = table.ReplaceAll(text, nil)
+	}
+	return text, nil
 }

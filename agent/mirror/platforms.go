@@ -38,7 +38,7 @@ func explainEKS(s Settings) string {
 	}
 	var hosts strings.Builder
 	for _, f := range folders {
-		fmt.Fprintf(&hosts, "mkdir -p '%s/%s'\ncat > '%s/%s/hosts.toml' <<'EOF'\n%sEOF\n", certsD, f, certsD, f, hostsTOML(s, version{}))
+		fmt.Fprintf(&hosts, "mkdir -p '%s/%s'\ncat > '%s/%s/hosts.toml' <<'EOF'\n%sEOF\n", certsD, f, certsD, f, newHostsTOML(s, version{}))
 	}
 	return `# Amazon EKS, AL2023: user data of the launch template, a multi-part document. The first part overrides config_path: the default
 # there is a list, which containerd 2.x takes for one path, so that no mirror is used and nothing says so.

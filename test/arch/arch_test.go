@@ -62,6 +62,7 @@ var homes = map[string][]string{
 	"modernc.org/sqlite":                           {"buildindex/names/sqlite", "buildindex/names/namestest"},
 	"github.com/pressly/goose/v3":                  {"buildindex/names/sqlite", "buildindex/names/namestest"},
 	"github.com/goccy/go-yaml":                     {"proto/config", "agent/mirror"},
+	"github.com/cyphar/filepath-securejoin":        {"agent/mirror"},
 	"github.com/pelletier/go-toml/v2":              {"agent/mirror"},
 	"github.com/dustin/go-humanize":                {"proto/config", "tracker/dashboard"},
 	"github.com/spf13/cobra":                       {"proto/role/command.go"},
