@@ -48,6 +48,7 @@ type Index struct {
 	restoreFailed bool     // the last try, of the one goroutine that restores
 	sweptBuckets  sync.Map // names of buckets of which SQL has all names
 	lookups       lookups
+	unproven      unproven
 	tenure        tenure
 	sweepPart     int
 	lockHeld      *os.File // the lock beside the database
@@ -132,6 +133,11 @@ func (x *Index) openDatabase(ctx context.Context) (err error) {
 		}
 		k.to.Store(v != "")
 	}
+	hearing, err := x.db.Meta(ctx, metaHearing)
+	if err != nil {
+		return fmt.Errorf("database: %w", err)
+	}
+	x.unproven.all = hearing != "" && !x.restored.Load()
 	state, err := x.db.State(ctx)
 	if err != nil {
 		return fmt.Errorf("database: %w", err)

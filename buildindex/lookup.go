@@ -75,16 +75,19 @@ func (x *Index) notYet(what string) error {
 // read returns what SQL says of a name, after the bucket was asked where SQL does not know. names.ErrNotFound is a
 // clear no; ErrUnavailable, that it is not known now.
 func read[T any](ctx context.Context, x *Index, n cluster.Name, sql func() (T, error)) (v T, err error) {
+	what := n.String()
+	if x.unproven.isLater(n) {
+		return v, x.notYet(what)
+	}
 	if x.complete(n.Repository) {
 		return sql()
 	}
-	what := n.String()
 	if x.stale.Load() || x.restored.Load() { // what SQL has may be old
 		if err := x.awaitHeard(ctx, what); err != nil {
 			return v, err
 		}
 	}
-	if !x.stale.Load() {
+	if !x.stale.Load() && !x.unproven.has(n) {
 		if v, err = sql(); !errors.Is(err, names.ErrNotFound) || x.complete(n.Repository) {
 			return v, err
 		}

@@ -255,7 +255,7 @@ func (b *batch) prepareManifest(ctx context.Context, j *job) {
 		setsTag = err == nil && now.Generation == r.Generation && now.Digest == r.Digest
 	}
 	j.do = func(ctx context.Context, bucket bucket.Bucket) error {
-		err := b.revisions.do(cluster.ManifestName(r.Repository, r.Digest), func() error { return putRevision(ctx, bucket, m, manifests) })
+		err := b.revisions.do(cluster.PutName(cluster.ManifestName(r.Repository, r.Digest)).At(m.Generation), func() error { return putRevision(ctx, bucket, m, manifests) })
 		if err != nil || !setsTag {
 			return err
 		}
@@ -374,10 +374,11 @@ func (x *Index) owed(ctx context.Context, repo string, ds []digest.Digest) (map[
 	return owed, failed
 }
 
-// once runs one function for each name, and gives its error to all who ask for the same.
+// once runs one function for each change, and gives its error to all who ask for the same. A manifest that was put
+// again while its rows were prepared has two.
 type once struct {
 	mu   sync.Mutex
-	done map[cluster.Name]*result
+	done map[cluster.Change]*result
 }
 
 // result is there when ready is closed.
@@ -386,10 +387,10 @@ type result struct {
 	err   error
 }
 
-func (o *once) do(n cluster.Name, f func() error) error {
+func (o *once) do(n cluster.Change, f func() error) error {
 	o.mu.Lock()
 	if o.done == nil {
-		o.done = map[cluster.Name]*result{}
+		o.done = map[cluster.Change]*result{}
 	}
 	r, asked := o.done[n]
 	if !asked {

@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"kraken/buildindex/names"
+	"kraken/origin/bucket"
 	"kraken/proto/cluster"
 	"kraken/proto/layout"
 	"kraken/proto/registry"
@@ -19,6 +20,9 @@ import (
 
 // errAside is a record that must not, or can't, be adopted; others can.
 var errAside = errors.New("set aside")
+
+// errLater is an errAside that may go by itself: what the name is now is not known until then.
+var errLater = errors.New("it can't be read now")
 
 // entry is a record at an origin; err says why it can't be believed.
 type entry struct {
@@ -35,6 +39,7 @@ type round struct {
 	heard []string
 	adopt []entry
 	aside []asideRecord
+	later []cluster.NameRecord // of those set aside, the ones that can't be read now
 }
 
 func (t *round) setAside(e entry) {
@@ -91,6 +96,9 @@ func (x *Index) adoptAll(ctx context.Context, t *round, dead cluster.Latest) err
 	last := int64(0)
 	for _, e := range entries {
 		err := x.adopt(ctx, e.record, dead, whole)
+		if errors.Is(err, errLater) {
+			t.later = append(t.later, e.record)
+		}
 		if errors.Is(err, errAside) {
 			for _, copy := range t.adopt {
 				if copy.record.Generation == e.record.Generation && cluster.NameKey(copy.record) == cluster.NameKey(e.record) {
@@ -136,6 +144,9 @@ func (x *Index) adopt(ctx context.Context, r cluster.NameRecord, dead cluster.La
 		if p, err = parseManifest(r.MediaType, r.Bytes); err != nil {
 			return fmt.Errorf("%w: its bytes are no manifest that this program knows: %w", errAside, err)
 		}
+	}
+	if !x.restored.Load() {
+		x.unproven.add(r)
 	}
 	return x.db.Update(ctx, func(tx names.Tx) error {
 		if err := x.adoptIn(tx, r, p); err != nil {
@@ -204,6 +215,8 @@ func (x *Index) bytesOf(ctx context.Context, r cluster.NameRecord, whole map[dig
 	raw, err := readObject(ctx, b, layout.BlobKey(r.Digest), registry.MaxManifest+1)
 	if err == nil && r.Digest.Algorithm().FromBytes(raw) != r.Digest {
 		err = errors.New("the bucket's bytes are others")
+	} else if err != nil && !errors.Is(err, bucket.ErrNotFound) {
+		err = fmt.Errorf("%w: %w", errLater, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: the manifest that it names is in no record and not in SQL; in the bucket: %w", errAside, err)

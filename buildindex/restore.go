@@ -112,6 +112,7 @@ func (x *Index) fill(ctx context.Context) error {
 	}
 	x.restored.Store(true)
 	x.stale.Store(false)
+	x.unproven.clear()
 	x.wake() // deletions have waited
 	x.log.Info("names are restored", "seconds", time.Since(began).Seconds())
 	return nil
@@ -138,6 +139,9 @@ func (x *Index) swept(name string) bool {
 func (x *Index) hear(ctx context.Context) error {
 	if x.restored.Load() {
 		return x.reconcile(ctx, x.began)
+	}
+	if err := x.db.Update(ctx, func(tx names.Tx) error { return tx.SetMeta(metaHearing, "begun") }); err != nil {
+		return err
 	}
 	origins := x.origins.All()
 	heard, errs := make([][]entry, len(origins)), make([]error, len(origins))
@@ -306,6 +310,7 @@ func (x *Index) finish(ctx context.Context, t *round, dead cluster.Latest) error
 	if err := x.adoptAll(ctx, t, dead); err != nil {
 		return err
 	}
+	x.unproven.setLater(t.later, len(t.heard) == len(x.origins.All()))
 	fresh, changed := x.aside.replace(t.heard, t.aside)
 	for _, r := range fresh {
 		x.m.setAside.Inc()
@@ -327,6 +332,9 @@ func (x *Index) adoptPending(ctx context.Context, o *cluster.Origin) error {
 				return err
 			} else if known {
 				continue
+			}
+			if !x.restored.Load() {
+				x.unproven.add(r)
 			}
 			err := x.db.Update(ctx, func(tx names.Tx) error {
 				return errors.Join(tx.PutLayer(repo, p.Digest, p.Size, r.Generation), x.enqueue(tx, r))

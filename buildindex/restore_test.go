@@ -400,3 +400,97 @@ func TestRecordsNewerThanSQL(t *testing.T) {
 		t.Error("records that the bucket lacks were taken back")
 	}
 }
+
+var errUnreachable = errors.New("connection refused")
+
+// unreachable is a bucket that does not answer until it is set to.
+func unreachable(r *rig) *broken {
+	b := &broken{fail: func(string, string) error { return errUnreachable }}
+	r.wrap = func(real bucket.Bucket) bucket.Bucket { b.Bucket = real; return b }
+	return b
+}
+
+// reads wants what a client is told of a tag; an empty digest is "not known now".
+func (r *rig) reads(what, tag string, want digest.Digest) {
+	r.Helper()
+	m, err := r.x.manifest(r.Context(), "repo", registry.Reference{Tag: tag})
+	if want == "" {
+		if !errors.Is(err, registry.ErrUnavailable) {
+			r.Errorf("%s: tag %s is %q, %v, want %v", what, tag, m.Digest, err, registry.ErrUnavailable)
+		}
+		return
+	}
+	if err != nil || m.Digest != want {
+		r.Errorf("%s: tag %s is %q, %v, want %q", what, tag, m.Digest, err, want)
+	}
+}
+
+// A record that an origin keeps because it was away when the others forgot it may be older than the bucket: while that
+// does not answer, a lost database does not make it the truth, not even after another start.
+func TestStaleRecordIsNoTruth(t *testing.T) {
+	r := newRig(t)
+	r.durable(true)
+	r.must(r.x.fill(r.Context()))
+	old := r.put("v", "one")
+	r.origins[1].set(func() { r.origins[1].down = true })
+	if left, err := r.x.drain(r.Context()); err != nil || left {
+		t.Fatalf("left %v, %v", left, err)
+	}
+	now := r.put("v", "two")
+	if left, err := r.x.drain(r.Context()); err != nil || left {
+		t.Fatalf("left %v, %v", left, err)
+	}
+	r.origins[1].set(func() { r.origins[1].down = false })
+	if r.origins[1].kept() == 0 {
+		t.Fatal("no origin keeps a record")
+	}
+	b := unreachable(r)
+	for _, start := range []string{"first", "second"} {
+		r.start("lost.db")
+		if err := r.x.fill(r.Context()); !errors.Is(err, errUnreachable) || !r.x.heard() {
+			t.Fatalf("%s start: heard %v, %v", start, r.x.heard(), err)
+		}
+		r.reads(start+" start, without the bucket", "v", "")
+	}
+	b.set(nil)
+	r.reads("with the bucket", "v", now)
+	r.must(r.x.fill(r.Context()))
+	r.reads("restored", "v", now)
+	r.wantManifest(old, true)
+}
+
+// A record whose manifest is in the bucket alone, which does not answer, is not passed over: what the tag was before is
+// not what it is.
+func TestRecordThatCannotBeReadNow(t *testing.T) {
+	r := newRig(t)
+	r.durable(true)
+	r.must(r.x.fill(r.Context()))
+	one := r.put("w", "one")
+	two := r.put("v", "two")
+	if left, err := r.x.drain(r.Context()); err != nil || left {
+		t.Fatalf("left %v, %v", left, err)
+	}
+	raw, err := r.x.db.Manifest(r.Context(), "repo", registry.Reference{Digest: one})
+	r.must(err)
+	_, err = r.x.PutManifest(r.Context(), "repo", registry.Reference{Tag: "v"}, raw.MediaType, raw.Bytes, registry.PutOptions{})
+	r.must(err)
+	for _, o := range r.origins { // as if the bytes were in an earlier record, that went
+		o.set(func() {
+			for k, rec := range o.names {
+				rec.Bytes, rec.Version = nil, cluster.NameRef
+				o.names[k] = r.x.signer.Sign(rec)
+			}
+		})
+	}
+	b := unreachable(r)
+	r.start("lost.db")
+	if err := r.x.fill(r.Context()); !errors.Is(err, errUnreachable) {
+		t.Fatal(err)
+	}
+	b.set(nil)
+	r.reads("before the record was looked at again", "v", "")
+	r.must(r.x.fill(r.Context()))
+	r.must(r.x.reconcile(r.Context(), time.Now()))
+	r.reads("after that", "v", one)
+	r.wantManifest(two, true)
+}
