@@ -46,7 +46,7 @@ const heardEvery = 2 * time.Second
 // Open reads the files of a valid configuration. RunState and RunSigner are to run while the door is used, Close ends
 // its use.
 func Open(cfg Config, index Index, log *slog.Logger, reg registerer) (*Door, error) {
-	d := &Door{cfg: cfg, log: log, throttle: newThrottle(), m: newMetrics(reg)}
+	d := &Door{cfg: cfg, log: log, throttle: newThrottle(maxBuckets), m: newMetrics(reg)}
 	var err error
 	if d.policy, err = access.OpenFile(cfg.Rules, log, access.ParsePolicy); err != nil {
 		return nil, fmt.Errorf("access.rules: %w", err)
@@ -136,39 +136,46 @@ func (d *Door) byCertificate(r *http.Request) login {
 	return login{who, access.ViaCertificate}
 }
 
-// byPassword also slows those who guess.
+// byPassword takes a user with a password, a robot with its key, or the user oidc with an ID token. Passwords can be
+// guessed, so that who fails waits; the others can't, and a right one is never refused because of wrong ones.
 func (d *Door) byPassword(r *http.Request, user, password string) (login, error) {
-	if d.passwords.remembered(user, password) {
-		return login{access.Caller{Subject: user}, access.ViaPassword}, nil
-	}
-	source := transport.SourceOf(r.RemoteAddr)
-	if wait := d.throttle.wait(source, user); wait > 0 {
-		d.m.throttled.Inc()
-		return login{}, &registry.RetryError{Err: fmt.Errorf("%w: too many logins failed", registry.ErrTooManyRequests), After: wait}
-	}
-	l, err := d.password(r.Context(), user, password)
-	if errors.Is(err, errCredentials) {
-		d.failed(r, user, source, err)
-	}
-	return l, err
-}
-
-func (d *Door) password(ctx context.Context, user, password string) (login, error) {
 	if user == access.UserOIDC {
-		return d.byIDToken(ctx, password)
+		l, err := d.byIDToken(r.Context(), password)
+		return l, d.told(r, user, err)
 	}
 	if name, ok := strings.CutPrefix(user, access.RobotPrefix); ok {
 		robot, live := d.state.Robot(name)
 		if !live || !isKey(password, robot.Hash) {
-			return login{}, fmt.Errorf("%w: there is no such robot, or its key is another", errCredentials)
+			return login{}, d.told(r, user, fmt.Errorf("%w: there is no such robot, or its key is another", errCredentials))
 		}
 		return login{access.Caller{Subject: user}, access.ViaRobot}, nil
 	}
-	err := d.passwords.verify(ctx, user, password)
-	if errors.Is(err, errPassword) {
-		return login{}, fmt.Errorf("%w: %w", errCredentials, err)
+	if d.passwords.remembered(user, password) {
+		return login{access.Caller{Subject: user}, access.ViaPassword}, nil
+	}
+	err := d.passwords.verify(r.Context(), d.throttle, transport.SourceOf(r.RemoteAddr), user, password)
+	switch {
+	case errors.Is(err, errThrottled):
+		d.m.throttled.Inc()
+	case errors.Is(err, errPassword):
+		err = fmt.Errorf("%w: %w", errCredentials, err)
+		d.failed(r, user, err)
 	}
 	return login{access.Caller{Subject: user}, access.ViaPassword}, err
+}
+
+// told notes a failure with what nobody can guess, errCredentials. Of an address that has many they are answered 429,
+// and not written down.
+func (d *Door) told(r *http.Request, user string, err error) error {
+	if !errors.Is(err, errCredentials) {
+		return err
+	}
+	if wait := d.throttle.tell(transport.SourceOf(r.RemoteAddr)); wait > 0 {
+		d.m.throttled.Inc()
+		return &registry.RetryError{Err: errThrottled, After: wait}
+	}
+	d.failed(r, user, err)
+	return err
 }
 
 func (d *Door) byIDToken(ctx context.Context, raw string) (login, error) {
@@ -186,10 +193,7 @@ func (d *Door) byIDToken(ctx context.Context, raw string) (login, error) {
 func (d *Door) byToken(r *http.Request, raw string) (login, error) {
 	if !access.IsOwn(raw) {
 		l, err := d.byIDToken(r.Context(), raw)
-		if errors.Is(err, errCredentials) {
-			d.failed(r, "", transport.SourceOf(r.RemoteAddr), err)
-		}
-		return l, err
+		return l, d.told(r, "", err)
 	}
 	c, err := d.state.Parse(r.Context(), raw, d.cfg.Service)
 	if err == nil && c.Via == access.ViaPassword && !d.passwords.has(c.Subject) {
@@ -202,10 +206,20 @@ func (d *Door) byToken(r *http.Request, raw string) (login, error) {
 }
 
 // failed notes a login that showed nobody: the user's name where it is one, and never what was shown.
-func (d *Door) failed(r *http.Request, user, source string, err error) {
-	d.throttle.failed(source, user)
+func (d *Door) failed(r *http.Request, user string, err error) {
 	d.m.failed.Inc()
-	d.audit.write(Event{Event: eventLogin, Subject: clip(user), Source: r.RemoteAddr, Method: r.Method, Status: http.StatusUnauthorized, Reason: err.Error(), RequestID: requestID(r)})
+	d.audit.write(Event{Event: eventLogin, Subject: d.named(user), Source: r.RemoteAddr, Method: r.Method, Status: http.StatusUnauthorized, Reason: err.Error(), RequestID: requestID(r)})
+}
+
+// named returns a user's name for the audit, if it is one, or could be a robot's. Who pastes a key or a password where
+// the name should stand has a hash there, which is another after the next start.
+func (d *Door) named(user string) string {
+	robot, isRobot := strings.CutPrefix(user, access.RobotPrefix)
+	switch {
+	case user == "", user == access.UserOIDC, d.passwords.has(user), isRobot && cluster.RobotName.MatchString(robot) && !strings.HasPrefix(robot, keyPrefix):
+		return user
+	}
+	return "unknown-" + d.passwords.alias(user)
 }
 
 // clip bounds what a client makes us write.

@@ -6,6 +6,7 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -32,13 +33,16 @@ const (
 	maxWaiting = 64
 )
 
-// users are the hashes of a htpasswd file, by name.
-type users map[string][]byte
+// users is what a htpasswd file says.
+type users struct {
+	hashes  map[string][]byte // by name
+	highest int               // cost of a hash
+}
 
 // parseHtpasswd reads lines of user:hash, where each hash is of bcrypt. Mistakes are told by line, without what it
 // says.
 func parseHtpasswd(name string, b []byte) (users, error) {
-	out := users{}
+	out := users{hashes: map[string][]byte{}}
 	n := 0
 	for line := range bytes.Lines(b) {
 		n++
@@ -48,22 +52,22 @@ func parseHtpasswd(name string, b []byte) (users, error) {
 		}
 		user, hash, ok := strings.Cut(text, ":")
 		if !ok {
-			return nil, fmt.Errorf("%s: line %d: want user:hash", name, n)
+			return users{}, fmt.Errorf("%s: line %d: want user:hash", name, n)
 		}
 		if err := access.CheckUser(user); err != nil {
-			return nil, fmt.Errorf("%s: line %d: %w", name, n, err)
+			return users{}, fmt.Errorf("%s: line %d: %w", name, n, err)
 		}
 		cost, err := bcrypt.Cost([]byte(hash))
 		if err != nil {
-			return nil, fmt.Errorf("%s: line %d: the hash of %s is not of bcrypt: make it with htpasswd -B", name, n, user)
+			return users{}, fmt.Errorf("%s: line %d: the hash of %s is not of bcrypt: make it with htpasswd -B", name, n, user)
 		}
 		if cost > maxCost {
-			return nil, fmt.Errorf("%s: line %d: the hash of %s has cost %d, at most %d", name, n, user, cost, maxCost)
+			return users{}, fmt.Errorf("%s: line %d: the hash of %s has cost %d, at most %d", name, n, user, cost, maxCost)
 		}
-		if _, twice := out[user]; twice {
-			return nil, fmt.Errorf("%s: line %d: %s is there twice", name, n, user)
+		if _, twice := out.hashes[user]; twice {
+			return users{}, fmt.Errorf("%s: line %d: %s is there twice", name, n, user)
 		}
-		out[user] = []byte(hash)
+		out.hashes[user], out.highest = []byte(hash), max(out.highest, cost)
 	}
 	return out, nil
 }
@@ -77,7 +81,7 @@ type passwords struct {
 	flight   singleflight.Group
 	turns    chan struct{} // of comparisons that run
 	waiting  chan struct{} // and of all
-	nobody   []byte        // hash that is compared with for users that there are not
+	decoy    string        // what stands after the cost in a hash that no password has
 }
 
 func openPasswords(file string, log *slog.Logger) (*passwords, error) {
@@ -90,9 +94,11 @@ func openPasswords(file string, log *slog.Logger) (*passwords, error) {
 	if p.verified, err = lru.New[[sha256.Size]byte, time.Time](maxVerified); err != nil {
 		return nil, err
 	}
-	if p.nobody, err = bcrypt.GenerateFromPassword(p.key[:16], bcrypt.DefaultCost); err != nil {
+	h, err := bcrypt.GenerateFromPassword(p.key[:16], bcrypt.MinCost)
+	if err != nil {
 		return nil, err
 	}
+	p.decoy = string(h[len("$2a$04$"):])
 	if file != "" {
 		p.file, err = access.OpenFile(file, log, parseHtpasswd)
 	}
@@ -102,17 +108,38 @@ func openPasswords(file string, log *slog.Logger) (*passwords, error) {
 // errPassword is a user that there is not, or another password.
 var errPassword = errors.New("the user or the password is wrong")
 
+// errThrottled is a login that is not looked at, because too many before it failed.
+var errThrottled = fmt.Errorf("%w: too many logins failed", registry.ErrTooManyRequests)
+
 func (p *passwords) users() users {
 	if p.file == nil {
-		return nil
+		return users{}
 	}
 	return p.file.Get()
 }
 
 // has reports whether there is such a user.
 func (p *passwords) has(user string) bool {
-	_, ok := p.users()[user]
+	_, ok := p.users().hashes[user]
 	return ok
+}
+
+// alias returns what a text is called where it is not to be read: the same while this process runs.
+func (p *passwords) alias(text string) string {
+	h := hmac.New(sha256.New, p.key)
+	h.Write([]byte("alias\x00" + text)) // a hash never fails
+	return hex.EncodeToString(h.Sum(nil)[:4])
+}
+
+// nobody returns a hash that no password has.
+func (p *passwords) nobody(cost int) []byte { return fmt.Appendf(nil, "$2a$%02d$%s", cost, p.decoy) }
+
+// padding returns hashes that take as long to compare with as one of the highest cost takes longer than one of this.
+func (p *passwords) padding(cost, highest int) (out [][]byte) {
+	for ; cost < highest; cost++ {
+		out = append(out, p.nobody(cost)) // each step of cost is twice the work
+	}
+	return out
 }
 
 func (p *passwords) pair(user, password string, hash []byte) (sum [sha256.Size]byte) {
@@ -124,7 +151,7 @@ func (p *passwords) pair(user, password string, hash []byte) (sum [sha256.Size]b
 
 // remembered reports whether the pair was right lately, and still is.
 func (p *passwords) remembered(user, password string) bool {
-	hash, ok := p.users()[user]
+	hash, ok := p.users().hashes[user]
 	if !ok {
 		return false
 	}
@@ -132,27 +159,41 @@ func (p *passwords) remembered(user, password string) bool {
 	return ok && time.Since(at) < verifiedFor
 }
 
-// verify returns nil for the right password, errPassword for a wrong one, and registry.ErrTooManyRequests when too many
-// are being compared. It takes as long for a user that there is not.
-func (p *passwords) verify(ctx context.Context, user, password string) error {
-	hash, ok := p.users()[user]
+// verify returns nil for the right password, errPassword for a wrong one, errThrottled when the source has to wait, and
+// registry.ErrTooManyRequests when too many are being compared. A wrong one takes as long whoever's it is, also for a
+// user that there is not. Those that come from a source at once with the same pair are one.
+func (p *passwords) verify(ctx context.Context, t *throttle, source, user, password string) error {
+	users := p.users()
+	hash, ok := users.hashes[user]
+	highest := users.highest
+	if highest == 0 {
+		highest = bcrypt.DefaultCost
+	}
 	if !ok {
-		hash = p.nobody
+		hash = p.nobody(highest)
 	}
 	pair := p.pair(user, password, hash)
-	_, err, _ := p.flight.Do(string(pair[:]), func() (any, error) {
-		return nil, p.compare(context.WithoutCancel(ctx), hash, password)
+	_, err, _ := p.flight.Do(string(pair[:])+source, func() (any, error) {
+		back, wait := t.take(source, user)
+		if wait > 0 {
+			return nil, &registry.RetryError{Err: errThrottled, After: wait}
+		}
+		err := p.compare(context.WithoutCancel(ctx), hash, highest, password)
+		if err == nil && !ok {
+			err = errPassword
+		}
+		if err == nil {
+			p.verified.Add(pair, time.Now())
+		}
+		if !errors.Is(err, errPassword) {
+			back()
+		}
+		return nil, err
 	})
-	if err == nil && !ok {
-		err = errPassword
-	}
-	if err == nil {
-		p.verified.Add(pair, time.Now())
-	}
 	return err
 }
 
-func (p *passwords) compare(ctx context.Context, hash []byte, password string) error {
+func (p *passwords) compare(ctx context.Context, hash []byte, highest int, password string) error {
 	busy := &registry.RetryError{Err: fmt.Errorf("%w: too many logins at once", registry.ErrTooManyRequests), After: bcryptWait}
 	select {
 	case p.waiting <- struct{}{}:
@@ -170,8 +211,13 @@ func (p *passwords) compare(ctx context.Context, hash []byte, password string) e
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	if bcrypt.CompareHashAndPassword(hash, []byte(password)) != nil {
-		return errPassword
+	if bcrypt.CompareHashAndPassword(hash, []byte(password)) == nil {
+		return nil
 	}
-	return nil
+	if cost, err := bcrypt.Cost(hash); err == nil {
+		for _, h := range p.padding(cost, highest) {
+			_ = bcrypt.CompareHashAndPassword(h, []byte(password)) // for the time that it takes
+		}
+	}
+	return errPassword
 }

@@ -1,19 +1,29 @@
 package login
 
 import (
+	"crypto/rand"
+	"crypto/sha256"
 	"sync"
 	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
 )
 
-// throttle slows logins that fail: each failure takes one from the buckets of the address, of the user, and of both;
-// while one of these is empty further logins are refused unseen. Pairs that were verified lately don't come here, so
-// that nobody who works is locked out by who guesses.
+// throttle slows guesses. Each password that is compared takes one from the buckets of the address, of the user, and of
+// both, before, and gives them back when it was right; while one of these is empty nothing is compared. Pairs that were
+// verified lately don't come here, so that nobody who works is locked out by who guesses; and nor does what nobody can
+// guess, robots' keys and ID tokens. It is safe for concurrent use.
 type throttle struct {
+	salt [16]byte
+
 	mu      sync.Mutex
-	buckets map[string]*bucket
+	buckets *lru.Cache[bucketKey, *bucket]
 }
 
-// limit is how many failures are let pass at once, and how long until one more is.
+// bucketKey is the hash of what a bucket is of: its size is not the client's choice.
+type bucketKey [sha256.Size]byte
+
+// limit is how many are let pass at once, and how long until one more is.
 type limit struct {
 	burst float64
 	every time.Duration
@@ -23,6 +33,8 @@ var (
 	limitSource = limit{30, 2 * time.Second}
 	limitUser   = limit{50, 2 * time.Second}
 	limitBoth   = limit{5, 10 * time.Second}
+	// limitTold is of failures with what can't be guessed, of an address: beyond it they are told nobody.
+	limitTold = limit{30, 2 * time.Second}
 )
 
 type bucket struct {
@@ -31,58 +43,75 @@ type bucket struct {
 	at   time.Time
 }
 
-// maxBuckets bounds the memory. Beyond it full buckets are forgotten, or else all.
+// maxBuckets bounds the memory. Beyond it the one is forgotten that was asked for least lately: to have one forgotten
+// takes longer than to have it full again.
 const maxBuckets = 100_000
 
-func newThrottle() *throttle { return &throttle{buckets: map[string]*bucket{}} }
-
-func keysOf(source, user string) map[string]limit {
-	return map[string]limit{"s" + source: limitSource, "u" + user: limitUser, "b" + source + "\x00" + user: limitBoth}
+func newThrottle(buckets int) *throttle {
+	t := &throttle{}
+	rand.Read(t.salt[:])                                        // never fails
+	t.buckets, _ = lru.New[bucketKey, *bucket](max(1, buckets)) // fails for 0 alone
+	return t
 }
 
-func (b *bucket) refill(now time.Time) {
+// of returns a bucket, a full one where there was none. The caller holds mu.
+func (t *throttle) of(what, name string, l limit, now time.Time) *bucket {
+	h := sha256.New()
+	h.Write(t.salt[:])
+	h.Write([]byte(what + "\x00" + name))
+	k := bucketKey(h.Sum(nil))
+	b, ok := t.buckets.Get(k)
+	if !ok {
+		b = &bucket{limit: l, left: l.burst, at: now}
+		t.buckets.Add(k, b)
+	}
 	b.left = min(b.burst, b.left+float64(now.Sub(b.at))/float64(b.every))
 	b.at = now
+	return b
 }
 
-// wait returns how long until another try is looked at, 0 for now.
-func (t *throttle) wait(source, user string) (d time.Duration) {
+// wait returns how long until one can be taken, 0 for now.
+func (b *bucket) wait() time.Duration {
+	if b.left >= 1 {
+		return 0
+	}
+	return max(1, time.Duration((1-b.left)*float64(b.every)))
+}
+
+// take is called before a password is compared. It returns how long until that may be; 0 for now, and then what gives
+// back what was taken.
+func (t *throttle) take(source, user string) (back func(), wait time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := time.Now()
-	for k := range keysOf(source, user) {
-		if b := t.buckets[k]; b != nil {
-			b.refill(now)
-			if b.left < 1 {
-				d = max(d, time.Duration((1-b.left)*float64(b.every)))
-			}
-		}
+	all := []*bucket{t.of("source", source, limitSource, now), t.of("user", user, limitUser, now), t.of("both", source+"\x00"+user, limitBoth, now)}
+	for _, b := range all {
+		wait = max(wait, b.wait())
 	}
-	return d
+	if wait > 0 {
+		return nil, wait
+	}
+	for _, b := range all {
+		b.left--
+	}
+	return func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		for _, b := range all {
+			b.left = min(b.burst, b.left+1)
+		}
+	}, 0
 }
 
-// failed notes a failure.
-func (t *throttle) failed(source, user string) {
+// tell counts a failure with what can't be guessed. It returns how long until the next one of the address is told of, 0
+// when this one is.
+func (t *throttle) tell(source string) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := time.Now()
-	if len(t.buckets) >= maxBuckets {
-		for k, b := range t.buckets {
-			if b.refill(now); b.left >= b.burst {
-				delete(t.buckets, k)
-			}
-		}
-		if len(t.buckets) >= maxBuckets {
-			clear(t.buckets)
-		}
+	b := t.of("told", source, limitTold, time.Now())
+	wait := b.wait()
+	if wait == 0 {
+		b.left--
 	}
-	for k, l := range keysOf(source, user) {
-		b := t.buckets[k]
-		if b == nil {
-			b = &bucket{limit: l, left: l.burst, at: now}
-			t.buckets[k] = b
-		}
-		b.refill(now)
-		b.left = max(0, b.left-1)
-	}
+	return wait
 }
