@@ -52,7 +52,8 @@ type segment struct {
 	done bool
 }
 
-// newSegment begins to read [off, end) of what r reads. free is called once it has stopped.
+// newSegment begins to read [off, end) of what r reads. free is called once it has stopped. It waits for nothing that a
+// body of the same place may hold, so that who reads that body may wait for the segment.
 func newSegment(r *parts, off, end int64, free func()) *segment {
 	s := &segment{off: off, end: end, over: make(chan struct{}), free: free}
 	var ctx context.Context
@@ -70,7 +71,11 @@ func newSegment(r *parts, off, end int64, free func()) *segment {
 
 // read fills the segment. Whatever ends it early, what is missing is read by who comes there.
 func (s *segment) read(ctx context.Context, from blobSource, size int64, stall time.Duration) {
-	body, whole, err := from.open(ctx, s.off, s.end-s.off)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	hang := time.AfterFunc(stall, cancel)
+	defer hang.Stop()
+	body, whole, err := from.openAhead(ctx, s.off, s.end-s.off)
 	if body == nil {
 		return
 	}
@@ -80,8 +85,6 @@ func (s *segment) read(ctx context.Context, from blobSource, size int64, stall t
 	if err != nil || whole != size { // ranges are ignored, or it is another blob
 		return
 	}
-	hang := time.AfterFunc(stall, shut)
-	defer hang.Stop()
 	defer context.AfterFunc(ctx, shut)()
 	b := make([]byte, 64<<10)
 	for got := s.off; got < s.end; {
@@ -98,6 +101,12 @@ func (s *segment) read(ctx context.Context, from blobSource, size int64, stall t
 			return
 		}
 	}
+}
+
+// brings reports whether there is something at pos, or may come.
+func (s *segment) brings(pos int64) bool {
+	n, done := s.have()
+	return !done || s.off+n > pos
 }
 
 // have returns how many bytes have come, and whether no more do.
@@ -211,10 +220,13 @@ func (a *forerun) limit(r *parts) int64 {
 func (a *forerun) read(r *parts, b []byte) (n int, ok bool, err error) {
 	for len(a.segments) > 0 && a.segments[0].off <= r.pos {
 		s := a.segments[0]
-		if n, err = s.next(r.ctx, b[:min(int64(len(b)), s.end-r.pos)], r.pos); n > 0 || err != nil {
-			return n, true, err
+		if s.brings(r.pos) {
+			r.closeBody() // it has come to where others read, and holds nothing while it waits for them
+			if n, err = s.next(r.ctx, b[:min(int64(len(b)), s.end-r.pos)], r.pos); n > 0 || err != nil {
+				return n, true, err
+			}
 		}
-		s.stop() // used up, or broken off
+		s.stop() // used up, broken off, or never begun
 		a.segments = a.segments[1:]
 		a.extend(r)
 	}

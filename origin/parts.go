@@ -49,7 +49,6 @@ func (r *parts) Read(b []byte) (int, error) {
 	for r.pos < r.size {
 		r.ahead.look(r, time.Now())
 		if n, ok, err := r.ahead.read(r, b); ok {
-			r.closeBody() // it has come to where others have read
 			r.pos += int64(n)
 			return n, err
 		}

@@ -19,6 +19,8 @@ type slowSource struct {
 	each     int // of one
 	noRanges bool
 	cut      func(n int) int // nil, or after how many bytes the n-th body ends; -1: not
+	slots    chan struct{}   // nil, or how many bodies may be open at once
+	silent   bool            // who asks for a part is not answered
 
 	mu    sync.Mutex
 	opens []int64 // offsets
@@ -26,6 +28,32 @@ type slowSource struct {
 }
 
 func (s *slowSource) open(ctx context.Context, off, n int64) (io.ReadCloser, int64, error) {
+	if s.slots != nil {
+		select {
+		case s.slots <- struct{}{}:
+		case <-ctx.Done():
+			return nil, 0, context.Cause(ctx)
+		}
+	}
+	return s.begin(off, n)
+}
+
+func (s *slowSource) openAhead(ctx context.Context, off, n int64) (io.ReadCloser, int64, error) {
+	if s.silent {
+		<-ctx.Done()
+		return nil, 0, context.Cause(ctx)
+	}
+	if s.slots != nil {
+		select {
+		case s.slots <- struct{}{}:
+		default:
+			return nil, 0, errors.New("as many are open as may be")
+		}
+	}
+	return s.begin(off, n)
+}
+
+func (s *slowSource) begin(off, n int64) (io.ReadCloser, int64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.opens = append(s.opens, off)
@@ -83,6 +111,9 @@ func (b *slowBody) Close() error {
 		defer b.s.mu.Unlock()
 		b.gone = true
 		b.s.open_--
+		if b.s.slots != nil {
+			<-b.s.slots
+		}
 	})
 	return nil
 }
@@ -101,6 +132,9 @@ func TestParts(t *testing.T) {
 		"each stream is slow":           {&slowSource{link: 40 * mib, each: 10 * mib}, 6 * time.Second, 20, 6},
 		"ranges are ignored":            {&slowSource{link: 40 * mib, each: 10 * mib, noRanges: true}, 10 * time.Second, 5, 1},
 		"bodies break off":              {&slowSource{link: 40 * mib, each: 10 * mib, cut: func(n int) int { return []int{-1, -1, 5 * mib}[n%3] }}, 9 * time.Second, 60, 6},
+		"one may be open":               {&slowSource{link: 40 * mib, each: 10 * mib, slots: make(chan struct{}, 1)}, 10 * time.Second, 2, 1},
+		"two may be open":               {&slowSource{link: 40 * mib, each: 10 * mib, slots: make(chan struct{}, 2)}, 8 * time.Second, 20, 4},
+		"parts are not answered":        {&slowSource{link: 40 * mib, each: 10 * mib, silent: true}, 20 * time.Second, 2, 1},
 		"all break off, and few do not": {&slowSource{link: 10 * mib, each: 10 * mib, cut: func(int) int { return 3 * mib }}, 20 * time.Second, 60, 30},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -125,6 +159,32 @@ func TestParts(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Blobs of one registry share what may be open there: none may hold what another one, or its own reading ahead, waits
+// for.
+func TestPartsShareARegistry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const mib = 1 << 20
+		slots := make(chan struct{}, 2)
+		ahead := make(segmentSlots, maxSegments)
+		var wg sync.WaitGroup
+		for i := range 4 {
+			wg.Go(func() {
+				s := &slowSource{b: make([]byte, (96-40*(i/2))*mib), link: 80 * mib, each: 30 * mib, slots: slots}
+				r := newParts(t.Context(), s, int64(len(s.b)))
+				defer r.Close()
+				r.ahead.slots = ahead
+				if n, err := io.Copy(io.Discard, r); n != int64(len(s.b)) || err != nil {
+					t.Errorf("blob %d: %d of %d bytes: %v", i, n, len(s.b), err)
+				}
+			})
+		}
+		wg.Wait()
+		if len(slots) != 0 || len(ahead) != 0 {
+			t.Errorf("%d slots of the registry and %d of reading ahead are taken", len(slots), len(ahead))
+		}
+	})
 }
 
 func TestPartsGiveUp(t *testing.T) {

@@ -24,6 +24,9 @@ type blobSource interface {
 	// open reads n bytes from off on, or to the end where n is -1, and returns the size of the whole blob. With
 	// errNoRange the body is the whole blob, from its first byte: ranges are ignored there.
 	open(ctx context.Context, off, n int64) (body io.ReadCloser, size int64, err error)
+	// openAhead is open for who does not need the bytes yet: it fails where it would wait until another body of the
+	// place is closed.
+	openAhead(ctx context.Context, off, n int64) (body io.ReadCloser, size int64, err error)
 }
 
 var errNoRange = errors.New("ranges are ignored there")
@@ -38,6 +41,10 @@ type bucketSource struct {
 func (p bucketSource) open(ctx context.Context, off, n int64) (io.ReadCloser, int64, error) {
 	r, err := p.bucket.Open(ctx, layout.BlobKey(p.digest), off, n)
 	return r, p.size, err
+}
+
+func (p bucketSource) openAhead(ctx context.Context, off, n int64) (io.ReadCloser, int64, error) {
+	return p.open(ctx, off, n)
 }
 
 // fetch is a blob on its way from a place to this disk, read by many while it comes.

@@ -58,7 +58,16 @@ type upstreamSource struct {
 }
 
 func (p upstreamSource) open(ctx context.Context, off, n int64) (io.ReadCloser, int64, error) {
-	body, size, err := p.registry.OpenBlob(ctx, p.remote, p.digest, off, n)
+	return p.sized(ctx, func() (io.ReadCloser, int64, error) { return p.registry.OpenBlob(ctx, p.remote, p.digest, off, n) })
+}
+
+func (p upstreamSource) openAhead(ctx context.Context, off, n int64) (io.ReadCloser, int64, error) {
+	return p.sized(ctx, func() (io.ReadCloser, int64, error) { return p.registry.OpenBlobAhead(ctx, p.remote, p.digest, off, n) })
+}
+
+// sized opens the blob and returns its size, also where the upstream did not say it with the bytes.
+func (p upstreamSource) sized(ctx context.Context, open func() (io.ReadCloser, int64, error)) (io.ReadCloser, int64, error) {
+	body, size, err := open()
 	switch {
 	case errors.Is(err, upstream.ErrNoRange):
 		err = errNoRange

@@ -162,6 +162,21 @@ func (r *Registry) OpenBlob(ctx context.Context, remote string, d digest.Digest,
 	if err != nil {
 		return nil, 0, err
 	}
+	return r.openBlob(ctx, release, remote, d, off, n)
+}
+
+// OpenBlobAhead is OpenBlob for who does not need the bytes yet: ErrUnavailable at once where as many blobs are being
+// read as may be. Who holds a body may wait for this one, since it waits for none.
+func (r *Registry) OpenBlobAhead(ctx context.Context, remote string, d digest.Digest, off, n int64) (body io.ReadCloser, size int64, err error) {
+	release, free := r.blobs.takeFree()
+	if !free {
+		return nil, 0, fmt.Errorf("%w: %d blobs of %s are being read", registry.ErrUnavailable, cap(r.blobs.free), r.Host)
+	}
+	return r.openBlob(ctx, release, remote, d, off, n)
+}
+
+// openBlob is OpenBlob with a slot, which release gives back.
+func (r *Registry) openBlob(ctx context.Context, release func(), remote string, d digest.Digest, off, n int64) (body io.ReadCloser, size int64, err error) {
 	h := http.Header{}
 	if off > 0 || n >= 0 {
 		v := fmt.Sprintf("bytes=%d-", off)
@@ -326,6 +341,16 @@ func (s *slots) take(ctx context.Context) (release func(), err error) {
 		return sync.OnceFunc(func() { <-s.free }), nil
 	case <-ctx.Done():
 		return nil, fmt.Errorf("%w: %w", registry.ErrUnavailable, context.Cause(ctx))
+	}
+}
+
+// takeFree takes a slot where one is free; the caller gives it back.
+func (s *slots) takeFree() (release func(), free bool) {
+	select {
+	case s.free <- struct{}{}:
+		return sync.OnceFunc(func() { <-s.free }), true
+	default:
+		return nil, false
 	}
 }
 

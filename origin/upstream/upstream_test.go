@@ -570,6 +570,33 @@ func TestConcurrency(t *testing.T) {
 	body.Close()
 }
 
+// Who reads ahead of need takes a slot that is free, and never waits for one: it may hold what it would wait for.
+func TestAheadWaitsForNoSlot(t *testing.T) {
+	u := script.New(t, script.Options{})
+	c := entry(u)
+	c.Concurrency = 2
+	d := u.PutBlob("x", []byte("some bytes")).Digest
+	r, remote := only(t, c, "x")
+	first, _, err := r.OpenBlob(t.Context(), remote, d, 0, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ahead, size, err := r.OpenBlobAhead(t.Context(), remote, d, 4, 2)
+	if err != nil || size != 10 {
+		t.Fatalf("with a slot free: %d bytes, %v", size, err)
+	}
+	if _, _, err := r.OpenBlobAhead(t.Context(), remote, d, 4, 2); !errors.Is(err, registry.ErrUnavailable) {
+		t.Errorf("without one: %v", err)
+	}
+	first.Close()
+	again, _, err := r.OpenBlobAhead(t.Context(), remote, d, 0, 2)
+	if err != nil {
+		t.Fatalf("with one given back: %v", err)
+	}
+	again.Close()
+	ahead.Close()
+}
+
 func TestReferrers(t *testing.T) {
 	u := script.New(t, script.Options{})
 	img := u.PutImage("a/b", "v1", []byte("layer"))
