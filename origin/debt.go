@@ -41,8 +41,8 @@ func (o *Origin) debtRoute(w http.ResponseWriter, r *http.Request, _ string, d d
 	return transport.WriteJSON(w, http.StatusOK, debt)
 }
 
-// owes returns what this origin owes of a blob that it holds whole, ErrBlobUnknown when it does not hold it or owes
-// nothing.
+// owes returns all that this origin owes of a blob that it holds whole, for any number of repositories. ErrBlobUnknown
+// when it does not hold it or owes nothing.
 func (o *Origin) owes(d digest.Digest) (cluster.Debt, error) {
 	m, err := o.store.Marker(d)
 	if err != nil {
@@ -52,7 +52,7 @@ func (o *Origin) owes(d digest.Digest) (cluster.Debt, error) {
 	if err != nil { // its file is lost here
 		return cluster.Debt{}, wire(err)
 	}
-	return cluster.Debt{Repositories: m.Repositories[:min(len(m.Repositories), cluster.MaxDebt)], Since: m.Created, Size: i.Size}, nil
+	return cluster.Debt{Repositories: m.Repositories, Since: m.Created, Size: i.Size}, nil
 }
 
 // takeDebt makes this origin owe a blob that it holds whole, for further repositories. What it returns is durable.

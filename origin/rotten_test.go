@@ -3,6 +3,7 @@ package origin
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -91,5 +92,15 @@ func TestDebts(t *testing.T) {
 	got, err := c.Owes(t.Context(), "r", d)
 	if err != nil || len(got.Repositories) != 2 || got.Size != int64(len(content)) {
 		t.Errorf("owes %+v, %v, want both repositories", got, err)
+	}
+	debt.Repositories = nil
+	for i := range cluster.MaxDebt + 1 {
+		debt.Repositories = append(debt.Repositories, fmt.Sprintf("many/%d", i))
+	}
+	if err := c.TakeDebt(t.Context(), d, debt); err != nil {
+		t.Fatal(err)
+	}
+	if got, err = c.Owes(t.Context(), "r", d); err != nil || len(got.Repositories) != len(debt.Repositories)+2 {
+		t.Errorf("owes for %d repositories, %v, want all %d: who copies the blob owes it for what it hears", len(got.Repositories), err, len(debt.Repositories)+2)
 	}
 }

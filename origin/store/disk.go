@@ -29,6 +29,17 @@ func (s *Store) claim(name string) (release func()) {
 	}
 }
 
+// tryClaim claims a path that nobody else has claimed. Whoever has a claim already may call it.
+func (s *Store) tryClaim(name string) (release func(), ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, taken := s.claims[name]; taken {
+		return nil, false
+	}
+	s.claims[name] = make(chan struct{})
+	return func() { s.release(name) }, true
+}
+
 // release ends a claim.
 func (s *Store) release(name string) {
 	s.mu.Lock()

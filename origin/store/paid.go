@@ -19,7 +19,7 @@ import (
 // kept for a while in the folder paid, so that a database that is brought back from an older copy meanwhile still
 // learns of the membership.
 
-// maxPaid bounds the payments that are remembered; the oldest go first.
+// maxPaid bounds the payments that are remembered; the oldest go first, a hundredth of them at a time.
 const maxPaid = 100_000
 
 // Paid is a marker that was paid.
@@ -59,15 +59,8 @@ func (s *Store) keepPaid(d digest.Digest, m Marker, size int64) error {
 		return nil // a membership has a size
 	}
 	s.mu.Lock()
-	p := Paid{Size: size, Repositories: union(s.paid[d].Repositories, m.Repositories), At: time.Now().UTC()}
-	var oldest digest.Digest
-	if len(s.paid) >= maxPaid {
-		for e, old := range s.paid {
-			if oldest == "" || old.At.Before(s.paid[oldest].At) {
-				oldest = e
-			}
-		}
-	}
+	before, again := s.paid[d]
+	p := Paid{Size: size, Repositories: union(before.Repositories, m.Repositories), At: time.Now().UTC()}
 	s.mu.Unlock()
 	b, err := json.Marshal(p)
 	if err == nil {
@@ -79,8 +72,41 @@ func (s *Store) keepPaid(d digest.Digest, m Marker, size int64) error {
 	s.mu.Lock()
 	s.paid[d] = p
 	s.mu.Unlock()
-	if oldest != "" {
-		return s.forgetPaid(oldest)
+	if again {
+		return nil
+	}
+	return s.boundPaid(maxPaid)
+}
+
+// boundPaid forgets the oldest payments where there are more than most. One whose blob is claimed is being paid again,
+// and stays.
+func (s *Store) boundPaid(most int) error {
+	type payment struct {
+		d  digest.Digest
+		at time.Time
+	}
+	var all []payment
+	s.mu.Lock()
+	if len(s.paid) > most {
+		for d, p := range s.paid {
+			all = append(all, payment{d, p.At})
+		}
+	}
+	s.mu.Unlock()
+	if len(all) == 0 {
+		return nil
+	}
+	slices.SortFunc(all, func(a, b payment) int { return a.at.Compare(b.at) })
+	for _, old := range all[:len(all)-most+most/100] {
+		release, ok := s.tryClaim(blobDir(old.d))
+		if !ok {
+			continue
+		}
+		err := s.forgetPaid(old.d)
+		release()
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }
