@@ -5,18 +5,14 @@ import (
 	"crypto"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"os"
 	"slices"
-	"sync"
-	"time"
 
 	"github.com/coreos/go-oidc/v3/oidc"
-	"github.com/go-jose/go-jose/v4"
 
 	"kraken/proto/config"
 )
@@ -85,25 +81,19 @@ func (c *IssuerConfig) Validate(m *config.Mistakes, key string) {
 // Issuers verifies ID tokens. It is safe for concurrent use.
 type Issuers struct{ all []*issuer }
 
+// issuer has its keys from a file, or fetches them.
 type issuer struct {
 	cfg  IssuerConfig
-	http *http.Client
 	file *File[[]crypto.PublicKey]
-
-	mu       sync.Mutex
-	verifier *oidc.IDTokenVerifier
-	failed   time.Time // when it could not be reached last
-	err      error
+	keys *issuerKeys
 }
-
-// issuerTimeout is how long an issuer is waited for, and how long one that failed is left alone.
-const issuerTimeout = 5 * time.Second
 
 // OpenIssuers reads the files of the configuration. It touches no network.
 func OpenIssuers(cfg []IssuerConfig, log *slog.Logger) (*Issuers, error) {
 	out := &Issuers{}
 	for i, c := range cfg {
-		is := &issuer{cfg: c, http: &http.Client{Timeout: issuerTimeout}}
+		hc := &http.Client{Timeout: issuerTimeout}
+		is := &issuer{cfg: c, keys: &issuerKeys{http: hc, issuer: c.Issuer, url: c.KeysURL}}
 		if c.CA != "" {
 			pem, err := os.ReadFile(c.CA)
 			if err != nil {
@@ -115,7 +105,7 @@ func OpenIssuers(cfg []IssuerConfig, log *slog.Logger) (*Issuers, error) {
 			}
 			t := http.DefaultTransport.(*http.Transport).Clone()
 			t.TLSClientConfig = &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
-			is.http.Transport = t
+			hc.Transport = t
 		}
 		if c.Keys != "" {
 			f, err := OpenFile(c.Keys, log, parseJWKS)
@@ -129,19 +119,14 @@ func OpenIssuers(cfg []IssuerConfig, log *slog.Logger) (*Issuers, error) {
 	return out, nil
 }
 
-// parseJWKS reads a JSON Web Key Set.
+// parseJWKS reads a file with a JSON Web Key Set.
 func parseJWKS(name string, b []byte) (out []crypto.PublicKey, err error) {
-	var set jose.JSONWebKeySet
-	if err := json.Unmarshal(b, &set); err != nil {
-		return nil, fmt.Errorf("%s is no JWKS: %w", name, err)
+	keys, err := publicKeys(b)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	for _, k := range set.Keys {
-		if k.IsPublic() {
-			out = append(out, k.Key)
-		}
-	}
-	if len(out) == 0 {
-		return nil, fmt.Errorf("%s has no public key", name)
+	for _, k := range keys {
+		out = append(out, k.Key)
 	}
 	return out, nil
 }
@@ -161,7 +146,9 @@ func (s *Issuers) Verify(ctx context.Context, raw string) (Caller, error) {
 		if err == nil {
 			return c, nil
 		}
-		last = err
+		if last == nil || errors.Is(err, ErrIssuer) {
+			last = err
+		}
 	}
 	if last == nil {
 		return Caller{}, fmt.Errorf("%w: it is of no issuer that is configured", ErrToken)
@@ -170,11 +157,15 @@ func (s *Issuers) Verify(ctx context.Context, raw string) (Caller, error) {
 }
 
 func (is *issuer) verify(ctx context.Context, raw string) (Caller, error) {
-	v, err := is.get(ctx)
-	if err != nil {
-		return Caller{}, fmt.Errorf("%w: %s: %w", ErrIssuer, is.cfg.Name, err)
+	l := &listening{KeySet: is.keys}
+	if is.file != nil {
+		l.KeySet = &oidc.StaticKeySet{PublicKeys: is.file.Get()}
 	}
-	t, err := v.Verify(oidc.ClientContext(ctx, is.http), raw)
+	cfg := &oidc.Config{ClientID: is.cfg.Audience, SupportedSigningAlgs: algorithmNames()}
+	t, err := oidc.NewVerifier(is.cfg.Issuer, l, cfg).Verify(ctx, raw)
+	if errors.Is(l.err, ErrIssuer) {
+		return Caller{}, fmt.Errorf("issuer %s: %w", is.cfg.Name, l.err)
+	}
 	if err != nil {
 		return Caller{}, fmt.Errorf("%w: %w", ErrToken, err)
 	}
@@ -220,35 +211,6 @@ func (is *issuer) caller(subject string, groups any) (Caller, error) {
 }
 
 const maxGroups = 200
-
-// get returns what verifies tokens of the issuer.
-func (is *issuer) get(ctx context.Context) (*oidc.IDTokenVerifier, error) {
-	cfg := &oidc.Config{ClientID: is.cfg.Audience, SupportedSigningAlgs: algorithmNames()}
-	if is.file != nil {
-		return oidc.NewVerifier(is.cfg.Issuer, &oidc.StaticKeySet{PublicKeys: is.file.Get()}, cfg), nil
-	}
-	is.mu.Lock()
-	defer is.mu.Unlock()
-	switch {
-	case is.verifier != nil:
-		return is.verifier, nil
-	case time.Since(is.failed) < issuerTimeout:
-		return nil, is.err
-	}
-	// The key set keeps the context for its later requests.
-	own := oidc.ClientContext(context.WithoutCancel(ctx), is.http)
-	if is.cfg.KeysURL != "" {
-		is.verifier = oidc.NewVerifier(is.cfg.Issuer, oidc.NewRemoteKeySet(own, is.cfg.KeysURL), cfg)
-		return is.verifier, nil
-	}
-	p, err := oidc.NewProvider(own, is.cfg.Issuer)
-	if err != nil {
-		is.failed, is.err = time.Now(), err
-		return nil, err
-	}
-	is.verifier = p.VerifierContext(own, cfg)
-	return is.verifier, nil
-}
 
 func algorithmNames() (out []string) {
 	for _, a := range anyAlgorithm {

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/crypto/bcrypt"
 
+	"kraken/proto/access"
 	"kraken/proto/cluster"
 )
 
@@ -104,6 +105,30 @@ func TestThrottleInParallel(t *testing.T) {
 	r.door.passwords.verified.Purge()
 	if codes := atOnce(40, func(i int) string { return fmt.Sprint("guess", i) }); codes[401] != int(limitBoth.burst) {
 		t.Errorf("40 guesses at once: %v", codes)
+	}
+}
+
+// While an issuer can't be asked nobody knows whether its tokens are right: who shows one is told to come again, and
+// has not failed.
+func TestIssuerAway(t *testing.T) {
+	r := newRig(t)
+	away, err := access.OpenIssuers([]access.IssuerConfig{{Name: "k8s", Issuer: "https://k8s.test", Audience: "kraken", KeysURL: "http://127.0.0.1:1/keys"}}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.door.issuers = away
+	for range 50 {
+		for _, authorization := range []string{basic("oidc", r.idToken(nil)), "Bearer " + r.idToken(nil)} {
+			if code := r.from("10.0.0.1:1", authorization); code != 503 {
+				t.Fatalf("%d", code)
+			}
+			if w := r.do("GET", "/v2/team/a/manifests/x", authorization); w.Code != 503 || w.Header().Get("Retry-After") == "" {
+				t.Fatalf("%d %s", w.Code, w.Body)
+			}
+		}
+	}
+	if n := r.audited(eventLogin); n != 0 {
+		t.Errorf("the audit has %d failed logins", n)
 	}
 }
 
