@@ -194,7 +194,7 @@ func (h handle) Put(ctx context.Context, key string, r io.Reader) error {
 		if h.m.mode == bucketUp && h.m.rnd.IntN(2) == 0 {
 			h.m.objects[key] = b
 		}
-		return err
+		return cmpErr(err) // nobody is told that it has, who stopped waiting at the moment when it had
 	}
 	if err != nil {
 		return err
