@@ -19,11 +19,15 @@ type Event struct {
 	Method     string    `json:"method,omitempty"`
 	Repository string    `json:"repository,omitempty"`
 	Reference  string    `json:"reference,omitempty"` // tag or digest that the request names
+	Tags       []string  `json:"tags,omitempty"`      // that a push by digest has set beside
 	Digest     string    `json:"digest,omitempty"`    // of what was written
 	Action     string    `json:"action,omitempty"`
 	Status     int       `json:"status,omitempty"`
 	Reason     string    `json:"reason,omitempty"`
+	Outcome    string    `json:"outcome,omitempty"` // unknown: it may have been done, or may be yet
 	RequestID  string    `json:"request_id"`
+	// ClientRequestID is what the client says that the request is called.
+	ClientRequestID string `json:"client_request_id,omitempty"`
 }
 
 // The kinds of events.
@@ -32,6 +36,8 @@ const (
 	eventRefused = "refused"
 	eventLogin   = "login_failed"
 )
+
+const outcomeUnknown = "unknown"
 
 // audit writes events, each as one line. A file that was moved away is begun anew.
 type audit struct {

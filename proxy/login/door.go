@@ -12,8 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/uuid"
-
 	"kraken/proto/access"
 	"kraken/proto/cluster"
 	"kraken/proto/registry"
@@ -208,7 +206,7 @@ func (d *Door) byToken(r *http.Request, raw string) (login, error) {
 // failed notes a login that showed nobody: the user's name where it is one, and never what was shown.
 func (d *Door) failed(r *http.Request, user string, err error) {
 	d.m.failed.Inc()
-	d.audit.write(Event{Event: eventLogin, Subject: d.named(user), Source: r.RemoteAddr, Method: r.Method, Status: http.StatusUnauthorized, Reason: err.Error(), RequestID: requestID(r)})
+	d.audit.write(Event{Event: eventLogin, Subject: d.named(user), Source: r.RemoteAddr, Method: r.Method, Status: http.StatusUnauthorized, Reason: err.Error(), RequestID: requestID(r), ClientRequestID: clientRequestID(r)})
 }
 
 // named returns a user's name for the audit, if it is one, or could be a robot's. Who pastes a key or a password where
@@ -246,9 +244,6 @@ func (d *Door) Allow(r *http.Request, repository string, action registry.Action)
 		return nil, err
 	}
 	ctx := access.WithCaller(r.Context(), l.caller)
-	if n := noteOf(ctx); n != nil {
-		n.caller = l.caller
-	}
 	decision, missing := d.policy.Get().Allowed(l.caller, repository, action)
 	if action == registry.ActionEnter && l.caller.Subject == "" && !enters(l.caller) {
 		// A client that is told so by GET /v2/ asks for a token, as a user or as anybody.
@@ -256,6 +251,7 @@ func (d *Door) Allow(r *http.Request, repository string, action registry.Action)
 	}
 	switch {
 	case decision.Allowed:
+		noteOf(ctx).allow(l.caller, repository, action)
 		return ctx, nil
 	case missing:
 		return nil, d.challenge(r, repository, action, "insufficient_scope", nil)
@@ -283,8 +279,8 @@ func (d *Door) May(ctx context.Context, repository string, action registry.Actio
 func (d *Door) refused(r *http.Request, c access.Caller, repository string, action registry.Action, status int, why string) {
 	d.m.refused.Inc()
 	d.audit.write(Event{
-		Event: eventRefused, Subject: c.String(), Source: r.RemoteAddr, Method: r.Method, Repository: repository, Reference: referenceOf(r),
-		Action: string(action), Status: status, Reason: why, RequestID: requestID(r),
+		Event: eventRefused, Subject: c.String(), Source: r.RemoteAddr, Method: r.Method, Repository: repository, Reference: referenceOf(r), Tags: tagsIn(r.URL.Query()),
+		Action: string(action), Status: status, Reason: why, RequestID: requestID(r), ClientRequestID: clientRequestID(r),
 	})
 }
 
@@ -303,19 +299,4 @@ func (d *Door) realm(r *http.Request) string {
 		scheme = "https"
 	}
 	return scheme + "://" + r.Host + TokenPath
-}
-
-// requestID is what a request is called in the audit: as whoever stands in front calls it, or a name of our own.
-func requestID(r *http.Request) string {
-	if n := noteOf(r.Context()); n != nil {
-		return n.id
-	}
-	return newRequestID(r)
-}
-
-func newRequestID(r *http.Request) string {
-	if id := r.Header.Get("X-Request-Id"); id != "" {
-		return id[:min(len(id), 128)]
-	}
-	return uuid.NewString()
 }
