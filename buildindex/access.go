@@ -188,7 +188,7 @@ func (x *Index) members(w http.ResponseWriter, r *http.Request, p registry.Exten
 		if _, err := blob.ParseDigest(d.String()); err != nil {
 			return fmt.Errorf("%w: %w", registry.ErrDigestInvalid, err)
 		}
-		switch _, err := x.layer(r.Context(), repo, d); {
+		switch err := x.member(r.Context(), repo, d); {
 		case err == nil:
 			out.Digests = append(out.Digests, d)
 		case !errors.Is(err, names.ErrNotFound):

@@ -118,7 +118,10 @@ func (x *Index) deleteLayer(ctx context.Context, repo string, d digest.Digest) e
 		return err
 	}
 	defer x.lock(repo, d.String())()
-	if _, err := x.getLayer(ctx, repo, d); err != nil {
+	if _, err := x.layer(ctx, repo, d); err != nil {
+		if errors.Is(err, names.ErrNotFound) {
+			err = fmt.Errorf("%w: blob %s of %s", registry.ErrBlobUnknown, d, repo)
+		}
 		return err
 	}
 	r, err := x.record(cluster.DeleteName(cluster.MembershipName(repo, d)))
@@ -135,13 +138,13 @@ func (x *Index) deleteLayer(ctx context.Context, repo string, d digest.Digest) e
 }
 
 // mount makes a blob that some repository has a member of this one. From is where the client saw it, a hint: clients
-// remember blobs for longer than repositories keep them, and there is nothing that may be pulled from one repository
-// and not from another.
+// remember blobs for longer than repositories keep them. Whether the client may pull it the proxy has asked, but for
+// what an upstream gives to some alone (mountSource).
 func (x *Index) mount(ctx context.Context, repo, from string, d digest.Digest) (cluster.Layer, error) {
 	if err := x.mayPush(repo); err != nil {
 		return cluster.Layer{}, err
 	}
-	anywhere, err := x.db.Layer(ctx, "", d)
+	anywhere, err := x.mirror.mountSource(ctx, d)
 	size := anywhere.Size
 	if errors.Is(err, names.ErrNotFound) {
 		// Never a reason to wait: the client then pushes the bytes.

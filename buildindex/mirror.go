@@ -28,6 +28,7 @@ type mirror struct {
 	tags    remembered[tagName, tagState]
 	refused remembered[string, error] // by the key of the question
 	grants  remembered[string, struct{}]
+	lists   remembered[string, registry.Names] // of tags, by the key of the question
 	used    remembered[cluster.Name, struct{}]
 	unsaved []cluster.Name // uses that SQL was not told of
 }
@@ -47,6 +48,7 @@ const (
 	maxMirroredTags = 1 << 16
 	maxRefused      = 1 << 14
 	maxGrants       = 1 << 16
+	maxTagLists     = 64 // of pageLimit tags
 	// coldPatience is how long an upstream is waited for when nothing is known: less than runtimes wait for headers.
 	coldPatience = 20 * time.Second
 	// restBetween is how long an upstream that did not answer about a name is not asked again about it.
@@ -57,7 +59,7 @@ func newMirror(x *Index, set *upstream.Set, m *mirrorMetrics) *mirror {
 	return &mirror{
 		x: x, set: set, m: m, flights: map[string]*flight{},
 		tags: remembered[tagName, tagState]{max: maxMirroredTags}, refused: remembered[string, error]{max: maxRefused}, grants: remembered[string, struct{}]{max: maxGrants},
-		used: remembered[cluster.Name, struct{}]{max: maxUsed},
+		used: remembered[cluster.Name, struct{}]{max: maxUsed}, lists: remembered[string, registry.Names]{max: maxTagLists},
 	}
 }
 
@@ -198,6 +200,9 @@ func (mi *mirror) fetch(ctx context.Context, q question, ref registry.Reference)
 	p, err := parseManifest("", got.Bytes)
 	if err != nil {
 		p, err = parseManifest(mediaType, got.Bytes)
+	}
+	if err == nil {
+		err = p.bounded()
 	}
 	if err != nil {
 		return "", fmt.Errorf("%w: %s of %s at %s: %w", errNotMirrored, ref, q.remote, q.up.Host, err)

@@ -48,6 +48,13 @@ func (r *rig) old(by time.Duration) {
 		i.value.Checked = i.value.Checked.Add(-by)
 		mi.tags.items[k] = i
 	}
+	mi.lists.mu.Lock()
+	defer mi.lists.mu.Unlock()
+	for k, i := range mi.lists.items {
+		if i.until = i.until.Add(-by); time.Now().After(i.until) {
+			delete(mi.lists.items, k)
+		}
+	}
 	mi.refused.mu.Lock()
 	defer mi.refused.mu.Unlock()
 	clear(mi.refused.items)
@@ -405,6 +412,7 @@ func TestTagsOfUpstreams(t *testing.T) {
 	list(u.Alias+"/none", nil, registry.ErrNameUnknown)
 	r.wantMirrored(repo, "v1", img.Manifest.Digest, false)
 	u.Fail(script.Rule{Refuse: true})
+	r.old(2 * time.Hour)
 	list(repo, []string{"v1"}, nil)
 }
 

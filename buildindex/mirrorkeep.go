@@ -135,6 +135,29 @@ func (mi *mirror) ready(ctx context.Context, repo string, p *parsed) (bool, erro
 			return false, nil
 		}
 	}
+	return mi.allProved(ctx, repo, p.sizes)
+}
+
+// allProved reports whether the upstream has said that a repository has some blobs: what is written back is a name of
+// the cluster, and no claim. It is asked, but for what is private to who may read it.
+func (mi *mirror) allProved(ctx context.Context, repo string, blobs []names.Member) (bool, error) {
+	for _, b := range blobs {
+		proved, err := mi.proved(ctx, repo, b.Digest)
+		if err != nil {
+			return false, err
+		}
+		if proved {
+			continue
+		}
+		q, err := mi.about(ctx, repo)
+		if err == nil {
+			err = mi.prove(ctx, q, b.Digest, b.Size)
+		}
+		if err != nil {
+			mi.x.log.Debug("an image is not written back now: its upstream does not prove a blob", "repository", repo, "digest", b.Digest, "error", err)
+			return false, nil
+		}
+	}
 	return true, nil
 }
 
@@ -184,7 +207,7 @@ const (
 	maxUnsaved = 1 << 12
 )
 
-// use notes that a mirrored manifest was read.
+// use notes that a mirrored manifest, a list of its referrers or the proof of a blob was read.
 func (mi *mirror) use(repo string, d digest.Digest) {
 	n := cluster.ManifestName(repo, d)
 	if _, told := mi.used.get(n); told {

@@ -18,6 +18,12 @@ import (
 func (mi *mirror) listReferrers(ctx context.Context, repo string, d digest.Digest, artifactType string) (registry.ReferrersPage, error) {
 	out := registry.ReferrersPage{Filtered: artifactType != ""}
 	q, err := mi.about(ctx, repo)
+	if err == nil && !q.granted {
+		// That there is no list says nothing about who may read the repository: the upstream has to give the subject.
+		ref := registry.Reference{Digest: d}
+		err = mi.ask(ctx, q, ref.String(), coldPatience, func(ctx context.Context) error { return mi.askDigest(ctx, q, d) })
+		q.granted = err == nil
+	}
 	if err != nil {
 		return out, err
 	}
@@ -49,6 +55,9 @@ func (mi *mirror) referrers(ctx context.Context, q question, d digest.Digest) ([
 		return nil, err
 	}
 	age := time.Since(last.Checked)
+	if known {
+		mi.use(q.repo, d)
+	}
 	if known && q.granted && q.fresh(last.Checked) {
 		return last.Descriptors, nil
 	}
@@ -72,8 +81,11 @@ func (mi *mirror) referrers(ctx context.Context, q question, d digest.Digest) ([
 
 // askReferrers asks the upstream what refers to d: by the API, or, of a registry without it, by the tag schema.
 func (mi *mirror) askReferrers(ctx context.Context, q question, d digest.Digest) error {
-	if last, err := mi.x.db.MirroredReferrers(ctx, q.repo, d); err == nil && mi.mayRead(q) && q.fresh(last.Checked) {
+	if last, err := mi.x.db.MirroredReferrers(ctx, q.repo, d); err == nil && q.fresh(last.Checked) {
 		return nil // answered meanwhile
+	}
+	if err := mi.x.roomForMore(); err != nil {
+		return fmt.Errorf("%w: keep referrers of %s in %s: %w", registry.ErrUnavailable, d, q.repo, err)
 	}
 	list, err := q.up.Referrers(ctx, q.remote, d)
 	if errors.Is(err, registry.ErrManifestUnknown) {
@@ -82,7 +94,6 @@ func (mi *mirror) askReferrers(ctx context.Context, q question, d digest.Digest)
 	if err != nil {
 		return err
 	}
-	mi.allow(q)
 	r := names.MirroredReferrers{Descriptors: list, Checked: time.Now()}
 	if err := mi.x.db.Update(ctx, func(tx names.Tx) error { return tx.PutMirroredReferrers(q.repo, d, r) }); err != nil {
 		return fmt.Errorf("%w: keep referrers of %s in %s: %w", registry.ErrUnavailable, d, q.repo, mi.x.full(err))

@@ -36,7 +36,7 @@ func (mi *mirror) tag(ctx context.Context, q question, tag string) (d digest.Dig
 			return last.Digest, "", nil
 		}
 	}
-	if errors.Is(err, registry.ErrManifestUnknown) {
+	if errors.Is(err, registry.ErrManifestUnknown) && mi.mayRead(q) { // to others a private repository is 404 as well
 		if v, oerr := mi.own(ctx, q.repo, tag); oerr == nil {
 			return v.Digest, "", nil // imported, and not of the upstream
 		}

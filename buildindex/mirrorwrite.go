@@ -6,8 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
-
-	"github.com/opencontainers/go-digest"
+	"time"
 
 	"kraken/buildindex/names"
 	"kraken/proto/cluster"
@@ -32,41 +31,55 @@ func (x *Index) mayPush(repo string) error {
 	return fmt.Errorf("%w: %s is a name of the registry %s, which this cluster does not have names of: push to one without a host", registry.ErrUnsupported, repo, host)
 }
 
-// getLayer returns the membership of a blob in an upstream's repository: of what its known manifests refer to, or what
-// was pushed.
-func (mi *mirror) getLayer(ctx context.Context, repo string, d digest.Digest) (cluster.Layer, error) {
-	size, err := mi.x.db.MirroredLayer(ctx, repo, d)
-	if up, _, ok := mi.set.For(repo); errors.Is(err, names.ErrNotFound) && ok && (up.Import || up.WriteBack) {
-		var own names.Layer
-		own, err = mi.x.layer(ctx, repo, d)
-		size = own.Size
-	}
-	if errors.Is(err, names.ErrNotFound) {
-		return cluster.Layer{}, fmt.Errorf("%w: blob %s of %s", registry.ErrBlobUnknown, d, repo)
-	}
-	if err != nil {
-		return cluster.Layer{}, fmt.Errorf("blob %s of %s: %w", d, repo, err)
-	}
-	return cluster.Layer{Digest: d, Size: size}, nil
-}
-
-// listTags is one page of the tags of an upstream's repository: as the upstream says now, or, where it can't be asked,
-// those that the cluster knows. Where tags are imported these are listed alone.
+// listTags is one page of the tags of an upstream's repository: as the upstream said within the tags' TTL, or, where it
+// can't be asked, those that the cluster knows. Where tags are imported these are listed alone.
 func (mi *mirror) listTags(ctx context.Context, repo string, p registry.Page) (registry.Names, error) {
 	q, err := mi.about(ctx, repo)
 	if err != nil {
 		return registry.Names{}, err
 	}
 	if !q.up.Import || !q.granted {
-		asked, cancel := context.WithTimeout(ctx, coldPatience)
-		defer cancel()
-		l, err := q.up.Tags(asked, q.remote, p)
+		l, err := mi.askTags(ctx, q, p)
 		if err == nil || !q.granted || !errors.Is(err, registry.ErrUnavailable) {
-			return l, public(q, err)
+			return l, err
 		}
 	}
 	return mi.knownTags(ctx, repo, p)
 }
+
+// askTags returns a page of tags of an upstream, by one question for all who ask within the tags' TTL.
+func (mi *mirror) askTags(ctx context.Context, q question, p registry.Page) (registry.Names, error) {
+	ref := fmt.Sprintf("tags %d %s", p.N, p.Last)
+	key := q.key(ref)
+	if l, ok := mi.lists.get(key); ok {
+		return l, nil
+	}
+	keep := time.Duration(q.up.TagTTL)
+	if q.mode == cluster.ModeCaller {
+		keep = min(keep, time.Duration(mi.x.cfg.Upstreams.GrantTTL))
+	}
+	err := mi.ask(ctx, q, ref, coldPatience, func(ctx context.Context) error {
+		if _, ok := mi.lists.get(key); ok {
+			return nil // answered meanwhile
+		}
+		l, err := q.up.Tags(ctx, q.remote, p)
+		if err == nil {
+			if len(l.Names) > pageLimit {
+				l = listed(l.Names, pageLimit)
+			}
+			mi.lists.put(key, l, max(keep, handOver))
+		}
+		return err
+	})
+	l, ok := mi.lists.get(key)
+	if err == nil && !ok {
+		err = fmt.Errorf("%w: the list of %s came too late", registry.ErrUnavailable, q.repo)
+	}
+	return l, err
+}
+
+// handOver is how long who waited for a list has time to look at it.
+const handOver = time.Millisecond
 
 func (mi *mirror) knownTags(ctx context.Context, repo string, p registry.Page) (registry.Names, error) {
 	n := pageSize(p)
@@ -85,31 +98,6 @@ func (mi *mirror) knownTags(ctx context.Context, repo string, p registry.Page) (
 	slices.Sort(tags)
 	tags = slices.Compact(tags)
 	return listed(tags[:min(len(tags), n+1)], n), nil
-}
-
-// granted answers whether a caller may read a blob of a repository (GET grant/<digest>).
-func (mi *mirror) granted(ctx context.Context, repo string, d digest.Digest) error {
-	if !mi.foreign(repo) {
-		return nil
-	}
-	q, err := mi.about(ctx, repo)
-	if err != nil || q.mode != cluster.ModeCaller {
-		return err
-	}
-	if !q.granted {
-		err := mi.ask(ctx, q, "blob "+d.String(), coldPatience, func(ctx context.Context) error {
-			_, err := q.up.StatBlob(ctx, q.remote, d)
-			if err == nil {
-				mi.allow(q)
-			}
-			return err
-		})
-		if err != nil {
-			return err
-		}
-	}
-	_, err = mi.getLayer(ctx, repo, d)
-	return err
 }
 
 // serveUpstreams tells the other roles of the registries that the cluster mirrors.

@@ -27,7 +27,7 @@ type parsed struct {
 	either       []digest.Digest // that must be one or the other: children of an index whose media type tells nothing
 	children     []v1.Descriptor // of an index
 	members      []digest.Digest // config and layers, for the links in the bucket
-	sizes        []names.Member  // config and layers, whatever their media types
+	sizes        []names.Member  // of blobs, what the manifest says
 	references   int             // descriptors, duplicates counted
 }
 
@@ -174,7 +174,6 @@ func (p *parsed) image(doc *document) error {
 		if err != nil {
 			return err
 		}
-		p.sizes = append(p.sizes, names.Member{Digest: d, Size: l.Size})
 		if isNondistributable(l.MediaType) {
 			continue
 		}
@@ -184,6 +183,7 @@ func (p *parsed) image(doc *document) error {
 			}
 			continue
 		}
+		p.sizes = append(p.sizes, names.Member{Digest: d, Size: l.Size})
 		p.blobs = append(p.blobs, d)
 		p.members = append(p.members, d)
 	}

@@ -18,14 +18,18 @@ type Mirror interface {
 	MirroredTag(ctx context.Context, repo, tag string) (MirroredTag, error)
 	// MirroredManifest returns a manifest, ErrNotFound when it is not known.
 	MirroredManifest(ctx context.Context, repo string, d digest.Digest) (Manifest, error)
-	// MirroredLayer returns the size of a blob that a known manifest of the repository refers to, ErrNotFound when none
-	// does.
-	MirroredLayer(ctx context.Context, repo string, d digest.Digest) (size int64, err error)
+	// MirroredLayer returns what is known of a blob in a repository, ErrNotFound when no known manifest claims it and
+	// it is not proved.
+	MirroredLayer(ctx context.Context, repo string, d digest.Digest) (MirroredLayer, error)
+	// BlobHolders returns up to n repositories after last, in order, that have a blob or whose known manifests claim
+	// it: the cluster's own, and mirrored ones.
+	BlobHolders(ctx context.Context, d digest.Digest, last string, n int) ([]string, error)
 	// MirroredReferrers returns the list of a subject's referrers, ErrNotFound when it is not known.
 	MirroredReferrers(ctx context.Context, repo string, subject digest.Digest) (MirroredReferrers, error)
 	// MirroredTags returns up to n known tags after last, in order.
 	MirroredTags(ctx context.Context, repo, last string, n int) ([]string, error)
-	// MirroredBytes returns the bytes of all mirrored manifests.
+	// MirroredBytes returns how much is mirrored: the bytes of manifests and lists of referrers, and MirroredRow for
+	// each list and proof. Claims are in their manifests' bytes.
 	MirroredBytes(ctx context.Context) (int64, error)
 	// MirroredUnwritten returns up to n mirrored manifests after last, in order, that are none of the cluster's own.
 	MirroredUnwritten(ctx context.Context, last cluster.Name, n int) ([]cluster.Name, error)
@@ -40,16 +44,31 @@ type MirrorTx interface {
 	PutMirroredTag(repo, tag string, t MirroredTag) error
 	// DeleteMirroredTag forgets a tag. One that is not there is no error.
 	DeleteMirroredTag(repo, tag string) error
-	// PutMirroredManifest stores a manifest with its bytes, used now, and the blobs that it refers to. Its generation
-	// is none.
+	// PutMirroredManifest stores a manifest with its bytes, used now, and the blobs that it claims. Its generation is
+	// none.
 	PutMirroredManifest(m Manifest, blobs []Member) error
-	// UseMirrored says when a mirrored manifest was used last. One that is not there is no error.
+	// ProveMirrored says that the registry itself has said that a repository has a blob.
+	ProveMirrored(repo string, blob Member) error
+	// UseMirrored says when a mirrored manifest, with the list of its referrers, or the proof of a blob was used last.
+	// One that is not there is no error.
 	UseMirrored(repo string, d digest.Digest, at time.Time) error
-	// PruneMirrored forgets the n mirrored manifests that were used least recently, with their tags and lists of
-	// referrers, and returns how many there were. Memberships go with a repository's last one.
+	// PruneMirrored forgets the n mirrored manifests that were used least recently, with their tags, claims and lists
+	// of referrers, and as many lists and proofs that were used no later than these. It returns how many there were of
+	// all that it chose by use.
 	PruneMirrored(n int) (int, error)
 	// PutMirroredReferrers says what refers to a subject.
 	PutMirroredReferrers(repo string, subject digest.Digest, r MirroredReferrers) error
+}
+
+// MirroredRow is what a list of referrers or a proof counts beside its bytes.
+const MirroredRow = 256
+
+// MirroredLayer is a blob of an upstream's repository.
+type MirroredLayer struct {
+	Size int64
+	// Proved says that the registry has said that the repository has the blob. Else only a manifest says so, and
+	// anybody who may push one there writes into it what he likes.
+	Proved bool
 }
 
 // MirroredTag is what a registry said of a tag.

@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -130,18 +131,25 @@ func (r *Registry) Tags(ctx context.Context, remote string, page registry.Page) 
 	return out, err
 }
 
-// maxReferrerPages bounds the pages of one list.
+// maxReferrerPages bounds the pages of one list; its bytes are those of a manifest at most.
 const maxReferrerPages = 20
 
 // Referrers lists the manifests whose subject is d. ErrManifestUnknown where the registry does not have the API: the
 // tag schema is asked then.
 func (r *Registry) Referrers(ctx context.Context, remote string, d digest.Digest) ([]v1.Descriptor, error) {
 	return ask(ctx, r, kindReferrers, remote, func(ctx context.Context, p *place, repo string) (out []v1.Descriptor, err error) {
-		cursor := ""
+		cursor, size := "", 0
 		for range maxReferrerPages {
 			page, err := p.client.ListReferrers(ctx, repo, d, "", cursor)
 			if err != nil {
 				return nil, err
+			}
+			b, err := json.Marshal(page.Descriptors)
+			if err != nil {
+				return nil, err
+			}
+			if size += len(b); size > registry.MaxManifest {
+				return nil, fmt.Errorf("%w: the list of referrers of %s at %s has more than %d bytes", registry.ErrUnavailable, d, r.Host, registry.MaxManifest)
 			}
 			out = append(out, page.Descriptors...)
 			if page.Next == "" || page.Next == cursor {

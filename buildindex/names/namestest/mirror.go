@@ -36,8 +36,8 @@ func (t *suite) mirror() {
 	if got, err := t.s.MirroredManifest(t.Context(), up, a); err != nil || !reflect.DeepEqual(got, m) {
 		t.Errorf("manifest: %+v, %v", got, err)
 	}
-	if got, err := t.s.MirroredLayer(t.Context(), up, b); err != nil || got != 7 {
-		t.Errorf("layer: %d, %v", got, err)
+	if got, err := t.s.MirroredLayer(t.Context(), up, b); err != nil || got != (names.MirroredLayer{Size: 7}) {
+		t.Errorf("layer: %+v, %v", got, err)
 	}
 	if got, err := t.s.MirroredReferrers(t.Context(), up, a); err != nil || !got.Checked.Equal(at) || !reflect.DeepEqual(got.Descriptors, list.Descriptors) {
 		t.Errorf("referrers: %+v, %v", got, err)
@@ -56,6 +56,7 @@ func (t *suite) mirror() {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
+	t.holders(up)
 	t.unwritten(up)
 	t.update(func(tx names.Tx) error {
 		return errors.Join(tx.DeleteMirroredTag(up, "v"), tx.DeleteMirroredTag(up, "never"))
@@ -63,6 +64,30 @@ func (t *suite) mirror() {
 	if _, err := t.s.MirroredTag(t.Context(), up, "v"); !errors.Is(err, names.ErrNotFound) {
 		t.Errorf("deleted: %v", err)
 	}
+}
+
+// holders is that a claim and a proof are told apart, and that all repositories that have or claim b are found.
+func (t *suite) holders(up string) {
+	want := func(last string, n int, want ...string) {
+		t.Helper()
+		if got, err := t.s.BlobHolders(t.Context(), b, last, n); err != nil || !slices.Equal(got, want) {
+			t.Errorf("after %q: %v, %v, want %v", last, got, err, want)
+		}
+	}
+	const proved = "quay.io/x/y"
+	want("", 10, up)
+	t.update(func(tx names.Tx) error {
+		return errors.Join(tx.ProveMirrored(proved, names.Member{Digest: b, Size: 6}), tx.PutLayer("z/own", b, 7, 1), tx.ProveMirrored(up, names.Member{Digest: b, Size: 9}))
+	})
+	want("", 10, up, proved, "z/own")
+	want("", 2, up, proved)
+	want(proved, 2, "z/own")
+	for repo, size := range map[string]int64{proved: 6, up: 9} {
+		if got, err := t.s.MirroredLayer(t.Context(), repo, b); err != nil || got != (names.MirroredLayer{Size: size, Proved: true}) {
+			t.Errorf("%s: %+v, %v", repo, got, err)
+		}
+	}
+	t.update(func(tx names.Tx) error { return tx.DeleteLayer("z/own", b, 2) })
 }
 
 // unwritten is that what the cluster's own names lack of mirrored ones is found, a of repository up with tag v.
@@ -112,13 +137,14 @@ func (t *suite) prunedMirror() {
 	put(up, ds[1], 1)
 	put(other, ds[2], 2)
 	t.update(func(tx names.Tx) error { return tx.UseMirrored(up, one(9), time.Now()) })
+	const proof, list = int64(names.MirroredRow), int64(names.MirroredRow + len("null"))
 	size := func(want int64) {
 		t.Helper()
 		if n, err := t.s.MirroredBytes(t.Context()); err != nil || n != want {
 			t.Errorf("%d bytes, %v, want %d", n, err, want)
 		}
 	}
-	size(15)
+	size(15 + 3*list)
 	prune := func(n, want int) {
 		t.Helper()
 		t.update(func(tx names.Tx) error {
@@ -144,12 +170,19 @@ func (t *suite) prunedMirror() {
 		}
 	}
 	prune(2, 2)
-	size(5)
+	size(5 + list)
 	there(up, ds[0], true, true)
-	there(up, ds[1], false, true) // the repository is there
+	there(up, ds[1], false, false)
 	there(other, ds[2], false, false)
-	prune(10, 1)
+	t.update(func(tx names.Tx) error {
+		return errors.Join(tx.PutMirroredReferrers(up, ds[1], names.MirroredReferrers{}), tx.ProveMirrored(up, names.Member{Digest: ds[1]}), tx.ProveMirrored(up, names.Member{Digest: ds[2]}),
+			tx.UseMirrored(up, ds[2], time.Now().Add(9*time.Hour)))
+	})
+	size(5 + 2*list + 2*proof)
+	prune(1, 3) // of proofs and lists what was used before
+	size(proof)
 	there(up, ds[0], false, false)
+	prune(10, 1)
 	prune(10, 0)
 	size(0)
 }

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -29,9 +30,20 @@ func (s *Store) MirroredManifest(ctx context.Context, repo string, d digest.Dige
 }
 
 // MirroredLayer implements names.Mirror.
-func (s *Store) MirroredLayer(ctx context.Context, repo string, d digest.Digest) (size int64, err error) {
-	err = s.r.QueryRowContext(ctx, `SELECT size FROM mirrored_layers WHERE repository = ? AND digest = ?`, repo, d).Scan(&size)
-	return size, notFound(err)
+func (s *Store) MirroredLayer(ctx context.Context, repo string, d digest.Digest) (l names.MirroredLayer, err error) {
+	err = s.r.QueryRowContext(ctx, `SELECT size, 1 FROM mirrored_proofs WHERE repository = ?1 AND digest = ?2
+		UNION ALL SELECT size, 0 FROM mirrored_layers WHERE repository = ?1 AND digest = ?2 LIMIT 1`, repo, d).Scan(&l.Size, &l.Proved)
+	return l, notFound(err)
+}
+
+// queryBlobHolders is a paging query, which tests see through EXPLAIN.
+const queryBlobHolders = `SELECT repository FROM layers WHERE digest = ?1 AND repository > ?2
+	UNION SELECT repository FROM mirrored_layers WHERE digest = ?1 AND repository > ?2
+	UNION SELECT repository FROM mirrored_proofs WHERE digest = ?1 AND repository > ?2 ORDER BY repository LIMIT ?3`
+
+// BlobHolders implements names.Mirror.
+func (s *Store) BlobHolders(ctx context.Context, d digest.Digest, last string, n int) ([]string, error) {
+	return s.strings(ctx, queryBlobHolders, d, last, n)
 }
 
 // MirroredReferrers implements names.Mirror.
@@ -57,12 +69,14 @@ func (s *Store) MirroredTags(ctx context.Context, repo, last string, n int) ([]s
 	return s.page(ctx, queryMirroredTags, repo, last, n)
 }
 
-// queryMirroredBytes reads an index alone, which tests see through EXPLAIN.
-const queryMirroredBytes = `SELECT ifnull(sum(size), 0) FROM mirrored_manifests INDEXED BY mirrored_by_use`
+// queryMirroredBytes reads indexes alone, which tests see through EXPLAIN.
+const queryMirroredBytes = `SELECT (SELECT ifnull(sum(size), 0) FROM mirrored_manifests INDEXED BY mirrored_by_use)
+	+ (SELECT ifnull(sum(size + ?1), 0) FROM mirrored_referrers INDEXED BY mirrored_referrers_by_use)
+	+ (SELECT count(*) * ?1 FROM mirrored_proofs INDEXED BY mirrored_proofs_by_use)`
 
 // MirroredBytes implements names.Mirror.
 func (s *Store) MirroredBytes(ctx context.Context) (n int64, err error) {
-	err = s.r.QueryRowContext(ctx, queryMirroredBytes).Scan(&n)
+	err = s.r.QueryRowContext(ctx, queryMirroredBytes, names.MirroredRow).Scan(&n)
 	return n, err
 }
 
@@ -120,15 +134,30 @@ func (t *transaction) PutMirroredManifest(m names.Manifest, blobs []names.Member
 		if err != nil {
 			break
 		}
-		_, err = t.exec(`INSERT INTO mirrored_layers (repository, digest, size) VALUES (?, ?, ?) ON CONFLICT DO NOTHING`, m.Repository, b.Digest, b.Size)
+		_, err = t.exec(`INSERT INTO mirrored_layers (repository, digest, manifest, size) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING`, m.Repository, b.Digest, m.Digest, b.Size)
 	}
+	return err
+}
+
+// ProveMirrored implements names.MirrorTx.
+func (t *transaction) ProveMirrored(repo string, b names.Member) error {
+	_, err := t.exec(`INSERT INTO mirrored_proofs (repository, digest, size, used) VALUES (?, ?, ?, ?)
+		ON CONFLICT DO UPDATE SET size = excluded.size, used = excluded.used`, repo, b.Digest, b.Size, time.Now().UnixMilli())
 	return err
 }
 
 // UseMirrored implements names.MirrorTx.
 func (t *transaction) UseMirrored(repo string, d digest.Digest, at time.Time) error {
-	_, err := t.exec(`UPDATE mirrored_manifests SET used = max(used, ?) WHERE repository = ? AND digest = ?`, at.UnixMilli(), repo, d)
-	return err
+	for _, q := range []string{
+		`UPDATE mirrored_manifests SET used = max(used, ?) WHERE repository = ? AND digest = ?`,
+		`UPDATE mirrored_referrers SET used = max(used, ?) WHERE repository = ? AND subject = ?`,
+		`UPDATE mirrored_proofs SET used = max(used, ?) WHERE repository = ? AND digest = ?`,
+	} {
+		if _, err := t.exec(q, at.UnixMilli(), repo, d); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // PruneMirrored implements names.MirrorTx.
@@ -138,20 +167,36 @@ func (t *transaction) PruneMirrored(n int) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	until := int64(math.MaxInt64) // there are fewer manifests: of all else the oldest go
+	if len(gone) == n {
+		last := gone[n-1]
+		row := t.tx.QueryRowContext(t.ctx, `SELECT used FROM mirrored_manifests WHERE repository = ? AND digest = ?`, last.Repository, last.Digest)
+		if err := row.Scan(&until); err != nil {
+			return 0, err
+		}
+	}
 	for _, m := range gone {
 		for _, q := range []string{
 			`DELETE FROM mirrored_manifests WHERE repository = ? AND digest = ?`, `DELETE FROM mirrored_tags WHERE repository = ? AND digest = ?`,
-			`DELETE FROM mirrored_referrers WHERE repository = ? AND subject = ?`,
+			`DELETE FROM mirrored_layers WHERE repository = ? AND manifest = ?`, `DELETE FROM mirrored_referrers WHERE repository = ? AND subject = ?`,
 		} {
 			if _, err := t.exec(q, m.Repository, m.Digest); err != nil {
 				return 0, err
 			}
 		}
-		if _, err := t.exec(`DELETE FROM mirrored_layers WHERE repository = ?1 AND NOT EXISTS (SELECT 1 FROM mirrored_manifests WHERE repository = ?1)`, m.Repository); err != nil {
+	}
+	all := len(gone)
+	for _, q := range []string{
+		`DELETE FROM mirrored_referrers WHERE (repository, subject) IN (SELECT repository, subject FROM mirrored_referrers WHERE used <= ? ORDER BY used LIMIT ?)`,
+		`DELETE FROM mirrored_proofs WHERE (repository, digest) IN (SELECT repository, digest FROM mirrored_proofs WHERE used <= ? ORDER BY used LIMIT ?)`,
+	} {
+		more, err := t.exec(q, until, n)
+		if err != nil {
 			return 0, err
 		}
+		all += int(more)
 	}
-	return len(gone), nil
+	return all, nil
 }
 
 // PutMirroredReferrers implements names.MirrorTx.
@@ -160,7 +205,8 @@ func (t *transaction) PutMirroredReferrers(repo string, subject digest.Digest, r
 	if err != nil {
 		return err
 	}
-	_, err = t.exec(`INSERT INTO mirrored_referrers (repository, subject, descriptors, checked) VALUES (?, ?, ?, ?)
-		ON CONFLICT DO UPDATE SET descriptors = excluded.descriptors, checked = excluded.checked`, repo, subject, list, r.Checked.UnixMilli())
+	_, err = t.exec(`INSERT INTO mirrored_referrers (repository, subject, descriptors, checked, size, used) VALUES (?, ?, ?, ?, ?, ?)
+		ON CONFLICT DO UPDATE SET descriptors = excluded.descriptors, checked = excluded.checked, size = excluded.size, used = max(used, excluded.used)`,
+		repo, subject, list, r.Checked.UnixMilli(), len(list), time.Now().UnixMilli())
 	return err
 }

@@ -160,6 +160,7 @@ func TestPagingReadsAnIndex(t *testing.T) {
 		"layers":       {queryLayers, []any{"r", "", 100}},
 		"repositories": {queryRepositories, []any{"", 100}},
 		"mirrored":     {queryMirroredTags, []any{"r", "", 100}},
+		"holders":      {queryBlobHolders, []any{"d", "", 100}},
 		"referrers":    {queryReferrers, []any{"r", "d", "", 100}},
 	} {
 		rows, err := s.r.Query(`EXPLAIN QUERY PLAN `+q.text, q.args...)
