@@ -3,6 +3,7 @@ package buildindex
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -62,6 +63,7 @@ func (x *Index) putRobot(w http.ResponseWriter, r *http.Request, p registry.Exte
 	if b.Name != p.Key || !cluster.RobotName.MatchString(b.Name) || !cluster.RobotHash.MatchString(b.Hash) || b.Expires.IsZero() {
 		return fmt.Errorf("%w: want the robot %.80q, with the hash of its key and its end", errBody, p.Key)
 	}
+	b.Generation, b.Created = rand.Text(), time.Now().UTC().Truncate(time.Second)
 	return x.putEntry(w, r, names.AccessEntry{Kind: kindRobot, Name: b.Name, Expires: b.Expires.Unix()}, b)
 }
 

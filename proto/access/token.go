@@ -41,6 +41,14 @@ const (
 	ViaCertificate = "certificate"
 )
 
+// Shown is how a caller has shown who it is.
+type Shown struct {
+	Via string
+	// Proof tells whether that still holds: of a robot its generation, of a user the fingerprint of what the password
+	// was compared with. It is empty for others.
+	Proof string
+}
+
 // Claims is what a token says.
 type Claims struct {
 	jwt.Claims
@@ -48,6 +56,7 @@ type Claims struct {
 	Access []Scope  `json:"access"`
 	Groups []string `json:"groups,omitempty"`
 	Via    string   `json:"via,omitempty"`
+	Proof  string   `json:"proof,omitempty"` // as in Shown
 }
 
 // Caller returns who the token shows.
@@ -91,13 +100,13 @@ func NewSigningKey(expires time.Time) (*SigningKey, error) {
 func (k *SigningKey) Public() cluster.TokenKey { return k.public }
 
 // Sign returns a token for a service that shows the caller, with what it may do, from now on for a while.
-func (k *SigningKey) Sign(c Caller, via, service string, now time.Time, lifetime time.Duration) (string, error) {
+func (k *SigningKey) Sign(c Caller, by Shown, service string, now time.Time, lifetime time.Duration) (string, error) {
 	claims := Claims{
 		Claims: jwt.Claims{
 			Issuer: Issuer, Subject: c.Subject, Audience: jwt.Audience{service}, ID: uuid.NewString(),
 			IssuedAt: jwt.NewNumericDate(now), NotBefore: jwt.NewNumericDate(now), Expiry: jwt.NewNumericDate(now.Add(lifetime)),
 		},
-		Access: c.Scopes, Groups: c.Groups, Via: via,
+		Access: c.Scopes, Groups: c.Groups, Via: by.Via, Proof: by.Proof,
 	}
 	if claims.Access == nil {
 		claims.Access = []Scope{}

@@ -28,7 +28,7 @@ func TestTokens(t *testing.T) {
 	k, other := keyOf(t, time.Hour), keyOf(t, time.Hour)
 	now := time.Now()
 	ann := Caller{Subject: "ann", Groups: []string{"x:g"}, Scopes: []Scope{{TypeRepository, "a", []string{"pull"}}}}
-	token, err := k.Sign(ann, ViaPassword, "kraken", now, 5*time.Minute)
+	token, err := k.Sign(ann, Shown{Via: ViaPassword}, "kraken", now, 5*time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,7 +40,7 @@ func TestTokens(t *testing.T) {
 	if err != nil || c.Caller().Subject != "ann" || c.Via != ViaPassword || len(c.Caller().Scopes) != 1 || c.Groups[0] != "x:g" {
 		t.Errorf("%+v, %v", c, err)
 	}
-	foreign, err := other.Sign(ann, "", "kraken", now, time.Minute)
+	foreign, err := other.Sign(ann, Shown{}, "kraken", now, time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,8 +97,8 @@ func TestStateHearsOfKeys(t *testing.T) {
 		ctx := t.Context()
 		k := keyOf(t, time.Hour)
 		robot := Caller{Subject: "robot+ci", Scopes: []Scope{}}
-		index.state = cluster.AccessState{Keys: []cluster.TokenKey{k.Public()}, Robots: []cluster.Robot{{Name: "ci", Created: time.Now(), Expires: time.Now().Add(time.Hour)}}}
-		token, err := k.Sign(robot, ViaRobot, "kraken", time.Now(), 10*time.Minute)
+		index.state = cluster.AccessState{Keys: []cluster.TokenKey{k.Public()}, Robots: []cluster.Robot{{Name: "ci", Generation: "one", Expires: time.Now().Add(time.Hour)}}}
+		token, err := k.Sign(robot, Shown{ViaRobot, "one"}, "kraken", time.Now(), 10*time.Minute)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -110,7 +110,7 @@ func TestStateHearsOfKeys(t *testing.T) {
 		if _, err := s.Parse(ctx, token, "kraken"); err != nil {
 			t.Errorf("while build-index is away: %v", err)
 		}
-		unknown, err := keyOf(t, time.Hour).Sign(robot, ViaRobot, "kraken", time.Now(), time.Minute)
+		unknown, err := keyOf(t, time.Hour).Sign(robot, Shown{ViaRobot, "one"}, "kraken", time.Now(), time.Minute)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -134,9 +134,55 @@ func TestStateHearsOfKeys(t *testing.T) {
 	})
 }
 
+// A token of a robot is good for the robot that it was given for, whatever clocks say: one of the same name that was
+// made since is another, and is heard of at once.
+func TestRobotsGenerations(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		index := &shared{}
+		s := NewState(index.fetch, time.Minute, slog.New(slog.DiscardHandler))
+		k := keyOf(t, time.Hour)
+		put := func(generation string) {
+			// made on a machine whose clock is wrong
+			index.state = cluster.AccessState{Keys: []cluster.TokenKey{k.Public()}, Robots: []cluster.Robot{{Name: "ci", Generation: generation, Created: time.Now().Add(10 * time.Minute), Expires: time.Now().Add(time.Hour)}}}
+		}
+		token := func(generation string) string {
+			raw, err := k.Sign(Caller{Subject: "robot+ci", Scopes: []Scope{}}, Shown{ViaRobot, generation}, "kraken", time.Now(), 10*time.Minute)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return raw
+		}
+		put("one")
+		one := token("one")
+		if _, err := s.Parse(t.Context(), one, "kraken"); err != nil {
+			t.Errorf("the robot's token: %v", err)
+		}
+		put("two")
+		if _, err := s.Parse(t.Context(), token("two"), "kraken"); err != nil {
+			t.Errorf("the token of a robot that was put again, and not heard of: %v", err)
+		}
+		for _, raw := range []string{one, token(""), token("three")} {
+			if _, err := s.Parse(t.Context(), raw, "kraken"); !errors.Is(err, ErrToken) {
+				t.Errorf("the token of another generation: %v", err)
+			}
+		}
+		time.Sleep(5 * time.Minute)
+		if err := s.refresh(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		before := index.asked
+		for range 10 {
+			_, _ = s.Parse(t.Context(), one, "kraken")
+		}
+		if index.asked != before {
+			t.Errorf("an old token makes build-index be asked %d times", index.asked-before)
+		}
+	})
+}
+
 func FuzzToken(f *testing.F) {
 	k := keyOf(f, time.Hour)
-	token, err := k.Sign(Caller{Subject: "ann"}, "", "kraken", time.Now(), time.Minute)
+	token, err := k.Sign(Caller{Subject: "ann"}, Shown{}, "kraken", time.Now(), time.Minute)
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -34,9 +34,12 @@ type Robot struct {
 	Name string `json:"name"`
 	// Hash is the SHA-256 of the key, in hex: the key is random and long enough. Only proxies are told it.
 	Hash    string    `json:"hash,omitempty"`
-	Created time.Time `json:"created"`
+	Created time.Time `json:"created"` // by build-index
 	Expires time.Time `json:"expires"`
 	Note    string    `json:"note,omitempty"`
+	// Generation is random, and another each time that a robot of this name is put: build-index makes it. A token of
+	// the robot has the one that it was given for, and ends with it.
+	Generation string `json:"generation,omitempty"`
 }
 
 // Limits of what is kept.

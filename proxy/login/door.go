@@ -84,7 +84,7 @@ func (d *Door) Check(context.Context) error {
 // login is a caller, and how it has shown who it is.
 type login struct {
 	caller access.Caller
-	via    string
+	shown  access.Shown
 }
 
 // errCredentials is credentials that show nobody. What it wraps is for this side.
@@ -122,7 +122,7 @@ func (d *Door) byCertificate(r *http.Request) login {
 		return login{}
 	}
 	if p, ok := transport.Identity(r); ok && p.Role == transport.RoleAgent {
-		return login{access.Caller{Subject: access.NodePrefix + p.ID}, access.ViaCertificate}
+		return login{access.Caller{Subject: access.NodePrefix + p.ID}, access.Shown{Via: access.ViaCertificate}}
 	}
 	if c.Subject.CommonName == "" {
 		return login{}
@@ -131,7 +131,7 @@ func (d *Door) byCertificate(r *http.Request) login {
 	for _, o := range c.Subject.Organization {
 		who.Groups = append(who.Groups, access.CertPrefix+o)
 	}
-	return login{who, access.ViaCertificate}
+	return login{who, access.Shown{Via: access.ViaCertificate}}
 }
 
 // byPassword takes a user with a password, a robot with its key, or the user oidc with an ID token. Passwords can be
@@ -146,12 +146,12 @@ func (d *Door) byPassword(r *http.Request, user, password string) (login, error)
 		if !live || !isKey(password, robot.Hash) {
 			return login{}, d.told(r, user, fmt.Errorf("%w: there is no such robot, or its key is another", errCredentials))
 		}
-		return login{access.Caller{Subject: user}, access.ViaRobot}, nil
+		return login{access.Caller{Subject: user}, access.Shown{Via: access.ViaRobot, Proof: robot.Generation}}, nil
 	}
-	if d.passwords.remembered(user, password) {
-		return login{access.Caller{Subject: user}, access.ViaPassword}, nil
+	if proof, ok := d.passwords.remembered(user, password); ok {
+		return login{access.Caller{Subject: user}, access.Shown{Via: access.ViaPassword, Proof: proof}}, nil
 	}
-	err := d.passwords.verify(r.Context(), d.throttle, transport.SourceOf(r.RemoteAddr), user, password)
+	proof, err := d.passwords.verify(r.Context(), d.throttle, transport.SourceOf(r.RemoteAddr), user, password)
 	switch {
 	case errors.Is(err, errThrottled):
 		d.m.throttled.Inc()
@@ -159,7 +159,7 @@ func (d *Door) byPassword(r *http.Request, user, password string) (login, error)
 		err = fmt.Errorf("%w: %w", errCredentials, err)
 		d.failed(r, user, err)
 	}
-	return login{access.Caller{Subject: user}, access.ViaPassword}, err
+	return login{access.Caller{Subject: user}, access.Shown{Via: access.ViaPassword, Proof: proof}}, err
 }
 
 // told notes a failure with what nobody can guess, errCredentials. Of an address that has many they are answered 429,
@@ -184,7 +184,7 @@ func (d *Door) byIDToken(ctx context.Context, raw string) (login, error) {
 	case err != nil:
 		return login{}, fmt.Errorf("%w: %w", errCredentials, err)
 	}
-	return login{c, access.ViaOIDC}, nil
+	return login{c, access.Shown{Via: access.ViaOIDC}}, nil
 }
 
 // byToken takes a token of this cluster, or of an issuer.
@@ -194,13 +194,13 @@ func (d *Door) byToken(r *http.Request, raw string) (login, error) {
 		return l, d.told(r, "", err)
 	}
 	c, err := d.state.Parse(r.Context(), raw, d.cfg.Service)
-	if err == nil && c.Via == access.ViaPassword && !d.passwords.has(c.Subject) {
-		err = fmt.Errorf("%w: its user was removed", access.ErrToken)
+	if err == nil && c.Via == access.ViaPassword && d.passwords.proof(c.Subject) != c.Proof {
+		err = fmt.Errorf("%w: its user was removed, or has another password", access.ErrToken)
 	}
 	if errors.Is(err, access.ErrToken) {
 		return login{}, fmt.Errorf("%w: %w", errCredentials, err)
 	}
-	return login{c.Caller(), c.Via}, err
+	return login{c.Caller(), access.Shown{Via: c.Via, Proof: c.Proof}}, err
 }
 
 // failed notes a login that showed nobody: the user's name where it is one, and never what was shown.

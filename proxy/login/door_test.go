@@ -318,14 +318,18 @@ func revocation(t *testing.T) {
 		t.Errorf("rules that can't be read: %v, log %s", err, r.log.String())
 	}
 	r.write("rules.yaml", `rules: [{repositories: ["**"], subjects: [bob], allow: [pull]}]`)
-	r.write("htpasswd", r.line("ann", "new")+r.line("bob", "bob-secret"))
 	time.Sleep(2 * time.Second)
 	want("ann, by other rules", anns, 403)
+	r.write("htpasswd", r.line("ann", "new")+r.line("bob", "bob-secret"))
+	time.Sleep(2 * time.Second)
+	want("ann, who has another password", anns, 401)
 	want("ann with the old password", basic("ann", "ann-secret"), 401)
 	want("bob", basic("bob", "bob-secret"), 200)
+	news := r.token(basic("ann", "new"), "repository:team/a:pull")
+	want("ann with the new password", news, 403)
 	r.write("htpasswd", r.line("bob", "bob-secret"))
 	time.Sleep(2 * time.Second)
-	want("ann, who was removed", anns, 401)
+	want("ann, who was removed", news, 401)
 }
 
 // A new key signs without an outage: at another door too, before that has heard of it.

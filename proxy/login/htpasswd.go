@@ -6,6 +6,7 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -149,20 +150,39 @@ func (p *passwords) pair(user, password string, hash []byte) (sum [sha256.Size]b
 	return [sha256.Size]byte(h.Sum(nil))
 }
 
-// remembered reports whether the pair was right lately, and still is.
-func (p *passwords) remembered(user, password string) bool {
+// proof returns what tokens of a user have, at all proxies that have the same line of the file; when there is no such
+// user, what none has.
+func (p *passwords) proof(user string) string {
 	hash, ok := p.users().hashes[user]
 	if !ok {
-		return false
+		return "none"
 	}
-	at, ok := p.verified.Get(p.pair(user, password, hash))
-	return ok && time.Since(at) < verifiedFor
+	return proofOf(user, hash)
 }
 
-// verify returns nil for the right password, errPassword for a wrong one, errThrottled when the source has to wait, and
-// registry.ErrTooManyRequests when too many are being compared. A wrong one takes as long whoever's it is, also for a
-// user that there is not. Those that come from a source at once with the same pair are one.
-func (p *passwords) verify(ctx context.Context, t *throttle, source, user, password string) error {
+// proofOf returns a fingerprint of a line of the file. It tells nothing of the password: bcrypt's salt, 128 random
+// bits, is in the line alone.
+func proofOf(user string, hash []byte) string {
+	h := sha256.New()
+	fmt.Fprintf(h, "kraken user %d:%s", len(user), user) // a hash never fails
+	h.Write(hash)
+	return base64.RawURLEncoding.EncodeToString(h.Sum(nil)[:12])
+}
+
+// remembered reports whether the pair was right lately, and still is, and returns the user's proof.
+func (p *passwords) remembered(user, password string) (proof string, ok bool) {
+	hash, ok := p.users().hashes[user]
+	if !ok {
+		return "", false
+	}
+	at, ok := p.verified.Get(p.pair(user, password, hash))
+	return proofOf(user, hash), ok && time.Since(at) < verifiedFor
+}
+
+// verify returns the user's proof for the right password, errPassword for a wrong one, errThrottled when the source has
+// to wait, and registry.ErrTooManyRequests when too many are being compared. A wrong one takes as long whoever's it is,
+// also for a user that there is not. Those that come from a source at once with the same pair are one.
+func (p *passwords) verify(ctx context.Context, t *throttle, source, user, password string) (proof string, err error) {
 	users := p.users()
 	hash, ok := users.hashes[user]
 	highest := users.highest
@@ -173,7 +193,7 @@ func (p *passwords) verify(ctx context.Context, t *throttle, source, user, passw
 		hash = p.nobody(highest)
 	}
 	pair := p.pair(user, password, hash)
-	_, err, _ := p.flight.Do(string(pair[:])+source, func() (any, error) {
+	_, err, _ = p.flight.Do(string(pair[:])+source, func() (any, error) {
 		back, wait := t.take(source, user)
 		if wait > 0 {
 			return nil, &registry.RetryError{Err: errThrottled, After: wait}
@@ -190,7 +210,7 @@ func (p *passwords) verify(ctx context.Context, t *throttle, source, user, passw
 		}
 		return nil, err
 	})
-	return err
+	return proofOf(user, hash), err
 }
 
 func (p *passwords) compare(ctx context.Context, hash []byte, highest int, password string) error {

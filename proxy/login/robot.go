@@ -11,7 +11,8 @@ import (
 // keyPrefix makes a robot's key known to programs that look for leaked secrets.
 const keyPrefix = "krk_"
 
-// NewRobot makes a robot with a key of 256 random bits. The robot has only the key's hash.
+// NewRobot makes a robot with a key of 256 random bits. The robot has only the key's hash; build-index gives it a
+// generation.
 func NewRobot(name, note string, now time.Time, life time.Duration) (r cluster.Robot, key string) {
 	b := make([]byte, 32)
 	rand.Read(b) // never fails

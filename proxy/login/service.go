@@ -69,7 +69,7 @@ func (d *Door) serveToken(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	l.caller.Scopes = d.policy.Get().Grant(l.caller, access.ParseScopes(scopes))
-	token, issued, err := d.signer.sign(l.caller, l.via)
+	token, issued, err := d.signer.sign(l.caller, l.shown)
 	if err != nil {
 		return err
 	}

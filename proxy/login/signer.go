@@ -74,7 +74,7 @@ func (s *signer) renew(ctx context.Context) error {
 var errNoKey = errors.New("no key for tokens is published yet")
 
 // sign returns a token for the caller.
-func (s *signer) sign(c access.Caller, via string) (token string, issued time.Time, err error) {
+func (s *signer) sign(c access.Caller, by access.Shown) (token string, issued time.Time, err error) {
 	s.mu.Lock()
 	k, until := s.key, s.until
 	s.mu.Unlock()
@@ -82,7 +82,7 @@ func (s *signer) sign(c access.Caller, via string) (token string, issued time.Ti
 	if k == nil || now.After(until) {
 		return "", now, fmt.Errorf("%w: %w", registry.ErrUnavailable, errNoKey)
 	}
-	token, err = k.Sign(c, via, s.service, now, s.lifetime)
+	token, err = k.Sign(c, by, s.service, now, s.lifetime)
 	return token, now, err
 }
 

@@ -76,11 +76,8 @@ func notSlowed(t *testing.T) {
 // one who asks.
 func TestThrottleInParallel(t *testing.T) {
 	r := newRig(t)
-	h, err := bcrypt.GenerateFromPassword([]byte("zoe-secret"), 8)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.write("htpasswd", "zoe:"+string(h)+"\n")
+	r.write("htpasswd", r.line("zoe", "zoe-secret"))
+	var err error
 	if r.door.passwords, err = openPasswords(r.path("htpasswd"), slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
