@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -52,7 +53,44 @@ func (x *Index) putTokenKey(w http.ResponseWriter, r *http.Request, p registry.E
 	if k.ID != p.Key || !cluster.TokenKeyID.MatchString(k.ID) || len(k.JWK) == 0 || k.Expires.After(time.Now().Add(maxKeyLife)) {
 		return fmt.Errorf("%w: want the key %.80q, with an end", errBody, p.Key)
 	}
-	return x.putEntry(w, r, names.AccessEntry{Kind: kindKey, Name: k.ID, Expires: k.Expires.Unix()}, k)
+	k.Owner = ownerOf(r)
+	drop, err := x.keysTooMany(r.Context(), k)
+	if err != nil {
+		return fmt.Errorf("read keys: %w", err)
+	}
+	return x.putEntry(w, r, names.AccessEntry{Kind: kindKey, Name: k.ID, Expires: k.Expires.Unix()}, k, drop...)
+}
+
+// ownerOf returns whose certificate a request has, or else from which address it comes.
+func ownerOf(r *http.Request) string {
+	if p, ok := cluster.Caller(r.Context()); ok && p.ID != "" {
+		return p.String()
+	}
+	return transport.SourceOf(r.RemoteAddr)
+}
+
+// keysTooMany returns the keys that go when k comes: of those of its owner, and of all, that end first. A proxy that
+// signs puts its key again and again, so that these are of proxies that are gone. A key is never refused: who can't put
+// one can let nobody in.
+func (x *Index) keysTooMany(ctx context.Context, k cluster.TokenKey) (drop []string, err error) {
+	all, err := entries[cluster.TokenKey](ctx, x.db, kindKey)
+	if err != nil {
+		return nil, err
+	}
+	all = slices.DeleteFunc(all, func(o cluster.TokenKey) bool { return o.ID == k.ID })
+	slices.SortFunc(all, func(a, b cluster.TokenKey) int { return b.Expires.Compare(a.Expires) })
+	own, kept := 0, 0
+	for _, o := range all {
+		if o.Owner == k.Owner {
+			own++
+		}
+		if o.Owner == k.Owner && own >= cluster.MaxOwnKeys || kept >= cluster.MaxTokenKeys-1 {
+			drop = append(drop, o.ID)
+			continue
+		}
+		kept++
+	}
+	return drop, nil
 }
 
 func (x *Index) putRobot(w http.ResponseWriter, r *http.Request, p registry.ExtensionPath) error {
@@ -62,6 +100,9 @@ func (x *Index) putRobot(w http.ResponseWriter, r *http.Request, p registry.Exte
 	}
 	if b.Name != p.Key || !cluster.RobotName.MatchString(b.Name) || !cluster.RobotHash.MatchString(b.Hash) || b.Expires.IsZero() {
 		return fmt.Errorf("%w: want the robot %.80q, with the hash of its key and its end", errBody, p.Key)
+	}
+	if err := x.roomForRobot(r.Context(), b); err != nil {
+		return err
 	}
 	b.Generation, b.Created = rand.Text(), time.Now().UTC().Truncate(time.Second)
 	return x.putEntry(w, r, names.AccessEntry{Kind: kindRobot, Name: b.Name, Expires: b.Expires.Unix()}, b)
@@ -94,33 +135,42 @@ func readEntry(r *http.Request, into any) error {
 	return nil
 }
 
-// maxEntries bounds the entries of a kind.
-var maxEntries = map[string]int{kindKey: cluster.MaxTokenKeys, kindRobot: cluster.MaxRobots}
-
-// putEntry writes an entry with the value v, and drops those that have ended.
-func (x *Index) putEntry(w http.ResponseWriter, r *http.Request, e names.AccessEntry, v any) (err error) {
+// putEntry writes an entry with the value v, and drops others of its kind, and those that have ended.
+func (x *Index) putEntry(w http.ResponseWriter, r *http.Request, e names.AccessEntry, v any, drop ...string) (err error) {
 	if e.Value, err = json.Marshal(v); err != nil {
 		return fmt.Errorf("%w: %w", errBody, err)
 	}
-	have, err := x.db.Access(r.Context(), e.Kind)
-	if err != nil {
-		return err
-	}
-	now := time.Now().Unix()
-	live := 0
-	for _, h := range have {
-		if h.Name != e.Name && (h.Expires == 0 || h.Expires >= now) {
-			live++
+	err = x.db.Update(r.Context(), func(tx names.Tx) error {
+		for _, name := range drop {
+			if err := tx.DeleteAccess(e.Kind, name); err != nil && !errors.Is(err, names.ErrNotFound) {
+				return err
+			}
 		}
-	}
-	if live >= maxEntries[e.Kind] {
-		return fmt.Errorf("%w: there are %d of them", registry.ErrTooManyRequests, live)
-	}
-	err = x.db.Update(r.Context(), func(tx names.Tx) error { return errors.Join(tx.DropAccess(now), tx.PutAccess(e)) })
+		return errors.Join(tx.DropAccess(time.Now().Unix()), tx.PutAccess(e))
+	})
 	if err != nil {
 		return fmt.Errorf("keep %s %s: %w", e.Kind, e.Name, x.full(err))
 	}
 	w.WriteHeader(http.StatusCreated)
+	return nil
+}
+
+// roomForRobot returns registry.ErrTooManyRequests for a robot that would be one too many, or make all of them more
+// than can be told at once.
+func (x *Index) roomForRobot(ctx context.Context, b cluster.Robot) error {
+	have, err := x.db.Access(ctx, kindRobot)
+	if err != nil {
+		return fmt.Errorf("read robots: %w", err)
+	}
+	live, size, now := 0, 0, time.Now().Unix()
+	for _, h := range have {
+		if h.Name != b.Name && (h.Expires == 0 || h.Expires >= now) {
+			live, size = live+1, size+len(h.Value)
+		}
+	}
+	if live >= cluster.MaxRobots || size+cluster.MaxAccessEntry > cluster.MaxRobotsSize {
+		return fmt.Errorf("%w: there are %d of them, with %d bytes", registry.ErrTooManyRequests, live, size)
+	}
 	return nil
 }
 

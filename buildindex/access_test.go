@@ -1,11 +1,14 @@
 package buildindex
 
 import (
+	"encoding/json"
+	"fmt"
 	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
 
+	"kraken/buildindex/names"
 	"kraken/proto/cluster"
 	"kraken/proto/registry"
 )
@@ -43,5 +46,49 @@ func TestRobotsAreTold(t *testing.T) {
 			t.Errorf("a robot is %+v", got)
 		}
 		seen[s.Robots[0].Generation] = true
+	}
+}
+
+// Keys of proxies that are gone make room for those that come: nobody is refused, and one owner, however often it
+// starts, takes no other's place.
+func TestKeysNeverRunOut(t *testing.T) {
+	r := newRig(t)
+	c := r.extended()
+	now := time.Now()
+	put := func(owner string, i int, end time.Time) {
+		k := cluster.TokenKey{ID: fmt.Sprintf("%s-%d", owner, i), JWK: []byte("{}"), Expires: end, Owner: owner}
+		v, err := json.Marshal(k)
+		r.must(err)
+		r.must(r.x.db.Update(t.Context(), func(tx names.Tx) error {
+			return tx.PutAccess(names.AccessEntry{Kind: kindKey, Name: k.ID, Value: v, Expires: end.Unix()})
+		}))
+	}
+	for i := range cluster.MaxOwnKeys {
+		put("127.0.0.1", i, now.Add(time.Duration(i+1)*time.Minute))
+	}
+	for i := range cluster.MaxTokenKeys - cluster.MaxOwnKeys {
+		put("others", i, now.Add(time.Hour))
+	}
+	for i := range 3 {
+		r.must(c.PutTokenKey(t.Context(), cluster.TokenKey{ID: fmt.Sprint("new", i), JWK: []byte("{}"), Expires: now.Add(2 * time.Hour), Owner: "others"}))
+	}
+	s, err := c.Access(t.Context())
+	r.must(err)
+	have := map[string]int{}
+	ids := map[string]bool{}
+	for _, k := range s.Keys {
+		have[k.Owner]++
+		ids[k.ID] = true
+	}
+	if have["127.0.0.1"] != cluster.MaxOwnKeys || have["others"] != cluster.MaxTokenKeys-cluster.MaxOwnKeys || !ids["new0"] || !ids["new2"] || ids["127.0.0.1-2"] || !ids["127.0.0.1-3"] {
+		t.Errorf("%v; the first ones %v %v", have, ids["127.0.0.1-2"], ids["127.0.0.1-3"])
+	}
+	// An owner with few keys comes to a full table.
+	put("10.9.9.9", 0, now.Add(time.Second*30))
+	r.must(c.PutTokenKey(t.Context(), cluster.TokenKey{ID: "new3", JWK: []byte("{}"), Expires: now.Add(2 * time.Hour)}))
+	s, err = c.Access(t.Context())
+	r.must(err)
+	if len(s.Keys) > cluster.MaxTokenKeys {
+		t.Errorf("%d keys", len(s.Keys))
 	}
 }

@@ -72,11 +72,11 @@ func (c Claims) Caller() Caller {
 type SigningKey struct {
 	id     string
 	signer jose.Signer
-	public cluster.TokenKey
+	jwk    json.RawMessage // the public half
 }
 
-// NewSigningKey makes a key whose tokens are valid until expires at most.
-func NewSigningKey(expires time.Time) (*SigningKey, error) {
+// NewSigningKey makes a key.
+func NewSigningKey() (*SigningKey, error) {
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("make a key for tokens: %w", err)
@@ -92,12 +92,17 @@ func NewSigningKey(expires time.Time) (*SigningKey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a key for tokens: %w", err)
 	}
-	k.public = cluster.TokenKey{ID: k.id, JWK: b, Expires: expires.UTC().Truncate(time.Second)}
+	k.jwk = b
 	return k, nil
 }
 
-// Public returns the public half.
-func (k *SigningKey) Public() cluster.TokenKey { return k.public }
+// ID returns what tokens call the key.
+func (k *SigningKey) ID() string { return k.id }
+
+// Public returns the public half, of which no token is valid after expires.
+func (k *SigningKey) Public(expires time.Time) cluster.TokenKey {
+	return cluster.TokenKey{ID: k.id, JWK: k.jwk, Expires: expires.UTC().Truncate(time.Second)}
+}
 
 // Sign returns a token for a service that shows the caller, with what it may do, from now on for a while.
 func (k *SigningKey) Sign(c Caller, by Shown, service string, now time.Time, lifetime time.Duration) (string, error) {

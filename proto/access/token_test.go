@@ -14,9 +14,9 @@ import (
 	"kraken/proto/registry"
 )
 
-func keyOf(t testing.TB, life time.Duration) *SigningKey {
+func keyOf(t testing.TB) *SigningKey {
 	t.Helper()
-	k, err := NewSigningKey(time.Now().Add(life))
+	k, err := NewSigningKey()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -25,14 +25,14 @@ func keyOf(t testing.TB, life time.Duration) *SigningKey {
 
 // A token is taken for its service, while it lasts, from a key that is known; anything else shows nobody.
 func TestTokens(t *testing.T) {
-	k, other := keyOf(t, time.Hour), keyOf(t, time.Hour)
+	k, other := keyOf(t), keyOf(t)
 	now := time.Now()
 	ann := Caller{Subject: "ann", Groups: []string{"x:g"}, Scopes: []Scope{{TypeRepository, "a", []string{"pull"}}}}
 	token, err := k.Sign(ann, Shown{Via: ViaPassword}, "kraken", now, 5*time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
-	keys, err := ParseKeys([]cluster.TokenKey{k.Public()}, now)
+	keys, err := ParseKeys([]cluster.TokenKey{k.Public(time.Now().Add(time.Hour))}, now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +63,7 @@ func TestTokens(t *testing.T) {
 			t.Errorf("%s: %+v, %v", name, c, err)
 		}
 	}
-	if got, _ := ParseKeys([]cluster.TokenKey{k.Public()}, now.Add(2*time.Hour)); len(got) != 0 {
+	if got, _ := ParseKeys([]cluster.TokenKey{k.Public(time.Now().Add(time.Hour))}, now.Add(2*time.Hour)); len(got) != 0 {
 		t.Error("a key outlives its end")
 	}
 }
@@ -71,7 +71,7 @@ func TestTokens(t *testing.T) {
 // A key is never published with its private half.
 func TestPublicKeyIsPublic(t *testing.T) {
 	var k map[string]any
-	if err := json.Unmarshal(keyOf(t, time.Hour).Public().JWK, &k); err != nil || k["d"] != nil || k["x"] == nil {
+	if err := json.Unmarshal(keyOf(t).Public(time.Now().Add(time.Hour)).JWK, &k); err != nil || k["d"] != nil || k["x"] == nil {
 		t.Errorf("%v, %v", k, err)
 	}
 }
@@ -95,9 +95,9 @@ func TestStateHearsOfKeys(t *testing.T) {
 		index := &shared{}
 		s := NewState(index.fetch, time.Minute, slog.New(slog.DiscardHandler))
 		ctx := t.Context()
-		k := keyOf(t, time.Hour)
+		k := keyOf(t)
 		robot := Caller{Subject: "robot+ci", Scopes: []Scope{}}
-		index.state = cluster.AccessState{Keys: []cluster.TokenKey{k.Public()}, Robots: []cluster.Robot{{Name: "ci", Generation: "one", Expires: time.Now().Add(time.Hour)}}}
+		index.state = cluster.AccessState{Keys: []cluster.TokenKey{k.Public(time.Now().Add(time.Hour))}, Robots: []cluster.Robot{{Name: "ci", Generation: "one", Expires: time.Now().Add(time.Hour)}}}
 		token, err := k.Sign(robot, Shown{ViaRobot, "one"}, "kraken", time.Now(), 10*time.Minute)
 		if err != nil {
 			t.Fatal(err)
@@ -110,7 +110,7 @@ func TestStateHearsOfKeys(t *testing.T) {
 		if _, err := s.Parse(ctx, token, "kraken"); err != nil {
 			t.Errorf("while build-index is away: %v", err)
 		}
-		unknown, err := keyOf(t, time.Hour).Sign(robot, Shown{ViaRobot, "one"}, "kraken", time.Now(), time.Minute)
+		unknown, err := keyOf(t).Sign(robot, Shown{ViaRobot, "one"}, "kraken", time.Now(), time.Minute)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -140,10 +140,10 @@ func TestRobotsGenerations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		index := &shared{}
 		s := NewState(index.fetch, time.Minute, slog.New(slog.DiscardHandler))
-		k := keyOf(t, time.Hour)
+		k := keyOf(t)
 		put := func(generation string) {
 			// made on a machine whose clock is wrong
-			index.state = cluster.AccessState{Keys: []cluster.TokenKey{k.Public()}, Robots: []cluster.Robot{{Name: "ci", Generation: generation, Created: time.Now().Add(10 * time.Minute), Expires: time.Now().Add(time.Hour)}}}
+			index.state = cluster.AccessState{Keys: []cluster.TokenKey{k.Public(time.Now().Add(time.Hour))}, Robots: []cluster.Robot{{Name: "ci", Generation: generation, Created: time.Now().Add(10 * time.Minute), Expires: time.Now().Add(time.Hour)}}}
 		}
 		token := func(generation string) string {
 			raw, err := k.Sign(Caller{Subject: "robot+ci", Scopes: []Scope{}}, Shown{ViaRobot, generation}, "kraken", time.Now(), 10*time.Minute)
@@ -181,12 +181,12 @@ func TestRobotsGenerations(t *testing.T) {
 }
 
 func FuzzToken(f *testing.F) {
-	k := keyOf(f, time.Hour)
+	k := keyOf(f)
 	token, err := k.Sign(Caller{Subject: "ann"}, Shown{}, "kraken", time.Now(), time.Minute)
 	if err != nil {
 		f.Fatal(err)
 	}
-	keys, err := ParseKeys([]cluster.TokenKey{k.Public()}, time.Now())
+	keys, err := ParseKeys([]cluster.TokenKey{k.Public(time.Now().Add(time.Hour))}, time.Now())
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -22,11 +22,14 @@ type AccessState struct {
 }
 
 // TokenKey is a public key that tokens are signed with (PUT /v2/_kraken/tokenkeys/<id>). Each proxy makes its own, and
-// its private half stays there.
+// its private half stays there. While it signs it puts the key again and again, each time with a later end, so that the
+// key of a proxy that is gone ends soon.
 type TokenKey struct {
 	ID      string          `json:"id"`
 	JWK     json.RawMessage `json:"jwk"`
 	Expires time.Time       `json:"expires"` // after this no token of it is valid
+	// Owner is whose certificate it was put with, or else from which address; build-index says it.
+	Owner string `json:"owner,omitempty"`
 }
 
 // Robot is a key for programs (PUT, DELETE /v2/_kraken/robots/<name>).
@@ -44,9 +47,11 @@ type Robot struct {
 
 // Limits of what is kept.
 const (
-	MaxTokenKeys   = 1000
+	MaxTokenKeys   = 1000 // beyond it, those go that end first
+	MaxOwnKeys     = 200  // of one owner, likewise
 	MaxRobots      = 10_000
 	MaxAccessEntry = 4 << 10 // bytes of one
+	MaxRobotsSize  = 8 << 20 // of all robots: with all keys it is less than a client reads
 	MaxMembers     = 2000    // digests of one Members
 )
 

@@ -56,6 +56,8 @@ func (c *Config) Validate(m *config.Mistakes, key string) {
 	}
 	if d := time.Duration(c.KeyLifetime); d < 5*time.Second || d > 14*24*time.Hour {
 		m.Add(key+".key_lifetime", "%s is not in 5s..336h", d)
+	} else if least := time.Duration(c.TokenLifetime) / 60; d < least {
+		m.Add(key+".key_lifetime", "%s is less than a sixtieth of token_lifetime, %s: too many keys would have to be kept", d, least)
 	}
 	if c.Rules == "" {
 		if c.Htpasswd != "" || len(c.OIDC) > 0 || c.Certificates {

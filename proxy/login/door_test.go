@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -35,6 +36,7 @@ type index struct {
 	mu    sync.Mutex
 	state cluster.AccessState
 	away  bool
+	puts  int // of keys
 }
 
 var errAway = errors.New("away")
@@ -56,7 +58,8 @@ func (x *index) PutTokenKey(_ context.Context, k cluster.TokenKey) error {
 	if x.away {
 		return errAway
 	}
-	x.state.Keys = append(x.state.Keys, k)
+	x.puts++
+	x.state.Keys = append(slices.DeleteFunc(x.state.Keys, func(o cluster.TokenKey) bool { return o.ID == k.ID }), k)
 	return nil
 }
 
@@ -362,6 +365,58 @@ func TestKeyRotation(t *testing.T) {
 		t.Error("a key was published to nobody")
 	}
 	r.token(basic("ann", "ann-secret"), "repository:team/a:pull") // signed with the key before
+}
+
+// A key is published again while it signs, with an end that is near: that of a proxy that is gone is soon none, and a
+// token outlives neither its key nor a build-index that was away.
+func TestKeysAreLeased(t *testing.T) { synctest.Test(t, leased) }
+
+func leased(t *testing.T) {
+	r := newRig(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.door.signer.run(ctx) }()
+	life := time.Duration(r.door.cfg.TokenLifetime)
+	check := func(keys int) {
+		t.Helper()
+		synctest.Wait()
+		now, live := time.Now(), 0
+		for _, k := range r.index.state.Keys {
+			if k.Expires.After(now) {
+				live++
+			}
+			if k.Expires.After(now.Add(life + keyHold)) {
+				t.Errorf("a key is good for %s", k.Expires.Sub(now))
+			}
+		}
+		if live != keys {
+			t.Errorf("%d keys are good, want %d", live, keys)
+		}
+		r.heard()
+		if w := r.do("GET", "/v2/team/a/manifests/x", r.token(basic("ann", "ann-secret"), "repository:team/a:pull")); w.Code != 200 {
+			t.Errorf("a token: %d %s", w.Code, w.Body)
+		}
+	}
+	check(1)
+	time.Sleep(time.Hour)
+	check(1)
+	if r.index.puts > 40 {
+		t.Errorf("a key was put %d times in an hour", r.index.puts)
+	}
+	r.index.away = true
+	time.Sleep(time.Hour)
+	r.index.away = false
+	time.Sleep(publishEvery)
+	check(1)
+	time.Sleep(22 * time.Hour) // another key signs
+	check(1)
+	if len(r.index.state.Keys) != 2 {
+		t.Errorf("%d keys were made", len(r.index.state.Keys))
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
 }
 
 // Who guesses is slowed; who was right lately is not, from the same address.

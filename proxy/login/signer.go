@@ -24,9 +24,17 @@ type signer struct {
 
 	mu    sync.Mutex
 	key   *access.SigningKey // nil until one is published
-	until time.Time          // when key signs no more
+	made  time.Time
+	until time.Time // when key signs no more
 	err   error
 }
+
+// A key is published for keyHold longer than its tokens live, and again each keyAgain while it signs: that of a proxy
+// that is gone ends soon, however often proxies start. While build-index is away those who have heard of a key go on.
+const (
+	keyHold  = 10 * time.Minute
+	keyAgain = 2 * time.Minute
+)
 
 // keyMargin is how long before the end of a key the next one is made, as a share of its life.
 const keyMargin = 10
@@ -34,11 +42,11 @@ const keyMargin = 10
 // publishEvery is how often a key is published again that could not be.
 const publishEvery = time.Second
 
-// run makes keys until ctx ends.
+// run makes keys, and publishes them again, until ctx ends.
 func (s *signer) run(ctx context.Context) error {
 	for {
-		next := s.keyLife - s.keyLife/keyMargin
-		if err := s.renew(ctx); err != nil {
+		next := min(keyAgain, s.rotate())
+		if err := s.keep(ctx); err != nil {
 			next = publishEvery
 		}
 		t := time.NewTimer(next)
@@ -51,24 +59,50 @@ func (s *signer) run(ctx context.Context) error {
 	}
 }
 
+// rotate is how old a key becomes before another takes its place.
+func (s *signer) rotate() time.Duration { return s.keyLife - s.keyLife/keyMargin }
+
+// keep publishes the key again, or another one in its place when it is too old.
+func (s *signer) keep(ctx context.Context) error {
+	s.mu.Lock()
+	k, made := s.key, s.made
+	s.mu.Unlock()
+	if k == nil || time.Since(made) >= s.rotate() {
+		return s.renew(ctx)
+	}
+	return s.told(ctx, s.put(ctx, k))
+}
+
+// put publishes a key, which is then good for all tokens that it signs before it has to be published again.
+func (s *signer) put(ctx context.Context, k *access.SigningKey) error {
+	return s.publish(ctx, k.Public(time.Now().Add(s.lifetime+keyHold)))
+}
+
 // renew makes a key, publishes it, and signs with it from then on.
 func (s *signer) renew(ctx context.Context) error {
-	until := time.Now().Add(s.keyLife)
-	k, err := access.NewSigningKey(until.Add(s.lifetime + time.Minute))
+	now := time.Now()
+	k, err := access.NewSigningKey()
 	if err == nil {
-		err = s.publish(ctx, k.Public())
+		err = s.put(ctx, k)
 	}
+	if err == nil {
+		s.mu.Lock()
+		s.key, s.made, s.until = k, now, now.Add(s.keyLife)
+		s.mu.Unlock()
+		s.log.Info("tokens are signed with a new key", "key", k.ID())
+	}
+	return s.told(ctx, err)
+}
+
+// told notes how publishing went, and says a failure in the log when it is the first.
+func (s *signer) told(ctx context.Context, err error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.err = err; err != nil {
-		if ctx.Err() == nil {
-			s.log.Warn("a key for tokens was not published, the one before stays", "error", err)
-		}
-		return err
+	if err != nil && s.err == nil && ctx.Err() == nil {
+		s.log.Warn("a key for tokens was not published, it is tried again", "error", err)
 	}
-	s.key, s.until = k, until
-	s.log.Info("tokens are signed with a new key", "key", k.Public().ID)
-	return nil
+	s.err = err
+	return err
 }
 
 var errNoKey = errors.New("no key for tokens is published yet")
