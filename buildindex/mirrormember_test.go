@@ -117,7 +117,7 @@ func TestClaimIsNoMembership(t *testing.T) {
 	wantAsked(t, u, "[]")
 	r.wantMember(t.Context(), repo, layerOf(secret).Digest, registry.ErrBlobUnknown)
 	r.wantMember(t.Context(), repo, layerOf(later).Digest, registry.ErrBlobUnknown)
-	wantAsked(t, u, "[blob:2]")
+	wantAsked(t, u, "[stat:2]")
 	r.old(0)
 	u.Fail(script.Rule{Refuse: true})
 	if _, err := r.x.getLayer(t.Context(), repo, layerOf(base).Digest); !errors.Is(err, registry.ErrUnavailable) {
@@ -129,7 +129,7 @@ func TestClaimIsNoMembership(t *testing.T) {
 	for range 3 {
 		r.wantMember(t.Context(), repo, layerOf(base).Digest, nil)
 	}
-	wantAsked(t, u, "[blob:1]")
+	wantAsked(t, u, "[stat:1]")
 	r.start("first.db")
 	u.Fail(script.Rule{Refuse: true})
 	r.wantMember(t.Context(), repo, layerOf(base).Digest, nil) // it has been proved

@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -57,8 +58,8 @@ func parse(req *http.Request) Request {
 	for _, k := range []string{"manifests", "blobs", "referrers"} {
 		if repo, ref, ok := strings.Cut(p, "/"+k+"/"); ok {
 			kind := map[string]string{"manifests": "manifest", "blobs": "blob", "referrers": "referrers"}[k]
-			if kind == "manifest" && req.Method == http.MethodHead {
-				kind = "head"
+			if req.Method == http.MethodHead {
+				kind = cmp.Or(map[string]string{"manifests": "head", "blobs": "stat"}[k], kind)
 			}
 			return Request{Kind: kind, Repository: repo, Reference: ref}
 		}
@@ -79,7 +80,7 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) {
 		w.WriteHeader(http.StatusOK)
 	case "head", "manifest":
 		r.manifest(w, req, q, u)
-	case "blob":
+	case "blob", "stat":
 		r.blob(w, req, q, u)
 	case "referrers":
 		r.referrers(w, req, q, u)

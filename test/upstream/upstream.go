@@ -112,7 +112,7 @@ func (r *Registry) start(h http.Handler) *httptest.Server {
 
 // Request is one that came.
 type Request struct {
-	// Kind is ping, head, manifest, referrers, tags, blob, storage, token or other.
+	// Kind is ping, head, manifest, referrers, tags, stat (a blob's HEAD), blob, storage, token or other.
 	Kind       string
 	Method     string
 	Repository string
