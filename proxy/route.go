@@ -75,8 +75,12 @@ func (p *Proxy) MountBlob(ctx context.Context, repo, from string, d digest.Diges
 // readable returns nil when the caller may pull a blob from the repository from, or from some other that has it, and
 // ErrBlobUnknown when there is none: whether others have it is not told.
 func (p *Proxy) readable(ctx context.Context, from string, d digest.Digest) error {
+	mayPull := func(repo string) bool {
+		// Who may read a repository of mode caller its upstream says, and of credentials for that a proxy takes none.
+		return p.namer.Upstreams().ModeOf(repo) != cluster.ModeCaller && registry.May(ctx, repo, registry.ActionPull)
+	}
 	if from != "" {
-		if !registry.May(ctx, from, registry.ActionPull) {
+		if !mayPull(from) {
 			return registry.ErrBlobUnknown
 		}
 		_, err := p.index.GetLayer(ctx, from, d)
@@ -88,7 +92,7 @@ func (p *Proxy) readable(ctx context.Context, from string, d digest.Digest) erro
 			return cmp.Or(err, error(registry.ErrBlobUnknown))
 		}
 		for _, repo := range page {
-			if registry.May(ctx, repo, registry.ActionPull) {
+			if mayPull(repo) {
 				return nil
 			}
 		}

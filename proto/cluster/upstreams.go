@@ -75,6 +75,13 @@ func (u Upstreams) Match(registry string) (up Upstream, ok bool) {
 // an upstream's, mirrored or not; where it does not, all repositories are the cluster's own.
 func (u Upstreams) Any() bool { return len(u.Upstreams) > 0 }
 
+// Private reports whether there are repositories of ModeCaller.
+func (u Upstreams) Private() bool {
+	return slices.ContainsFunc(u.Upstreams, func(up Upstream) bool {
+		return slices.ContainsFunc(up.Modes, func(m RepositoryMode) bool { return m.Mode == ModeCaller })
+	})
+}
+
 // Mode returns the mode of a repository of the upstream, as it is called there.
 func (u Upstream) Mode(repository string) Mode {
 	for _, m := range u.Modes {
@@ -83,6 +90,19 @@ func (u Upstream) Mode(repository string) Mode {
 		}
 	}
 	return ModePublic
+}
+
+// ModeOf returns the mode of a repository as it is called inside the cluster, ModePublic for one that is no upstream's.
+func (u Upstreams) ModeOf(repository string) Mode {
+	host, rest, ok := SplitUpstream(repository)
+	if !ok {
+		return ModePublic
+	}
+	up, mirrored := u.Match(host)
+	if !mirrored {
+		return ModePublic
+	}
+	return up.Mode(rest)
 }
 
 // SplitUpstream returns the registry and the repository there of an upstream's repository, such as docker.io and
