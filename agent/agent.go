@@ -49,19 +49,19 @@ type Agent struct {
 	announcer   *announcer
 	smallBlob   int64
 
-	sizes   *lru.Cache[digest.Digest, int64] // of blobs, from the manifests that passed by
-	members members
-	door    *ownAccess // nil: everybody may pull the cluster's own repositories
-	doubts  *doubts
-	checked *ttlcache.Cache[string, string]          // "repo@digest" → media type: manifests lately confirmed
-	wrong   *ttlcache.Cache[digest.Digest, []string] // ids of origins that lately sent other bytes to a relay
-	full    atomic.Bool                              // the last pull found no room in the cache
-	refused *ttlcache.Cache[digest.Digest, cutBody]  // blobs of upstreams of which a body was cut off a moment ago
-	granted *ttlcache.Cache[string, struct{}]        // what build-index has granted to whom a moment ago
-	private sync.Map                                 // keys (privateKey) of what came with a caller's credentials
-	tokens  *tokens                                  // of the agent's realm
-	had     *ttlcache.Cache[string, struct{}]        // "repo@digest" of manifests whose blobs can be had
-	resolve singleflight.Group                       // one request to build-index for any number of askers
+	sizes     *lru.Cache[digest.Digest, int64] // of blobs, from the manifests that passed by
+	members   members                          // what blobs of which repositories may be read
+	manifests members                          // which manifests repositories have
+	door      *ownAccess                       // nil: everybody may pull the cluster's own repositories
+	doubts    *doubts
+	checked   *ttlcache.Cache[string, string]          // "repo@digest" → media type: manifests lately confirmed
+	wrong     *ttlcache.Cache[digest.Digest, []string] // ids of origins that lately sent other bytes to a relay
+	full      atomic.Bool                              // the last pull found no room in the cache
+	refused   *ttlcache.Cache[digest.Digest, cutBody]  // blobs of upstreams of which a body was cut off a moment ago
+	granted   *ttlcache.Cache[string, struct{}]        // what repositories callers were let into a moment ago
+	tokens    *tokens                                  // of the agent's realm
+	had       *ttlcache.Cache[string, struct{}]        // "repo@digest" of manifests whose blobs can be had
+	resolve   singleflight.Group                       // one request to build-index for any number of askers
 
 	ctx       context.Context // of pulls: ends when the agent does
 	stop      context.CancelFunc
@@ -118,6 +118,9 @@ func (a *Agent) assemble(c *role.Chassis) (err error) {
 	if a.members, err = newMembers(); err != nil {
 		return err
 	}
+	if a.manifests, err = newMembers(); err != nil {
+		return err
+	}
 	if a.door, err = a.openAccess(c); err != nil {
 		return err
 	}
@@ -151,7 +154,6 @@ func (a *Agent) openCache(c *role.Chassis) (err error) {
 	}
 	c.Closes(a.store.Close)
 	a.store.RegisterMetrics(c.Registry)
-	a.loadPrivate()
 	return nil
 }
 
@@ -241,7 +243,6 @@ func (a *Agent) housekeeping(ctx context.Context) error {
 // evicted tells the swarm and the tracker that a blob has gone: it made room for others, or was rotten.
 func (a *Agent) evicted(d digest.Digest) {
 	a.m.evicted.Inc()
-	a.forgetPrivate(d)
 	if a.swarm != nil {
 		a.swarm.Forget(d)
 	}

@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/jellydator/ttlcache/v3"
-	"github.com/opencontainers/go-digest"
 
 	"kraken/proto/cluster"
 	"kraken/proto/registry"
@@ -41,15 +40,7 @@ const (
 
 // mode returns who may read a repository.
 func (a *Agent) mode(repo string) cluster.Mode {
-	host, rest, ok := cluster.SplitUpstream(repo)
-	if !ok {
-		return cluster.ModePublic
-	}
-	up, mirrored := a.namer.Upstreams().Match(host)
-	if !mirrored {
-		return cluster.ModePublic
-	}
-	return up.Mode(rest)
+	return a.namer.Upstreams().ModeOf(repo)
 }
 
 // callers is the registry.Access of an agent: it asks for credentials where they are needed, and puts what comes into
@@ -185,87 +176,18 @@ func (a *Agent) callerOf(ctx context.Context, repo string) string {
 	return "\x00" + hex.EncodeToString(sum[:])
 }
 
-// grantBlob returns nil when the caller may read a blob by way of a repository: one of mode caller grants it to who has
-// a grant there. A blob that came by such a one is given to others only by way of repositories that have it, too.
-func (a *Agent) grantBlob(ctx context.Context, repo string, d digest.Digest) error {
-	caller := a.callerOf(ctx, repo)
-	switch private := a.isPrivate(d); {
-	case caller == "" && !private:
-		return nil
-	case caller != "" && !private:
-		a.keepPrivate(d)
-	}
-	key := repo + "@" + d.String() + caller
-	if a.granted.Has(key) {
-		return nil
-	}
-	var err error
-	if caller == "" {
-		_, err = a.index.GetLayer(ctx, repo, d)
-	} else {
-		err = a.index.Granted(ctx, repo, d)
-	}
-	if err != nil {
-		return fmt.Errorf("blob %s of %s: %w", d, repo, err)
-	}
-	a.granted.Set(key, struct{}{}, ttlcache.DefaultTTL)
-	return nil
-}
-
 // noteGrant remembers that build-index gave a caller a manifest.
-func (a *Agent) noteGrant(ctx context.Context, repo string, d digest.Digest) {
+func (a *Agent) noteGrant(ctx context.Context, repo string) {
 	if caller := a.callerOf(ctx, repo); caller != "" {
 		a.granted.Set(repo+caller, struct{}{}, ttlcache.DefaultTTL)
-		a.keepPrivate(d)
 	}
 }
 
-// mayHaveStale returns nil when the caller may have what build-index can't be asked about now: who was granted the
-// repository a moment ago, or needs no grant.
-func (a *Agent) mayHaveStale(ctx context.Context, repo string, d digest.Digest) error {
-	caller := a.callerOf(ctx, repo)
-	if caller == "" && !a.isPrivate(d) {
-		return nil
+// mayReadStale returns nil when the caller may read a repository about which build-index can't be asked now: who was
+// granted it a moment ago, or needs no grant.
+func (a *Agent) mayReadStale(ctx context.Context, repo string) error {
+	if caller := a.callerOf(ctx, repo); caller != "" && !a.granted.Has(repo+caller) {
+		return fmt.Errorf("%w: %s is private, and whether the caller may read it can't be asked", registry.ErrUnavailable, repo)
 	}
-	if caller != "" && a.granted.Has(repo+caller) {
-		return nil
-	}
-	return fmt.Errorf("%w: %s of %s is private, and whether the caller may read it can't be asked", registry.ErrUnavailable, d, repo)
-}
-
-func privateKey(d digest.Digest) string { return resolutionKey("private", d.String()) }
-
-// isPrivate reports whether what the cache has of d came with somebody's credentials.
-func (a *Agent) isPrivate(d digest.Digest) bool {
-	_, ok := a.private.Load(privateKey(d))
-	return ok
-}
-
-// keepPrivate notes that d is private, also for the next start.
-func (a *Agent) keepPrivate(d digest.Digest) {
-	key := privateKey(d)
-	if _, known := a.private.LoadOrStore(key, struct{}{}); known {
-		return
-	}
-	if err := a.store.PutName(key, []byte(d)); err != nil {
-		a.log.Warn("that a blob is private is not kept for the next start", "digest", d, "error", err)
-	}
-}
-
-// loadPrivate reads what is private of an earlier start. The names of other things beside it do no harm: no digest has
-// their keys.
-func (a *Agent) loadPrivate() {
-	for _, key := range a.store.Names() {
-		a.private.Store(key, struct{}{})
-	}
-}
-
-// forgetPrivate is for what the cache no longer has.
-func (a *Agent) forgetPrivate(d digest.Digest) {
-	if _, was := a.private.LoadAndDelete(privateKey(d)); !was {
-		return
-	}
-	if err := a.store.DeleteName(privateKey(d)); err != nil {
-		a.log.Warn("the note of a private blob that has gone stays", "digest", d, "error", err)
-	}
+	return nil
 }

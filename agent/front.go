@@ -66,6 +66,9 @@ func (f front) GetManifest(ctx context.Context, repo string, ref registry.Refere
 	ctx, cancel := context.WithTimeoutCause(ctx, headersWithin, errSlow)
 	defer cancel()
 	m, err := f.a.GetManifest(ctx, repo, ref, registry.GetOptions{})
+	if err == nil {
+		f.a.learnMembers(ctx, repo, m)
+	}
 	if err == nil && choosesOnce(ctx) {
 		err = f.a.canBeHad(ctx, repo, m)
 	}
@@ -128,20 +131,20 @@ func (a *Agent) canBeHad(ctx context.Context, repo string, m *registry.Manifest)
 
 // StatBlob implements registry.Blobs.
 func (f front) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.Descriptor, error) {
-	if err := f.a.grantBlob(ctx, repo, d); err != nil {
-		return v1.Descriptor{}, err
-	}
 	if !f.a.isUpstreams(repo) {
 		if err := f.a.checkMember(ctx, repo, d); err != nil {
 			return v1.Descriptor{}, err
 		}
 		return f.a.StatBlob(ctx, repo, d)
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, headersWithin, errSlow)
+	defer cancel()
+	if err := f.a.checkMember(ctx, repo, d); err != nil {
+		return v1.Descriptor{}, late(ctx, err)
+	}
 	if err := f.a.mayRead(d, registry.Whole); err != nil {
 		return v1.Descriptor{}, err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, headersWithin, errSlow)
-	defer cancel()
 	desc, err := f.a.StatBlob(ctx, repo, d)
 	return desc, late(ctx, err)
 }
@@ -149,21 +152,22 @@ func (f front) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.D
 // OpenBlob implements registry.Blobs. Headers are sent when the first bytes are there, so that what can't be had is a
 // 503, and not a body without bytes.
 func (f front) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint registry.Range) (*registry.Content, error) {
-	if err := f.a.grantBlob(ctx, repo, d); err != nil {
-		return nil, err
-	}
 	if !f.a.isUpstreams(repo) {
 		if err := f.a.checkMember(ctx, repo, d); err != nil {
 			return nil, err
 		}
 		return f.a.OpenBlob(ctx, repo, d, hint)
 	}
-	if err := f.a.mayRead(d, hint); err != nil {
-		return nil, err
-	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	limit := time.AfterFunc(headersWithin, func() { cancel(errSlow) })
-	c, err := f.a.OpenBlob(ctx, repo, d, hint)
+	err := f.a.checkMember(ctx, repo, d)
+	if err == nil {
+		err = f.a.mayRead(d, hint)
+	}
+	var c *registry.Content
+	if err == nil {
+		c, err = f.a.OpenBlob(ctx, repo, d, hint)
+	}
 	if err == nil && c.Body != nil {
 		asked, _ := registry.AskedOf(ctx)
 		body := &mirrored{under: c.Body, size: c.Size, ctx: ctx, failed: func(err error) { f.a.refuse(repo, d, cutBody{!asked.Ranged}, err) }}

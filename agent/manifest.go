@@ -70,7 +70,8 @@ func (a *Agent) byTag(ctx context.Context, repo string, ref registry.Reference) 
 		if err := a.keepManifest(m); err != nil {
 			return nil, err
 		}
-		a.noteGrant(ctx, repo, m.Digest)
+		a.noteGrant(ctx, repo)
+		a.manifests.add(memberKey(repo, m.Digest, ""))
 		a.checked.Set(repo+"@"+m.Digest.String()+a.callerOf(ctx, repo), m.MediaType, ttlcache.DefaultTTL)
 		if !known || last.Digest != m.Digest || time.Since(last.Time) > time.Minute {
 			a.rememberResolution(resolution{repo, ref.Tag, m.Digest, m.MediaType, time.Now().UTC()})
@@ -87,7 +88,7 @@ func (a *Agent) byTag(ctx context.Context, repo string, ref registry.Reference) 
 	if age := time.Since(last.Time); age > time.Duration(a.cfg.StaleTags) {
 		return nil, fmt.Errorf("%w; the last known digest of %s:%s is %s old, more than stale_tags allows", err, repo, ref.Tag, age.Round(time.Second))
 	}
-	if err := a.mayHaveStale(ctx, repo, last.Digest); err != nil {
+	if err := a.mayReadStale(ctx, repo); err != nil {
 		return nil, err
 	}
 	a.m.stale.Inc()
@@ -125,15 +126,19 @@ func (a *Agent) byDigest(ctx context.Context, repo string, d digest.Digest) (*re
 		if err := a.keepManifest(m); err != nil {
 			return nil, err
 		}
-		a.noteGrant(ctx, repo, d)
+		a.noteGrant(ctx, repo)
+		a.manifests.add(memberKey(repo, d, ""))
 		a.checked.Set(key, m.MediaType, ttlcache.DefaultTTL)
 		return m, nil
 	}
 	if unreachable == nil {
 		a.checked.Delete(key)
+		if errors.Is(err, registry.ErrManifestUnknown) {
+			a.manifests.seen.Remove(memberKey(repo, d, ""))
+		}
 		return nil, err
 	}
-	if err := a.mayHaveStale(ctx, repo, d); err != nil {
+	if err := a.checkStaleManifest(ctx, repo, d); err != nil {
 		return nil, err
 	}
 	if have == nil {

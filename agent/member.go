@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
@@ -16,9 +15,10 @@ import (
 )
 
 // An agent's cache holds bytes, and bytes are of no repository. So build-index is asked whether the repository that a
-// blob is read by has it; the answer counts for manifest_ttl, which is how soon a deletion is seen here.
+// blob is read by has it, and whether the caller may read it there; the answer counts for manifest_ttl, which is how
+// soon a deletion is seen here.
 
-// members are the memberships that build-index confirmed, by "repo@digest", and when.
+// members are what build-index confirmed that a repository has, by memberKey, and when.
 type members struct{ seen *lru.Cache[string, time.Time] }
 
 // knownMembers bounds them. One that was forgotten is asked for again.
@@ -29,48 +29,80 @@ func newMembers() (members, error) {
 	return members{seen}, err
 }
 
-func memberKey(repo string, d digest.Digest) string { return repo + "@" + d.String() }
+// memberKey names what caller (callerOf) may read.
+func memberKey(repo string, d digest.Digest, caller string) string {
+	return repo + "@" + d.String() + caller
+}
 
-// confirmed returns when build-index confirmed a membership last, at most limit ago.
-func (m members) confirmed(repo string, d digest.Digest, limit time.Duration) bool {
-	at, ok := m.seen.Get(memberKey(repo, d))
+// confirmed reports whether build-index confirmed key at most limit ago.
+func (m members) confirmed(key string, limit time.Duration) bool {
+	at, ok := m.seen.Get(key)
 	return ok && time.Since(at) < limit
 }
 
-func (m members) add(repo string, ds ...digest.Digest) {
+func (m members) add(keys ...string) {
 	now := time.Now()
-	for _, d := range ds {
-		m.seen.Add(memberKey(repo, d), now)
+	for _, k := range keys {
+		m.seen.Add(k, now)
 	}
 }
 
-// checkMember returns nil when a repository of the cluster's own has a blob, ErrBlobUnknown when it has not. While
-// build-index is unreachable what it confirmed within stale_tags counts; what it never confirmed counts where everybody
-// may read everything, because then the digest alone is asked for.
+// memberFor is how long a membership counts for a caller without asking again.
+func (a *Agent) memberFor(caller string) time.Duration {
+	if ttl := time.Duration(a.cfg.ManifestTTL); caller == "" || ttl < grantedFor {
+		return ttl
+	}
+	return grantedFor
+}
+
+// allForAll reports whether everybody may read everything that the cluster has. Then a digest alone is no secret.
+func (a *Agent) allForAll() bool { return a.door == nil && !a.namer.Upstreams().Private() }
+
+// checkMember returns nil when a repository has a blob, and the caller may read it there: ErrBlobUnknown when it has
+// not, ErrUnauthorized and ErrDenied when an upstream says so. While build-index, or the upstream that it would have to
+// ask, is unreachable, what was confirmed within stale_tags counts, of mode caller a moment ago; what was never
+// confirmed counts where everybody may read everything.
 func (a *Agent) checkMember(ctx context.Context, repo string, d digest.Digest) error {
-	if a.members.confirmed(repo, d, time.Duration(a.cfg.ManifestTTL)) {
+	caller := a.callerOf(ctx, repo)
+	key := memberKey(repo, d, caller)
+	if a.members.confirmed(key, a.memberFor(caller)) {
 		return nil
 	}
 	err, unreachable := a.indexHealth.ask(ctx, func(ctx context.Context) error {
+		if _, _, ok := cluster.SplitUpstream(repo); ok { // also before this agent knows what is mirrored
+			return a.index.Granted(ctx, repo, d)
+		}
 		_, err := a.index.GetLayer(ctx, repo, d)
 		return err
 	})
 	switch {
 	case err == nil:
-		a.members.add(repo, d)
+		a.members.add(key)
 		return nil
-	case unreachable != nil:
-		if a.door == nil || a.members.confirmed(repo, d, time.Duration(a.cfg.StaleTags)) {
-			return nil
-		}
-		return fmt.Errorf("%w: whether %s has %s can't be asked: %w", registry.ErrUnavailable, repo, d, err)
-	case errors.Is(err, registry.ErrBlobUnknown):
-		a.members.seen.Remove(memberKey(repo, d))
+	case unreachable == nil:
+		a.members.seen.Remove(key)
+		return fmt.Errorf("blob %s of %s: %w", d, repo, err)
+	case caller == "" && (a.allForAll() || a.members.confirmed(key, time.Duration(a.cfg.StaleTags))):
+		return nil
 	}
-	return fmt.Errorf("blob %s of %s: %w", d, repo, err)
+	return fmt.Errorf("%w: whether %s has %s can't be asked: %w", registry.ErrUnavailable, repo, d, err)
 }
 
-// learnMembers asks build-index in one request which blobs of a manifest its repository has: a runtime reads them next.
+// checkStaleManifest returns nil when a manifest by digest may be given while build-index is unreachable: build-index
+// confirmed within stale_tags that the repository has it, or everybody may read everything; and the caller was granted
+// the repository. Any blob could else be read as a manifest of any repository.
+func (a *Agent) checkStaleManifest(ctx context.Context, repo string, d digest.Digest) error {
+	if err := a.mayReadStale(ctx, repo); err != nil {
+		return err
+	}
+	if a.allForAll() || a.manifests.confirmed(memberKey(repo, d, ""), time.Duration(a.cfg.StaleTags)) {
+		return nil
+	}
+	return fmt.Errorf("%w: whether %s has the manifest %s can't be asked", registry.ErrUnavailable, repo, d)
+}
+
+// learnMembers asks build-index in one request which blobs of a manifest its repository has, and the caller may read
+// there: a runtime reads them next.
 // What it can't learn is asked for blob by blob.
 func (a *Agent) learnMembers(ctx context.Context, repo string, m *registry.Manifest) {
 	if m.Warning != "" {
@@ -92,21 +124,26 @@ func (a *Agent) learnMembers(ctx context.Context, repo string, m *registry.Manif
 		blobs = append(blobs, *doc.Config)
 	}
 	var ask []digest.Digest
+	caller := a.callerOf(ctx, repo)
 	for _, b := range blobs {
-		if len(ask) < cluster.MaxMembers && !a.members.confirmed(repo, b.Digest, time.Duration(a.cfg.ManifestTTL)/2) {
+		if len(ask) < cluster.MaxMembers && !a.members.confirmed(memberKey(repo, b.Digest, caller), a.memberFor(caller)/2) {
 			ask = append(ask, b.Digest)
 		}
 	}
 	if len(ask) == 0 {
 		return
 	}
-	_, _, _ = a.resolve.Do("members "+memberKey(repo, m.Digest), func() (any, error) {
-		got, err := a.index.Members(context.WithoutCancel(ctx), repo, ask)
+	_, _, _ = a.resolve.Do("members "+memberKey(repo, m.Digest, caller), func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(a.cfg.BuildIndexWait))
+		defer cancel()
+		got, err := a.index.Members(ctx, repo, ask)
 		if err != nil {
 			a.log.Debug("the members of a repository were not learned at once", "repository", repo, "error", err)
 			return nil, nil
 		}
-		a.members.add(repo, got...)
+		for _, d := range got {
+			a.members.add(memberKey(repo, d, caller))
+		}
 		return nil, nil
 	})
 }

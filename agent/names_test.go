@@ -50,7 +50,11 @@ func (x *index) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_ = json.NewEncoder(w).Encode(x.upstreams)
 		return
 	}
-	if _, d, ok := strings.Cut(r.URL.Path, "/_kraken/layers/"); ok { // each repository has each blob
+	if strings.Contains(r.URL.Path, "/_kraken/grant/") { // each repository has each blob
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	if _, d, ok := strings.Cut(r.URL.Path, "/_kraken/layers/"); ok {
 		_ = json.NewEncoder(w).Encode(cluster.Layer{Digest: digest.Digest(d)})
 		return
 	}

@@ -1,0 +1,139 @@
+package agent
+
+import (
+	"encoding/base64"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/proto/cluster"
+	"kraken/proto/ring"
+	"kraken/proto/role"
+)
+
+// holding is a build-index that knows which repositories have which blobs, and which of them are a caller's.
+type holding struct {
+	*index
+	blobs map[string]bool // repository@digest
+}
+
+func newHolding(t *testing.T, blobs ...string) *holding {
+	t.Helper()
+	h := &holding{newIndex(t), map[string]bool{}}
+	for _, b := range blobs {
+		h.blobs[b] = true
+	}
+	h.upstreams.Upstreams = append(h.upstreams.Upstreams, cluster.Upstream{Registry: "registry.corp", Modes: []cluster.RepositoryMode{{Repository: "**", Mode: cluster.ModeCaller}}})
+	front := h.index.Server.Config.Handler
+	h.index.Server.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		repo, rest, ok := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/"), "/_kraken/")
+		kind, d, _ := strings.Cut(rest, "/")
+		switch {
+		case !ok || repo == "" || strings.HasPrefix(r.URL.Path, "/v2/_kraken/"):
+			front.ServeHTTP(w, r)
+		case strings.HasPrefix(repo, "registry.corp/") && r.Header.Get(cluster.AuthorizationHeader) == "":
+			w.WriteHeader(http.StatusUnauthorized)
+		case strings.HasPrefix(repo, "registry.corp/"):
+			w.WriteHeader(http.StatusForbidden)
+		case !h.blobs[repo+"@"+d]:
+			w.WriteHeader(http.StatusNotFound)
+		case kind == "grant":
+			w.WriteHeader(http.StatusNoContent)
+		default:
+			fmt.Fprintf(w, `{"digest":%q,"size":1}`, d)
+		}
+	})
+	return h
+}
+
+// A blob is served for an upstream's repository only where build-index says that the repository has it, whatever other
+// repositories have; while build-index is away what it confirmed is.
+func TestBlobsByUpstreamsNames(t *testing.T) {
+	public, secret, unseen := []byte("a public layer"), []byte("team/secret's layer"), []byte("a public layer that was never read here")
+	d, s, n := digest.FromBytes(public), digest.FromBytes(secret), digest.FromBytes(unseen)
+	o := newSource(t, public, secret, unseen)
+	o.allow(everything)
+	x := newHolding(t, "docker.io/library/app@"+d.String(), "docker.io/library/app@"+n.String(), "team/secret@"+s.String())
+	a := startMirror(t, x.index, o.URL)
+	want := func(when string, status map[string]int) {
+		t.Helper()
+		for path, want := range status {
+			for _, method := range []string{http.MethodHead, http.MethodGet} {
+				if resp, body := ask(t, method, "http://"+a.Addr()+"/v2/"+path); resp.StatusCode != want {
+					t.Errorf("%s: %s %s: %s %.60s, want %d", when, method, path, resp.Status, body, want)
+				}
+			}
+		}
+	}
+	want("build-index answers", map[string]int{
+		"docker.io/library/app/blobs/" + d.String(): 200, "library/app/blobs/" + s.String() + "?ns=docker.io": 404, "docker.io/library/x/blobs/" + d.String(): 404,
+		"team/secret/blobs/" + s.String(): 200, "team/other/blobs/" + s.String(): 404, "registry.corp/team/app/blobs/" + s.String(): 401,
+	})
+	x.Close()
+	want("build-index is away", map[string]int{
+		"docker.io/library/app/blobs/" + d.String(): 200, "docker.io/library/app/blobs/" + s.String(): 503, "docker.io/library/app/blobs/" + n.String(): 503,
+		"docker.io/library/app/manifests/" + s.String(): 503, "team/secret/blobs/" + s.String(): 200, "team/other/blobs/" + s.String(): 503,
+	})
+}
+
+// Where rules or callers decide, neither a manifest nor another blob is served by digest while build-index is away,
+// unless it has confirmed that the repository has it.
+func TestManifestsWhileBuildIndexIsAway(t *testing.T) {
+	secret, mine := manifestOf("secret/app's"), manifestOf("mine/app's")
+	blob := []byte("a config with a password")
+	o := newSource(t, []byte(secret), []byte(mine), blob)
+	o.allow(everything)
+	x := newIndex(t)
+	x.put("secret/app", secret)
+	x.put("mine/app", mine)
+	rules := filepath.Join(t.TempDir(), "rules.yaml")
+	if err := os.WriteFile(rules, []byte("rules:\n  - {repositories: [\"mine/**\"], subjects: [anonymous], allow: [pull]}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(http.DefaultClient.CloseIdleConnections)
+	a := startWith(t, Config{
+		Config:  role.Config{Origins: []ring.Member{{ID: "o", URL: o.URL}}},
+		Tracker: role.Endpoint{URL: "http://127.0.0.1:1"}, BuildIndex: role.Endpoint{URL: x.URL},
+		Access: Access{Rules: rules, Modes: []AccessMode{{"**", "caller"}}, Realm: "http://p/token"},
+	})
+	want := func(when, repo, of string, status int) {
+		t.Helper()
+		if resp, body := ask(t, http.MethodGet, "http://"+a.Addr()+"/v2/"+repo+"/manifests/"+digest.FromString(of).String()); resp.StatusCode != status {
+			t.Errorf("%s: %s, %s: %s %s, want %d", when, repo, of, resp.Status, body, status)
+		}
+	}
+	want("build-index answers", "mine/app", mine, 200)
+	want("build-index answers", "mine/app", secret, 404)
+	x.CloseClientConnections()
+	x.Close()
+	want("build-index is away", "mine/app", mine, 200)
+	want("build-index is away", "mine/app", secret, 503)
+	want("build-index is away", "mine/app", string(blob), 503)
+	want("build-index is away", "mine/other", mine, 503)
+	want("build-index is away", "secret/app", secret, 401)
+}
+
+// Who shows credentials that nobody takes leaves nothing behind.
+func TestRefusedCallersLeaveNothing(t *testing.T) {
+	layer := []byte("a private layer")
+	o := newSource(t, layer)
+	o.allow(everything)
+	x := newHolding(t)
+	a := startMirror(t, x.index, o.URL)
+	before := len(a.store.Names())
+	junk := "Basic " + base64.StdEncoding.EncodeToString([]byte("evil:x"))
+	for i := range 100 {
+		resp, _ := as(t, junk, "http://"+a.Addr()+"/v2/team/app/blobs/"+digest.FromString(fmt.Sprint(i)).String()+"?ns=registry.corp")
+		if resp.StatusCode != http.StatusForbidden {
+			t.Fatal(resp.Status)
+		}
+	}
+	if n := len(a.store.Names()) - before; n > 0 {
+		t.Errorf("100 refused requests left %d files", n)
+	}
+}
