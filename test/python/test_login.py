@@ -125,16 +125,23 @@ def test_conformance_behind_a_login(guarded, table, version):
 
 
 class Client:
-    """One client: login, push and pull of a layout v1 of an image at a name. What it says must have no password."""
+    """One client: login, push and pull of a layout v1 of an image at a name. What it says must have no password. With ca, a file, it speaks TLS and trusts
+    that authority and no other; without, it speaks plain HTTP."""
 
     needs = ()
 
-    def __init__(self, dir):
-        self.dir = dir
+    def __init__(self, dir, ca=None):
+        self.dir, self.ca = dir, ca
 
     def run(self, *args, **kw):
         env = dict(os.environ, HOME=self.dir, DOCKER_CONFIG=self.dir, REGISTRY_AUTH_FILE=os.path.join(self.dir, "auth.json"), XDG_RUNTIME_DIR=self.dir)
+        if self.ca:
+            env["SSL_CERT_FILE"] = self.ca
         return run(*args, env=env, **kw)
+
+    def plain(self, *flags):
+        """The flags that plain HTTP needs."""
+        return [] if self.ca else list(flags)
 
     def end(self):
         pass
@@ -163,23 +170,23 @@ class Podman(Client):
     needs = ("podman",)
     program = "podman"
 
-    def __init__(self, dir):
-        super().__init__(dir)
+    def __init__(self, dir, ca=None):
+        super().__init__(dir, ca)
         self.home = tempfile.mkdtemp(prefix="k", dir="/tmp")
 
     def pod(self, *args, **kw):
         return self.run(self.program, "--root", self.home + "/r", "--runroot", self.home + "/u", "--storage-driver", "vfs", *args, **kw)
 
     def login(self, addr, user, password, check=True):
-        return self.pod("login", "--tls-verify=false", "-u", user, "--password-stdin", addr, input=password, check=check)
+        return self.pod("login", *self.plain("--tls-verify=false"), "-u", user, "--password-stdin", addr, input=password, check=check)
 
     def push(self, layout, name):
         image = self.pod("pull", "-q", "oci:%s:v1" % layout).stdout.split()[-1]
-        self.pod("push", "--tls-verify=false", image, "docker://" + name)
+        self.pod("push", *self.plain("--tls-verify=false"), image, "docker://" + name)
         self.pod("rmi", "-f", image)
 
     def pull(self, name, check=True):
-        return self.pod("pull", "--tls-verify=false", name, check=check)
+        return self.pod("pull", *self.plain("--tls-verify=false"), name, check=check)
 
     def end(self):
         self.pod("rmi", "-a", "-f", check=False)
@@ -195,13 +202,13 @@ class Skopeo(Client):
     needs = ("skopeo",)
 
     def login(self, addr, user, password, check=True):
-        return self.run("skopeo", "login", "--tls-verify=false", "-u", user, "--password-stdin", addr, input=password, check=check)
+        return self.run("skopeo", "login", *self.plain("--tls-verify=false"), "-u", user, "--password-stdin", addr, input=password, check=check)
 
     def push(self, layout, name):
-        self.run("skopeo", "--insecure-policy", "copy", "--dest-tls-verify=false", "oci:%s:v1" % layout, "docker://" + name)
+        self.run("skopeo", "--insecure-policy", "copy", *self.plain("--dest-tls-verify=false"), "oci:%s:v1" % layout, "docker://" + name)
 
     def pull(self, name, check=True):
-        return self.run("skopeo", "--insecure-policy", "copy", "--src-tls-verify=false", "docker://" + name, "dir:" + tempfile.mkdtemp(dir=self.dir), check=check)
+        return self.run("skopeo", "--insecure-policy", "copy", *self.plain("--src-tls-verify=false"), "docker://" + name, "dir:" + tempfile.mkdtemp(dir=self.dir), check=check)
 
 
 class Crane(Client):
@@ -209,28 +216,31 @@ class Crane(Client):
 
     def login(self, addr, user, password, check=True):
         self.run(self.tool, "auth", "login", addr, "-u", user, "--password-stdin", input=password)
-        return self.run(self.tool, "catalog", "--insecure", addr, check=check)  # the login itself asks nobody
+        return self.run(self.tool, "catalog", *self.plain("--insecure"), addr, check=check)  # the login itself asks nobody
 
     def push(self, layout, name):
-        self.run(self.tool, "push", "--insecure", layout, name)
-        self.run(self.tool, "copy", "--insecure", name, name.replace(":v1", "-copy:v1"))  # by mounts
+        self.run(self.tool, "push", *self.plain("--insecure"), layout, name)
+        self.run(self.tool, "copy", *self.plain("--insecure"), name, name.replace(":v1", "-copy:v1"))  # by mounts
 
     def pull(self, name, check=True):
-        return self.run(self.tool, "pull", "--insecure", name, os.path.join(tempfile.mkdtemp(dir=self.dir), "x"), check=check)
+        return self.run(self.tool, "pull", *self.plain("--insecure"), name, os.path.join(tempfile.mkdtemp(dir=self.dir), "x"), check=check)
 
 
 class Regctl(Client):
     tool = os.path.join(TOOLS, "regctl")
 
+    def scheme(self, addr):
+        self.run(self.tool, "registry", "set", "--skip-check", "--tls", "enabled" if self.ca else "disabled", addr)
+
     def login(self, addr, user, password, check=True):
-        self.run(self.tool, "registry", "set", "--skip-check", "--tls", "disabled", addr)
+        self.scheme(addr)
         return self.run(self.tool, "registry", "login", addr, "-u", user, "--pass-stdin", input=password, check=check)
 
     def push(self, layout, name):
         self.run(self.tool, "image", "copy", "ocidir://%s:v1" % layout, name)
 
     def pull(self, name, check=True):
-        self.run(self.tool, "registry", "set", "--skip-check", "--tls", "disabled", name.split("/")[0])
+        self.scheme(name.split("/")[0])
         return self.run(self.tool, "image", "copy", name, "ocidir://%s:v1" % os.path.join(tempfile.mkdtemp(dir=self.dir), "x"), check=check)
 
 
@@ -238,13 +248,13 @@ class Oras(Client):
     tool = os.path.join(TOOLS, "oras")
 
     def login(self, addr, user, password, check=True):
-        return self.run(self.tool, "login", "--plain-http", addr, "-u", user, "--password-stdin", input=password, check=check)
+        return self.run(self.tool, "login", *self.plain("--plain-http"), addr, "-u", user, "--password-stdin", input=password, check=check)
 
     def push(self, layout, name):
-        self.run(self.tool, "cp", "--from-oci-layout", "%s:v1" % layout, "--to-plain-http", name)
+        self.run(self.tool, "cp", "--from-oci-layout", "%s:v1" % layout, *self.plain("--to-plain-http"), name)
 
     def pull(self, name, check=True):
-        return self.run(self.tool, "cp", "--from-plain-http", name, "--to-oci-layout", "%s:v1" % os.path.join(tempfile.mkdtemp(dir=self.dir), "x"), check=check)
+        return self.run(self.tool, "cp", *self.plain("--from-plain-http"), name, "--to-oci-layout", "%s:v1" % os.path.join(tempfile.mkdtemp(dir=self.dir), "x"), check=check)
 
 
 CLIENTS = {"docker": Docker, "podman": Podman, "buildah": Buildah, "skopeo": Skopeo, "crane": Crane, "regctl": Regctl, "oras": Oras}
@@ -262,7 +272,7 @@ def image(tmp_path):
     return i, layout
 
 
-def client_of(name, dir):
+def client_of(name, dir, ca=None):
     kind = CLIENTS[name]
     for n in kind.needs:
         if not have(n):
@@ -272,7 +282,7 @@ def client_of(name, dir):
     os.makedirs(dir)
     with open(os.path.join(dir, "auth.json"), "w") as f:
         f.write("{}")  # podman wants the file that it is told of
-    return kind(dir)
+    return kind(dir, ca)
 
 
 @pytest.mark.parametrize("name", CLIENTS)

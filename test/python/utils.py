@@ -114,8 +114,8 @@ def write_oci_layout(folder, descriptor, blobs):
 class Registry:
     """One registry endpoint. Every method asserts the status it needs."""
 
-    def __init__(self, addr):
-        self.base = "http://%s/v2/" % addr
+    def __init__(self, addr, scheme="http"):
+        self.base = "%s://%s/v2/" % (scheme, addr)
         self.s = requests.Session()
 
     def request(self, method, path, want=None, **kw):
