@@ -23,6 +23,11 @@ const maxFlights = 4096
 // ask does f for the question about ref, once for all who ask at the same time, and waits for it for patience, counted
 // from when it began: ErrUnavailable after that, while f goes on. What was refused lately is refused without asking.
 func (mi *mirror) ask(ctx context.Context, q question, ref string, patience time.Duration, f func(context.Context) error) error {
+	return mi.askFor(ctx, q, ref, patience, coldPatience, f)
+}
+
+// askFor is ask for a question that may take as long as limit.
+func (mi *mirror) askFor(ctx context.Context, q question, ref string, patience, limit time.Duration, f func(context.Context) error) error {
 	key := q.key(ref)
 	mi.mu.Lock()
 	if err, ok := mi.refused.get(key); ok {
@@ -37,7 +42,7 @@ func (mi *mirror) ask(ctx context.Context, q question, ref string, patience time
 	if fl == nil {
 		fl = &flight{began: time.Now(), done: make(chan struct{})}
 		mi.flights[key] = fl
-		if !mi.x.Background(func(ctx context.Context) { mi.fly(ctx, q, key, fl, f) }) {
+		if !mi.x.Background(func(ctx context.Context) { mi.fly(ctx, q, key, fl, limit, f) }) {
 			delete(mi.flights, key)
 			mi.mu.Unlock()
 			return fmt.Errorf("%w: this build-index ends", registry.ErrUnavailable)
@@ -62,8 +67,8 @@ func (mi *mirror) ask(ctx context.Context, q question, ref string, patience time
 }
 
 // fly does f and tells who waits.
-func (mi *mirror) fly(ctx context.Context, q question, key string, fl *flight, f func(context.Context) error) {
-	ctx, cancel := context.WithTimeout(ctx, coldPatience)
+func (mi *mirror) fly(ctx context.Context, q question, key string, fl *flight, limit time.Duration, f func(context.Context) error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	err := public(q, f(ctx))
 	if errors.Is(err, registry.ErrUnauthorized) || errors.Is(err, registry.ErrDenied) {

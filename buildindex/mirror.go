@@ -30,6 +30,7 @@ type mirror struct {
 	grants  remembered[string, struct{}]
 	lists   remembered[string, registry.Names] // of tags, by the key of the question
 	used    remembered[cluster.Name, struct{}]
+	reading chan struct{}  // a slot for each blob that is read for a proof
 	unsaved []cluster.Name // uses that SQL was not told of
 }
 
@@ -59,7 +60,8 @@ func newMirror(x *Index, set *upstream.Set, m *mirrorMetrics) *mirror {
 	return &mirror{
 		x: x, set: set, m: m, flights: map[string]*flight{},
 		tags: remembered[tagName, tagState]{max: maxMirroredTags}, refused: remembered[string, error]{max: maxRefused}, grants: remembered[string, struct{}]{max: maxGrants},
-		used: remembered[cluster.Name, struct{}]{max: maxUsed}, lists: remembered[string, registry.Names]{max: maxTagLists},
+		used: remembered[cluster.Name, struct{}]{max: maxUsed}, reading: make(chan struct{}, maxReading),
+		lists: remembered[string, registry.Names]{max: maxTagLists},
 	}
 }
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -26,6 +28,9 @@ const (
 	// contested, which costs a question.
 	holdersPage = 500
 	maxHolders  = 10 * holdersPage
+	// maxReading bounds the blobs that are read at once for a proof, and readLimit how long one takes.
+	maxReading = 2
+	readLimit  = 10 * time.Minute
 )
 
 // errNoProof is a claim that the upstream has to confirm first.
@@ -96,16 +101,29 @@ func (mi *mirror) forAll(repo string) bool {
 }
 
 // prove asks the upstream whether a repository has a blob, as who asks, and keeps that it has. Size is what is claimed,
-// negative where nothing is.
+// negative where nothing is. A registry that the configuration names is believed. One that only a pattern takes in may
+// be anybody's, who says so of any digest: it is believed about what no private repository has, for now, and else has
+// to send the blob.
 func (mi *mirror) prove(ctx context.Context, q question, d digest.Digest, size int64) error {
-	return mi.ask(ctx, q, "blob "+d.String(), proofPatience, func(ctx context.Context) error {
-		said, err := q.up.StatBlob(ctx, q.remote, d)
+	return mi.askFor(ctx, q, "blob "+d.String(), proofPatience, readLimit, func(ctx context.Context) error {
+		head, cancel := context.WithTimeout(ctx, coldPatience)
+		defer cancel()
+		said, err := q.up.StatBlob(head, q.remote, d)
 		if err != nil {
 			return err
 		}
 		mi.allow(q)
 		if said >= 0 {
 			size = said
+		}
+		if !mi.believed(q) {
+			contested, err := mi.contested(ctx, q.repo, d)
+			if err == nil && contested {
+				size, err = mi.read(ctx, q, d)
+			}
+			if err != nil || !contested {
+				return err
+			}
 		}
 		if size < 0 || mi.x.roomForMore() != nil {
 			return nil // it is asked again the next time
@@ -116,6 +134,36 @@ func (mi *mirror) prove(ctx context.Context, q question, d digest.Digest, size i
 		}
 		return nil
 	})
+}
+
+// believed reports whether the configuration names a question's registry, by its host and not by a pattern.
+func (mi *mirror) believed(q question) bool {
+	entry, ok := mi.set.Public().Match(q.up.Host)
+	return ok && !strings.Contains(entry.Registry, "*")
+}
+
+// read reads a blob of an upstream's repository, keeps nothing of it, and returns its size: that the upstream can send
+// it is a proof whoever the upstream is.
+func (mi *mirror) read(ctx context.Context, q question, d digest.Digest) (int64, error) {
+	select {
+	case mi.reading <- struct{}{}:
+		defer func() { <-mi.reading }()
+	case <-ctx.Done():
+		return 0, fmt.Errorf("%w: %d other blobs are read for their proofs: %w", registry.ErrUnavailable, maxReading, context.Cause(ctx))
+	}
+	body, _, err := q.up.OpenBlob(ctx, q.remote, d, 0, -1)
+	if err != nil {
+		return 0, err
+	}
+	v := d.Verifier()
+	n, err := io.Copy(v, body)
+	if err = errors.Join(err, body.Close()); err != nil {
+		return n, fmt.Errorf("%w: read %s of %s at %s: %w", registry.ErrUnavailable, d, q.remote, q.up.Host, err)
+	}
+	if !v.Verified() {
+		return n, fmt.Errorf("%w: %s says that it has %s in %s, and sends something else", registry.ErrBlobUnknown, q.up.Host, d, q.remote)
+	}
+	return n, nil
 }
 
 // getLayer returns the membership of a blob in an upstream's repository that the caller may read: of what its known

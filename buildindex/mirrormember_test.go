@@ -135,6 +135,37 @@ func TestClaimIsNoMembership(t *testing.T) {
 	r.wantMember(t.Context(), repo, layerOf(base).Digest, nil) // it has been proved
 }
 
+// A registry that only a pattern takes in may be anybody's: it has to send what somebody else has privately, and is not
+// believed that it has it.
+func TestAnybodysRegistryHasToSendTheBlob(t *testing.T) {
+	u := script.New(t, script.Options{})
+	secret, base, free := []byte("secret"), []byte("base"), []byte("free")
+	u.PutBlob("x", base)
+	u.PutBlob("x", free)
+	claim(t, u, "x", "v1", layerOf(secret), layerOf(base), layerOf(free))
+	cfg := mirrored(u)
+	cfg.Registries[0].Registry = "127.0.0.1:*"
+	r := newMirrorRig(t, cfg)
+	r.must(r.x.fill(t.Context()))
+	for _, b := range [][]byte{secret, base} {
+		r.must(r.x.putLayer(t.Context(), "team/secret", cluster.Layer{Digest: digest.FromBytes(b), Size: int64(len(b))}))
+	}
+	repo := u.Alias + "/x"
+	_, err := r.get(repo, "v1")
+	r.must(err)
+	u.Forget()
+	r.wantMember(t.Context(), repo, layerOf(free).Digest, nil)
+	wantAsked(t, u, "[]")
+	r.wantMember(t.Context(), repo, layerOf(base).Digest, nil)
+	wantAsked(t, u, "[blob:1 stat:1]")
+	u.Fail(script.Rule{Kind: "stat", Status: http.StatusOK})
+	r.wantMember(t.Context(), repo, layerOf(secret).Digest, registry.ErrBlobUnknown)
+	r.old(0)
+	u.PutBlob("x", secret)
+	u.Fail(script.Rule{Kind: "blob", Flip: true, FlipAt: 2})
+	r.wantMember(t.Context(), repo, layerOf(secret).Digest, registry.ErrBlobUnknown)
+}
+
 // What a manifest only claims is not written back, so that it does not become a name of the cluster.
 func TestClaimIsNotWrittenBack(t *testing.T) {
 	u := script.New(t, script.Options{})
