@@ -2,6 +2,7 @@ package buildindex
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http/httptest"
 	"strings"
@@ -38,7 +39,7 @@ func TestRobotsAreTold(t *testing.T) {
 	for range 3 {
 		b := cluster.Robot{Name: "ci", Hash: strings.Repeat("a", 64), Created: time.Now().Add(time.Hour), Expires: time.Now().Add(24 * time.Hour), Generation: "mine"}
 		r.must(c.PutRobot(t.Context(), b))
-		s, err := c.Access(t.Context())
+		s, err := c.Access(t.Context(), cluster.AccessState{})
 		if err != nil || len(s.Robots) != 1 {
 			t.Fatalf("%+v, %v", s, err)
 		}
@@ -72,7 +73,7 @@ func TestKeysNeverRunOut(t *testing.T) {
 	for i := range 3 {
 		r.must(c.PutTokenKey(t.Context(), cluster.TokenKey{ID: fmt.Sprint("new", i), JWK: []byte("{}"), Expires: now.Add(2 * time.Hour), Owner: "others"}))
 	}
-	s, err := c.Access(t.Context())
+	s, err := c.Access(t.Context(), cluster.AccessState{})
 	r.must(err)
 	have := map[string]int{}
 	ids := map[string]bool{}
@@ -86,9 +87,49 @@ func TestKeysNeverRunOut(t *testing.T) {
 	// An owner with few keys comes to a full table.
 	put("10.9.9.9", 0, now.Add(time.Second*30))
 	r.must(c.PutTokenKey(t.Context(), cluster.TokenKey{ID: "new3", JWK: []byte("{}"), Expires: now.Add(2 * time.Hour)}))
-	s, err = c.Access(t.Context())
+	s, err = c.Access(t.Context(), cluster.AccessState{})
 	r.must(err)
 	if len(s.Keys) > cluster.MaxTokenKeys {
 		t.Errorf("%d keys", len(s.Keys))
+	}
+}
+
+// Who asks again is told what has changed since, and robots are fewer than one answer can have.
+func TestAccessIsToldOnce(t *testing.T) {
+	r := newRig(t)
+	c := r.extended()
+	robot := func(name string) cluster.Robot {
+		return cluster.Robot{Name: name, Hash: strings.Repeat("a", 64), Expires: time.Now().Add(time.Hour), Note: strings.Repeat("x", 3500)}
+	}
+	r.must(c.PutRobot(t.Context(), robot("ci")))
+	first, err := c.Access(t.Context(), cluster.AccessState{})
+	if err != nil || first.ETag == "" {
+		t.Fatalf("%q, %v", first.ETag, err)
+	}
+	again := first
+	again.Robots = nil // what is returned is what was had
+	if got, err := c.Access(t.Context(), again); err != nil || got.Robots != nil || got.ETag != first.ETag {
+		t.Errorf("nothing has changed: %+v, %v", got, err)
+	}
+	r.must(c.PutRobot(t.Context(), robot("ci")))
+	if got, err := c.Access(t.Context(), first); err != nil || len(got.Robots) != 1 || got.Robots[0].Generation == first.Robots[0].Generation {
+		t.Errorf("a robot was put again: %+v, %v", got, err)
+	}
+	value, err := json.Marshal(robot("x"))
+	r.must(err)
+	end := time.Now().Add(time.Hour).Unix()
+	r.must(r.x.db.Update(t.Context(), func(tx names.Tx) error {
+		for i := range cluster.MaxRobotsSize / len(value) {
+			if err := tx.PutAccess(names.AccessEntry{Kind: kindRobot, Name: fmt.Sprint("x", i), Value: value, Expires: end}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+	if err := c.PutRobot(t.Context(), robot("more")); !errors.Is(err, registry.ErrTooManyRequests) {
+		t.Errorf("a robot too many: %v", err)
+	}
+	if got, err := c.Access(t.Context(), first); err != nil || len(got.Robots) < 2000 {
+		t.Errorf("as many as there may be: %d, %v", len(got.Robots), err)
 	}
 }

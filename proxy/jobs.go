@@ -130,7 +130,7 @@ func robotList() role.Job[Config] {
 			if err != nil {
 				return err
 			}
-			s, err := index.Access(ctx)
+			s, err := index.Access(ctx, cluster.AccessState{})
 			if err != nil {
 				return fmt.Errorf("list the robots: %w", err)
 			}

@@ -18,7 +18,7 @@ import (
 // State is what the proxies share, as it was last heard of build-index: whose keys sign tokens, and which robots there
 // are. While build-index is away the last answer stays. It is safe for concurrent use.
 type State struct {
-	fetch func(context.Context) (cluster.AccessState, error)
+	fetch func(ctx context.Context, have cluster.AccessState) (cluster.AccessState, error)
 	every time.Duration
 	log   *slog.Logger
 
@@ -27,7 +27,7 @@ type State struct {
 	mu     sync.Mutex
 	keys   Keys
 	robots map[string]cluster.Robot
-	list   []cluster.TokenKey
+	last   cluster.AccessState
 	begun  time.Time // when the request of the last answer was sent; zero before the first
 	err    error     // of the last request
 }
@@ -37,8 +37,9 @@ const refreshGap = 250 * time.Millisecond
 
 const fetchTimeout = 5 * time.Second
 
-// NewState returns a State that is asked for by fetch, again and again while Run runs.
-func NewState(fetch func(context.Context) (cluster.AccessState, error), every time.Duration, log *slog.Logger) *State {
+// NewState returns a State that is asked for by fetch, again and again while Run runs. fetch is given its last answer,
+// and may return it again.
+func NewState(fetch func(ctx context.Context, have cluster.AccessState) (cluster.AccessState, error), every time.Duration, log *slog.Logger) *State {
 	return &State{fetch: fetch, every: every, log: log, keys: Keys{}, robots: map[string]cluster.Robot{}, err: errors.New("not heard yet")}
 }
 
@@ -72,17 +73,24 @@ func (s *State) refresh(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), fetchTimeout)
 		defer cancel()
 		begun := time.Now()
-		got, err := s.fetch(ctx)
+		s.mu.Lock()
+		have := s.last
+		s.mu.Unlock()
+		got, err := s.fetch(ctx, have)
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.err = err; err != nil {
 			return nil, err
 		}
+		s.begun = begun
+		if got.ETag != "" && got.ETag == have.ETag {
+			return nil, nil // build-index leaves out what has ended
+		}
 		keys, err := ParseKeys(got.Keys, time.Now())
 		if err != nil {
 			s.log.Warn("a key of tokens is not usable", "error", err)
 		}
-		s.keys, s.list, s.begun = keys, got.Keys, begun
+		s.keys, s.last = keys, got
 		clear(s.robots)
 		for _, r := range got.Robots {
 			s.robots[r.Name] = r
@@ -173,5 +181,5 @@ func (s *State) Robot(name string) (cluster.Robot, bool) {
 func (s *State) PublicKeys() []cluster.TokenKey {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.list
+	return s.last.Keys
 }

@@ -83,7 +83,7 @@ type shared struct {
 	asked int
 }
 
-func (s *shared) fetch(context.Context) (cluster.AccessState, error) {
+func (s *shared) fetch(context.Context, cluster.AccessState) (cluster.AccessState, error) {
 	s.asked++
 	return s.state, s.err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -19,6 +20,8 @@ import (
 type AccessState struct {
 	Keys   []TokenKey `json:"keys"`
 	Robots []Robot    `json:"robots"`
+	// ETag is what build-index calls this state, so that it need not be told again.
+	ETag string `json:"-"`
 }
 
 // TokenKey is a public key that tokens are signed with (PUT /v2/_kraken/tokenkeys/<id>). Each proxy makes its own, and
@@ -82,11 +85,29 @@ func entryOf(resource, key string, grammar *regexp.Regexp) registry.Endpoint {
 	return registry.ExtensionPath{Extension: ExtensionName, Resource: resource, Key: key}.Endpoint()
 }
 
-// Access returns the keys of tokens and the robots.
-func (c *IndexClient) Access(ctx context.Context) (s AccessState, err error) {
-	_, err = c.CallJSON(ctx, registry.Request{Method: http.MethodGet, To: everywhere("access")}, &s, http.StatusOK)
-	return s, err
+// Access returns the keys of tokens and the robots: have, of an answer before, where they have not changed since.
+func (c *IndexClient) Access(ctx context.Context, have AccessState) (s AccessState, err error) {
+	h := http.Header{}
+	if have.ETag != "" {
+		h.Set("If-None-Match", have.ETag)
+	}
+	resp, err := c.Do(ctx, registry.Request{Method: http.MethodGet, To: everywhere("access"), Header: h}, http.StatusOK, http.StatusNotModified)
+	if err != nil {
+		return AccessState{}, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusNotModified && have.ETag != "" {
+		return have, nil
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxAccess)).Decode(&s); err != nil {
+		return AccessState{}, fmt.Errorf("%w: keys and robots: answer: %w", registry.ErrUnavailable, err)
+	}
+	s.ETag = resp.Header.Get("ETag")
+	return s, nil
 }
+
+// maxAccess bounds the bytes of an AccessState: it is more than all keys and robots can have.
+const maxAccess = MaxRobotsSize + MaxTokenKeys*MaxAccessEntry + 1<<20
 
 // PutTokenKey makes a key known to all proxies and agents.
 func (c *IndexClient) PutTokenKey(ctx context.Context, k TokenKey) error {

@@ -105,7 +105,7 @@ func TestEachRequestHasARight(t *testing.T) {
 		func() error { return o.Names(t.Context(), nil) },
 		func() error { return o.Pending(t.Context(), nil) },
 		func() error { return ignore(o.Hold(t.Context(), HolderRequest{})) },
-		func() error { return ignore(x.Access(t.Context())) },
+		func() error { return ignore(x.Access(t.Context(), AccessState{})) },
 		func() error { return ignore(x.Upstreams(t.Context())) },
 	}
 	for _, call := range calls() {

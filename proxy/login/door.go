@@ -20,7 +20,7 @@ import (
 
 // Index is what the door needs of build-index.
 type Index interface {
-	Access(ctx context.Context) (cluster.AccessState, error)
+	Access(ctx context.Context, have cluster.AccessState) (cluster.AccessState, error)
 	PutTokenKey(ctx context.Context, k cluster.TokenKey) error
 }
 

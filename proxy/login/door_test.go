@@ -41,7 +41,7 @@ type index struct {
 
 var errAway = errors.New("away")
 
-func (x *index) Access(context.Context) (cluster.AccessState, error) {
+func (x *index) Access(context.Context, cluster.AccessState) (cluster.AccessState, error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.away {
