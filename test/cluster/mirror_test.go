@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"kraken/proto/cluster"
 	"kraken/proto/registry"
@@ -53,8 +54,18 @@ func TestUpstreamBlobsWithMutualTLS(t *testing.T) {
 		}
 	}
 	cold := noise(6<<20, 22)
-	up.PutBlob(nginx, cold)
+	layer := up.PutBlob(nginx, cold)
+	config := up.PutBlob(nginx, []byte("{}"))
+	m := up.PutManifest(nginx, "1.27", v1.MediaTypeImageManifest, fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":%q,"digest":%q,"size":2},"layers":[{"mediaType":%q,"digest":%q,"size":%d}]}`,
+		v1.MediaTypeImageManifest, v1.MediaTypeImageConfig, config.Digest, v1.MediaTypeImageLayer, layer.Digest, len(cold)))
+	for who, r := range map[string]*registry.Client{"an agent": c.Agents[0], "another agent": c.Agents[1], "a proxy": c.Proxy} {
+		got, err := r.GetManifest(t.Context(), repo, registry.Reference{Tag: "1.27"}, registry.GetOptions{})
+		if err != nil || got.Digest != m.Digest {
+			t.Errorf("%s has the tag as %v, %v", who, got, err)
+		}
+	}
 	pullAll(t, c, repo, cold)
+	wantBlob(t, c.Proxy, repo, cold)
 	for _, d := range []digest.Digest{d, digest.FromBytes(cold)} {
 		if all, _ := gets(up, d); all != 1 {
 			t.Errorf("the upstream was asked for %s %d times", d, all)
