@@ -55,7 +55,7 @@ test-go: check-go test-tools ## Go tests with the race detector
 	CGO_ENABLED=1 $(GO) test -race -shuffle=on -timeout 20m ./...
 
 test-sim: check-go ## 300 seeds of the cluster in virtual time, without the race detector
-	$(GO) test -timeout 30m -run '^TestSeeds$$' ./test/sim -args -seeds 300 -shrink 100
+	$(GO) test -timeout 30m -run '^TestSeeds$$' ./test/sim -args -seeds 300 -shrink 100 -log warn
 
 test-setup: ## install the clients and runtimes that the tests use
 	@test/setup.sh all
