@@ -51,6 +51,9 @@ const (
 // errPassed says that origins don't keep a blob.
 var errPassed = errors.New("origins pass it on and don't keep it")
 
+// errNowhere says that no origin, no bucket and no upstream has a blob.
+var errNowhere = errors.New("it is nowhere")
+
 // arrives asks the origins how far a blob is that has no metainfo, which makes them fetch it. It returns the blob that
 // arrives, or its metainfo where it has become whole.
 func (a *Agent) arrives(ctx context.Context, p *pull) (*arriving, *blob.Metainfo, error) {
@@ -59,6 +62,8 @@ func (a *Agent) arrives(ctx context.Context, p *pull) (*arriving, *blob.Metainfo
 	for {
 		x, err := r.ask(ctx)
 		switch {
+		case registry.Says(err, registry.ErrBlobUnknown):
+			return nil, nil, fmt.Errorf("%w: %w", errNowhere, err)
 		case err != nil:
 			return nil, nil, err
 		case x.Pending && time.Now().Before(deadline):
@@ -96,6 +101,9 @@ func (r *arriving) ask(ctx context.Context) (cluster.Arriving, error) {
 			return x, context.Cause(ctx)
 		}
 		errs = append(errs, fmt.Errorf("origin %s: %w", o.ID, err))
+		if registry.Says(err, registry.ErrBlobUnknown) {
+			return x, err // it has looked at all the others
+		}
 		if registry.IsAnswer(err) {
 			break // the others would ask the same one
 		}

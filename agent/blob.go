@@ -25,7 +25,7 @@ func (a *Agent) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.
 }
 
 // OpenBlob opens the cached file, or joins the download of d and streams it while it arrives, or, when it is small,
-// once it is verified. What the cache has no room for is relayed.
+// once it is verified. What the cache has no room for is relayed, and so is what is on its way from another registry.
 func (a *Agent) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint registry.Range) (*registry.Content, error) {
 	for {
 		r, err := a.open(ctx, d, hint)
@@ -41,6 +41,9 @@ func (a *Agent) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint
 			why = notCached
 		}
 		p, wait, err := a.join(ctx, repo, d, why)
+		if errors.Is(err, errOtherRegistry) {
+			return a.relayed(ctx, repo, d, hint)
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -138,7 +138,11 @@ func (h *hop) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if h.silent {
 			<-r.Context().Done()
 		}
-		registry.WriteError(w, r, registry.ErrBlobUnknown)
+		err := registry.ErrBlobUnknown
+		if strings.Contains(r.URL.Path, "/arriving/") { // which would say 404 only of what is nowhere
+			err = registry.ErrUnsupported
+		}
+		registry.WriteError(w, r, err)
 		return
 	}
 	h.mu.Lock()

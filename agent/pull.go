@@ -109,13 +109,20 @@ const (
 	unreadable                // it could not be opened
 )
 
+// errOtherRegistry says that a blob is being pulled from another registry than the one that a reader names.
+var errOtherRegistry = errors.New("the blob is on its way from another registry")
+
 // join returns the pull of d, begun now if there is none, with one reader more, who must call body once. Where none can
 // be joined, wait is closed when to look into the cache again: at the end of one that is abandoned, or at once when the
-// cache has what it lacked as the caller looked.
+// cache has what it lacked as the caller looked. errOtherRegistry where what comes is another registry's: until all was
+// verified it is no business of this reader, because that one may send other bytes, slowly.
 func (a *Agent) join(ctx context.Context, repo string, d digest.Digest, why absence) (p *pull, wait <-chan struct{}, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if p := a.pulls[d]; p != nil {
+		if registryOf(p.repo) != registryOf(repo) {
+			return nil, nil, errOtherRegistry
+		}
 		if !p.join() {
 			return nil, p.ended, nil
 		}
@@ -133,6 +140,12 @@ func (a *Agent) join(ctx context.Context, repo string, d digest.Digest, why abse
 	a.pulls[d] = p
 	a.wg.Go(func() { a.own(p) })
 	return p, nil, nil
+}
+
+// registryOf returns the host of the registry that a repository is mirrored from, empty for the cluster's own.
+func registryOf(repo string) string {
+	host, _, _ := cluster.SplitUpstream(repo)
+	return host
 }
 
 // closedChan is closed from the start.

@@ -69,6 +69,8 @@ func (a *Agent) run(ctx context.Context, t *try) result {
 	}
 	l, err := a.locate(ctx, p)
 	switch {
+	case errors.Is(err, errNowhere):
+		return result{err: err}
 	case err != nil:
 		a.log.Info("no metainfo, fetching over HTTP", "repository", p.repo, "digest", p.digest, "reason", err)
 		return a.overHTTP(ctx, t)
@@ -192,7 +194,7 @@ func (a *Agent) leaseFrom(o *cluster.Origin, repo string) *leaseSource {
 
 // overArriving trades what has come of a blob that an origin still fetches, and leases from that one what nobody has.
 func (a *Agent) overArriving(ctx context.Context, t *try, r *arriving, peers []swarm.Peer) error {
-	m, err := blob.Provisional(r.digest, r.size)
+	m, err := blob.Provisional(r.digest, r.size, registryOf(r.repo))
 	if err != nil {
 		return err
 	}

@@ -76,7 +76,7 @@ func (f *fetch) lease(ctx context.Context, have blob.Bitmap, who asker, q cluste
 	defer limit.Stop()
 	for {
 		here, offered := f.awaitPieces(ctx, have, q, limit.C)
-		out, err := f.o.lease(ctx, f.m, here, who, q)
+		out, err := f.o.lease(ctx, f.leases, f.m, here, who, q)
 		if err != nil || len(out.Pieces) > 0 || out.HeldBack {
 			return out, err
 		}
@@ -108,7 +108,7 @@ func (f *fetch) awaitPieces(ctx context.Context, have blob.Bitmap, q cluster.Lea
 			return here, false
 		default:
 		}
-		if f.o.leases.offers(f.m, here, q, replica, replicas) {
+		if f.leases.offers(f.m, here, q, replica, replicas) {
 			return here, true
 		}
 		select {

@@ -63,7 +63,7 @@ func (u *uplink) pull(t *testing.T, who asker) time.Duration {
 				if left == 0 || time.Since(began) > 10*time.Minute {
 					return
 				}
-				out, err := u.lease(t.Context(), u.m, asked, who, cluster.LeaseRequest{Max: size, Stalled: true, Alone: true})
+				out, err := u.lease(t.Context(), u.leases, u.m, asked, who, cluster.LeaseRequest{Max: size, Stalled: true, Alone: true})
 				if held++; err != nil || !out.HeldBack {
 					held = 0
 				}
@@ -97,7 +97,7 @@ func (u *uplink) attack(ctx context.Context, source string) (wait func()) {
 		wg.Go(func() {
 			for ctx.Err() == nil {
 				who := asker{source, strconv.FormatUint(rand.Uint64(), 16)}
-				out, err := u.lease(ctx, u.m, blob.NewBitmap(u.m.NumPieces()), who, cluster.LeaseRequest{Max: 256, Want: []int{0, 1, 2}, Alone: true})
+				out, err := u.lease(ctx, u.leases, u.m, blob.NewBitmap(u.m.NumPieces()), who, cluster.LeaseRequest{Max: 256, Want: []int{0, 1, 2}, Alone: true})
 				if err != nil || len(out.Pieces) == 0 {
 					time.Sleep(5 * time.Millisecond)
 				}

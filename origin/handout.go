@@ -24,7 +24,7 @@ type counting struct{ *Origin }
 func (c counting) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint registry.Range) (*registry.Content, error) {
 	content, err := c.Origin.OpenBlob(ctx, repo, d, hint)
 	if err == nil {
-		if n := c.leases.sending(d, hint, content.Size); n > 0 {
+		if n := c.leasesOf(ctx, repo, d).sending(d, hint, content.Size); n > 0 {
 			who, _ := ctx.Value(askerKey{}).(asker)
 			pl := blob.PieceLength(content.Size)
 			read := c.budgets.reading(who, d, int(hint.Offset/pl), int((hint.Offset+n-1)/pl))
@@ -47,14 +47,14 @@ func (c counting) OpenBlob(ctx context.Context, repo string, d digest.Digest, hi
 	return content, err
 }
 
-func (o *Origin) leaseRoute(w http.ResponseWriter, r *http.Request, _ string, d digest.Digest) error {
+func (o *Origin) leaseRoute(w http.ResponseWriter, r *http.Request, repo string, d digest.Digest) error {
 	var q cluster.LeaseRequest
 	if err := decode(r, blob.MaxMetainfo/16, &q); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), time.Second)
 	defer cancel()
-	m, f, err := o.leasable(ctx, d)
+	m, f, err := o.leasable(ctx, repo, d)
 	if err != nil {
 		return err
 	}
@@ -71,7 +71,7 @@ func (o *Origin) leaseRoute(w http.ResponseWriter, r *http.Request, _ string, d 
 	who := asker{sourceOf(r), q.Peer}
 	var out cluster.LeaseResponse
 	if f == nil {
-		out, err = o.lease(r.Context(), m, have, who, q)
+		out, err = o.lease(r.Context(), o.leases, m, have, who, q)
 	} else {
 		out, err = f.lease(r.Context(), have, who, q)
 	}
@@ -82,8 +82,8 @@ func (o *Origin) leaseRoute(w http.ResponseWriter, r *http.Request, _ string, d 
 	return transport.WriteJSON(w, http.StatusOK, out)
 }
 
-// lease hands out pieces when the turn of who asks has come, as far as its budget allows.
-func (o *Origin) lease(ctx context.Context, m *blob.Metainfo, have blob.Bitmap, who asker, q cluster.LeaseRequest) (cluster.LeaseResponse, error) {
+// lease hands out pieces that from counts, when the turn of who asks has come, as far as its budget allows.
+func (o *Origin) lease(ctx context.Context, from *leases, m *blob.Metainfo, have blob.Bitmap, who asker, q cluster.LeaseRequest) (cluster.LeaseResponse, error) {
 	most, doubtful, refused, leave := o.budgets.enter(who, q.Max)
 	if most == 0 { // the answer waits here, so that who asks again at once costs little
 		select {
@@ -93,10 +93,10 @@ func (o *Origin) lease(ctx context.Context, m *blob.Metainfo, have blob.Bitmap, 
 		return cluster.LeaseResponse{RetryAfter: turnRetryAfter, HeldBack: refused}, nil
 	}
 	defer leave()
-	if !o.leases.enter(m) {
+	if !from.enter(m) {
 		return cluster.LeaseResponse{}, &registry.RetryError{Err: fmt.Errorf("%w: %s is leased to many agents now", registry.ErrTooManyRequests, m.Digest), After: time.Second}
 	}
-	defer o.leases.leave(m.Digest)
+	defer from.leave(m.Digest)
 	take := o.turns.take
 	if doubtful {
 		take = o.turns.takeLast
@@ -105,9 +105,9 @@ func (o *Origin) lease(ctx context.Context, m *blob.Metainfo, have blob.Bitmap, 
 		return cluster.LeaseResponse{RetryAfter: turnRetryAfter}, nil
 	}
 	replica, replicas := o.replica(m.Digest, q.Only)
-	hand := o.leases.hand
+	hand := from.hand
 	if doubtful {
-		hand = o.leases.handAside
+		hand = from.handAside
 	}
 	out := hand(m, have, q, replica, replicas)
 	o.turns.unused(who.share(), int64(q.Max-len(out.Pieces))*m.PieceLength())
@@ -116,10 +116,10 @@ func (o *Origin) lease(ctx context.Context, m *blob.Metainfo, have blob.Bitmap, 
 }
 
 // leasable returns the metainfo of a blob that is here, or else the provisional one of a fetch that brings it.
-func (o *Origin) leasable(ctx context.Context, d digest.Digest) (*blob.Metainfo, *fetch, error) {
+func (o *Origin) leasable(ctx context.Context, repo string, d digest.Digest) (*blob.Metainfo, *fetch, error) {
 	m, err := o.metainfo(ctx, d)
 	if errors.Is(err, registry.ErrBlobUnknown) {
-		if f := o.inFlight(d); f != nil {
+		if f := o.inFlight(ctx, repo, d); f != nil {
 			return f.m, f, nil
 		}
 		m, err = o.metainfo(ctx, d) // it may have come whole meanwhile

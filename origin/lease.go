@@ -247,6 +247,24 @@ func (l *leases) sending(d digest.Digest, r registry.Range, size int64) (n int64
 	return max(0, min(r.Length, size-r.Offset))
 }
 
+// adopt takes over what was counted of a blob while it came: it is whole now.
+func (l *leases) adopt(d digest.Digest, from *leases) {
+	from.mu.Lock()
+	b := from.blobs[d]
+	if b == nil {
+		from.mu.Unlock()
+		return
+	}
+	own := &lease{sent: slices.Clone(b.sent), at: slices.Clone(b.at), fetched: slices.Clone(b.fetched), began: b.began, used: b.used}
+	from.mu.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if there := l.blobs[d]; there != nil {
+		own.asking = there.asking
+	}
+	l.blobs[d] = own
+}
+
 // forget drops the counts of blobs that nobody has asked for lately.
 func (l *leases) forget(idle time.Duration) {
 	limit := l.now().Add(-idle)

@@ -272,3 +272,25 @@ func TestTheOnlyAgentDoesNotWait(t *testing.T) {
 		t.Errorf("an agent that knows no other was handed %v, want the piece that it waits for", got)
 	}
 }
+
+// What was counted of a blob while it came counts when it is whole, and nothing that is counted for another fetch of the
+// same digest.
+func TestLeasesOfAFetch(t *testing.T) {
+	m := metainfoOf(t, 8)
+	whole, one, other := newLeases(8), newLeases(8), newLeases(8)
+	all := cluster.LeaseRequest{Max: 8}
+	if got := one.hand(m, blob.NewBitmap(8), all, 0, 1).Pieces; len(got) != 8 {
+		t.Fatalf("one fetch hands out %v", got)
+	}
+	if got := other.hand(m, blob.NewBitmap(8), all, 0, 1).Pieces; len(got) != 8 {
+		t.Errorf("the other fetch hands out %v", got)
+	}
+	whole.adopt(m.Digest, one)
+	if got := whole.hand(m, blob.NewBitmap(8), all, 0, 1).Pieces; len(got) != 0 {
+		t.Errorf("what was leased while it came is leased again: %v", got)
+	}
+	whole.adopt(m.Digest, newLeases(8))
+	if got := whole.hand(m, blob.NewBitmap(8), all, 0, 1).Pieces; len(got) != 0 {
+		t.Errorf("a fetch without a lease makes it forget: %v", got)
+	}
+}

@@ -51,7 +51,7 @@ func (o *Origin) findMetainfo(ctx context.Context, repo string, d digest.Digest)
 		return m, err
 	}
 	var unsure []error
-	if o.inFlight(d) != nil {
+	if o.inFlight(ctx, repo, d) != nil {
 		return nil, isArriving(d)
 	}
 	for _, or := range o.others(d) {
@@ -71,9 +71,9 @@ func (o *Origin) findMetainfo(ctx context.Context, repo string, d digest.Digest)
 		}
 		unsure = append(unsure, fmt.Errorf("origin %s: %w", or.ID, err))
 	}
-	if _, isUpstream := o.upstreamOf(ctx, repo); isUpstream {
-		if err := o.refusal(d); err != nil {
-			return nil, err
+	if up, isUpstream := o.upstreamOf(ctx, repo); isUpstream {
+		if err := o.lately(up.question(d)); err != nil {
+			return nil, o.unlessUnsure(d, unsure, err)
 		}
 		// Who asks for it will ask for the bytes next.
 		presented := cluster.Authorization(ctx)

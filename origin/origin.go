@@ -44,7 +44,7 @@ type Origin struct {
 	hashing     singleflight.Group // metainfo of one blob is computed once
 	recomputing *recomputations    // of metainfo that agents say is wrong
 	fetching    singleflight.Group // one read-through for many readers
-	fetches     map[digest.Digest]*fetch
+	fetches     map[fetchID]*fetch
 	durable     *lru.Cache[string, bool]             // "bucket digest" that are in the bucket, verified; false: other bytes are
 	vouching    sync.Map                             // digest → true while it is hashed before its debt is taken over
 	vouched     *lru.Cache[digest.Digest, time.Time] // when one was hashed for that, and was right
@@ -52,7 +52,8 @@ type Origin struct {
 	checks      chan struct{}                        // a slot for each of these
 	upstreams   *upstream.Set
 	segments    segmentSlots
-	refused     *ttlcache.Cache[digest.Digest, error]
+	answers     *answers
+	refused     *ttlcache.Cache[fetchID, error]
 	commits     *commits
 	kick        chan struct{} // write-back has something to do
 	busy        sync.Map      // digest → true while it is written back or moved
@@ -84,9 +85,9 @@ func New(cfg Config, deps role.Deps) (*Origin, error) {
 	}
 	o := &Origin{
 		cfg: cfg, log: deps.Log, leases: newLeases(cfg.Leasers), turns: newTurns(), budgets: newBudgets(), recomputing: newRecomputations(),
-		segments: make(segmentSlots, maxSegments),
+		segments: make(segmentSlots, maxSegments), answers: newAnswers(),
 		refusals: rate.Sometimes{First: 3, Interval: 10 * time.Second},
-		fetches:  map[digest.Digest]*fetch{},
+		fetches:  map[fetchID]*fetch{},
 		checks:   make(chan struct{}, 2),
 		kick:     make(chan struct{}, 1), retry: map[digest.Digest]retry{},
 	}
@@ -109,7 +110,7 @@ func (o *Origin) assemble(c *role.Chassis) (err error) {
 	if o.vouched, err = lru.New[digest.Digest, time.Time](1000); err != nil {
 		return err
 	}
-	o.refused = ttlcache.New(ttlcache.WithTTL[digest.Digest, error](refuseFor), ttlcache.WithCapacity[digest.Digest, error](10_000), ttlcache.WithDisableTouchOnHit[digest.Digest, error]())
+	o.refused = ttlcache.New(ttlcache.WithTTL[fetchID, error](refuseFor), ttlcache.WithCapacity[fetchID, error](10_000), ttlcache.WithDisableTouchOnHit[fetchID, error]())
 	if o.upstreams, err = upstream.Open(o.cfg.Upstreams, upstream.Options{Log: o.log, Metrics: c.Registry}); err != nil {
 		return err
 	}

@@ -45,7 +45,7 @@ func (o *Origin) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1
 	if i, err := o.store.Stat(d); err == nil {
 		return v1.Descriptor{Digest: d, Size: i.Size}, nil
 	}
-	if f := o.inFlight(d); f != nil {
+	if f := o.inFlight(ctx, repo, d); f != nil {
 		return v1.Descriptor{Digest: d, Size: f.size}, nil
 	}
 	var unsure []error
@@ -60,14 +60,16 @@ func (o *Origin) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1
 	}
 	up, isUpstream := o.upstreamOf(ctx, repo)
 	if isUpstream && !up.registry.WriteBack {
-		return o.statUpstream(ctx, up, d)
+		desc, err := o.statUpstream(ctx, up, d)
+		return desc, o.unlessUnsure(d, unsure, err)
 	}
 	_, obj, err := o.inBucket(ctx, repo, d)
 	if err == nil {
 		return v1.Descriptor{Digest: d, Size: obj.Size}, nil
 	}
 	if isUpstream {
-		return o.statUpstream(ctx, up, d)
+		desc, err := o.statUpstream(ctx, up, d)
+		return desc, o.unlessUnsure(d, unsure, err)
 	}
 	return v1.Descriptor{}, o.missing(d, unsure, err)
 }
@@ -81,6 +83,14 @@ func (o *Origin) missing(d digest.Digest, unsure []error, bucketErr error) error
 		return fmt.Errorf("%w: %s", registry.ErrBlobUnknown, d)
 	}
 	return &registry.RetryError{Err: fmt.Errorf("%w: blob %s: %w", registry.ErrUnavailable, d, errors.Join(unsure...)), After: time.Second}
+}
+
+// unlessUnsure returns what an upstream said, which is 404 only when no origin may have the blob.
+func (o *Origin) unlessUnsure(d digest.Digest, unsure []error, err error) error {
+	if len(unsure) > 0 && errors.Is(err, registry.ErrBlobUnknown) {
+		return o.missing(d, unsure, bucket.ErrNotFound)
+	}
+	return err
 }
 
 // inBucket finds the blob in the bucket of the repository, else in any: bytes are global.
@@ -125,7 +135,7 @@ func (o *Origin) OpenBlob(ctx context.Context, repo string, d digest.Digest, hin
 	if c, err := here(ctx, d); err == nil {
 		return c, nil
 	}
-	if f := o.inFlight(d); f != nil {
+	if f := o.inFlight(ctx, repo, d); f != nil {
 		return f.open(ctx)
 	}
 	var unsure []error

@@ -50,6 +50,7 @@ func (p bucketSource) openAhead(ctx context.Context, off, n int64) (io.ReadClose
 // fetch is a blob on its way from a place to this disk, read by many while it comes.
 type fetch struct {
 	o        *Origin
+	id       fetchID
 	d        digest.Digest
 	repo     string
 	size     int64
@@ -59,6 +60,7 @@ type fetch struct {
 	u        *store.Upload
 	g        *store.Growth
 	m        *blob.Metainfo // provisional
+	leases   *leases        // of its pieces, until it is whole
 
 	mu   sync.Mutex
 	over bool
@@ -66,27 +68,21 @@ type fetch struct {
 	refs int // readers, and one for the writer
 }
 
-// inFlight returns the fetch of d that is under way here, or nil.
-func (o *Origin) inFlight(d digest.Digest) *fetch {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.fetches[d]
-}
-
-// join returns the fetch of d that is under way here, or the one that begin has begun. When ctx is done before, begin
-// goes on for who asks next.
-func (o *Origin) joinFetch(ctx context.Context, d digest.Digest, begin func(context.Context) (*fetch, error)) (*fetch, error) {
-	ch := o.fetching.DoChan(d.String(), func() (any, error) {
-		if f := o.inFlight(d); f != nil {
+// joinFetch returns the fetch id that is under way here, or the one that begin has begun, for all who ask the same at
+// once. When ctx is done before, begin goes on for who asks next.
+func (o *Origin) joinFetch(ctx context.Context, id fetchID, asked string, begin func(context.Context) (*fetch, error)) (*fetch, error) {
+	ch := o.fetching.DoChan(asked, func() (any, error) {
+		if f := o.underWay(id); f != nil {
 			return f, nil
 		}
 		f, err := begin(context.WithoutCancel(ctx))
 		if err != nil {
 			return nil, err
 		}
-		o.mu.Lock()
-		o.fetches[d] = f
-		o.mu.Unlock()
+		if there := o.enter(f); there != nil { // begun meanwhile, by way of another repository
+			f.drop(errors.Join(errBegunTwice, f.from.Close()))
+			return there, nil
+		}
 		if !o.Background(f.run) {
 			f.end(errors.Join(errShuttingDown, f.from.Close()))
 		}
@@ -103,28 +99,50 @@ func (o *Origin) joinFetch(ctx context.Context, d digest.Digest, begin func(cont
 	}
 }
 
+// underWay returns the fetch id, nil where it is not under way.
+func (o *Origin) underWay(id fetchID) *fetch {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.fetches[id]
+}
+
+// enter makes f the fetch of its id, or returns the one that is.
+func (o *Origin) enter(f *fetch) (there *fetch) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if there = o.fetches[f.id]; there == nil {
+		o.fetches[f.id] = f
+	}
+	return there
+}
+
+var errBegunTwice = errors.New("the same is fetched already")
+
 var errShuttingDown = fmt.Errorf("%w: this origin is shutting down", registry.ErrUnavailable)
 
 // readThrough joins the fetch of d from the bucket, or begins it.
 func (o *Origin) readThrough(ctx context.Context, repo string, d digest.Digest) (*fetch, error) {
-	return o.joinFetch(ctx, d, func(ctx context.Context) (*fetch, error) {
+	id := fromBucket(d)
+	return o.joinFetch(ctx, id, question{fetchID: id}.key(), func(ctx context.Context) (*fetch, error) {
 		b, obj, err := o.inBucket(ctx, repo, d)
 		if err != nil {
 			return nil, err
 		}
-		return o.newFetch(repo, d, newParts(o.Context(), bucketSource{b, d, obj.Size}, obj.Size))
+		return o.newFetch(repo, id, newParts(o.Context(), bucketSource{b, d, obj.Size}, obj.Size))
 	})
 }
 
 // newFetch makes room for a blob of which from reads the bytes. It closes from when it fails.
-func (o *Origin) newFetch(repo string, d digest.Digest, from *parts) (_ *fetch, err error) {
-	f := &fetch{o: o, d: d, repo: repo, size: from.size, from: from, refs: 1}
+func (o *Origin) newFetch(repo string, id fetchID, from *parts) (_ *fetch, err error) {
+	d := id.digest
+	f := &fetch{o: o, id: id, d: d, repo: repo, size: from.size, from: from, refs: 1, leases: newLeases(o.cfg.Leasers)}
+	f.leases.spread = o.leases.spread
 	defer func() {
 		if err != nil {
 			from.Close()
 		}
 	}()
-	if f.m, err = blob.Provisional(d, f.size); err != nil {
+	if f.m, err = blob.Provisional(d, f.size, id.host); err != nil {
 		return nil, fmt.Errorf("%w: %w", registry.ErrUnavailable, err)
 	}
 	if f.u, err = o.store.NewUpload(store.UploadOptions{Size: f.size, Digest: d, Note: repo, Transient: true}); err != nil {
@@ -140,6 +158,9 @@ func (o *Origin) newFetch(repo string, d digest.Digest, from *parts) (_ *fetch, 
 func (f *fetch) run(ctx context.Context) {
 	began := time.Now()
 	err := f.copy(ctx)
+	if err == nil {
+		f.o.leases.adopt(f.d, f.leases)
+	}
 	f.end(err)
 	if err != nil {
 		f.o.log.Warn("read-through failed", "repository", f.repo, "digest", f.d, "error", err)
@@ -155,20 +176,27 @@ func (f *fetch) run(ctx context.Context) {
 	f.o.committed(f.d)
 }
 
-// end says what came of the fetch. A blob of an upstream that failed is refused for a while, so that runtimes go on at
-// the upstream themselves.
+// end says what came of the fetch. A blob of an upstream that failed is refused for a while to who reads it from there,
+// so that runtimes go on at the upstream themselves.
 func (f *fetch) end(err error) {
+	if err != nil && f.upstream {
+		f.o.m.upstreamErrors.Inc()
+		if !isNo(err) { // which is said of one repository
+			f.o.refused.Set(f.id, err, ttlcache.DefaultTTL)
+		}
+	}
+	f.o.mu.Lock()
+	delete(f.o.fetches, f.id)
+	f.o.mu.Unlock()
+	f.drop(err)
+}
+
+// drop ends the fetch for its readers, and the use of its session.
+func (f *fetch) drop(err error) {
 	f.mu.Lock()
 	f.over, f.err = true, err
 	f.mu.Unlock()
-	if err != nil && f.upstream {
-		f.o.m.upstreamErrors.Inc()
-		f.o.refused.Set(f.d, err, ttlcache.DefaultTTL)
-	}
 	f.g.End(err)
-	f.o.mu.Lock()
-	delete(f.o.fetches, f.d)
-	f.o.mu.Unlock()
 	f.release()
 	if err != nil {
 		if aerr := f.u.Abort(); aerr != nil && !errors.Is(aerr, store.ErrUploadUnknown) {

@@ -1,6 +1,7 @@
 package origin
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -51,6 +52,9 @@ func (u mirrored) keeps(size int64) bool {
 	return !u.registry.Relay && (u.registry.RelayAbove == 0 || size <= int64(u.registry.RelayAbove))
 }
 
+// negativeTTL is how long a no of the upstream counts.
+func (u mirrored) negativeTTL() time.Duration { return time.Duration(u.registry.NegativeTTL) }
+
 // upstreamSource is a blob at an upstream.
 type upstreamSource struct {
 	mirrored
@@ -85,21 +89,25 @@ func (p upstreamSource) sized(ctx context.Context, open func() (io.ReadCloser, i
 }
 
 // refusal returns why a blob is refused now, nil where it is not.
-func (o *Origin) refusal(d digest.Digest) error {
-	lately := o.refused.Get(d)
+func (o *Origin) refusal(id fetchID) error {
+	lately := o.refused.Get(id)
 	if lately == nil {
 		return nil
 	}
-	return &registry.RetryError{Err: fmt.Errorf("%w: blob %s lately could not be read from its upstream: %w", registry.ErrUnavailable, d, lately.Value()), After: refuseFor}
+	return &registry.RetryError{Err: fmt.Errorf("%w: blob %s lately could not be read from %s: %w", registry.ErrUnavailable, id.digest, id.host, lately.Value()), After: refuseFor}
 }
+
+// lately returns why an upstream is not asked for a blob now, nil where it is.
+func (o *Origin) lately(q question) error { return cmp.Or(o.refusal(q.fetchID), o.answers.no(q)) }
 
 // fetchHere joins the fetch of d from its upstream by this origin, or begins it. errPending when the upstream has not
 // answered within wait.
 func (o *Origin) fetchHere(ctx context.Context, up mirrored, repo string, d digest.Digest, wait time.Duration) (*fetch, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, wait, errPending)
 	defer cancel()
-	return o.joinFetch(ctx, d, func(context.Context) (*fetch, error) {
-		if err := o.refusal(d); err != nil {
+	q := up.question(d)
+	return o.joinFetch(ctx, q.fetchID, q.key(), func(context.Context) (*fetch, error) {
+		if err := o.lately(q); err != nil {
 			return nil, err
 		}
 		return o.beginUpstream(up, repo, d)
@@ -113,6 +121,7 @@ func (o *Origin) beginUpstream(up mirrored, repo string, d digest.Digest) (*fetc
 	p := upstreamSource{up, d}
 	body, size, err := p.open(ctx, 0, -1)
 	limit.Stop()
+	o.answers.note(p.question(d), size, err, up.negativeTTL())
 	if err != nil {
 		cancel(nil)
 		return nil, err
@@ -123,7 +132,7 @@ func (o *Origin) beginUpstream(up mirrored, repo string, d digest.Digest) (*fetc
 		from.Close()
 		return nil, errNotKept
 	}
-	f, err := o.newFetch(repo, d, from)
+	f, err := o.newFetch(repo, up.question(d).fetchID, from)
 	if err != nil {
 		return nil, err
 	}
@@ -159,13 +168,22 @@ func (o *Origin) through(ctx context.Context, up mirrored, repo string, d digest
 		case a.Passed:
 			return o.pass(ctx, up, d)
 		case a.Origin != o.cfg.ID:
-			return o.origins.Get(a.Origin).OpenBlob(ctx, repo, d, hint)
+			return o.openAt(ctx, a.Origin, repo, d, hint)
 		}
-		if f := o.inFlight(d); f != nil {
+		if f := o.inFlight(ctx, repo, d); f != nil {
 			return f.open(ctx)
 		}
 		return o.local(d) // it has become whole
 	}
+}
+
+// openAt opens a blob at the origin that another one named.
+func (o *Origin) openAt(ctx context.Context, origin, repo string, d digest.Digest, hint registry.Range) (*registry.Content, error) {
+	or := o.origins.Get(origin)
+	if or == nil {
+		return nil, &registry.RetryError{Err: fmt.Errorf("%w: blob %s: it is said to be at %.60q, which is no origin that this one knows", registry.ErrUnavailable, d, origin), After: time.Second}
+	}
+	return or.OpenBlob(ctx, repo, d, hint)
 }
 
 // arriving says how far a blob is, here or at the origin that fetches it, and has it fetched where it is not.
@@ -173,7 +191,7 @@ func (o *Origin) arriving(ctx context.Context, repo string, d digest.Digest, q c
 	if i, err := o.store.Stat(d); err == nil {
 		return cluster.Arriving{Origin: o.cfg.ID, Size: i.Size, Whole: true}, nil
 	}
-	if f := o.inFlight(d); f != nil {
+	if f := o.inFlight(ctx, repo, d); f != nil {
 		return f.arriving(ctx, q)
 	}
 	var unsure []error
@@ -210,14 +228,15 @@ func (o *Origin) arriving(ctx context.Context, repo string, d digest.Digest, q c
 		}
 		a, err := or.Arriving(transport.WithProgressTimeout(ctx, askPatience), repo, d, cluster.ArrivingRequest{From: q.From, Wait: q.Wait, Here: true})
 		if err == nil || registry.IsAnswer(err) && !errors.Is(err, registry.ErrUnsupported) {
-			return a, err
+			return a, o.unlessUnsure(d, unsure, err)
 		}
 		if ctx.Err() != nil {
 			return a, context.Cause(ctx)
 		}
 		o.log.Info("the origin that would fetch a blob from its upstream does not answer, the next one does", "origin", or.ID, "digest", d, "error", err)
 	}
-	return o.arrivingHere(ctx, up, repo, d, q)
+	a, err := o.arrivingHere(ctx, up, repo, d, q)
+	return a, o.unlessUnsure(d, unsure, err)
 }
 
 // arrivingHere has this origin fetch a blob from its upstream, and says how far that is.
@@ -236,11 +255,13 @@ func (o *Origin) arrivingHere(ctx context.Context, up mirrored, repo string, d d
 
 // statUpstream asks the upstream how large a blob is.
 func (o *Origin) statUpstream(ctx context.Context, up mirrored, d digest.Digest) (v1.Descriptor, error) {
-	if err := o.refusal(d); err != nil {
+	if err := o.lately(up.question(d)); err != nil {
 		return v1.Descriptor{}, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, upstreamPatience)
-	defer cancel()
-	size, err := up.registry.StatBlob(ctx, up.remote, d)
+	size, err := o.answers.size(ctx, up.question(d), up.negativeTTL(), func() (int64, error) {
+		ctx, cancel := context.WithTimeout(o.Context(), upstreamPatience)
+		defer cancel()
+		return up.registry.StatBlob(ctx, up.remote, d)
+	})
 	return v1.Descriptor{Digest: d, Size: size}, err
 }

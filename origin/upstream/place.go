@@ -42,7 +42,7 @@ const (
 // those of one account, or of this address for nobody's.
 type pause struct {
 	kind kind
-	who  string // Registry.who, empty for everybody
+	who  string // Registry.Reader, empty for everybody
 }
 
 // maxPauses bounds those that are remembered.

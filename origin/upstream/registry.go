@@ -76,8 +76,9 @@ func (s *Set) Grant(host string, c Credential) string {
 // errSilent is that a place did not answer in time.
 var errSilent = errors.New("no answer in time")
 
-// who names whose requests these are, for a registry that counts them.
-func (r *Registry) who() string {
+// Reader names who the registry is asked as: the cluster, nobody, or a caller, by a hash of the credential that is keyed
+// by this process. What the registry says to one is not said to another.
+func (r *Registry) Reader() string {
 	switch {
 	case r.as == nil:
 		return "cluster"
@@ -259,7 +260,7 @@ func askOf[T any](ctx context.Context, r *Registry, places []*place, k kind, rem
 	var worst error
 	for _, p := range places {
 		repo := path.Join(p.prefix, remote)
-		err := p.mayAsk(k, r.who())
+		err := p.mayAsk(k, r.Reader())
 		if err == nil {
 			began := time.Now()
 			out, err = f(withScope(ctx, repo, r.as), p, repo)
@@ -269,7 +270,7 @@ func askOf[T any](ctx context.Context, r *Registry, places []*place, k kind, rem
 				return out, fmt.Errorf("%w: %w", registry.ErrUnavailable, err)
 			}
 			r.set.m.asked(r.RegistryConfig.Registry, k, err, time.Since(began))
-			err = p.note(k, r.who(), err)
+			err = p.note(k, r.Reader(), err)
 		}
 		if err == nil {
 			return out, nil

@@ -57,15 +57,20 @@ type Metainfo struct {
 }
 
 // Provisional returns the metainfo of a blob of size bytes none of whose piece hashes is known yet. Its pieces are
-// placeholders that follow from the digest, so that all who make it have one info-hash, and can trade pieces while the
-// blob still arrives where it comes from. It is never stored and never sent.
-func Provisional(d digest.Digest, size int64) (*Metainfo, error) {
+// placeholders that follow from the digest and from where the blob comes, so that all who read it from there have one
+// info-hash, and can trade pieces while it still arrives. from is the host of a registry, empty for the cluster's own
+// buckets: who reads a digest from another registry is never offered what this one sent. It is never stored and never
+// sent.
+func Provisional(d digest.Digest, size int64, from string) (*Metainfo, error) {
 	if size < 0 || size > MaxSize {
 		return nil, fmt.Errorf("%w: size %d is not in 0..%d", ErrMetainfoInvalid, size, int64(MaxSize))
 	}
+	if from != "" {
+		from = "\x00" + from
+	}
 	pieces := make([]byte, 0, numPieces(size)*sha1.Size)
 	for i := range numPieces(size) {
-		h := sha1.Sum(fmt.Appendf(nil, "kraken provisional\x00%s\x00%d", d, i))
+		h := sha1.Sum(fmt.Appendf(nil, "kraken provisional\x00%s\x00%d%s", d, i, from))
 		pieces = append(pieces, h[:]...)
 	}
 	m, err := NewMetainfo(d, size, pieces)

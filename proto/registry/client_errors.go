@@ -14,6 +14,7 @@ import (
 type remoteError struct {
 	kind    *Error
 	message string
+	coded   bool // the body named the kind's code
 }
 
 func (e *remoteError) Error() string { return e.message }
@@ -23,6 +24,13 @@ func (e *remoteError) Unwrap() error { return e.kind }
 func IsAnswer(err error) bool {
 	var e *remoteError
 	return errors.As(err, &e)
+}
+
+// Says reports whether err is what another registry answered with the code of kind, and not with a status alone, which
+// a server in between may have sent.
+func Says(err error, kind *Error) bool {
+	var e *remoteError
+	return errors.As(err, &e) && e.coded && e.kind == kind
 }
 
 // decodeError turns a response to a request of an endpoint back into the error that made it.
@@ -41,7 +49,7 @@ func (c *Client) decodeError(resp *http.Response, to Endpoint) error {
 	if message == "" {
 		message = fmt.Sprintf("%s (%s)", kind.Message, resp.Status)
 	}
-	var err error = &remoteError{kind, message}
+	var err error = &remoteError{kind, message, code == kind.Code}
 	switch {
 	case kind == ErrUnauthorized:
 		return &UnauthorizedError{Err: err, Challenges: ParseChallenges(resp.Header.Values("WWW-Authenticate"))}

@@ -130,6 +130,49 @@ func TestUpstreamLacksABlob(t *testing.T) {
 	}
 }
 
+// However many ask about a blob, the upstream is asked once: how large it is, and whether there is one.
+func TestUpstreamIsAskedAboutABlobOnce(t *testing.T) {
+	b := noise(30_000, 21)
+	up := scripted.New(t, scripted.Options{})
+	d := up.PutBlob(nginx, b).Digest
+	c, repo := mirroring(t, 2, 2, up, nil)
+	asked := func(d digest.Digest) (n int) {
+		for _, q := range up.Requests() {
+			if q.Kind == "blob" && q.Reference == d.String() {
+				n++
+			}
+		}
+		return n
+	}
+	var wg sync.WaitGroup
+	for i := range 40 {
+		wg.Go(func() {
+			if desc, err := c.Agents[i%2].StatBlob(t.Context(), repo, d); err != nil || desc.Size != int64(len(b)) {
+				t.Errorf("HEAD: %v %v", desc, err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := asked(d); n != 1 {
+		t.Errorf("40 HEADs are %d requests", n)
+	}
+	missing := digest.FromString("nothing")
+	for i := range 40 {
+		wg.Go(func() {
+			if _, err := readBlob(t.Context(), c.Agents[i%2], repo, missing); !errors.Is(err, registry.ErrBlobUnknown) {
+				t.Errorf("GET of what is nowhere: %v", err)
+			}
+			if _, err := c.Agents[i%2].StatBlob(t.Context(), repo, missing); !errors.Is(err, registry.ErrBlobUnknown) {
+				t.Errorf("HEAD of what is nowhere: %v", err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := asked(missing); n != 1 {
+		t.Errorf("80 questions about what is nowhere are %d requests", n)
+	}
+}
+
 func TestUpstreamBlobByEveryOriginAtOnce(t *testing.T) {
 	b := noise(3<<20, 3)
 	up := scripted.New(t, scripted.Options{Rate: 4 << 20})
