@@ -110,6 +110,9 @@ func mistakes(f files) []mistake {
 		{"an origin's id twice", changes{"origins": []any{one, one}}, "", "origins[1].id: ", "origins[0]"},
 		{"no origins", changes{"origins": []any{}}, "", "origins: ", "at least one"},
 		{"this origin not among the origins", changes{"id": "origin-09"}, "origin", "id: ", "not among"},
+		{"a password for whatever registry somebody names", changes{"upstreams": map[string]any{"registries": []any{map[string]any{
+			"registry": "*", "credentials": map[string]any{"username": "u", "password": "p"}, "modes": []any{map[string]any{"repository": "**", "mode": "node"}},
+		}}}}, "origin", "registries[0].credentials: ", "any host"},
 		{"a URL without a scheme", changes{"build_index.url": "127.0.0.1:16010"}, "", "build_index.url: ", "no scheme"},
 		{"a URL with a scheme of another kind", changes{"build_index.url": "ftp://127.0.0.1:16010"}, "", "build_index.url: ", "ftp"},
 		{"a URL empty", changes{"build_index.url": ""}, "", "build_index.url: ", "is needed"},

@@ -62,8 +62,8 @@ type RegistryConfig struct {
 	NegativeTTL config.Duration `yaml:"negative_ttl"`
 	// StaleFor bounds the age of an answer that is given while the upstream can't be asked, default 720h.
 	StaleFor config.Duration `yaml:"stale_for"`
-	// Patience is how long a name is waited for before what was known last is served, default 2s, where nothing is
-	// known ten times that.
+	// Patience is how long a name is waited for before what was known last is served, default 800ms; where nothing is
+	// known it is 20s.
 	Patience config.Duration `yaml:"patience"`
 	// Concurrency bounds the blobs, and as many names, that are read from one registry at once, default 16.
 	Concurrency int `yaml:"concurrency"`
@@ -92,6 +92,7 @@ type Endpoint struct {
 // Credentials say who the cluster is to an upstream: one of four ways, or none.
 type Credentials struct {
 	// Username and Password, which may be file: and a path. Username <token> says that Password is an identity token.
+	// With a pattern only where it ends with a domain (*.corp.example): else it would go to any host that somebody names.
 	Username string        `yaml:"username"`
 	Password config.Secret `yaml:"password"`
 	// DockerConfig is the path of a docker config.json with auths, credsStore or credHelpers, read at each login.
@@ -158,6 +159,9 @@ func (r *RegistryConfig) validate(m *config.Mistakes, key string) {
 	for i := range r.Endpoints {
 		r.Endpoints[i].validate(m, fmt.Sprintf("%s.endpoints[%d]", key, i))
 	}
+	if r.Credentials.Username != "" && !ofDomain(r.Registry) {
+		m.Add(key+".credentials", "are a user and a password, which would go to any host that somebody names as %q: want a host, a pattern that ends with a domain (*.corp.example), or docker_config or helper, which know whose a password is", r.Registry)
+	}
 	if r.presents() && !slices.ContainsFunc(r.Modes, func(m cluster.RepositoryMode) bool { return m.Mode == cluster.ModeNode }) {
 		m.Add(key+".credentials", "are presented for repositories of mode node alone, because whoever reaches an agent reads what they may read: say which, in modes")
 	}
@@ -169,6 +173,16 @@ func (r *RegistryConfig) validate(m *config.Mistakes, key string) {
 			m.Add(at+".mode", "%q: want public, node or caller", mode.Mode)
 		}
 	}
+}
+
+// ofDomain reports whether a registry, or all that a pattern matches, is of one domain.
+func ofDomain(pattern string) bool {
+	at := strings.LastIndex(pattern, "*")
+	if at < 0 {
+		return true
+	}
+	host, _, _ := strings.Cut(pattern[at+1:], ":")
+	return strings.HasPrefix(host, ".") && strings.Count(host, ".") > 1
 }
 
 // presents reports whether there are credentials.

@@ -47,6 +47,20 @@ var never = []netip.Prefix{
 	netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("240.0.0.0/4"), netip.MustParsePrefix("::/128"),
 }
 
+// local64 is for translations to IPv4 within a network (RFC 8215). It does not say where in an address the IPv4 one is.
+var local64 = netip.MustParsePrefix("64:ff9b:1::/48")
+
+// embedded returns the IPv4 addresses that one of local64 may stand for (RFC 6052, section 2.2).
+func embedded(a netip.Addr) (out []netip.Addr) {
+	b := a.As16()
+	for _, at := range [][4]int{{6, 7, 9, 10}, {7, 9, 10, 11}, {9, 10, 11, 12}, {12, 13, 14, 15}} {
+		if v := netip.AddrFrom4([4]byte{b[at[0]], b[at[1]], b[at[2]], b[at[3]]}); v.As4()[0] != 0 {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
 // translated are networks whose addresses stand for IPv4 ones in their last or middle bytes.
 var translated = []struct {
 	net netip.Prefix
@@ -69,18 +83,20 @@ type class int
 
 const (
 	outside   class = iota // the internet
-	private                // RFC 1918, RFC 4193, RFC 6598
+	private                // RFC 1918, RFC 4193, RFC 6598, RFC 8215, site-local
 	forbidden              // loopback, link-local, metadata, none at all
 )
 
-var shared = netip.MustParsePrefix("100.64.0.0/10")
+var shared, siteLocal = netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("fec0::/10")
 
 func classOf(a netip.Addr) class {
 	in := func(p netip.Prefix) bool { return p.Contains(a) }
 	switch {
 	case !a.IsValid(), a.IsLoopback(), a.IsLinkLocalUnicast(), a.IsMulticast(), a.IsUnspecified(), slices.ContainsFunc(metadata, in), slices.ContainsFunc(never, in):
 		return forbidden
-	case a.IsPrivate(), shared.Contains(a):
+	case local64.Contains(a) && slices.ContainsFunc(embedded(a), func(v netip.Addr) bool { return classOf(v) == forbidden }):
+		return forbidden
+	case a.IsPrivate(), shared.Contains(a), siteLocal.Contains(a), local64.Contains(a):
 		return private
 	}
 	return outside
@@ -113,6 +129,13 @@ func (g *guard) allowLiteral(u *url.URL) {
 		defer g.mu.Unlock()
 		g.exact[netip.AddrPortFrom(plain(a.Addr()), a.Port())] = true
 	}
+}
+
+// forget forgets where a registry at u was reached.
+func (g *guard) forget(u *url.URL) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.inside, hostPort(u))
 }
 
 // dialer returns what makes connections for requests of a registry at host:port.

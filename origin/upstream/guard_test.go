@@ -43,6 +43,13 @@ func TestGuard(t *testing.T) {
 		{"c.d:443", "c.d:443", "168.63.129.16:80", false},
 		{"c.d:443", "c.d:443", "100.100.100.200:80", false},
 		{"c.d:443", "c.d:443", "224.0.0.1:80", false},
+		{"c.d:443", "c.d:443", "[64:ff9b:1::a9fe:a9fe]:80", false},
+		{"c.d:443", "c.d:443", "[64:ff9b:1:7f00:0:100::]:80", false},
+		{"c.d:443", "c.d:443", "[64:ff9b:1::5db8:d822]:443", true},
+		{"c.d:443", "auth.c.d:443", "[64:ff9b:1::5db8:d822]:443", false},
+		{"a.b:443", "auth.a.b:443", "[64:ff9b:1::5db8:d822]:443", true},
+		{"c.d:443", "auth.c.d:443", "[fec0::1]:443", false},
+		{"a.b:443", "auth.a.b:443", "[fec0::1]:443", true},
 	} {
 		g := newGuard([]netip.Prefix{netip.MustParsePrefix("10.9.0.0/16")})
 		for _, own := range []string{"10.1.2.3:443", "93.184.216.34:443"} { // each registry was reached before

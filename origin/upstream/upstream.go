@@ -10,6 +10,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -17,6 +18,7 @@ import (
 	"sync"
 	"time"
 
+	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"kraken/proto/cluster"
@@ -35,12 +37,13 @@ type Set struct {
 	tokens tokens
 	key    []byte // of Credential.digest, for this process
 
+	configured map[string]*Registry // by host; they are never forgotten
+
 	mu    sync.Mutex
-	known map[string]*Registry // by host
-	order []string             // oldest first
+	named *lru.Cache[string, *Registry] // by host, of patterns: whoever may name registries has them remembered
 }
 
-// maxRegistries bounds the registries of patterns that a Set remembers.
+// maxRegistries bounds the registries of patterns that a Set remembers: those that were used least recently go.
 const maxRegistries = 1024
 
 // Options are what a Set has beside its configuration.
@@ -57,13 +60,19 @@ func Open(cfg Config, o Options) (*Set, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Set{cfg: cfg, public: cfg.Public(), log: o.Log, m: newMetrics(o.Metrics), guard: newGuard(cfg.allow), key: make([]byte, 32), known: map[string]*Registry{}}
+	s := &Set{cfg: cfg, public: cfg.Public(), log: o.Log, m: newMetrics(o.Metrics), guard: newGuard(cfg.allow), key: make([]byte, 32), configured: map[string]*Registry{}}
 	rand.Read(s.key) // never fails
+	var err error
+	if s.named, err = lru.NewWithEvict(maxRegistries, func(_ string, r *Registry) { s.forget(r) }); err != nil {
+		return nil, err
+	}
 	for _, r := range cfg.Registries {
-		if !strings.Contains(r.Registry, "*") {
-			if _, err := s.registry(cluster.CanonicalRegistry(r.Registry)); err != nil {
-				return nil, fmt.Errorf("upstream %s: %w", r.Registry, err)
-			}
+		host := cluster.CanonicalRegistry(r.Registry)
+		if strings.Contains(r.Registry, "*") || s.configured[host] != nil {
+			continue
+		}
+		if s.configured[host], err = s.make(host); err != nil {
+			return nil, fmt.Errorf("upstream %s: %w", r.Registry, err)
 		}
 	}
 	return s, nil
@@ -71,24 +80,36 @@ func Open(cfg Config, o Options) (*Set, error) {
 
 // Close ends idle connections. Bodies that are open stay so.
 func (s *Set) Close() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, r := range s.known {
-		for _, p := range r.places {
-			p.login.hc.CloseIdleConnections()
-		}
+	for _, r := range s.all() {
+		s.forget(r)
 	}
+}
+
+// forget ends what a registry keeps that is not used any more.
+func (s *Set) forget(r *Registry) {
+	for _, p := range r.places {
+		p.login.hc.CloseIdleConnections()
+		s.guard.forget(p.url)
+	}
+}
+
+// all returns the registries that are known, the configured ones first.
+func (s *Set) all() []*Registry {
+	hosts := slices.Sorted(maps.Keys(s.configured))
+	out := make([]*Registry, 0, len(hosts))
+	for _, host := range hosts {
+		out = append(out, s.configured[host])
+	}
+	return append(out, s.named.Values()...)
 }
 
 // Check returns nil while all registries answer that were asked; the error names those that did not, or refuse more.
 func (s *Set) Check(context.Context) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	var silent []string
-	for _, host := range s.order {
-		for _, p := range s.known[host].places {
+	for _, r := range s.all() {
+		for _, p := range r.places {
 			if what := p.trouble(); what != "" {
-				silent = append(silent, host+" "+what)
+				silent = append(silent, r.Host+" "+what)
 				break
 			}
 		}
@@ -157,27 +178,30 @@ func (s *Set) modeOf(host, remote string) cluster.Mode {
 
 // registry returns the one at a host, and makes it at the first use.
 func (s *Set) registry(host string) (*Registry, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if r := s.known[host]; r != nil {
+	if r := s.configured[host]; r != nil {
 		return r, nil
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r, ok := s.named.Get(host); ok {
+		return r, nil
+	}
+	r, err := s.make(host)
+	if err == nil {
+		s.named.Add(host, r)
+	}
+	return r, err
+}
+
+// make makes the registry at a host, as the first entry says that matches.
+func (s *Set) make(host string) (*Registry, error) {
 	i := slices.IndexFunc(s.cfg.Registries, func(c RegistryConfig) bool {
 		return cluster.MatchGlob(cluster.CanonicalRegistry(c.Registry), host)
 	})
 	if i < 0 {
 		return nil, fmt.Errorf("%w: registry %s is not mirrored", registry.ErrNameUnknown, host)
 	}
-	r, err := s.open(host, s.cfg.Registries[i])
-	if err != nil {
-		return nil, err
-	}
-	if len(s.order) >= maxRegistries {
-		delete(s.known, s.order[0])
-		s.order = s.order[1:]
-	}
-	s.known[host], s.order = r, append(s.order, host)
-	return r, nil
+	return s.open(host, s.cfg.Registries[i])
 }
 
 // open makes the registry at a host.
@@ -220,7 +244,7 @@ func (s *Set) place(host, pattern string, e Endpoint) (*place, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(s.cfg.Registries) > 0 {
+	if !strings.Contains(pattern, "*") { // else anybody names it
 		s.guard.allowLiteral(u)
 	}
 	hc, err := transport.NewClient(transport.ClientConfig{

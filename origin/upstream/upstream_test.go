@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"go.uber.org/goleak"
 
 	"kraken/proto/cluster"
@@ -462,6 +463,49 @@ func TestWhatIsMirrored(t *testing.T) {
 	}
 }
 
+// Whoever may name registries makes this machine remember them: not in place of the configured ones, whose pauses, slots
+// and rates hold, nor of those of a pattern that are used.
+func TestMadeUpHostsMakeNothingForgotten(t *testing.T) {
+	s := open(t, Config{Registries: []RegistryConfig{{Registry: "docker.io"}, {Registry: "*"}}})
+	slotsOf := func(repo string) *slots {
+		r, _, ok := s.For(repo)
+		if !ok {
+			t.Fatalf("%s is not mirrored", repo)
+		}
+		return r.blobs
+	}
+	configured, used, idle := slotsOf("docker.io/library/nginx"), slotsOf("ghcr.io/a/b"), slotsOf("quay.io/a/b")
+	for i := range 2 * maxRegistries {
+		slotsOf(fmt.Sprintf("a%d.example/x", i))
+		if slotsOf("ghcr.io/a/b") != used {
+			t.Fatalf("after %d others one that is used was forgotten", i+1)
+		}
+	}
+	if slotsOf("docker.io/library/nginx") != configured {
+		t.Error("the configured registry was forgotten")
+	}
+	if slotsOf("quay.io/a/b") == idle {
+		t.Error("what nobody uses is remembered")
+	}
+}
+
+// A registry that a pattern lets anybody name is none whose address an operator has written down.
+func TestPatternAllowsNoAddress(t *testing.T) {
+	u := script.New(t, script.Options{TLS: true})
+	u.PutBlob("x", []byte("inside"))
+	s := open(t, Config{Registries: []RegistryConfig{{Registry: "*", Access: Access{CA: u.CAFile}}}})
+	r, remote, ok := s.For(u.Alias + "/x")
+	if !ok {
+		t.Fatal("it is not mirrored")
+	}
+	if _, err := r.StatBlob(t.Context(), remote, digest.FromString("inside")); !errors.Is(err, ErrForbiddenAddress) {
+		t.Errorf("this machine was asked: %v", err)
+	}
+	if n := u.Count("", ""); n != 0 {
+		t.Errorf("%d requests", n)
+	}
+}
+
 // A caller's credential goes to the host that the name says, and nothing is shared with others.
 func TestCallersCredential(t *testing.T) {
 	u := script.New(t, script.Options{Token: true, Anonymous: true, Private: []string{"secret"}, User: "u", Password: "p", TLS: true})
@@ -640,11 +684,22 @@ func TestConfigMistakes(t *testing.T) {
 		"credentials": {Registries: []RegistryConfig{{Registry: "a.b", Access: Access{Credentials: Credentials{Username: "u", Password: config.NewSecret("p"), Helper: "x"}}}}},
 		"half":        {Registries: []RegistryConfig{{Registry: "a.b", Access: Access{Credentials: Credentials{Username: "u"}}}}},
 		"no mode":     {Registries: []RegistryConfig{{Registry: "a.b", Access: Access{Credentials: Credentials{Helper: "x"}}}}},
+		"anybody's":   {Registries: []RegistryConfig{{Registry: "*", Modes: everything, Access: Access{Credentials: Credentials{Username: "u", Password: config.NewSecret("p")}}}}},
+		"half a name": {Registries: []RegistryConfig{{Registry: "*corp.example", Modes: everything, Access: Access{Credentials: Credentials{Username: "u", Password: config.NewSecret("p")}}}}},
+		"any domain":  {Registries: []RegistryConfig{{Registry: "registry.*", Modes: everything, Access: Access{Credentials: Credentials{Username: "u", Password: config.NewSecret("p")}}}}},
 		"network":     {AllowAddresses: []string{"10.0.0.1"}},
 		"helper":      {Registries: []RegistryConfig{{Registry: "a.b", Access: Access{Credentials: Credentials{Helper: "../x"}}}}},
 	} {
 		if err := c.Validate(); err == nil {
 			t.Errorf("%s: taken", name)
+		}
+	}
+	for _, c := range []RegistryConfig{
+		{Registry: "*.corp.example", Modes: everything, Access: Access{Credentials: Credentials{Username: "u", Password: config.NewSecret("p")}}},
+		{Registry: "*", Modes: everything, Access: Access{Credentials: Credentials{Helper: "x"}}},
+	} {
+		if err := (&Config{Registries: []RegistryConfig{c}}).Validate(); err != nil {
+			t.Errorf("%s: %v", c.Registry, err)
 		}
 	}
 }
