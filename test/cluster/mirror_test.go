@@ -130,7 +130,8 @@ func TestUpstreamLacksABlob(t *testing.T) {
 	}
 }
 
-// However many ask about a blob, the upstream is asked once: how large it is, and whether there is one.
+// However many ask about a blob, an origin asks the upstream once: how large it is, and whether there is one. A second
+// origin asks, too, where the first one is slow to answer.
 func TestUpstreamIsAskedAboutABlobOnce(t *testing.T) {
 	b := noise(30_000, 21)
 	up := scripted.New(t, scripted.Options{})
@@ -138,7 +139,7 @@ func TestUpstreamIsAskedAboutABlobOnce(t *testing.T) {
 	c, repo := mirroring(t, 2, 2, up, nil)
 	asked := func(d digest.Digest) (n int) {
 		for _, q := range up.Requests() {
-			if q.Kind == "blob" && q.Reference == d.String() {
+			if q.Reference == d.String() {
 				n++
 			}
 		}
@@ -153,7 +154,7 @@ func TestUpstreamIsAskedAboutABlobOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if n := asked(d); n != 1 {
+	if n := asked(d); n < 1 || n > len(c.OriginURLs) {
 		t.Errorf("40 HEADs are %d requests", n)
 	}
 	missing := digest.FromString("nothing")
@@ -168,7 +169,7 @@ func TestUpstreamIsAskedAboutABlobOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if n := asked(missing); n != 1 {
+	if n := asked(missing); n < 1 || n > len(c.OriginURLs) {
 		t.Errorf("80 questions about what is nowhere are %d requests", n)
 	}
 }
