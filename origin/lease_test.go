@@ -273,8 +273,8 @@ func TestTheOnlyAgentDoesNotWait(t *testing.T) {
 	}
 }
 
-// What was counted of a blob while it came counts when it is whole, and nothing that is counted for another fetch of the
-// same digest.
+// What was counted of a blob while it came counts when it is whole, and nothing that is counted for another fetch of
+// the same digest.
 func TestLeasesOfAFetch(t *testing.T) {
 	m := metainfoOf(t, 8)
 	whole, one, other := newLeases(8), newLeases(8), newLeases(8)

@@ -7,9 +7,9 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// supplier is where a blob's bytes come from: a registry as somebody reads it, or the buckets of this cluster, which are
-// the zero supplier. What one sends is no business of who reads the same digest from another before all was verified: it
-// may send other bytes, slowly, or refuse.
+// supplier is where a blob's bytes come from: a registry as somebody reads it, or the buckets of this cluster, which
+// are the zero supplier. What one sends is no business of who reads the same digest from another before all was
+// verified: it may send other bytes, slowly, or refuse.
 type supplier struct {
 	host   string // of the registry
 	reader string // upstream.Registry.Reader

@@ -92,7 +92,8 @@ type Endpoint struct {
 // Credentials say who the cluster is to an upstream: one of four ways, or none.
 type Credentials struct {
 	// Username and Password, which may be file: and a path. Username <token> says that Password is an identity token.
-	// With a pattern only where it ends with a domain (*.corp.example): else it would go to any host that somebody names.
+	// With a pattern only where it ends with a domain (*.corp.example): else it would go to any host that somebody
+	// names.
 	Username string        `yaml:"username"`
 	Password config.Secret `yaml:"password"`
 	// DockerConfig is the path of a docker config.json with auths, credsStore or credHelpers, read at each login.

@@ -76,8 +76,8 @@ func (s *Set) Grant(host string, c Credential) string {
 // errSilent is that a place did not answer in time.
 var errSilent = errors.New("no answer in time")
 
-// Reader names who the registry is asked as: the cluster, nobody, or a caller, by a hash of the credential that is keyed
-// by this process. What the registry says to one is not said to another.
+// Reader names who the registry is asked as: the cluster, nobody, or a caller, by a hash of the credential that is
+// keyed by this process. What the registry says to one is not said to another.
 func (r *Registry) Reader() string {
 	switch {
 	case r.as == nil:

@@ -463,8 +463,8 @@ func TestWhatIsMirrored(t *testing.T) {
 	}
 }
 
-// Whoever may name registries makes this machine remember them: not in place of the configured ones, whose pauses, slots
-// and rates hold, nor of those of a pattern that are used.
+// Whoever may name registries makes this machine remember them: not in place of the configured ones, whose pauses,
+// slots and rates hold, nor of those of a pattern that are used.
 func TestMadeUpHostsMakeNothingForgotten(t *testing.T) {
 	s := open(t, Config{Registries: []RegistryConfig{{Registry: "docker.io"}, {Registry: "*"}}})
 	slotsOf := func(repo string) *slots {

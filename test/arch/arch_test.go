@@ -71,7 +71,7 @@ var homes = map[string][]string{
 	"golang.org/x/sys/unix":                        {"origin/store", "proto/transport"},
 	"golang.org/x/time/rate":                       {"proto/transport", "proto/role", "origin", "origin/upstream", "origin/store", "origin/swarm", "origin/swarm/rate"},
 	"github.com/google/uuid":                       {"*"},
-	"github.com/hashicorp/golang-lru/v2":           {"tracker", "agent", "buildindex", "origin", "proxy/login"},
+	"github.com/hashicorp/golang-lru/v2":           {"tracker", "agent", "buildindex", "origin", "origin/upstream", "proxy/login"},
 	"github.com/hashicorp/golang-lru/v2/expirable": {}, // nobody can end its goroutine
 	"github.com/jellydator/ttlcache/v3":            {"agent", "origin"},
 	"github.com/go-jose/go-jose/v4":                {"proto/access"},
