@@ -2,11 +2,13 @@ package agent
 
 import (
 	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -20,11 +22,13 @@ import (
 type holding struct {
 	*index
 	blobs map[string]bool // repository@digest
+
+	single atomic.Int64 // questions about one blob
 }
 
 func newHolding(t *testing.T, blobs ...string) *holding {
 	t.Helper()
-	h := &holding{newIndex(t), map[string]bool{}}
+	h := &holding{index: newIndex(t), blobs: map[string]bool{}}
 	for _, b := range blobs {
 		h.blobs[b] = true
 	}
@@ -40,9 +44,20 @@ func newHolding(t *testing.T, blobs ...string) *holding {
 			w.WriteHeader(http.StatusUnauthorized)
 		case strings.HasPrefix(repo, "registry.corp/"):
 			w.WriteHeader(http.StatusForbidden)
+		case kind == "members":
+			var asked, has cluster.Members
+			_ = json.NewDecoder(r.Body).Decode(&asked)
+			for _, d := range asked.Digests {
+				if h.blobs[repo+"@"+d.String()] {
+					has.Digests = append(has.Digests, d)
+				}
+			}
+			_ = json.NewEncoder(w).Encode(has)
 		case !h.blobs[repo+"@"+d]:
+			h.single.Add(1)
 			w.WriteHeader(http.StatusNotFound)
 		case kind == "grant":
+			h.single.Add(1)
 			w.WriteHeader(http.StatusNoContent)
 		default:
 			fmt.Fprintf(w, `{"digest":%q,"size":1}`, d)
@@ -79,6 +94,40 @@ func TestBlobsByUpstreamsNames(t *testing.T) {
 		"docker.io/library/app/blobs/" + d.String(): 200, "docker.io/library/app/blobs/" + s.String(): 503, "docker.io/library/app/blobs/" + n.String(): 503,
 		"docker.io/library/app/manifests/" + s.String(): 503, "team/secret/blobs/" + s.String(): 200, "team/other/blobs/" + s.String(): 503,
 	})
+}
+
+// The memberships of an upstream's image cost one question, which comes with its manifest.
+func TestMembersComeWithTheManifest(t *testing.T) {
+	layers := [][]byte{[]byte("one"), []byte("two"), []byte("three")}
+	o := newSource(t, layers...)
+	o.allow(everything)
+	x := newHolding(t)
+	image := []map[string]any{}
+	for _, l := range layers {
+		x.blobs["docker.io/library/app@"+digest.FromBytes(l).String()] = true
+		image = append(image, map[string]any{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest.FromBytes(l), "size": len(l)})
+	}
+	raw, err := json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "layers": image})
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.put("docker.io/library/app", string(raw))
+	a := startMirror(t, x.index, o.URL)
+	base := "http://" + a.Addr() + "/v2/docker.io/library/app/"
+	for range 2 {
+		paths := []string{"manifests/v1"}
+		for _, l := range layers {
+			paths = append(paths, "blobs/"+digest.FromBytes(l).String())
+		}
+		for _, path := range paths {
+			if resp, body := ask(t, http.MethodGet, base+path); resp.StatusCode != http.StatusOK {
+				t.Errorf("%s: %s %s", path, resp.Status, body)
+			}
+		}
+	}
+	if n := x.single.Load(); n != 0 {
+		t.Errorf("%d questions about single blobs", n)
+	}
 }
 
 // Where rules or callers decide, neither a manifest nor another blob is served by digest while build-index is away,
@@ -125,6 +174,7 @@ func TestRefusedCallersLeaveNothing(t *testing.T) {
 	o.allow(everything)
 	x := newHolding(t)
 	a := startMirror(t, x.index, o.URL)
+	eventually(t, "what is mirrored is kept for the next start", func() bool { return len(a.store.Names()) > 0 })
 	before := len(a.store.Names())
 	junk := "Basic " + base64.StdEncoding.EncodeToString([]byte("evil:x"))
 	for i := range 100 {

@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -289,6 +291,19 @@ func TestMirrorIsBounded(t *testing.T) {
 	}
 	claim(t, u, "big", "v1", many...)
 	r.wantError(u.Alias+"/big", "v1", errNotMirrored)
+}
+
+// A list of referrers with more bytes than a manifest may have is not taken.
+func TestReferrersAreBounded(t *testing.T) {
+	u := script.New(t, script.Options{})
+	img := u.PutImage("app", "v1", []byte("layer"))
+	r := newMirrorRig(t, mirrored(u))
+	for i := range 5 {
+		u.PutReferrer("app", img.Manifest, strings.Repeat("x", registry.MaxManifest/5)+strconv.Itoa(i), []byte("signature"))
+	}
+	if p, err := r.x.ListReferrers(t.Context(), u.Alias+"/app", img.Manifest.Digest, "", ""); !errors.Is(err, registry.ErrUnavailable) {
+		t.Errorf("%d descriptors, %v", len(p.Descriptors), err)
+	}
 }
 
 // Of those who list an upstream's tags at once one asks, and nobody within tag_ttl.
