@@ -44,6 +44,14 @@ func (a *answers) no(q question) error {
 	return nil
 }
 
+// knows returns the size that an upstream said lately.
+func (a *answers) knows(q question) (size int64, ok bool) {
+	if is := a.sizes.Get(q); is != nil {
+		return is.Value(), true
+	}
+	return 0, false
+}
+
 // note remembers an answer to q: for keep, where the upstream says no.
 func (a *answers) note(q question, size int64, err error, keep time.Duration) {
 	switch {
@@ -67,8 +75,8 @@ func (a *answers) size(ctx context.Context, q question, keep time.Duration, ask 
 	if err := a.no(q); err != nil {
 		return 0, err
 	}
-	if is := a.sizes.Get(q); is != nil {
-		return is.Value(), nil
+	if size, ok := a.knows(q); ok {
+		return size, nil
 	}
 	if a.asking.Load() >= maxAsking {
 		return 0, &registry.RetryError{Err: fmt.Errorf("%w: %d questions to upstreams are under way", registry.ErrUnavailable, maxAsking), After: time.Second}

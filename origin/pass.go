@@ -26,18 +26,32 @@ type passing struct {
 	hashed int64 // so many first bytes are in hash
 }
 
-// pass opens a blob of an upstream that is not kept.
-func (o *Origin) pass(ctx context.Context, up mirrored, d digest.Digest) (*registry.Content, error) {
+// pass opens a blob of an upstream that is not kept, where its reader begins.
+func (o *Origin) pass(ctx context.Context, up mirrored, d digest.Digest, hint registry.Range) (*registry.Content, error) {
+	q := up.question(d)
+	if err := o.lately(q); err != nil {
+		return nil, err
+	}
 	o.m.passed.Inc()
 	p := &passing{place: upstreamSource{up, d}, hash: d.Algorithm().Hash()}
 	p.ctx, p.end = context.WithCancel(ctx)
-	body, size, err := p.place.open(p.ctx, 0, -1)
+	at := max(hint.Offset, 0)
+	body, size, err := p.place.open(p.ctx, at, -1)
+	if err != nil && !errors.Is(err, errNoRange) && at > 0 && !isNo(err) { // it may have no such byte
+		at = 0
+		body, size, err = p.place.open(p.ctx, at, -1)
+	}
+	skip := int64(0)
+	if errors.Is(err, errNoRange) {
+		skip, err = at, nil
+	}
+	o.answers.note(q, size, err, up.negativeTTL())
 	if err != nil {
 		p.end()
 		return nil, err
 	}
 	p.size, p.from = size, newParts(p.ctx, p.place, size)
-	p.from.body = body
+	p.from.body, p.from.pos, p.from.skip = body, at, skip
 	return &registry.Content{Digest: d, Size: size, Body: p, Close: p.Close}, nil
 }
 

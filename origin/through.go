@@ -110,6 +110,9 @@ func (o *Origin) fetchHere(ctx context.Context, up mirrored, repo string, d dige
 		if err := o.lately(q); err != nil {
 			return nil, err
 		}
+		if size, known := o.answers.knows(q); up.registry.Relay || known && !up.keeps(size) {
+			return nil, errNotKept // and nobody is asked for bytes that are not wanted
+		}
 		return o.beginUpstream(up, repo, d)
 	})
 }
@@ -158,7 +161,7 @@ func (o *Origin) through(ctx context.Context, up mirrored, repo string, d digest
 		a, err := o.arriving(ctx, repo, d, cluster.ArrivingRequest{})
 		switch {
 		case errors.Is(err, errNotKept), errors.Is(err, store.ErrFull):
-			return o.pass(ctx, up, d)
+			return o.pass(ctx, up, d, hint)
 		case err != nil:
 			return nil, err
 		case a.Pending && time.Now().After(deadline):
@@ -166,7 +169,7 @@ func (o *Origin) through(ctx context.Context, up mirrored, repo string, d digest
 		case a.Pending:
 			continue
 		case a.Passed:
-			return o.pass(ctx, up, d)
+			return o.pass(ctx, up, d, hint)
 		case a.Origin != o.cfg.ID:
 			return o.openAt(ctx, a.Origin, repo, d, hint)
 		}

@@ -174,6 +174,41 @@ func TestUpstreamIsAskedAboutABlobOnce(t *testing.T) {
 	}
 }
 
+// A reader of what is passed on costs the upstream one GET, of the bytes that it wants.
+func TestPassedOnWithOneRequest(t *testing.T) {
+	b := noise(3<<20, 22)
+	up := scripted.New(t, scripted.Options{})
+	d := up.PutBlob(nginx, b).Digest
+	c, repo := mirroring(t, 2, 1, up, map[string]any{"relay": true})
+	pullAll(t, c, repo, b)
+	if all, _ := gets(up, d); all != 1 {
+		t.Errorf("a reader of the whole is %d requests", all)
+	}
+	before := len(up.Requests())
+	o := originClient(t, c.OriginURLs[0])
+	body, err := o.OpenBlob(t.Context(), repo, d, registry.Range{Offset: 2 << 20, Length: 1000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer body.Close()
+	got := make([]byte, 1000)
+	if _, err := body.Body.Seek(2<<20, io.SeekStart); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(body.Body, got); err != nil || !bytes.Equal(got, b[2<<20:2<<20+1000]) {
+		t.Errorf("a part is other bytes: %v", err)
+	}
+	var ranges []string
+	for _, q := range up.Requests()[before:] {
+		if q.Method == http.MethodGet && q.Reference == d.String() {
+			ranges = append(ranges, q.Range)
+		}
+	}
+	if len(ranges) != 1 || ranges[0] != "bytes=2097152-" {
+		t.Errorf("a reader of a part is the requests %q", ranges)
+	}
+}
+
 func TestUpstreamBlobByEveryOriginAtOnce(t *testing.T) {
 	b := noise(3<<20, 3)
 	up := scripted.New(t, scripted.Options{Rate: 4 << 20})
