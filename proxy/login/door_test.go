@@ -39,6 +39,13 @@ type index struct {
 	puts  int // of keys
 }
 
+// goes makes the index be away, or back.
+func (x *index) goes(away bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.away = away
+}
+
 var errAway = errors.New("away")
 
 func (x *index) Access(context.Context, cluster.AccessState) (cluster.AccessState, error) {
@@ -381,7 +388,11 @@ func leased(t *testing.T) {
 		t.Helper()
 		synctest.Wait()
 		now, live := time.Now(), 0
-		for _, k := range r.index.state.Keys {
+		s, err := r.index.Access(t.Context(), cluster.AccessState{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, k := range s.Keys {
 			if k.Expires.After(now) {
 				live++
 			}
@@ -400,22 +411,35 @@ func leased(t *testing.T) {
 	check(1)
 	time.Sleep(time.Hour)
 	check(1)
+	r.index.mu.Lock()
 	if r.index.puts > 40 {
 		t.Errorf("a key was put %d times in an hour", r.index.puts)
 	}
-	r.index.away = true
+	r.index.mu.Unlock()
+	r.index.goes(true)
 	time.Sleep(time.Hour)
-	r.index.away = false
+	r.index.goes(false)
 	time.Sleep(publishEvery)
 	check(1)
 	time.Sleep(22 * time.Hour) // another key signs
 	check(1)
-	if len(r.index.state.Keys) != 2 {
-		t.Errorf("%d keys were made", len(r.index.state.Keys))
+	// While build-index is away when another key should sign the one before goes on, and its tokens stay good.
+	time.Sleep(18 * time.Hour)
+	r.index.goes(true)
+	time.Sleep(3 * time.Hour)
+	token := r.token(basic("ann", "ann-secret"), "repository:team/a:pull")
+	r.index.goes(false)
+	time.Sleep(publishEvery)
+	check(2)
+	if w := r.do("GET", "/v2/team/a/manifests/x", token); w.Code != 200 {
+		t.Errorf("a token that the key before signed last: %d %s", w.Code, w.Body)
 	}
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+	if n := len(r.index.state.Keys); n != 3 {
+		t.Errorf("%d keys were made", n)
 	}
 }
 

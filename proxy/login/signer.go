@@ -25,7 +25,7 @@ type signer struct {
 	mu    sync.Mutex
 	key   *access.SigningKey // nil until one is published
 	made  time.Time
-	until time.Time // when key signs no more
+	until time.Time // when key signs no more: later than another should have taken its place
 	err   error
 }
 
@@ -45,9 +45,9 @@ const publishEvery = time.Second
 // run makes keys, and publishes them again, until ctx ends.
 func (s *signer) run(ctx context.Context) error {
 	for {
-		next := min(keyAgain, s.rotate())
-		if err := s.keep(ctx); err != nil {
-			next = publishEvery
+		next := publishEvery
+		if err := s.keep(ctx); err == nil {
+			next = min(keyAgain, s.left())
 		}
 		t := time.NewTimer(next)
 		select {
@@ -61,6 +61,13 @@ func (s *signer) run(ctx context.Context) error {
 
 // rotate is how old a key becomes before another takes its place.
 func (s *signer) rotate() time.Duration { return s.keyLife - s.keyLife/keyMargin }
+
+// left is how long until another key takes the place of the one that signs.
+func (s *signer) left() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return max(0, s.rotate()-time.Since(s.made))
+}
 
 // keep publishes the key again, or another one in its place when it is too old.
 func (s *signer) keep(ctx context.Context) error {
@@ -78,20 +85,28 @@ func (s *signer) put(ctx context.Context, k *access.SigningKey) error {
 	return s.publish(ctx, k.Public(time.Now().Add(s.lifetime+keyHold)))
 }
 
-// renew makes a key, publishes it, and signs with it from then on.
+// renew makes a key, publishes it, and signs with it from then on. The one before is published once more, for the
+// tokens that it has signed last: build-index may have been away for longer than it was good for there.
 func (s *signer) renew(ctx context.Context) error {
 	now := time.Now()
 	k, err := access.NewSigningKey()
 	if err == nil {
 		err = s.put(ctx, k)
 	}
-	if err == nil {
-		s.mu.Lock()
-		s.key, s.made, s.until = k, now, now.Add(s.keyLife)
-		s.mu.Unlock()
-		s.log.Info("tokens are signed with a new key", "key", k.ID())
+	if err != nil {
+		return s.told(ctx, err)
 	}
-	return s.told(ctx, err)
+	s.mu.Lock()
+	before := s.key
+	s.key, s.made, s.until = k, now, now.Add(s.keyLife+keyHold)
+	s.mu.Unlock()
+	s.log.Info("tokens are signed with a new key", "key", k.ID())
+	if before != nil {
+		if err := s.put(ctx, before); err != nil {
+			s.log.Info("the key of tokens before was not published again", "key", before.ID(), "error", err)
+		}
+	}
+	return s.told(ctx, nil)
 }
 
 // told notes how publishing went, and says a failure in the log when it is the first.
