@@ -57,7 +57,7 @@ type Agent struct {
 	checked   *ttlcache.Cache[string, string]          // "repo@digest" → media type: manifests lately confirmed
 	wrong     *ttlcache.Cache[digest.Digest, []string] // ids of origins that lately sent other bytes to a relay
 	full      atomic.Bool                              // the last pull found no room in the cache
-	refused   *ttlcache.Cache[digest.Digest, cutBody]  // blobs of upstreams of which a body was cut off a moment ago
+	refused   *ttlcache.Cache[cutBlob, cutBody]        // blobs of upstreams of which a body was cut off a moment ago
 	granted   *ttlcache.Cache[string, struct{}]        // what repositories callers were let into a moment ago
 	tokens    *tokens                                  // of the agent's realm
 	had       *ttlcache.Cache[string, struct{}]        // "repo@digest" of manifests whose blobs can be had
@@ -108,7 +108,7 @@ func (a *Agent) assemble(c *role.Chassis) (err error) {
 	a.doubts = newDoubts()
 	a.checked = lately[string, string](knownManifests, time.Duration(a.cfg.ManifestTTL))
 	a.wrong = lately[digest.Digest, []string](1000, rememberWrong)
-	a.refused = lately[digest.Digest, cutBody](knownManifests, refuseFor)
+	a.refused = lately[cutBlob, cutBody](knownManifests, refuseFor)
 	a.had = lately[string, struct{}](knownManifests, hadFor)
 	a.namer = cluster.NewNamer(a.cfg.Names)
 	a.granted = lately[string, struct{}](knownGrants, grantedFor)

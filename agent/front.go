@@ -142,7 +142,7 @@ func (f front) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.D
 	if err := f.a.checkMember(ctx, repo, d); err != nil {
 		return v1.Descriptor{}, late(ctx, err)
 	}
-	if err := f.a.mayRead(d, registry.Whole); err != nil {
+	if err := f.a.mayRead(repo, d, registry.Whole); err != nil {
 		return v1.Descriptor{}, err
 	}
 	desc, err := f.a.StatBlob(ctx, repo, d)
@@ -162,7 +162,7 @@ func (f front) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint 
 	limit := time.AfterFunc(headersWithin, func() { cancel(errSlow) })
 	err := f.a.checkMember(ctx, repo, d)
 	if err == nil {
-		err = f.a.mayRead(d, hint)
+		err = f.a.mayRead(repo, d, hint)
 	}
 	var c *registry.Content
 	if err == nil {
@@ -192,6 +192,12 @@ func (f front) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint 
 	return c, nil
 }
 
+// cutBlob is a blob as one registry's readers get it: what another one sends is no business of theirs.
+type cutBlob struct {
+	registry string
+	digest   digest.Digest
+}
+
 // cutBody is a body that failed after its first byte.
 type cutBody struct {
 	// whole says that its reader had asked for the whole: it goes on at the byte that is missing, at the upstream where
@@ -201,8 +207,8 @@ type cutBody struct {
 }
 
 // mayRead returns ErrUnavailable for a blob that is refused.
-func (a *Agent) mayRead(d digest.Digest, hint registry.Range) error {
-	if cut := a.refused.Get(d); cut != nil && (cut.Value().whole || hint.Offset == 0) {
+func (a *Agent) mayRead(repo string, d digest.Digest, hint registry.Range) error {
+	if cut := a.refused.Get(cutBlob{registryOf(repo), d}); cut != nil && (cut.Value().whole || hint.Offset == 0) {
 		return &registry.RetryError{Err: fmt.Errorf("%w: blob %s: %w", registry.ErrUnavailable, d, errRefused), After: refuseFor}
 	}
 	return nil
@@ -210,7 +216,7 @@ func (a *Agent) mayRead(d digest.Digest, hint registry.Range) error {
 
 // refuse makes the runtime whose reading failed go on elsewhere, if it can.
 func (a *Agent) refuse(repo string, d digest.Digest, cut cutBody, err error) {
-	a.refused.Set(d, cut, ttlcache.DefaultTTL)
+	a.refused.Set(cutBlob{registryOf(repo), d}, cut, ttlcache.DefaultTTL)
 	a.had.DeleteAll()
 	a.log.Info("a blob is refused for a moment: a body of it was cut off", "repository", repo, "digest", d, "for", refuseFor, "error", err)
 }

@@ -52,6 +52,7 @@ func TestRegistriesDontSpoilEachOther(t *testing.T) {
 	if got, err := readBlob(t.Context(), c.Agents[0], badRepo, digest.FromBytes(small)); err == nil {
 		t.Fatalf("other bytes ended clean after %d", len(got))
 	}
+	read(0, small)
 	read(1, small)
 
 	slow, err := c.Agents[0].OpenBlob(t.Context(), badRepo, digest.FromBytes(large), registry.Whole)
