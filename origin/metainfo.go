@@ -27,11 +27,13 @@ func (o *Origin) metainfo(ctx context.Context, d digest.Digest) (*blob.Metainfo,
 		return nil, wire(err)
 	}
 	ch := o.hashing.DoChan(d.String(), func() (any, error) {
-		m, err := o.store.ComputeMetainfo(o.Context(), d)
-		if err == nil {
-			o.swarm.Register(m)
+		var m *blob.Metainfo
+		var err error
+		if over := o.shared(ctx, func(ctx context.Context) { m, err = o.store.ComputeMetainfo(ctx, d) }); over != nil || err != nil {
+			return nil, errors.Join(over, err)
 		}
-		return m, err
+		o.swarm.Register(m)
+		return m, nil
 	})
 	select {
 	case r := <-ch:

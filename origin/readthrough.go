@@ -75,9 +75,10 @@ func (o *Origin) joinFetch(ctx context.Context, id fetchID, asked string, begin 
 		if f := o.underWay(id); f != nil {
 			return f, nil
 		}
-		f, err := begin(context.WithoutCancel(ctx))
-		if err != nil {
-			return nil, err
+		var f *fetch
+		var err error
+		if over := o.shared(ctx, func(ctx context.Context) { f, err = begin(ctx) }); over != nil || err != nil {
+			return nil, errors.Join(over, err)
 		}
 		if there := o.enter(f); there != nil { // begun meanwhile, by way of another repository
 			f.drop(errors.Join(errBegunTwice, f.from.Close()))
@@ -97,6 +98,23 @@ func (o *Origin) joinFetch(ctx context.Context, id fetchID, asked string, begin 
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
+}
+
+// shared runs f for all who wait for what comes of it: with the values of ctx, but until this origin ends, which waits
+// for it. errShuttingDown when that has begun.
+func (o *Origin) shared(ctx context.Context, f func(context.Context)) error {
+	done := make(chan struct{})
+	if !o.Background(func(own context.Context) {
+		defer close(done)
+		ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+		defer cancel(nil)
+		defer context.AfterFunc(own, func() { cancel(errShuttingDown) })()
+		f(ctx)
+	}) {
+		return errShuttingDown
+	}
+	<-done
+	return nil
 }
 
 // underWay returns the fetch id, nil where it is not under way.

@@ -261,10 +261,13 @@ func (o *Origin) statUpstream(ctx context.Context, up mirrored, d digest.Digest)
 	if err := o.lately(up.question(d)); err != nil {
 		return v1.Descriptor{}, err
 	}
-	size, err := o.answers.size(ctx, up.question(d), up.negativeTTL(), func() (int64, error) {
-		ctx, cancel := context.WithTimeout(o.Context(), upstreamPatience)
-		defer cancel()
-		return up.registry.StatBlob(ctx, up.remote, d)
+	size, err := o.answers.size(ctx, up.question(d), up.negativeTTL(), func() (size int64, err error) {
+		over := o.shared(ctx, func(ctx context.Context) {
+			ctx, cancel := context.WithTimeout(ctx, upstreamPatience)
+			defer cancel()
+			size, err = up.registry.StatBlob(ctx, up.remote, d)
+		})
+		return size, errors.Join(over, err)
 	})
 	return v1.Descriptor{Digest: d, Size: size}, err
 }
