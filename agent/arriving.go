@@ -85,7 +85,7 @@ func (a *Agent) arrives(ctx context.Context, p *pull) (*arriving, *blob.Metainfo
 func (r *arriving) ask(ctx context.Context) (cluster.Arriving, error) {
 	var errs []error
 	for _, o := range r.a.origins.For(r.digest) {
-		x, err := o.Arriving(transport.WithProgressTimeout(ctx, r.patience()), r.repo, r.digest, cluster.ArrivingRequest{From: r.known()})
+		x, err := o.Arriving(transport.WithProgressTimeout(ctx, r.patience()), r.repo, r.digest, cluster.ArrivingRequest{From: r.Known()})
 		if err == nil {
 			from := r.a.origins.Get(x.Origin)
 			if from == nil {
@@ -120,8 +120,8 @@ func (r *arriving) patience() time.Duration {
 	return stall
 }
 
-// known returns of how many pieces the hash is known.
-func (r *arriving) known() int {
+// Known implements swarm.Hashes.
+func (r *arriving) Known() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return len(r.hashes) / sha1.Size
@@ -243,7 +243,7 @@ func (r *arriving) follow(ctx context.Context) error {
 // more waits for further hashes at the origin that fetches.
 func (r *arriving) more(ctx context.Context) error {
 	o := r.fetcher()
-	q := cluster.ArrivingRequest{From: r.known(), Wait: true}
+	q := cluster.ArrivingRequest{From: r.Known(), Wait: true}
 	x, err := o.Arriving(transport.WithProgressTimeout(ctx, time.Second+arrivingSlack), r.repo, r.digest, q)
 	switch {
 	case err != nil || x.Pending:

@@ -40,6 +40,8 @@ type Request struct {
 type Hashes interface {
 	// PieceHash blocks until the hash of piece i is known, or ctx is done.
 	PieceHash(ctx context.Context, i int) ([sha1.Size]byte, error)
+	// Known returns of how many pieces, from the first on, the hash is known: these have come.
+	Known() int
 }
 
 // Stats counts since the start of the Fetch.

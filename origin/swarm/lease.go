@@ -148,6 +148,9 @@ func (w *worker) next() (pieces []int, wait time.Duration) {
 	if v.Missing == 0 {
 		return nil, plan.MinPause
 	}
+	if f.hashes != nil {
+		v.Came = f.hashes.Known()
+	}
 	ctx, cancel := context.WithTimeout(f.ctx, stall+turnWait)
 	defer cancel()
 	pieces, wait, err := w.src.Lease(ctx, f.m, LeaseRequest{Have: v.Have, Want: v.Want, Max: w.leasing.Ask(), Alone: f.alone(), Stalled: f.idle() >= stall})

@@ -30,6 +30,7 @@ type View struct {
 	Have    blob.Bitmap // pieces that need not be leased
 	Want    []int       // of the windows, the ones that should be leased, in order
 	Missing int         // pieces that are not in Have
+	Came    int         // the pieces before this one have come where the blob comes from; others can't be read without a lease
 }
 
 // Look returns which pieces to ask a Source for: not what is here or on its way, and not what peers have and will
@@ -77,7 +78,7 @@ func (b *Board) Look(windows []int, budget int64) View {
 			v.Have.Set(i)
 		}
 	}
-	v.Missing = v.Have.Len() - v.Have.Count()
+	v.Missing, v.Came = v.Have.Len()-v.Have.Count(), v.Have.Len()
 	return v
 }
 
@@ -92,10 +93,14 @@ func (b *Board) Budget(rate int64) int64 {
 	return int64(float64(rate) * horizon.Seconds())
 }
 
-// firstMissing lists the n most urgent pieces that are not in Have.
-func (v View) firstMissing(n int) []int {
-	out := v.Want[:min(n, len(v.Want))]
-	for i := 0; i < v.Have.Len() && len(out) < n; i++ {
+// firstMissing lists the n most urgent pieces that have come and are not in Have.
+func (v View) firstMissing(n int) (out []int) {
+	for _, i := range v.Want {
+		if i < v.Came && len(out) < n {
+			out = append(out, i)
+		}
+	}
+	for i := 0; i < v.Came && len(out) < n; i++ {
 		if !v.Have.Has(i) && !slices.Contains(v.Want, i) {
 			out = append(out, i)
 		}
@@ -103,11 +108,20 @@ func (v View) firstMissing(n int) []int {
 	return out
 }
 
-// someMissing lists up to n neighbouring pieces that are not in Have, from any on: if all agents of a crowd read the
-// same pieces they would have nothing to trade. Missing is above 0.
+// someMissing lists up to n neighbouring pieces that have come and are not in Have, from any on: if all agents of a
+// crowd read the same pieces they would have nothing to trade.
 func (v View) someMissing(n int) (out []int) {
-	skip := rand.IntN(v.Missing)
-	for i := range v.Have.Len() {
+	missing := 0
+	for i := range v.Came {
+		if !v.Have.Has(i) {
+			missing++
+		}
+	}
+	if missing == 0 {
+		return nil
+	}
+	skip := rand.IntN(missing)
+	for i := range v.Came {
 		switch {
 		case !v.Have.Has(i) && skip > 0:
 			skip--

@@ -168,7 +168,7 @@ func TestSomeMissing(t *testing.T) {
 	for i := 40; i < 60; i++ {
 		have.Set(i)
 	}
-	v := View{Have: have, Missing: 80}
+	v := View{Have: have, Missing: 80, Came: 100}
 	first := map[int]bool{}
 	for range 50 {
 		got := v.someMissing(4)
@@ -184,5 +184,27 @@ func TestSomeMissing(t *testing.T) {
 	}
 	if len(first) < 10 {
 		t.Errorf("50 agents would read only %v", first)
+	}
+}
+
+// Of a blob that still arrives where it comes from, nobody reads without a lease what has not come: it would wait for
+// that until it gives up, and count as one who does not fetch.
+func TestNothingIsReadBeforeItHasCome(t *testing.T) {
+	have := blob.NewBitmap(100)
+	for i := range 10 {
+		have.Set(i)
+	}
+	v := View{Have: have, Missing: 90, Want: []int{50, 12, 15}, Came: 14}
+	for range 50 {
+		if got := v.someMissing(8); len(got) == 0 || got[0] < 10 || got[len(got)-1] >= v.Came {
+			t.Fatalf("%v are to be read, of which only 10 to 13 can be", got)
+		}
+	}
+	if got := v.firstMissing(3); !slices.Equal(got, []int{12, 10, 11}) {
+		t.Errorf("%v are to be read first, want 12, 10 and 11", got)
+	}
+	v.Came = 10
+	if got := append(v.someMissing(8), v.firstMissing(8)...); len(got) > 0 {
+		t.Errorf("%v are to be read, and nothing has come that is not here", got)
 	}
 }
