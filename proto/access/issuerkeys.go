@@ -46,7 +46,7 @@ var errNotIssuers = errors.New("it is signed by no key of the issuer")
 // VerifySignature implements oidc.KeySet: errNotIssuers for a token that the issuer has not signed, ErrIssuer where
 // that is not known because its keys can't be had.
 func (k *issuerKeys) VerifySignature(ctx context.Context, raw string) ([]byte, error) {
-	t, err := jose.ParseSigned(raw, anyAlgorithm)
+	t, err := jose.ParseSignedCompact(raw, anyAlgorithm)
 	if err != nil || len(t.Signatures) != 1 {
 		return nil, errNotIssuers
 	}

@@ -3,7 +3,6 @@ package cluster
 import (
 	"bytes"
 	"encoding/base64"
-	"fmt"
 	"io"
 	"net/http"
 	"sync"
@@ -68,7 +67,7 @@ func TestRegistriesDontSpoilEachOther(t *testing.T) {
 	read(2, large)
 	for _, b := range [][]byte{large, small} {
 		if all, _ := gets(good, digest.FromBytes(b)); all < 1 || all > 2 { // one of them for who reads both at one agent
-			t.Error(fmt.Sprintf("the good registry was asked for a blob of %d bytes %d times", len(b), all))
+			t.Errorf("the good registry was asked for a blob of %d bytes %d times", len(b), all)
 		}
 	}
 }
