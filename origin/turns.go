@@ -19,6 +19,10 @@ const (
 	// begins slowly, and few of them leave a slow link idle. initialWindow is the window before the first rate
 	// measurement: the first pieces share a slow link with little else, and are traded the sooner.
 	leastAhead, initialWindow = 768 << 10, 256 << 10
+	// lonePieces is how many pieces an agent may have on its way whatever the window where nobody else leases: with large
+	// ones the window is less than two, and between one and the next the uplink would rest, which makes it seem slower
+	// and the window smaller yet.
+	lonePieces = 2
 	// turnWait is how long an agent waits for its turn until it is told to ask again. It counts as waiting for
 	// placeTime more.
 	turnWait, placeTime = time.Second, 2 * time.Second
@@ -74,6 +78,7 @@ type grant struct {
 // waiter is a request that waits for its agent's turn.
 type waiter struct {
 	*share
+	agent string
 	asked time.Time
 	last  bool // after all others
 }
@@ -114,7 +119,11 @@ func (t *turns) await(ctx context.Context, agent string, piece int64, most int, 
 	for {
 		now := time.Now()
 		t.expire(now)
-		if room := t.window() - t.pending; room > 0 && t.next() == w {
+		room := t.window() - t.pending
+		if room <= 0 && t.lone(now, w) { // whom nobody waits for: one piece is on its way, and one comes next
+			room = lonePieces*piece - t.pending
+		}
+		if room > 0 && t.next() == w {
 			// All who wait share the room.
 			n := min(most, max(1, int(room/int64(len(t.waiting))/piece)))
 			t.level = max(t.level, w.leased)
@@ -167,7 +176,7 @@ func (t *turns) queue(agent string) *waiter {
 		}
 	}
 	s.leased = max(s.leased, t.level-credit)
-	w := &waiter{share: s, asked: now}
+	w := &waiter{share: s, agent: agent, asked: now}
 	switch {
 	case s.gone(now):
 		s.leased, s.since = min(s.leased, t.level), time.Time{} // a debt ends with the rush that it is from
@@ -177,6 +186,16 @@ func (t *turns) queue(agent string) *waiter {
 	s.waiting++
 	t.waiting, t.front = append(t.waiting, w), nil
 	return w
+}
+
+// lone reports whether nobody but w's agent has waited lately. The caller holds t.mu.
+func (t *turns) lone(now time.Time, w *waiter) bool {
+	for _, s := range t.shares {
+		if s != w.share && !s.gone(now) {
+			return false
+		}
+	}
+	return t.shares[w.agent] == w.share
 }
 
 // gone reports whether the agent has not waited for placeTime.

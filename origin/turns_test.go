@@ -404,3 +404,51 @@ func TestTurnsOfLargePieces(t *testing.T) {
 		}
 	})
 }
+
+// Where one agent leases large pieces the uplink does not rest between them, although they are larger than the window;
+// when others come all keep to that.
+func TestTurnsOfALoneAgent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const piece, rate = 2 << 20, 8 << 20
+		x := newTurns()
+		asked := func(agent string) chan int {
+			got := make(chan int, 1)
+			go func() { got <- x.take(t.Context(), agent, piece, 1) }()
+			synctest.Wait()
+			return got
+		}
+		send := func() {
+			sent := x.beginSend(piece)
+			time.Sleep(piece * time.Second / rate)
+			sent()
+			synctest.Wait()
+		}
+		for range 4 { // the rate is known
+			if n := <-asked("a"); n != 1 {
+				t.Fatalf("a may lease %d pieces, want 1", n)
+			}
+			send()
+		}
+		if w := x.window(); w > piece {
+			t.Fatalf("the window is %d, and larger than a piece", w)
+		}
+		first, second, third := asked("a"), asked("a"), asked("a")
+		if len(first) != 1 || len(second) != 1 || len(third) != 0 {
+			t.Errorf("of three requests %d, %d, %d are answered, want the first two", len(first), len(second), len(third))
+		}
+		send()
+		if len(third) != 1 {
+			t.Error("the third is not answered when a piece was sent")
+		}
+		send()
+		send()
+		b := asked("b")
+		next := asked("a")
+		if len(b) != 1 || len(next) != 0 {
+			t.Errorf("b has %d answers and a has %d, want b alone: the window is full", len(b), len(next))
+		}
+		send()
+		<-next
+		send()
+	})
+}
