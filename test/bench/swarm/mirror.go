@@ -234,8 +234,12 @@ func mirrorFirst(mbit int, size int64) func(*bench, context.Context) error {
 			a := c.agents[0]
 			var direct, through [2][]float64 // first byte and whole
 			both := func(size int64, k int) error {
-				blob, err := c.upstream.add(size)
+				layers, manifest, err := c.upstream.image(fmt.Sprintf("v%d", len(direct[0])), size)
 				if err != nil {
+					return err
+				}
+				blob := layers[0]
+				if err := c.readManifest(ctx, a, manifest.String()); err != nil { // as each runtime does first
 					return err
 				}
 				p, err := c.pullDirect(ctx, a, blob)
@@ -306,19 +310,26 @@ func mirrorImage(n int) func(*bench, context.Context) error {
 	}
 }
 
+// readManifest reads a manifest of the upstream from an agent.
+func (c *cluster) readManifest(ctx context.Context, a *devcluster.Component, ref string) error {
+	hc := a.Host().Client()
+	defer hc.CloseIdleConnections()
+	_, err := get(ctx, hc, c.plan.URL(a)+"/v2/"+c.upstream.repository()+"/manifests/"+ref, "")
+	return err
+}
+
 // pullImages has all agents pull the image at once: manifest, then its blobs.
 func (c *cluster) pullImages(ctx context.Context, layers []blobOf) error {
 	errs := make([]error, len(c.agents))
 	var wg sync.WaitGroup
 	for i, a := range c.agents {
 		wg.Go(func() {
+			if errs[i] = c.readManifest(ctx, a, "latest"); errs[i] != nil {
+				return
+			}
 			hc := a.Host().Client()
 			defer hc.CloseIdleConnections()
 			base := c.plan.URL(a) + "/v2/" + c.upstream.repository()
-			if _, err := get(ctx, hc, base+"/manifests/latest", ""); err != nil {
-				errs[i] = err
-				return
-			}
 			for _, l := range layers {
 				if _, err := get(ctx, hc, base+"/blobs/"+l.digest.String(), l.digest); err != nil {
 					errs[i] = errors.Join(errs[i], err)
