@@ -40,6 +40,9 @@ func (o *Origin) arrivingRoute(w http.ResponseWriter, r *http.Request, repo stri
 // asked to.
 func (f *fetch) arriving(ctx context.Context, q cluster.ArrivingRequest) (cluster.Arriving, error) {
 	a := cluster.Arriving{Origin: f.o.cfg.ID, Size: f.size, From: q.From}
+	if f.g == nil { // it was over when it was joined
+		return f.ended(a)
+	}
 	limit := time.NewTimer(arrivingWait)
 	defer limit.Stop()
 	for {

@@ -69,11 +69,14 @@ type fetch struct {
 }
 
 // joinFetch returns the fetch id that is under way here, or the one that begin has begun, for all who ask the same at
-// once. When ctx is done before, begin goes on for who asks next.
+// once; of a blob that is whole here, one that is over. When ctx is done before, begin goes on for who asks next.
 func (o *Origin) joinFetch(ctx context.Context, id fetchID, asked string, begin func(context.Context) (*fetch, error)) (*fetch, error) {
 	ch := o.fetching.DoChan(asked, func() (any, error) {
 		if f := o.underWay(id); f != nil {
 			return f, nil
+		}
+		if i, err := o.store.Stat(id.digest); err == nil { // it has become whole since the caller looked
+			return &fetch{o: o, id: id, d: id.digest, size: i.Size, over: true}, nil
 		}
 		var f *fetch
 		var err error

@@ -2,8 +2,10 @@ package origin
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"testing"
@@ -102,5 +104,33 @@ func TestDebts(t *testing.T) {
 	}
 	if got, err = c.Owes(t.Context(), "r", d); err != nil || len(got.Repositories) != len(debt.Repositories)+2 {
 		t.Errorf("owes for %d repositories, %v, want all %d: who copies the blob owes it for what it hears", len(got.Repositories), err, len(debt.Repositories)+2)
+	}
+}
+
+// A blob that has become whole between a look at the disk and the beginning of a fetch is not fetched again.
+func TestWhatHasBecomeWholeIsNotFetched(t *testing.T) {
+	o, c := alone(t)
+	content := []byte("a layer")
+	d := digest.FromBytes(content)
+	if err := c.Replicate(t.Context(), "r", d, int64(len(content)), false, bytes.NewReader(content)); err != nil {
+		t.Fatal(err)
+	}
+	f, err := o.joinFetch(t.Context(), fromBucket(d), "asked", func(context.Context) (*fetch, error) {
+		t.Error("a fetch is begun")
+		return nil, errors.New("there is none")
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a, err := f.arriving(t.Context(), cluster.ArrivingRequest{Wait: true}); err != nil || !a.Whole || a.Size != int64(len(content)) {
+		t.Errorf("it arrives as %+v, %v, want whole", a, err)
+	}
+	r, err := f.open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if b, err := io.ReadAll(r.Reader()); err != nil || string(b) != string(content) {
+		t.Errorf("reads %q, %v", b, err)
 	}
 }

@@ -60,12 +60,13 @@ func (u *unfinished) remove(c *conn) bool {
 func (s *Swarm) establish(c *conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.unfinished.remove(c) {
+	if !slices.Contains(s.unfinished.all, c) {
 		return true // we dialled it, or it is closed
 	}
-	c.deadline.Stop()
-	if len(s.conns)-len(s.unfinished.all) > s.cfg.MaxConns {
-		return false // c itself is among them
+	if len(s.conns)-len(s.unfinished.all) >= s.cfg.MaxConns {
+		return false // it stays among the unfinished until it is closed
 	}
+	s.unfinished.remove(c)
+	c.deadline.Stop()
 	return true
 }
