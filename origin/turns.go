@@ -19,9 +19,9 @@ const (
 	// begins slowly, and few of them leave a slow link idle. initialWindow is the window before the first rate
 	// measurement: the first pieces share a slow link with little else, and are traded the sooner.
 	leastAhead, initialWindow = 768 << 10, 256 << 10
-	// lonePieces is how many pieces an agent may have on its way whatever the window where nobody else leases: with large
-	// ones the window is less than two, and between one and the next the uplink would rest, which makes it seem slower
-	// and the window smaller yet.
+	// lonePieces is how many pieces an agent may have on its way, whatever the window, where nobody else leases: with
+	// large ones the window is less than two, and between one and the next the uplink would rest, which makes it seem
+	// slower and the window smaller yet.
 	lonePieces = 2
 	// turnWait is how long an agent waits for its turn until it is told to ask again. It counts as waiting for
 	// placeTime more.
