@@ -59,7 +59,7 @@ func Open(cfg Config, index Index, log *slog.Logger, reg registerer) (*Door, err
 		return nil, fmt.Errorf("access.audit: %w", err)
 	}
 	d.state = access.NewState(index.Access, heardEvery, log)
-	d.signer = &signer{publish: index.PutTokenKey, keyLife: time.Duration(cfg.KeyLifetime), lifetime: time.Duration(cfg.TokenLifetime), service: cfg.Service, log: log}
+	d.signer = &signer{began: time.Now(), publish: index.PutTokenKey, keyLife: time.Duration(cfg.KeyLifetime), lifetime: time.Duration(cfg.TokenLifetime), service: cfg.Service, log: log}
 	return d, nil
 }
 

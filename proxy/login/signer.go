@@ -22,11 +22,14 @@ type signer struct {
 	service  string
 	log      *slog.Logger
 
-	mu    sync.Mutex
-	key   *access.SigningKey // nil until one is published
-	made  time.Time
-	until time.Time // when key signs no more: later than another should have taken its place
-	err   error
+	began time.Time
+
+	mu     sync.Mutex
+	key    *access.SigningKey // nil until one is published
+	made   time.Time
+	until  time.Time // when key signs no more: later than another should have taken its place
+	err    error
+	warned bool // of err
 }
 
 // A key is published for keyHold longer than its tokens live, and again each keyAgain while it signs: that of a proxy
@@ -109,12 +112,23 @@ func (s *signer) renew(ctx context.Context) error {
 	return s.told(ctx, nil)
 }
 
+// startPatience is how long after a start it is a matter of course that no key is published: build-index starts, too.
+const startPatience = 30 * time.Second
+
 // told notes how publishing went, and says a failure in the log when it is the first.
 func (s *signer) told(ctx context.Context, err error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err != nil && s.err == nil && ctx.Err() == nil {
+	starting := s.key == nil && time.Since(s.began) < startPatience
+	switch {
+	case err == nil:
+		s.warned = false
+	case ctx.Err() != nil || s.warned:
+	case starting && s.err == nil:
+		s.log.Info("no key for tokens is published yet, it is tried again", "error", err)
+	case !starting:
 		s.log.Warn("a key for tokens was not published, it is tried again", "error", err)
+		s.warned = true
 	}
 	s.err = err
 	return err
