@@ -1,14 +1,22 @@
 package runtimes
 
 import (
+	"flag"
 	"fmt"
 	"testing"
 
 	"kraken/test/upstream"
 )
 
-// Faults of an upstream in every third image are no faults of a pull in parallel chunks: the cluster goes on where the
-// body was cut, asks again, or leaves the runtime to the upstream.
+var (
+	pullsFlag = flag.Int("pulls", 18, "how many images are pulled while their upstream has faults")
+	everyFlag = flag.Int("every", 3, "a fault in every so many images")
+	sizeFlag  = flag.Int("size", 1_500_000, "bytes of the layer of an image")
+)
+
+// Faults of an upstream in some images are no faults of a pull in parallel chunks: the cluster goes on where the body
+// was cut, asks again, or leaves the runtime to the upstream. For many: go test ./test/runtimes -run Faults -timeout 2h
+// -args -pulls 1000 -every 10.
 func TestFaultsOfAnUpstreamFailNoPull(t *testing.T) {
 	up := upstream.New(t, upstream.Options{})
 	c := mirroring(t, up, nil)
@@ -19,12 +27,12 @@ func TestFaultsOfAnUpstreamFailNoPull(t *testing.T) {
 				{Kind: "blob", Cut: true, CutAt: 500_000, Times: 1}, {Kind: "blob", Cut: true, CutAt: 700_000, Reset: true, Times: 1},
 				{Kind: "blob", Status: 503, Times: 1}, {Kind: "blob", Status: 429, RetryAfter: 1, Times: 1}, {Kind: "manifest", Status: 503, Times: 1}, {Kind: "blob", Refuse: true, Times: 1},
 			}
-			for i := range 3 * len(faults) {
+			for i := range *pullsFlag {
 				repo := fmt.Sprintf("faults/%s%d", k.name[len(k.name)-5:], i)
-				newImage(t, repo, 1_500_000).put(up, repo)
+				newImage(t, repo, *sizeFlag).put(up, repo)
 				what := "nothing"
-				if i%3 == 0 {
-					rule := faults[i/3]
+				if i%*everyFlag == 0 {
+					rule := faults[i / *everyFlag % len(faults)]
 					rule.About = repo
 					up.Fail(rule)
 					what = fmt.Sprintf("%+v", rule)
