@@ -241,6 +241,9 @@ func (s *Sim) checkName(n name) {
 // Restore loses everything but the bucket, and waits until names are back.
 func (s *Sim) Restore() {
 	s.history.note("everything but the bucket is lost")
+	s.mu.Lock()
+	s.model.unpublished(func(d digest.Digest) bool { return s.mayBeLost(d.String()) })
+	s.mu.Unlock()
 	for _, n := range append([]*node{s.index}, s.origins...) {
 		n.kill(false)
 		n.wipe()

@@ -170,6 +170,13 @@ func (s *Sim) PushImage(proxy int, repo, tag string, i *Image, p Push) error {
 			return err
 		}
 	}
+	var refs []digest.Digest
+	for _, b := range i.Blobs {
+		refs = append(refs, digest.FromBytes(b))
+	}
+	s.mu.Lock()
+	s.model.refs[i.digest.String()] = refs
+	s.mu.Unlock()
 	changes := map[name]string{{"manifest", repo, i.digest.String()}: there}
 	ref := registry.Reference{Digest: i.digest}
 	if tag != "" {

@@ -474,3 +474,26 @@ func TestDebtToRottenCopy(t *testing.T) {
 		s.CheckAll("after a disk was lost")
 	})
 }
+
+// A manifest whose only copy of a blob was lost with its disk never gets to the bucket. Once everything else is lost as
+// well it is gone, and its tag is what it was before: three disks were lost, and that is no fault of the cluster.
+func TestManifestOfALostBlob(t *testing.T) {
+	directed(t, Options{}, func(s *Sim) {
+		before, after := NewImage("before", content(1, 700)), NewImage("after", content(2, 5000))
+		s.mustPush("team/a", "v", before, Push{})
+		s.Settle()
+		s.bucket.set(bucketHung)
+		s.Kill(0)
+		s.Kill(1)
+		s.mustPush("team/a", "v", after, Push{}) // to origin 3 alone
+		s.Start(0)
+		s.Start(1)
+		s.Wipe(2)
+		s.Start(2)
+		s.Settle()
+		s.CheckAll("after the only copy was lost")
+		s.Restore()
+		s.CheckAll("after the restore")
+		s.CheckAll("again")
+	})
+}

@@ -39,6 +39,7 @@ type state struct {
 	may     map[string]bool
 	pending map[*attempt]string // under way, or never answered
 	recent  []change            // that were answered
+	ever    map[string]bool     // all that it was answered to be
 	readers map[*reading]bool
 }
 
@@ -51,6 +52,7 @@ type change struct {
 type model struct {
 	names map[name]*state
 	blobs map[digest.Digest]*acknowledged
+	refs  map[string][]digest.Digest // of manifests that were pushed: their blobs
 }
 
 // acknowledged is a blob that a client was told is stored.
@@ -62,13 +64,13 @@ type acknowledged struct {
 }
 
 func newModel() *model {
-	return &model{names: map[name]*state{}, blobs: map[digest.Digest]*acknowledged{}}
+	return &model{names: map[name]*state{}, blobs: map[digest.Digest]*acknowledged{}, refs: map[string][]digest.Digest{}}
 }
 
 func (m *model) of(n name) *state {
 	s := m.names[n]
 	if s == nil {
-		s = &state{may: map[string]bool{absent: true}, pending: map[*attempt]string{}, readers: map[*reading]bool{}}
+		s = &state{may: map[string]bool{absent: true}, pending: map[*attempt]string{}, ever: map[string]bool{}, readers: map[*reading]bool{}}
 		m.names[n] = s
 	}
 	return s
@@ -148,6 +150,7 @@ func (a *attempt) acknowledged() {
 			}
 		}
 		s.recent = append(s.recent, change{v, a.began, now})
+		s.ever[v] = true
 		s.may = may
 		for w := range may {
 			s.allow(w)
@@ -204,5 +207,25 @@ func (m *model) settle(n name, v string) {
 	s.may, s.recent = may, nil
 	if len(may) == 1 {
 		s.pending = map[*attempt]string{}
+	}
+}
+
+// unpublished says that blobs were lost: manifests that refer to one can't be written to the bucket, and may be absent
+// once everything else is lost. Tags that name them are then what they were before, or absent.
+func (m *model) unpublished(lost func(digest.Digest) bool) {
+	gone := map[string]bool{}
+	for d, blobs := range m.refs {
+		gone[d] = slices.ContainsFunc(blobs, lost)
+	}
+	for n, s := range m.names {
+		switch {
+		case n.kind == "manifest" && gone[n.what]:
+			s.allow(absent)
+		case n.kind == "tag" && slices.ContainsFunc(slices.Collect(maps.Keys(s.may)), func(v string) bool { return gone[v] }):
+			s.allow(absent)
+			for v := range s.ever {
+				s.allow(v)
+			}
+		}
 	}
 }
