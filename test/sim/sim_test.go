@@ -159,6 +159,7 @@ func report(t *testing.T, r Result) {
 		t.Errorf("seed %d: %s", r.Plan.Seed, v)
 	}
 	if *shrinkFlag == 0 {
+		t.Logf("history:\n%s%s", r.Plan, r.History)
 		return
 	}
 	small := Shrink(r, *shrinkFlag, func(p Plan) Result { return run(t, p) })
