@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"time"
@@ -30,8 +31,11 @@ func (s *Sim) acknowledge(d digest.Digest, repo string, began time.Time) {
 		a.safe = true
 		return
 	}
-	copies, healthy := len(s.owners(d)), 0
+	copies, healthy := 0, 0
 	for _, n := range s.origins {
+		if n.owes(d) && n.keeps(d) { // one whose commit is under way has promised nothing
+			copies++
+		}
 		if n.p != nil && n.hurt.Before(began.Add(-healthyFor)) {
 			healthy++
 		}
@@ -82,6 +86,13 @@ func (n *node) owes(d digest.Digest) bool {
 		}
 	}
 	return false
+}
+
+// keeps reports whether the copy of a blob that an origin owes would survive a loss of power.
+func (n *node) keeps(d digest.Digest) bool {
+	h := d.Encoded()
+	dir := path.Join("blobs/sha256", h[:2], h)
+	return n.disk.survives(path.Join(dir, "data")) && (n.disk.survives(path.Join(dir, "writeback")) || n.disk.survives(path.Join("debts", "sha256-"+h)))
 }
 
 // checkDebts is the rule of debts: what is acknowledged is in the bucket, or owed by as many origins as were promised,

@@ -241,6 +241,19 @@ func (d *disk) syncNames(dir *inode) {
 	d.ops = left
 }
 
+// survives reports whether a file is there after any loss of power, as it is now.
+func (d *disk) survives(name string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n := d.root
+	for part := range strings.SplitSeq(path.Clean(name), "/") {
+		if n = n.durable[part]; n == nil {
+			return false
+		}
+	}
+	return n.synced
+}
+
 // crash is the loss of power: what was not synced is as the seed says. The process must be dead.
 func (d *disk) crash() error {
 	d.mu.Lock()
