@@ -125,8 +125,8 @@ func (x *Index) adoptAll(ctx context.Context, t *round, dead cluster.Latest) err
 func (x *Index) adopt(ctx context.Context, r cluster.NameRecord, dead cluster.Latest, whole map[digest.Digest][]byte) error {
 	if c := r.Change(); c.Act == cluster.Put {
 		changes := r.Changes()
-		if dead.Beats(changes[len(changes)-1]) {
-			return nil // the manifest is gone, or the membership
+		if dead.Beats(changes[len(changes)-1]) { // the manifest is gone, or the membership
+			return x.adoptGone(ctx, c)
 		}
 		if c.Kind == cluster.Tag && dead.Beats(c) {
 			r.Tag = "" // the tag is gone, the manifest is not
@@ -153,6 +153,21 @@ func (x *Index) adopt(ctx context.Context, r cluster.NameRecord, dead cluster.La
 			return err
 		}
 		return x.enqueue(tx, r)
+	})
+}
+
+// adoptGone takes over what is left of a put whose manifest was deleted since: its tag went with that, and is not what
+// the bucket has of it from before.
+func (x *Index) adoptGone(ctx context.Context, c cluster.Change) error {
+	if c.Kind != cluster.Tag {
+		return nil
+	}
+	return x.db.Update(ctx, func(tx names.Tx) error {
+		err := tx.DeleteTag(c.Repository, c.Tag, c.Generation)
+		if errors.Is(err, names.ErrNewer) {
+			return nil
+		}
+		return errors.Join(ignoreMissing(err), x.enqueueTags(tx, c.Repository, []names.Tagged{{Tag: c.Tag, Generation: c.Generation}}))
 	})
 }
 

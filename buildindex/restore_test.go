@@ -293,6 +293,32 @@ func TestRestoreWithoutTheBucket(t *testing.T) {
 		r.wantTag("v", "")
 		r.wantManifest(a, false)
 	})
+	t.Run("a deleted manifest takes its tags, and what they were before", func(t *testing.T) {
+		r := newRig(t)
+		r.must(r.x.fill(r.Context()))
+		r.durable(true)
+		a := r.put("v", "one")
+		if left, err := r.x.drain(r.Context()); err != nil || left {
+			t.Fatalf("left %v, %v", left, err)
+		}
+		r.durable(false)
+		b := r.put("v", "two")
+		r.delete(registry.Reference{Digest: b})
+		r.lose()
+		r.wantTag("v", "")
+		r.wantManifest(a, true)
+		r.wantManifest(b, false)
+		r.durable(true)
+		if left, err := r.x.drain(r.Context()); err != nil || left {
+			t.Fatalf("left %v, %v", left, err)
+		}
+		for _, o := range r.origins {
+			o.set(func() { clear(o.names) })
+		}
+		r.start("third.db")
+		r.must(r.x.fill(r.Context()))
+		r.wantTag("v", "")
+	})
 	t.Run("what was pushed again is there", func(t *testing.T) {
 		r := newRig(t)
 		a := r.put("v", "one")
