@@ -191,6 +191,9 @@ func (x *Index) identify(ctx context.Context) error {
 // renew asks all origins for the lease and tells them what SQL has committed. It returns the highest generation that
 // any of them knows. errHeld when another has the lease; ErrUnavailable when replicas or more did not answer. An origin
 // of a version that knows no leases has nothing against it.
+//
+// Who begins is refused by nobody, and granted by all but replicas - 1. So who has begun, and has the lease at replicas
+// origins, is the only one, whatever others say: the request of one that is gone may have reached them late.
 func (x *Index) renew(ctx context.Context, length time.Duration) (latest int64, err error) {
 	state, err := x.db.State(ctx)
 	if err != nil {
@@ -212,6 +215,7 @@ func (x *Index) renew(ctx context.Context, length time.Duration) (latest int64, 
 	}
 	wg.Wait()
 	var silent []error
+	granted := 0
 	for i, a := range answers {
 		switch {
 		case errs[i] != nil:
@@ -219,10 +223,14 @@ func (x *Index) renew(ctx context.Context, length time.Duration) (latest int64, 
 		case a.Holder != ask.Holder:
 			err = fmt.Errorf("%w: it is %.300s, as origin %s says: stop it and this one goes on", errHeld, a.Holder, all[i].ID)
 		default:
+			granted++
 			latest = max(latest, a.Generation)
 		}
 	}
-	if err != nil {
+	switch {
+	case err != nil && x.begunTenure() && granted >= x.cfg.Replicas:
+		x.log.Info("an origin takes another build-index for the only one, for a moment", "says", err)
+	case err != nil:
 		return 0, err
 	}
 	if len(silent) >= x.cfg.Replicas {

@@ -229,3 +229,37 @@ func TestRunAfterAnother(t *testing.T) {
 		t.Errorf("at its end the lease is kept: %+v", h)
 	}
 }
+
+// A renewal of a build-index that is gone may reach an origin late. Who has the lease at replicas others goes on:
+// nobody else can begin while these refuse him. Who has it at fewer has lost it, and who has not begun waits.
+func TestOneOriginNamesAnother(t *testing.T) {
+	r := newRig(t)
+	r.origins = append(r.origins, newFakeOrigin(t))
+	r.start("three.db")
+	r.must(r.x.takeOver(t.Context()))
+	named := func(n int) {
+		for i, o := range r.origins {
+			o.set(func() {
+				if o.holder = (holder{id: r.x.tenure.id, until: time.Now().Add(time.Hour)}); i < n {
+					o.holder.id = "vm/gone"
+				}
+			})
+		}
+	}
+	named(1)
+	if _, err := r.x.renew(t.Context(), holdFor); err != nil {
+		t.Errorf("one of three origins names another: %v", err)
+	}
+	y := r.second("other.db")
+	defer y.Close()
+	for o := range 3 {
+		r.origins[o].set(func() { r.origins[o].holder.id = r.x.tenure.id })
+	}
+	if err := y.takeOver(t.Context()); !errors.Is(err, errHeld) {
+		t.Errorf("another begins: %v, want %v", err, errHeld)
+	}
+	named(2)
+	if _, err := r.x.renew(t.Context(), holdFor); !errors.Is(err, errHeld) {
+		t.Errorf("two of three origins name another: %v, want %v", err, errHeld)
+	}
+}
