@@ -177,7 +177,7 @@ func (a *Agent) readManifest(ctx context.Context, repo string, d digest.Digest, 
 	if r.size > registry.MaxManifest {
 		return nil, nil, fmt.Errorf("%w: %s has %d bytes, which is no manifest", registry.ErrManifestUnknown, d, r.size)
 	}
-	raw, err = io.ReadAll(r)
+	raw, err = io.ReadAll(io.LimitReader(r, registry.MaxManifest))
 	if err != nil {
 		err = fmt.Errorf("read manifest %s from an origin: %w", d, err)
 	} else if d.Algorithm().FromBytes(raw) != d {

@@ -102,8 +102,8 @@ func (mi *mirror) forAll(repo string) bool {
 
 // prove asks the upstream whether a repository has a blob, as who asks, and keeps that it has. Size is what is claimed,
 // negative where nothing is. A registry that the configuration names is believed. One that only a pattern takes in may
-// be anybody's, who says so of any digest: it is believed about what no private repository has, for now, and else has
-// to send the blob.
+// be anybody's, who says so of any digest: it is believed about what no private repository has at that time, and else
+// has to send the blob.
 func (mi *mirror) prove(ctx context.Context, q question, d digest.Digest, size int64) error {
 	return mi.askFor(ctx, q, "blob "+d.String(), proofPatience, readLimit, func(ctx context.Context) error {
 		head, cancel := context.WithTimeout(ctx, coldPatience)

@@ -78,8 +78,8 @@ func (b *bucket) wait() time.Duration {
 	return max(1, time.Duration((1-b.left)*float64(b.every)))
 }
 
-// take is called before a password is compared. It returns how long until that may be; 0 for now, and then what gives
-// back what was taken.
+// take is called before a password is compared. It returns how long until that may be: 0 where it may be at once,
+// and then what gives back what was taken.
 func (t *throttle) take(source, user string) (back func(), wait time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
