@@ -36,7 +36,7 @@ func (s *Sim) acknowledge(d digest.Digest, repo string, began time.Time) {
 		if n.owes(d) && n.keeps(d) { // one whose commit is under way has promised nothing
 			copies++
 		}
-		if n.p != nil && n.hurt.Before(began.Add(-healthyFor)) {
+		if n.leftInPeace(began.Add(-healthyFor)) {
 			healthy++
 		}
 	}
@@ -65,6 +65,8 @@ func (s *Sim) owners(d digest.Digest) (out []*node) {
 // owes looks at the disk, whether the origin runs or not.
 func (n *node) owes(d digest.Digest) bool {
 	h := d.Encoded()
+	n.disk.mu.Lock() // the folder is another one after a kill
+	defer n.disk.mu.Unlock()
 	dir := filepath.Join(n.disk.dir, "blobs/sha256", h[:2], h)
 	b, err := os.ReadFile(filepath.Join(dir, "data"))
 	if err != nil || digest.FromBytes(b) != d {

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing/synctest"
 	"time"
 
@@ -70,15 +71,15 @@ type node struct {
 	h    *host
 	open func(n *node, p *process) (role.Runner, error)
 
-	p      *process // nil while it is down
+	p      atomic.Pointer[process] // nil while it is down
 	cancel context.CancelFunc
 	done   chan struct{}
 
-	disk     *disk  // of an origin
-	database string // of build-index: a folder
-	old      string // a copy of the disk as it was
-	hurt     time.Time
-	lost     bool // its disk was lost since the last check of all
+	disk     *disk                     // of an origin
+	database string                    // of build-index: a folder
+	old      string                    // a copy of the disk as it was
+	hurt     atomic.Pointer[time.Time] // when it was disturbed last; nil: never
+	lost     bool                      // its disk was lost since the last check of all
 }
 
 // New makes a cluster that is down.
@@ -166,9 +167,21 @@ func openProxy(n *node, p *process) (role.Runner, error) {
 	}, n.deps())
 }
 
+// isHurt notes that the role is disturbed now.
+func (n *node) isHurt() {
+	now := time.Now()
+	n.hurt.Store(&now)
+}
+
+// leftInPeace reports whether the role runs, and was not disturbed since a time.
+func (n *node) leftInPeace(since time.Time) bool {
+	hurt := n.hurt.Load()
+	return n.p.Load() != nil && (hurt == nil || hurt.Before(since))
+}
+
 // start starts a role on what its disk has.
 func (n *node) start() {
-	if n.p != nil {
+	if n.p.Load() != nil {
 		return
 	}
 	p := n.h.start()
@@ -179,7 +192,8 @@ func (n *node) start() {
 		return
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	n.p, n.cancel, n.done = p, cancel, make(chan struct{})
+	n.cancel, n.done = cancel, make(chan struct{})
+	n.p.Store(p)
 	done := n.done
 	n.s.ended.Go(func() {
 		defer close(done)
@@ -191,8 +205,9 @@ func (n *node) start() {
 
 // kill ends a role as kill -9 does, or with its machine, of which nobody hears any more.
 func (n *node) kill(vanish bool) {
-	n.hurt = time.Now()
-	if n.p == nil {
+	n.isHurt()
+	p := n.p.Swap(nil)
+	if p == nil {
 		n.s.net.mu.Lock()
 		n.h.gone = n.h.gone || vanish
 		n.s.net.mu.Unlock()
@@ -202,9 +217,8 @@ func (n *node) kill(vanish bool) {
 	if n == n.s.index { // now, when nobody writes
 		err = n.copyDatabase(n.database)
 	}
-	n.p.kill(vanish)
+	p.kill(vanish)
 	n.cancel()
-	n.p = nil
 	if n.disk != nil {
 		err = n.disk.killed()
 	}
@@ -249,7 +263,7 @@ func (s *Sim) heal() {
 	s.bucket.set(bucketUp)
 	s.bucket.slow(2*time.Millisecond, 0)
 	for _, n := range s.nodes() {
-		if n.p != nil {
+		if n.p.Load() != nil {
 			s.net.freeze(n.h, false)
 		}
 		if n.disk != nil {

@@ -368,7 +368,7 @@ func (s *Sim) patience(how string, origin int) {
 			s.net.part(n.h, other.h, true)
 		}
 	}
-	s.origins[origin].hurt = time.Now()
+	s.origins[origin].isHurt()
 	once := Push{Hint: true, Tries: 1}
 	first := true
 	measure := func(what string, f func() error) {

@@ -86,7 +86,7 @@ func (s *Sim) disturb(x Step, n, other *node) {
 	}
 	if x.Do == Late || x.Do == Twice {
 		for _, n := range s.nodes() {
-			n.hurt = time.Now()
+			n.isHurt()
 		}
 	}
 	s.net.mu.Unlock()
@@ -102,15 +102,16 @@ func (s *Sim) disturb(x Step, n, other *node) {
 	case Start:
 		n.start()
 	case Freeze, Thaw:
-		if n.p != nil {
+		if n.p.Load() != nil {
 			s.net.freeze(n.h, x.Do == Freeze)
 		}
-		n.hurt = time.Now()
+		n.isHurt()
 	case Part, Join:
 		s.net.part(n.h, other.h, x.Do == Part)
-		n.hurt, other.hurt = time.Now(), time.Now()
+		n.isHurt()
+		other.isHurt()
 	case Reset, Finish:
-		n.hurt = time.Now()
+		n.isHurt()
 		s.net.cut(n.h, 2, x.Do == Finish)
 	case BucketDown:
 		s.bucket.set(bucketDown)
@@ -123,7 +124,7 @@ func (s *Sim) disturb(x Step, n, other *node) {
 	case DiskSlow:
 		if n.disk != nil {
 			n.disk.slower(x.Latency)
-			n.hurt = time.Now()
+			n.isHurt()
 		}
 	case Snapshot:
 		n.snapshot()
