@@ -211,13 +211,20 @@ func TestStrangersAreNotAsked(t *testing.T) {
 func TestConnectionsAreBounded(t *testing.T) {
 	n := newNode(t, func(c *Config) { c.MaxConns = 2 })
 	m := n.seed(randomBytes(60, 1<<20))
+	peers := func() int {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return len(n.conns) - len(n.unfinished.all)
+	}
 	var open []*speaker
-	for range 2 {
+	for k := range 2 {
 		s, err := speakTo(t, n.Addr(), newID(peerIDPrefix), m.InfoHash())
 		if err != nil {
 			t.Fatal(err)
 		}
 		open = append(open, s)
+		// The node answers a handshake before it counts the peer.
+		eventually(t, "the peer is counted", func() bool { return peers() == k+1 })
 	}
 	if s, err := speakTo(t, n.Addr(), newID(peerIDPrefix), m.InfoHash()); err == nil && !s.hangsUp() {
 		t.Error("a third peer is connected")
@@ -225,7 +232,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 	open[0].Close()
 	eventually(t, "a place is free again", func() bool {
 		s, err := speakTo(t, n.Addr(), newID(peerIDPrefix), m.InfoHash())
-		return err == nil && !s.hangsUp()
+		return err == nil && s.isServed()
 	})
 }
 

@@ -105,6 +105,19 @@ func (s *speaker) hangsUp() bool {
 	}
 }
 
+// isServed reports whether the other side unchokes us. It is false when it closes the connection.
+func (s *speaker) isServed() bool {
+	if s.say(pp.Message{Type: pp.HaveNone}, pp.Message{Type: pp.Interested}) != nil {
+		return false
+	}
+	for {
+		m, err := s.hear()
+		if err != nil || m.Type == pp.Unchoke {
+			return err == nil
+		}
+	}
+}
+
 // seeder is a seed that answers every request with what answer says. It counts its answers.
 type seeder struct {
 	peer  Peer
