@@ -21,6 +21,7 @@ import (
 	"kraken/origin/swarm"
 	"kraken/proto/announce"
 	"kraken/proto/blob"
+	"kraken/proto/role"
 	"kraken/proto/transport"
 )
 
@@ -228,7 +229,7 @@ func (n *announcer) run(ctx context.Context) error {
 		} else if young {
 			wait = min(wait, jittered(wantInterval))
 		}
-		if !pause(ctx, minGap) {
+		if !role.Pause(ctx, minGap) {
 			return n.leave()
 		}
 		t := time.NewTimer(max(wait-minGap, 0))
@@ -245,17 +246,6 @@ func (n *announcer) run(ctx context.Context) error {
 
 // jittered adds up to a tenth, which keeps agents that began together from announcing together for ever.
 func jittered(d time.Duration) time.Duration { return d + time.Duration(rand.Int64N(int64(d)/10+1)) }
-
-func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
-}
 
 // sendAll sends states, in one request unless there are more than one takes.
 func (n *announcer) sendAll(ctx context.Context, states []announce.BlobState) error {

@@ -14,6 +14,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
+	"kraken/proto/blob"
 	"kraken/proto/cluster"
 	"kraken/proto/registry"
 )
@@ -280,17 +281,11 @@ func (m *mirrored) Read(b []byte) (int, error) {
 
 // Seek implements io.Seeker.
 func (m *mirrored) Seek(off int64, whence int) (int64, error) {
-	switch whence {
-	case io.SeekCurrent:
-		off += m.pos
-	case io.SeekEnd:
-		off += m.size
+	off, err := blob.Seek(off, whence, m.pos, m.size)
+	if err == nil {
+		m.pos = off
 	}
-	if off < 0 {
-		return 0, fmt.Errorf("seek to %d: before the start of the blob", off)
-	}
-	m.pos = off
-	return off, nil
+	return off, err
 }
 
 // upstreamsKey is where the cache keeps what build-index said last about upstreams.

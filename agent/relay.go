@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"kraken/origin/store"
+	"kraken/proto/blob"
 	"kraken/proto/registry"
 )
 
@@ -92,17 +93,11 @@ func (r *relay) open() error {
 
 // Seek implements io.Seeker; it moves no bytes.
 func (r *relay) Seek(off int64, whence int) (int64, error) {
-	switch whence {
-	case io.SeekCurrent:
-		off += r.pos
-	case io.SeekEnd:
-		off += r.size
+	off, err := blob.Seek(off, whence, r.pos, r.size)
+	if err == nil {
+		r.pos = off
 	}
-	if off < 0 {
-		return 0, fmt.Errorf("seek to %d: before the start of the blob", off)
-	}
-	r.pos = off
-	return off, nil
+	return off, err
 }
 
 // Read implements io.Reader.

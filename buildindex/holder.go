@@ -16,6 +16,7 @@ import (
 	"kraken/proto/cluster"
 	"kraken/proto/layout"
 	"kraken/proto/registry"
+	"kraken/proto/role"
 	"kraken/proto/transport"
 )
 
@@ -111,12 +112,12 @@ func (x *Index) hold(ctx context.Context) error {
 		if err != nil && !errors.Is(err, errBusy) && !errors.Is(err, errHeld) && !errors.Is(err, registry.ErrUnavailable) {
 			return err
 		}
-		if err != nil && !pause(ctx, waitEvery) {
+		if err != nil && !role.Pause(ctx, waitEvery) {
 			return nil
 		}
 	}
 	x.log.Info("this is the only build-index", "holder", x.tenure.id)
-	for pause(ctx, holdEvery) {
+	for role.Pause(ctx, holdEvery) {
 		if _, err := x.renew(ctx, holdFor); errors.Is(err, errHeld) {
 			return err
 		}
@@ -127,18 +128,6 @@ func (x *Index) hold(ctx context.Context) error {
 	defer cancel()
 	_, _ = x.renew(ctx, 0) // it ends by itself soon
 	return nil
-}
-
-// pause waits. It returns false when ctx is done.
-func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
 }
 
 // takeOver opens the database if that is still to do, asks for the lease, and looks whether SQL has all that was

@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"kraken/origin/store"
+	"kraken/proto/blob"
 	"kraken/proto/registry"
 )
 
@@ -57,17 +58,11 @@ func (o *Origin) pass(ctx context.Context, up mirrored, d digest.Digest, hint re
 
 // Seek implements io.Seeker; it moves no bytes.
 func (p *passing) Seek(off int64, whence int) (int64, error) {
-	switch whence {
-	case io.SeekCurrent:
-		off += p.pos
-	case io.SeekEnd:
-		off += p.size
+	off, err := blob.Seek(off, whence, p.pos, p.size)
+	if err == nil {
+		p.pos = off
 	}
-	if off < 0 {
-		return 0, fmt.Errorf("seek to %d: before the start of the blob", off)
-	}
-	p.pos = off
-	return off, nil
+	return off, err
 }
 
 // Read implements io.Reader.

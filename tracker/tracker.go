@@ -74,18 +74,6 @@ func (t *Tracker) order(d digest.Digest) []asker {
 // sweepGap lies before a sweep that is wanted before its time, so that one serves many.
 const sweepGap = 100 * time.Millisecond
 
-// pause is false when ctx ended meanwhile.
-func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
-}
-
 // sweep frees the memory of what has expired. Answers don't wait for it: they pass over it by themselves.
 func (t *Tracker) sweep(ctx context.Context) error {
 	tick := time.NewTicker(time.Duration(t.cfg.Interval))
@@ -96,7 +84,7 @@ func (t *Tracker) sweep(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		case <-t.store.full:
-			if !pause(ctx, sweepGap) {
+			if !role.Pause(ctx, sweepGap) {
 				return nil
 			}
 		}

@@ -5,13 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"path"
 	"slices"
-	"strings"
 
 	"github.com/opencontainers/go-digest"
-
-	"kraken/proto/blob"
 )
 
 // A debt to the bucket outlives the bytes. When the file of a marked blob is found to be unusable, the marker moves to
@@ -24,21 +20,11 @@ type debt struct {
 	Size int64 `json:"size"`
 }
 
-func debtFile(d digest.Digest) string {
-	return path.Join("debts", d.Algorithm().String()+"-"+d.Encoded())
-}
+func debtFile(d digest.Digest) string { return fileOf("debts", d) }
 
 // scanDebts finds the debts without bytes of the last run.
 func (s *Store) scanDebts() error {
-	es, err := fs.ReadDir(s.root.FS(), "debts")
-	if err != nil {
-		return err
-	}
-	for _, e := range es {
-		d, err := blob.ParseDigest(strings.Replace(e.Name(), "-", ":", 1))
-		if err != nil {
-			continue // what a crash left half written has another name
-		}
+	return s.eachOf("debts", func(d digest.Digest) {
 		x := debt{Size: SizeUnknown}
 		b, err := s.root.ReadFile(debtFile(d))
 		if err == nil {
@@ -49,8 +35,7 @@ func (s *Store) scanDebts() error {
 			x = debt{Size: SizeUnknown}
 		}
 		s.debts[d] = x
-	}
-	return nil
+	})
 }
 
 // keepDebt makes x a debt without bytes, durably. The blob's folder is claimed.

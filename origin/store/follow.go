@@ -8,6 +8,8 @@ import (
 	"io"
 	"os"
 	"sync/atomic"
+
+	"kraken/proto/blob"
 )
 
 // Growing is a blob that is read while it arrives.
@@ -53,14 +55,9 @@ func Follow(ctx context.Context, g Growing, size int64, hold LastByte) *Follower
 
 // Seek implements io.Seeker; it moves no bytes.
 func (f *Follower) Seek(off int64, whence int) (int64, error) {
-	switch whence {
-	case io.SeekCurrent:
-		off += f.pos
-	case io.SeekEnd:
-		off += f.size
-	}
-	if off < 0 {
-		return 0, fmt.Errorf("seek to %d: before the start of the blob", off)
+	off, err := blob.Seek(off, whence, f.pos, f.size)
+	if err != nil {
+		return 0, err
 	}
 	if off != f.pos {
 		f.end = 0

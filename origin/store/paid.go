@@ -5,14 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"path"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
-
-	"kraken/proto/blob"
 )
 
 // A marker is the second place of a membership: it says to which repositories a blob was pushed. When it is paid it is
@@ -29,28 +25,16 @@ type Paid struct {
 	At           time.Time `json:"at"`
 }
 
-func paidFile(d digest.Digest) string {
-	return path.Join("paid", d.Algorithm().String()+"-"+d.Encoded())
-}
+func paidFile(d digest.Digest) string { return fileOf("paid", d) }
 
 // scanPaid finds what was paid before this start. What can't be read counts for nothing.
 func (s *Store) scanPaid() error {
-	es, err := fs.ReadDir(s.root.FS(), "paid")
-	if err != nil {
-		return err
-	}
-	for _, e := range es {
-		d, err := blob.ParseDigest(strings.Replace(e.Name(), "-", ":", 1))
-		if err != nil {
-			continue // what a crash left half written has another name
-		}
+	return s.eachOf("paid", func(d digest.Digest) {
 		var p Paid
-		if b, err := s.root.ReadFile(paidFile(d)); err != nil || json.Unmarshal(b, &p) != nil {
-			continue
+		if b, err := s.root.ReadFile(paidFile(d)); err == nil && json.Unmarshal(b, &p) == nil {
+			s.paid[d] = p
 		}
-		s.paid[d] = p
-	}
-	return nil
+	})
 }
 
 // keepPaid remembers, durably, that the marker m was paid. The blob's folder is claimed.

@@ -3,10 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
-	"io/fs"
-	"path"
 	"slices"
-	"strings"
 
 	"github.com/opencontainers/go-digest"
 
@@ -24,21 +21,13 @@ const (
 	pinnedByConfig
 )
 
-func pinFile(d digest.Digest) string {
-	return path.Join("pins", d.Algorithm().String()+"-"+d.Encoded())
-}
+func pinFile(d digest.Digest) string { return fileOf("pins", d) }
 
 // scanPins finds what was pinned.
 func (s *Store) scanPins() error {
 	s.pins = map[digest.Digest]pin{}
-	es, err := fs.ReadDir(s.root.FS(), "pins")
-	if err != nil {
+	if err := s.eachOf("pins", func(d digest.Digest) { s.pins[d] = pinnedByRequest }); err != nil {
 		return err
-	}
-	for _, e := range es {
-		if d, err := blob.ParseDigest(strings.Replace(e.Name(), "-", ":", 1)); err == nil {
-			s.pins[d] = pinnedByRequest
-		}
 	}
 	for _, d := range s.cfg.Pinned {
 		s.pins[d] = pinnedByConfig

@@ -134,38 +134,17 @@ func allowed(lib, pkg, file string) bool {
 }
 
 func TestImportLaw(t *testing.T) {
-	files := 0
-	err := filepath.WalkDir(root, func(p string, e fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		rel, err := filepath.Rel(root, p)
-		if err != nil {
-			return err
-		}
-		rel = filepath.ToSlash(rel)
-		if e.IsDir() {
-			if rel != "." && (strings.HasPrefix(e.Name(), ".") || e.Name() == "testdata" || rel == "bin" || rel == "venv" || rel == "test/tools") {
-				return fs.SkipDir
+	projectFiles(t, ".go", 50, []string{"testdata", "test/tools"}, func(name string) { check(t, name) })
+}
+
+func TestFolderNames(t *testing.T) {
+	projectFiles(t, "", 100, []string{"testdata"}, func(name string) {
+		for dir := range strings.SplitSeq(path.Dir(name), "/") {
+			if slices.Contains(grabBags, dir) {
+				t.Errorf("%s: the name %s says nothing about what is inside", name, dir)
 			}
-			if slices.Contains(grabBags, e.Name()) {
-				t.Errorf("%s: the name says nothing about what is inside", rel)
-			}
-			return nil
 		}
-		if !strings.HasSuffix(rel, ".go") {
-			return nil
-		}
-		files++
-		check(t, rel)
-		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if files < 50 {
-		t.Errorf("only %d Go files were found: the test looks at the wrong place", files)
-	}
 }
 
 func check(t *testing.T, file string) {

@@ -1,7 +1,6 @@
 package arch
 
 import (
-	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -84,34 +83,12 @@ func namedFolder(name string) bool {
 // documents calls f with the path from the root and the text of each of the project's documents.
 func documents(t *testing.T, f func(name, text string)) {
 	t.Helper()
-	n := 0
-	err := filepath.WalkDir(root, func(p string, e fs.DirEntry, err error) error {
+	projectFiles(t, ".md", 5, nil, func(name string) {
+		b, err := os.ReadFile(filepath.Join(root, name))
 		if err != nil {
-			return err
+			t.Error(err)
+			return
 		}
-		rel, err := filepath.Rel(root, p)
-		if err != nil {
-			return err
-		}
-		rel = filepath.ToSlash(rel)
-		if e.IsDir() {
-			if rel != "." && (strings.HasPrefix(e.Name(), ".") || rel == "bin" || rel == "venv") {
-				return fs.SkipDir
-			}
-			return nil
-		}
-		if path.Ext(rel) != ".md" {
-			return nil
-		}
-		b, err := os.ReadFile(p)
-		n++
-		f(rel, string(b))
-		return err
+		f(name, string(b))
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n < 5 {
-		t.Errorf("found %d documents; is the test looking at the right folder?", n)
-	}
 }

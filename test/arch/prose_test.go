@@ -2,7 +2,6 @@ package arch
 
 import (
 	"bufio"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -42,32 +41,5 @@ func TestCommentWidth(t *testing.T) {
 // goFiles calls f with each of the project's Go files, by its path from the root.
 func goFiles(t *testing.T, f func(name string)) {
 	t.Helper()
-	n := 0
-	err := filepath.WalkDir(root, func(p string, e fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		rel, err := filepath.Rel(root, p)
-		if err != nil {
-			return err
-		}
-		rel = filepath.ToSlash(rel)
-		if e.IsDir() {
-			if rel != "." && (strings.HasPrefix(e.Name(), ".") || rel == "bin" || rel == "venv") {
-				return fs.SkipDir
-			}
-			return nil
-		}
-		if strings.HasSuffix(rel, ".go") {
-			n++
-			f(rel)
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n < 50 {
-		t.Errorf("only %d Go files were found: the test looks at the wrong place", n)
-	}
+	projectFiles(t, ".go", 50, nil, f)
 }
