@@ -92,3 +92,20 @@ func documents(t *testing.T, f func(name, text string)) {
 		f(name, string(b))
 	})
 }
+
+// The operators' table of versions names the database's newest migration.
+func TestDatabaseVersion(t *testing.T) {
+	migrations, err := filepath.Glob(filepath.Join(root, "buildindex/names/sqlite/migrations/*.sql"))
+	if err != nil || len(migrations) == 0 {
+		t.Fatalf("%d migrations were found: %v", len(migrations), err)
+	}
+	slices.Sort(migrations)
+	number, _, _ := strings.Cut(path.Base(migrations[len(migrations)-1]), "_")
+	b, err := os.ReadFile(filepath.Join(root, "deploy/README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if row := "by migration | " + strings.TrimLeft(number, "0") + " |"; !strings.Contains(string(b), row) {
+		t.Errorf("deploy/README.md has no %q in its table of versions", row)
+	}
+}
