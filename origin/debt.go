@@ -124,7 +124,7 @@ func (o *Origin) vouch(ctx context.Context, d digest.Digest, debt cluster.Debt) 
 			}
 		})
 	}
-	return &registry.RetryError{Err: fmt.Errorf("%w: blob %s is being verified", registry.ErrUnavailable, d), After: time.Second}
+	return &registry.RetryError{Err: fmt.Errorf("%w: blob %s is being verified", registry.ErrUnavailable, d), After: time.Second, Expected: true}
 }
 
 // maxOwed bounds the repositories for which one blob is owed on somebody's word: each is kept, in memory and on disk.

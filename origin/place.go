@@ -59,6 +59,15 @@ func (o *Origin) spread(ctx context.Context, d digest.Digest, m store.Marker, le
 			errs = append(errs, err)
 		}
 	}
+	return trouble(errs)
+}
+
+// trouble joins errors. Those that only ask to come back are left out when there are others, so that isLater holds for
+// what it returns when nobody had any trouble.
+func trouble(errs []error) error {
+	if others := slices.DeleteFunc(slices.Clone(errs), isLater); len(others) > 0 {
+		return errors.Join(others...)
+	}
 	return errors.Join(errs...)
 }
 

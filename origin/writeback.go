@@ -103,6 +103,8 @@ func (o *Origin) workOff(ctx context.Context, d digest.Digest) {
 		r.delay = min(r.delay, wait)
 	case errors.Is(err, errBucketDown):
 		o.lastErr = err
+	case isLater(err): // an origin that is well verifies a large copy before it owes it
+		o.log.Info("write-back goes on later", "digest", d, "in", r.delay, "reason", err)
 	default:
 		o.lastErr = err
 		o.m.writebackErrors.Inc()
@@ -110,6 +112,12 @@ func (o *Origin) workOff(ctx context.Context, d digest.Digest) {
 	}
 	r.at = time.Now().Add(r.delay)
 	o.retry[d] = r
+}
+
+// isLater reports whether an error is only that somebody asked to come back.
+func isLater(err error) bool {
+	var later *registry.RetryError
+	return errors.As(err, &later)
 }
 
 // workOnce makes one try. It returns 0 when nothing is owed any more, else after how long at most to try again; alone
