@@ -17,8 +17,9 @@ import (
 
 // What a manifest at an upstream says that its repository has is a claim: whoever may push there anything may write any
 // digest into it, also that of a blob which he may not read. A claim counts where there is nothing to gain by a wrong
-// one, which is where no repository has the blob that is not given to everybody. Else the upstream is asked whether the
-// repository has the blob, once: its answer, a proof, is kept.
+// one, which is where no repository that is not given to everybody has the blob, or a manifest of that digest, whose
+// bytes are a blob in the bucket. Else the upstream is asked whether the repository has the blob, once: its answer, a
+// proof, is kept.
 
 const (
 	// proofPatience is how long an upstream is waited for that is to prove a membership: less than an agent waits for

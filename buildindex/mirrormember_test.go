@@ -137,6 +137,23 @@ func TestClaimIsNoMembership(t *testing.T) {
 	r.wantMember(t.Context(), repo, layerOf(base).Digest, nil) // it has been proved
 }
 
+// A manifest is a blob in the bucket, too, and its digest may be named as a layer's: nobody reads it by another
+// repository, be it one of the cluster's own or of a registry that only some may read.
+func TestClaimOfAManifestIsNoMembership(t *testing.T) {
+	u, r := private(t, true)
+	img := u.PutImage("secret/app", "v1", []byte("layer"))
+	good := cluster.WithAuthorization(t.Context(), basic("u", "p"))
+	_, err := r.x.GetManifest(good, u.Alias+"/secret/app", registry.Reference{Tag: "v1"}, registry.GetOptions{})
+	r.must(err)
+	own := r.put("v", "secret")
+	claim(t, u, "open/evil", "v1", img.Manifest, v1.Descriptor{MediaType: v1.MediaTypeImageLayer, Digest: own, Size: 2})
+	_, err = r.get(u.Alias+"/open/evil", "v1")
+	r.must(err)
+	for _, d := range []digest.Digest{own, img.Manifest.Digest} {
+		r.wantMember(t.Context(), u.Alias+"/open/evil", d, registry.ErrBlobUnknown)
+	}
+}
+
 // A registry that only a pattern takes in may be anybody's: it has to send what somebody else has privately, and is not
 // believed that it has it.
 func TestAnybodysRegistryHasToSendTheBlob(t *testing.T) {

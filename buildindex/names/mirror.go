@@ -21,8 +21,8 @@ type Mirror interface {
 	// MirroredLayer returns what is known of a blob in a repository, ErrNotFound when no known manifest claims it and
 	// it is not proved.
 	MirroredLayer(ctx context.Context, repo string, d digest.Digest) (MirroredLayer, error)
-	// BlobHolders returns up to n repositories after last, in order, that have a blob or whose known manifests claim
-	// it: the cluster's own, and mirrored ones.
+	// BlobHolders returns up to n repositories after last, in order, that have a blob, be it a manifest, or whose known
+	// manifests claim it: the cluster's own, and mirrored ones.
 	BlobHolders(ctx context.Context, d digest.Digest, last string, n int) ([]string, error)
 	// MirroredReferrers returns the list of a subject's referrers, ErrNotFound when it is not known.
 	MirroredReferrers(ctx context.Context, repo string, subject digest.Digest) (MirroredReferrers, error)

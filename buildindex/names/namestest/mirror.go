@@ -56,8 +56,8 @@ func (t *suite) mirror() {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	t.holders(up)
 	t.unwritten(up)
+	t.holders(up)
 	t.update(func(tx names.Tx) error {
 		return errors.Join(tx.DeleteMirroredTag(up, "v"), tx.DeleteMirroredTag(up, "never"))
 	})
@@ -66,13 +66,17 @@ func (t *suite) mirror() {
 	}
 }
 
-// holders is that a claim and a proof are told apart, and that all repositories that have or claim b are found.
+// holders is that a claim and a proof are told apart, and that all repositories that have or claim b are found, be it
+// as a manifest.
 func (t *suite) holders(up string) {
 	want := func(last string, n int, want ...string) {
 		t.Helper()
 		if got, err := t.s.BlobHolders(t.Context(), b, last, n); err != nil || !slices.Equal(got, want) {
 			t.Errorf("after %q: %v, %v, want %v", last, got, err, want)
 		}
+	}
+	manifest := func(repo string) names.Manifest {
+		return names.Manifest{Repository: repo, Digest: b, MediaType: "x/y", Generation: 1, Bytes: []byte("x")}
 	}
 	const proved = "quay.io/x/y"
 	want("", 10, up)
@@ -87,7 +91,11 @@ func (t *suite) holders(up string) {
 			t.Errorf("%s: %+v, %v", repo, got, err)
 		}
 	}
-	t.update(func(tx names.Tx) error { return tx.DeleteLayer("z/own", b, 2) })
+	t.update(func(tx names.Tx) error {
+		return errors.Join(tx.DeleteLayer("z/own", b, 2), tx.PutManifest(manifest("y/own")), tx.PutMirroredManifest(manifest("quay.io/z/z"), nil))
+	})
+	want("", 10, up, proved, "quay.io/z/z", "y/own")
+	want(proved, 1, "quay.io/z/z")
 }
 
 // unwritten is that what the cluster's own names lack of mirrored ones is found, a of repository up with tag v.

@@ -38,6 +38,8 @@ func (s *Store) MirroredLayer(ctx context.Context, repo string, d digest.Digest)
 
 // queryBlobHolders is a paging query, which tests see through EXPLAIN.
 const queryBlobHolders = `SELECT repository FROM layers WHERE digest = ?1 AND repository > ?2
+	UNION SELECT repository FROM manifests WHERE digest = ?1 AND repository > ?2
+	UNION SELECT repository FROM mirrored_manifests WHERE digest = ?1 AND repository > ?2
 	UNION SELECT repository FROM mirrored_layers WHERE digest = ?1 AND repository > ?2
 	UNION SELECT repository FROM mirrored_proofs WHERE digest = ?1 AND repository > ?2 ORDER BY repository LIMIT ?3`
 
