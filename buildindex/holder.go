@@ -178,11 +178,12 @@ func (x *Index) identify(ctx context.Context) error {
 }
 
 // renew asks all origins for the lease and tells them what SQL has committed. It returns the highest generation that
-// any of them knows. errHeld when another has the lease; ErrUnavailable when replicas or more did not answer. An origin
-// of a version that knows no leases has nothing against it.
+// any of them knows. errHeld when another has the lease; ErrUnavailable when replicas or half of all did not answer.
+// An origin of a version that knows no leases has nothing against it.
 //
-// Who begins is refused by nobody, and granted by all but replicas - 1. So who has begun, and has the lease at replicas
-// origins, is the only one, whatever others say: the request of one that is gone may have reached them late.
+// Who begins is refused by nobody, and granted by all but replicas - 1 and by most. Who has begun goes on as long as
+// most grant it, whatever others say: the request of one that is gone may have reached them late. A few are not enough:
+// in a restart they forget whose the lease is, and grant it to who asks first. Two never have most of the origins.
 func (x *Index) renew(ctx context.Context, length time.Duration) (latest int64, err error) {
 	state, err := x.db.State(ctx)
 	if err != nil {
@@ -216,13 +217,14 @@ func (x *Index) renew(ctx context.Context, length time.Duration) (latest int64, 
 			latest = max(latest, a.Generation)
 		}
 	}
+	most := 2*granted > len(all)
 	switch {
-	case err != nil && x.begunTenure() && granted >= x.cfg.Replicas:
+	case err != nil && x.begunTenure() && most:
 		x.log.Info("an origin takes another build-index for the only one, for a moment", "says", err)
 	case err != nil:
 		return 0, err
 	}
-	if len(silent) >= x.cfg.Replicas {
+	if len(silent) >= x.cfg.Replicas || !most {
 		return 0, fmt.Errorf("%w: too few origins answer to tell whether this is the only build-index: %w", registry.ErrUnavailable, errors.Join(silent...))
 	}
 	x.tenure.mu.Lock()

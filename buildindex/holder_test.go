@@ -263,3 +263,55 @@ func TestOneOriginNamesAnother(t *testing.T) {
 		t.Errorf("two of three origins name another: %v, want %v", err, errHeld)
 	}
 }
+
+// Of two build-indexes one goes on, and one begins, however many origins there are and whichever have restarted, and so
+// forgotten the lease: who has most of them. With three origins, one of which is down, two are enough.
+func TestMostOriginsDecide(t *testing.T) {
+	r := newRig(t)
+	for len(r.origins) < 5 {
+		r.origins = append(r.origins, newFakeOrigin(t))
+	}
+	r.start("first.db")
+	r.must(r.x.takeOver(t.Context()))
+	y := r.second("other.db")
+	defer y.Close()
+	r.must(y.identify(t.Context()))
+	mine := func(x *Index, of ...int) {
+		for _, i := range of {
+			r.origins[i].set(func() { r.origins[i].holder = holder{id: x.tenure.id, until: time.Now().Add(time.Hour)} })
+		}
+	}
+	mine(y, 1, 2, 3, 4)
+	r.must(y.compare(t.Context(), 0))
+	close(y.tenure.begun) // at the other four, while the first and one origin were cut off
+	mine(r.x, 0, 1)       // the second origin has restarted, and the first asks before the other
+	if _, err := r.x.renew(t.Context(), holdFor); !errors.Is(err, errHeld) {
+		t.Errorf("who has two of five origins renews: %v, want %v", err, errHeld)
+	}
+	if _, err := y.renew(t.Context(), holdFor); err != nil {
+		t.Errorf("who has three of five origins renews: %v", err)
+	}
+}
+
+// Nobody begins who does not have most of the origins: another might have the rest.
+func TestNobodyBeginsAtAHalf(t *testing.T) {
+	for _, c := range []struct{ origins, down, replicas int }{{1, 0, 1}, {2, 0, 2}, {2, 1, 2}, {3, 1, 2}, {3, 1, 3}, {3, 2, 3}, {4, 1, 2}, {4, 1, 3}, {4, 2, 3}, {5, 2, 4}, {5, 3, 4}} {
+		r := newRig(t)
+		r.origins = nil
+		for i := range c.origins {
+			o := newFakeOrigin(t)
+			o.set(func() { o.down = i < c.down })
+			r.origins = append(r.origins, o)
+		}
+		r.replicas = c.replicas
+		r.start("first.db")
+		var want error
+		if 2*(c.origins-c.down) <= c.origins || c.down >= c.replicas {
+			want = registry.ErrUnavailable
+		}
+		if err := r.x.takeOver(t.Context()); !errors.Is(err, want) {
+			t.Errorf("%+v: %v, want %v", c, err, want)
+		}
+		r.stop()
+	}
+}

@@ -136,13 +136,14 @@ func (f *fakeOrigin) kept() int {
 // rig is a build-index over two fake origins and a bucket in a folder; its parts are run by hand.
 type rig struct {
 	testing.TB
-	dir     string
-	origins []*fakeOrigin
-	keyFile string // not lost with the database
-	policy  []Policy
-	two     bool        // a second bucket, for repositories below other
-	buckets *bucket.Set // unless nil, instead of the one in the folder
-	wrap    func(bucket.Bucket) bucket.Bucket
+	dir      string
+	origins  []*fakeOrigin
+	keyFile  string // not lost with the database
+	policy   []Policy
+	replicas int
+	two      bool        // a second bucket, for repositories below other
+	buckets  *bucket.Set // unless nil, instead of the one in the folder
+	wrap     func(bucket.Bucket) bucket.Bucket
 
 	upstreams upstream.Config
 	x         *Index
@@ -177,7 +178,7 @@ func (r *rig) start(database string) {
 
 func (r *rig) config(database string) Config {
 	cfg := Config{
-		Config: role.Config{Server: transport.ServerConfig{Listen: "127.0.0.1:0"}}, Database: filepath.Join(r.dir, database),
+		Config: role.Config{Server: transport.ServerConfig{Listen: "127.0.0.1:0"}, Replicas: r.replicas}, Database: filepath.Join(r.dir, database),
 		RecordKeyFile: r.keyFile, Repositories: r.policy, Upstreams: r.upstreams,
 		Buckets: []bucket.Config{{Name: "b", URL: "file://" + filepath.Join(r.dir, "bucket")}},
 	}

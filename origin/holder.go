@@ -11,8 +11,8 @@ import (
 	"kraken/proto/transport"
 )
 
-// holder is the lease of one build-index. It is memory: after a restart whoever asks first has it, and a majority of
-// the origins still knows better.
+// holder is the lease of one build-index. It is memory: after a restart whoever asks first has it, also one that has
+// lost it elsewhere. So it counts at most of the origins only, and who has it at fewer ends when another has it at one.
 type holder struct {
 	mu    sync.Mutex
 	id    string
