@@ -308,10 +308,14 @@ func legacyKeys(doc map[string]any) (out []string) {
 	return out
 }
 
+// bareKey is a key that TOML takes without quotes.
+var bareKey = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
+
+// tableName returns a table's name as its header has it: keys that need quotes have double ones.
 func tableName(keys []string) string {
 	var out []string
 	for _, k := range keys {
-		if strings.Contains(k, ".") {
+		if !bareKey.MatchString(k) {
 			k = `"` + k + `"`
 		}
 		out = append(out, k)

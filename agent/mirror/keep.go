@@ -117,7 +117,7 @@ func (n node) write(k *kept, runtime string, f file, ours ...string) error {
 		if info, err := os.Stat(n.at(f.path)); err == nil {
 			before.Mode = info.Mode().Perm()
 		}
-		for dir := path.Dir(f.path); !n.has(dir); dir = path.Dir(dir) {
+		for dir := path.Dir(f.path); dir != "/" && !n.has(dir); dir = path.Dir(dir) {
 			before.Folders = append([]string{dir}, before.Folders...)
 		}
 	}
@@ -153,7 +153,7 @@ func (n node) restore(path string, k keptFile, text []byte) error {
 	return nil
 }
 
-// replace writes a file in one step. One that was there keeps its owner and group.
+// replace writes a file in one step, durably. One that was there keeps its owner and group.
 func replace(name string, b []byte, mode fs.FileMode) error {
 	f, err := os.CreateTemp(path.Dir(name), ".kraken-*")
 	if err != nil {
@@ -172,5 +172,14 @@ func replace(name string, b []byte, mode fs.FileMode) error {
 	if err != nil {
 		return errors.Join(err, os.Remove(f.Name()))
 	}
-	return nil
+	return syncFolder(path.Dir(name))
+}
+
+// syncFolder makes the names in a folder durable.
+func syncFolder(name string) error {
+	d, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }

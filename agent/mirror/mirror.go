@@ -123,6 +123,14 @@ func (s Settings) check() error {
 			return fmt.Errorf("%q is no name of a registry: want host or host:port", r)
 		}
 	}
+	return s.checkRoot()
+}
+
+// checkRoot wants the node's root to be there.
+func (s Settings) checkRoot() error {
+	if _, err := os.Stat(cmp.Or(s.Root, "/")); err != nil {
+		return fmt.Errorf("the node's root: %w", err)
+	}
 	return nil
 }
 
@@ -220,6 +228,9 @@ func Install(s Settings, out io.Writer) error {
 // Uninstall puts back what was there before the first Install. From a file that somebody has changed since only what
 // was installed is taken out; where that can't be told from the rest the file is left alone, and named in the error.
 func Uninstall(s Settings, out io.Writer) error {
+	if err := s.checkRoot(); err != nil {
+		return err
+	}
 	n := node{root: s.Root}
 	kept, err := n.readKept()
 	if err != nil {

@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"io/fs"
 	"maps"
@@ -190,11 +191,17 @@ func write(t *testing.T, root, name, text string) {
 
 // What somebody has said of a registry stays beside the agent, and so does what is said later.
 func TestHostsOfOthersStay(t *testing.T) {
+	for _, agent := range []string{agentURL, "http://localhost:16061", "http://[::1]:16061"} {
+		t.Run(agent, func(t *testing.T) { hostsOfOthersStay(t, agent) })
+	}
+}
+
+func hostsOfOthersStay(t *testing.T, agent string) {
 	const name = certsD + "/registry.corp:5000/hosts.toml"
 	own := "# ours\nserver = \"https://registry.corp:5000\"\n\n[host.\"https://registry.corp:5000\"]\n  ca = \"/etc/corp.crt\"\n"
 	root := plant(t, map[string]string{containerdConfig: oldConfig, name: own})
 	s := settings(root)
-	s.Registries, s.Runtimes = []string{"registry.corp:5000"}, []string{"containerd"}
+	s.Agent, s.Registries, s.Runtimes = agent, []string{"registry.corp:5000"}, []string{"containerd"}
 	check := func(what string, want ...string) {
 		t.Helper()
 		text := tree(t, root)[name]
@@ -218,11 +225,11 @@ func TestHostsOfOthersStay(t *testing.T) {
 		}
 		check(what, want...)
 	}
-	install("first", "server = ", agentURL, "corp.crt")
+	install("first", "server = ", agent, "corp.crt")
 	write(t, root, name, tree(t, root)[name]+"\n[host.\"https://second.corp\"]\n")
 	s.Agent = "http://127.0.0.1:7"
 	install("after a change, and the agent has moved", "server = ", s.Agent, "corp.crt", "second.corp")
-	if text := tree(t, root)[name]; strings.Contains(text, agentURL) || strings.Count(text, made) != 1 {
+	if text := tree(t, root)[name]; strings.Contains(text, agent) || strings.Count(text, made) != 1 {
 		t.Errorf("it names the agent where it was, or says twice who made it:\n%s", text)
 	}
 	if err := Uninstall(s, &bytes.Buffer{}); err != nil {
@@ -403,5 +410,16 @@ func TestExplain(t *testing.T) {
 	}
 	if err := Explain("mainframe", settings(""), &bytes.Buffer{}); err == nil {
 		t.Error("an unknown platform is explained")
+	}
+}
+
+// A root that is not there is an error, and no node's.
+func TestRootThatIsNotThere(t *testing.T) {
+	s := settings(filepath.Join(t.TempDir(), "none"))
+	s.Runtimes = []string{"containerd"}
+	for what, f := range map[string]func(Settings, io.Writer) error{"install": Install, "uninstall": Uninstall} {
+		if err := f(s, io.Discard); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %v, want that it does not exist", what, err)
+		}
 	}
 }
