@@ -29,7 +29,8 @@ type State struct {
 	robots map[string]cluster.Robot
 	last   cluster.AccessState
 	begun  time.Time // when the request of the last answer was sent; zero before the first
-	err    error     // of the last request
+	asked  time.Time // when the last request that has ended was sent
+	err    error     // of that request
 }
 
 // refreshGap is the least time between two requests because of a key that is not known.
@@ -79,6 +80,7 @@ func (s *State) refresh(ctx context.Context) error {
 		got, err := s.fetch(ctx, have)
 		s.mu.Lock()
 		defer s.mu.Unlock()
+		s.asked = begun
 		if s.err = err; err != nil {
 			return nil, err
 		}
@@ -100,25 +102,27 @@ func (s *State) refresh(ctx context.Context) error {
 	return err
 }
 
-// refreshSince makes sure that an answer is of a request that was sent after t.
+// refreshSince makes sure that an answer is of a request that was sent after t, and returns that request's error.
 func (s *State) refreshSince(ctx context.Context, t time.Time) error {
 	for {
 		s.mu.Lock()
-		begun := s.begun
+		begun, asked, err := s.begun, s.asked, s.err
 		s.mu.Unlock()
 		if begun.After(t) {
 			return nil
 		}
-		if gap := refreshGap - time.Since(begun); gap > 0 {
+		if asked.After(t) {
+			return err
+		}
+		if gap := refreshGap - time.Since(asked); gap > 0 {
 			select {
 			case <-ctx.Done():
 				return context.Cause(ctx)
 			case <-time.After(gap):
 			}
+			continue // somebody else may have asked meanwhile
 		}
-		if err := s.refresh(ctx); err != nil {
-			return err
-		}
+		_ = s.refresh(ctx) // its error is seen in the next round
 	}
 }
 
@@ -152,7 +156,7 @@ func (s *State) Parse(ctx context.Context, raw, service string) (Claims, error) 
 // holds reports whether a robot is the one that its token was given for.
 func (s *State) holds(c Claims) bool {
 	name, ok := strings.CutPrefix(c.Subject, RobotPrefix)
-	r, live := s.Robot(name)
+	r, live := s.robot(name)
 	return ok && live && r.Generation == c.Proof
 }
 
@@ -169,8 +173,25 @@ func (s *State) current() Keys {
 	return s.keys
 }
 
-// Robot returns a robot that has not ended.
-func (s *State) Robot(name string) (cluster.Robot, bool) {
+// FindRobot returns the robot of a name if it fits, as its key may have to. Where none does, build-index is asked once
+// more, since one may have been made a moment ago; registry.ErrUnavailable where it can't be.
+func (s *State) FindRobot(ctx context.Context, name string, fits func(cluster.Robot) bool) (r cluster.Robot, ok bool, err error) {
+	find := func() (cluster.Robot, bool) {
+		r, live := s.robot(name)
+		return r, live && fits(r)
+	}
+	if r, ok = find(); ok {
+		return r, true, nil
+	}
+	if err := s.refreshSince(ctx, time.Now()); err != nil {
+		return r, false, fmt.Errorf("%w: robot %q is not known here, and can't be asked for: %w", registry.ErrUnavailable, name, err)
+	}
+	r, ok = find()
+	return r, ok, nil
+}
+
+// robot returns a robot that has not ended.
+func (s *State) robot(name string) (cluster.Robot, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r, ok := s.robots[name]

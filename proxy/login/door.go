@@ -142,8 +142,11 @@ func (d *Door) byPassword(r *http.Request, user, password string) (login, error)
 		return l, d.told(r, user, err)
 	}
 	if name, ok := strings.CutPrefix(user, access.RobotPrefix); ok {
-		robot, live := d.state.Robot(name)
-		if !live || !isKey(password, robot.Hash) {
+		robot, ok, err := d.state.FindRobot(r.Context(), name, func(x cluster.Robot) bool { return isKey(password, x.Hash) })
+		if err != nil {
+			return login{}, err
+		}
+		if !ok {
 			return login{}, d.told(r, user, fmt.Errorf("%w: there is no such robot, or its key is another", errCredentials))
 		}
 		return login{access.Caller{Subject: user}, access.Shown{Via: access.ViaRobot, Proof: robot.Generation}}, nil
@@ -151,7 +154,7 @@ func (d *Door) byPassword(r *http.Request, user, password string) (login, error)
 	if proof, ok := d.passwords.remembered(user, password); ok {
 		return login{access.Caller{Subject: user}, access.Shown{Via: access.ViaPassword, Proof: proof}}, nil
 	}
-	proof, err := d.passwords.verify(r.Context(), d.throttle, transport.SourceOf(r.RemoteAddr), user, password)
+	proof, err := d.passwords.verify(d.throttle, transport.SourceOf(r.RemoteAddr), user, password)
 	switch {
 	case errors.Is(err, errThrottled):
 		d.m.throttled.Inc()

@@ -2,7 +2,6 @@ package login
 
 import (
 	"bytes"
-	"context"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -182,7 +181,7 @@ func (p *passwords) remembered(user, password string) (proof string, ok bool) {
 // verify returns the user's proof for the right password, errPassword for a wrong one, errThrottled when the source has
 // to wait, and registry.ErrTooManyRequests when too many are being compared. A wrong one takes as long whoever's it is,
 // also for a user that there is not. Those that come from a source at once with the same pair are one.
-func (p *passwords) verify(ctx context.Context, t *throttle, source, user, password string) (proof string, err error) {
+func (p *passwords) verify(t *throttle, source, user, password string) (proof string, err error) {
 	users := p.users()
 	hash, ok := users.hashes[user]
 	highest := users.highest
@@ -198,7 +197,7 @@ func (p *passwords) verify(ctx context.Context, t *throttle, source, user, passw
 		if wait > 0 {
 			return nil, &registry.RetryError{Err: errThrottled, After: wait}
 		}
-		err := p.compare(context.WithoutCancel(ctx), hash, highest, password)
+		err := p.compare(hash, highest, password)
 		if err == nil && !ok {
 			err = errPassword
 		}
@@ -213,7 +212,7 @@ func (p *passwords) verify(ctx context.Context, t *throttle, source, user, passw
 	return proofOf(user, hash), err
 }
 
-func (p *passwords) compare(ctx context.Context, hash []byte, highest int, password string) error {
+func (p *passwords) compare(hash []byte, highest int, password string) error {
 	busy := &registry.RetryError{Err: fmt.Errorf("%w: too many logins at once", registry.ErrTooManyRequests), After: bcryptWait}
 	select {
 	case p.waiting <- struct{}{}:
@@ -228,8 +227,6 @@ func (p *passwords) compare(ctx context.Context, hash []byte, highest int, passw
 		defer func() { <-p.turns }()
 	case <-t.C:
 		return busy
-	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
 	if bcrypt.CompareHashAndPassword(hash, []byte(password)) == nil {
 		return nil

@@ -39,12 +39,13 @@ var (
 
 type bucket struct {
 	limit
+	key  bucketKey
 	left float64
 	at   time.Time
 }
 
-// maxBuckets bounds the memory. Beyond it the one is forgotten that was asked for least lately: to have one forgotten
-// takes longer than to have it full again.
+// maxBuckets bounds the memory. Beyond it the one is forgotten that was asked for least lately. An address has two made
+// for each guess that it is let have, so to have one forgotten before it is full again takes thousands of addresses.
 const maxBuckets = 100_000
 
 func newThrottle(buckets int) *throttle {
@@ -54,7 +55,7 @@ func newThrottle(buckets int) *throttle {
 	return t
 }
 
-// of returns a bucket, a full one where there was none. The caller holds mu.
+// of returns a bucket, a full one where none is kept. The caller holds mu.
 func (t *throttle) of(what, name string, l limit, now time.Time) *bucket {
 	h := sha256.New()
 	h.Write(t.salt[:])
@@ -62,12 +63,28 @@ func (t *throttle) of(what, name string, l limit, now time.Time) *bucket {
 	k := bucketKey(h.Sum(nil))
 	b, ok := t.buckets.Get(k)
 	if !ok {
-		b = &bucket{limit: l, left: l.burst, at: now}
-		t.buckets.Add(k, b)
+		b = &bucket{limit: l, key: k, left: l.burst, at: now}
 	}
 	b.left = min(b.burst, b.left+float64(now.Sub(b.at))/float64(b.every))
 	b.at = now
 	return b
+}
+
+// takeFrom takes one out of a bucket, which is kept from then on. The caller holds mu.
+func (t *throttle) takeFrom(b *bucket) {
+	b.left--
+	t.buckets.Add(b.key, b)
+}
+
+// putBack puts one back where the bucket is still kept, and forgets one that is full. The caller holds mu.
+func (t *throttle) putBack(k bucketKey) {
+	b, ok := t.buckets.Peek(k)
+	if !ok {
+		return
+	}
+	if b.left = min(b.burst, b.left+1); b.left == b.burst {
+		t.buckets.Remove(k)
+	}
 }
 
 // wait returns how long until one can be taken, 0 for now.
@@ -92,13 +109,13 @@ func (t *throttle) take(source, user string) (back func(), wait time.Duration) {
 		return nil, wait
 	}
 	for _, b := range all {
-		b.left--
+		t.takeFrom(b)
 	}
 	return func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		for _, b := range all {
-			b.left = min(b.burst, b.left+1)
+			t.putBack(b.key)
 		}
 	}, 0
 }
@@ -111,7 +128,7 @@ func (t *throttle) tell(source string) time.Duration {
 	b := t.of("told", source, limitTold, time.Now())
 	wait := b.wait()
 	if wait == 0 {
-		b.left--
+		t.takeFrom(b)
 	}
 	return wait
 }

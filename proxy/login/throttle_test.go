@@ -130,6 +130,37 @@ func TestIssuerAway(t *testing.T) {
 }
 
 // A failure is forgotten when it is the oldest of too many, and not because there are others.
+// Whether there is a robot of which nothing was heard yet is asked of build-index; while that is away nobody knows, and
+// who shows a key has not failed.
+func TestRobotThatIsNotKnownYet(t *testing.T) { synctest.Test(t, notKnownYet) }
+
+func notKnownYet(t *testing.T) {
+	r := newRig(t)
+	robot, key := NewRobot("ci", "", time.Now(), time.Hour)
+	again, newKey := NewRobot("ci", "", time.Now(), time.Hour)
+	r.index.state.Robots = []cluster.Robot{robot}
+	r.index.goes(true)
+	if code := r.from("10.0.0.1:1", basic("robot+ci", key)); code != 503 {
+		t.Errorf("before anything was heard, with build-index away: %d", code)
+	}
+	if n := r.audited(eventLogin); n != 0 {
+		t.Errorf("the audit has %d failed logins", n)
+	}
+	r.index.goes(false)
+	if code := r.from("10.0.0.1:1", basic("robot+ci", key)); code != 200 {
+		t.Errorf("before anything was heard: %d", code)
+	}
+	r.index.mu.Lock()
+	r.index.state.Robots = []cluster.Robot{again}
+	r.index.mu.Unlock()
+	if code := r.from("10.0.0.1:1", basic("robot+ci", newKey)); code != 200 {
+		t.Errorf("with its new key: %d", code)
+	}
+	if code := r.from("10.0.0.1:1", basic("robot+ci", key)); code != 401 {
+		t.Errorf("with its old key: %d", code)
+	}
+}
+
 func TestThrottleForgetsTheOldest(t *testing.T) { synctest.Test(t, forgetsOldest) }
 
 func forgetsOldest(t *testing.T) {
@@ -159,6 +190,31 @@ func forgetsOldest(t *testing.T) {
 	back()
 	if _, wait := th.take("a", "ann"); wait > 0 {
 		t.Error("what was given back can't be taken")
+	}
+}
+
+// An address that may guess no more makes nobody's bucket forgotten, whatever users it makes up.
+func TestRefusedGuessesForgetNobody(t *testing.T) { synctest.Test(t, forgetsNobody) }
+
+func forgetsNobody(t *testing.T) {
+	th := newThrottle(200)
+	for range 5 {
+		th.take("a", "ann")
+	}
+	for i := range 1000 {
+		th.take("b", fmt.Sprint("nobody", i))
+	}
+	if _, wait := th.take("a", "ann"); wait == 0 {
+		t.Error("the address guesses again")
+	}
+	n := th.buckets.Len()
+	back, wait := th.take("c", "bob")
+	if wait > 0 {
+		t.Fatal("another address waits")
+	}
+	back()
+	if left := th.buckets.Len(); left > n {
+		t.Errorf("%d buckets are kept of which nothing is taken", left-n)
 	}
 }
 
