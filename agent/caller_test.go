@@ -11,10 +11,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
 	"kraken/proto/cluster"
+	"kraken/proto/config"
 )
 
 // granting is a build-index whose upstream gives registry.corp's repositories to one user.
@@ -146,6 +148,28 @@ func TestCallersSeeWhatTheUpstreamGivesThem(t *testing.T) {
 	}
 	if resp, _ := as(t, "", base+"/v2/some/repo/manifests/"+digest.FromString(raw).String()); resp.StatusCode != http.StatusServiceUnavailable {
 		t.Errorf("a private manifest by another repository while build-index is away: %s", resp.Status)
+	}
+}
+
+// What a caller was let read counts for that caller for a moment, however long manifests count.
+func TestManifestsOfCallersCountForAMoment(t *testing.T) {
+	g := newGranting(t, []byte("x"))
+	a := startMirrorWith(t, Config{ManifestTTL: config.Duration(10 * time.Minute)}, g.index, "http://127.0.0.1:1")
+	raw := g.manifests["registry.corp/team/app"]
+	for _, ref := range []string{"v1", digest.FromString(raw).String()} {
+		a.checked.DeleteAll()
+		if resp, body := as(t, "Basic "+g.basic, "http://"+a.Addr()+"/v2/team/app/manifests/"+ref+"?ns=registry.corp"); resp.StatusCode != http.StatusOK {
+			t.Fatalf("%s %s", resp.Status, body)
+		}
+		items := a.checked.Items()
+		if len(items) == 0 {
+			t.Fatalf("%s: nothing is kept", ref)
+		}
+		for key, item := range items {
+			if item.TTL() > grantedFor {
+				t.Errorf("by %s: %s counts for %s", ref, key, item.TTL())
+			}
+		}
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"kraken/proto/config"
+	"kraken/proto/registry"
 	"kraken/proto/ring"
 	"kraken/proto/role"
 	"kraken/test/mounts"
@@ -126,6 +127,25 @@ func TestPinnedFullRelays(t *testing.T) {
 	}
 	if err := a.store.CheckSpace(context.Background()); err == nil || !strings.Contains(err.Error(), "capacity 4194304") {
 		t.Errorf("readiness says %v", err)
+	}
+}
+
+// TestRelayOfAnotherSize: an origin that says two sizes of a blob, one to HEAD, is not believed, whatever part is read.
+func TestRelayOfAnotherSize(t *testing.T) {
+	b, longer := noise(10, 40_000), noise(11, 60_000)
+	says := func(w http.ResponseWriter, r *http.Request, _ []byte) {
+		if r.Method == http.MethodHead {
+			serve(w, r, b)
+			return
+		}
+		serve(w, r, longer)
+	}
+	c := newCourseWith(t, Config{Cache: Cache{Capacity: 100}}, b, []answer{says, says, says, says})
+	content, err := c.relayed(t.Context(), "demo/app", c.d, registry.Range{Offset: 5})
+	if err == nil {
+		got, _ := io.ReadAll(content.Reader())
+		t.Errorf("%d bytes were given of a blob of %d, none of them verified", len(got), len(b))
+		_ = content.Close()
 	}
 }
 

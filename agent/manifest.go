@@ -11,7 +11,6 @@ import (
 	"io"
 	"time"
 
-	"github.com/jellydator/ttlcache/v3"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -72,7 +71,8 @@ func (a *Agent) byTag(ctx context.Context, repo string, ref registry.Reference) 
 		}
 		a.noteGrant(ctx, repo)
 		a.manifests.add(memberKey(repo, m.Digest, ""))
-		a.checked.Set(repo+"@"+m.Digest.String()+a.callerOf(ctx, repo), m.MediaType, ttlcache.DefaultTTL)
+		caller := a.callerOf(ctx, repo)
+		a.checked.Set(repo+"@"+m.Digest.String()+caller, m.MediaType, a.memberFor(caller))
 		if !known || last.Digest != m.Digest || time.Since(last.Time) > time.Minute {
 			a.rememberResolution(resolution{repo, ref.Tag, m.Digest, m.MediaType, time.Now().UTC()})
 		}
@@ -107,7 +107,8 @@ func (a *Agent) askManifest(ctx context.Context, repo string, ref registry.Refer
 
 func (a *Agent) byDigest(ctx context.Context, repo string, d digest.Digest) (*registry.Manifest, error) {
 	have := a.cachedManifest(d)
-	key := repo + "@" + d.String() + a.callerOf(ctx, repo)
+	caller := a.callerOf(ctx, repo)
+	key := repo + "@" + d.String() + caller
 	if mt := a.checked.Get(key); mt != nil && have != nil {
 		return &registry.Manifest{Digest: d, MediaType: mt.Value(), Bytes: have}, nil
 	}
@@ -128,7 +129,7 @@ func (a *Agent) byDigest(ctx context.Context, repo string, d digest.Digest) (*re
 		}
 		a.noteGrant(ctx, repo)
 		a.manifests.add(memberKey(repo, d, ""))
-		a.checked.Set(key, m.MediaType, ttlcache.DefaultTTL)
+		a.checked.Set(key, m.MediaType, a.memberFor(caller))
 		return m, nil
 	}
 	if unreachable == nil {

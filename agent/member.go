@@ -47,7 +47,7 @@ func (m members) add(keys ...string) {
 	}
 }
 
-// memberFor is how long a membership counts for a caller without asking again.
+// memberFor is how long a membership, or a manifest, counts for a caller without asking again.
 func (a *Agent) memberFor(caller string) time.Duration {
 	if ttl := time.Duration(a.cfg.ManifestTTL); caller == "" || ttl < grantedFor {
 		return ttl

@@ -89,12 +89,16 @@ func (x *index) put(repo, raw string) {
 // startMirror starts an agent that knows what x mirrors.
 func startMirror(t *testing.T, x *index, origin string) *running {
 	t.Helper()
+	return startMirrorWith(t, Config{}, x, origin)
+}
+
+func startMirrorWith(t *testing.T, cfg Config, x *index, origin string) *running {
+	t.Helper()
 	t.Cleanup(http.DefaultClient.CloseIdleConnections)
-	a := startWith(t, Config{
-		Config:  role.Config{Origins: []ring.Member{{ID: "o", URL: origin}}},
-		Tracker: role.Endpoint{URL: "http://127.0.0.1:1"}, BuildIndex: role.Endpoint{URL: x.URL},
-		DockerHub: transport.ServerConfig{Listen: "127.0.0.1:0"},
-	})
+	cfg.Origins = []ring.Member{{ID: "o", URL: origin}}
+	cfg.Tracker.URL, cfg.BuildIndex.URL = "http://127.0.0.1:1", x.URL
+	cfg.DockerHub = transport.ServerConfig{Listen: "127.0.0.1:0"}
+	a := startWith(t, cfg)
 	eventually(t, "it knows what is mirrored", func() bool { return a.namer.Upstreams().Any() })
 	return a
 }

@@ -25,7 +25,7 @@ type relay struct {
 	ctx    context.Context
 	repo   string
 	digest digest.Digest
-	size   int64
+	size   int64 // -1 before the first answer
 	pos    int64 // of the next byte to read
 
 	src    *httpSource // nil before the first read, and after a jump
@@ -41,7 +41,7 @@ const rememberWrong = time.Minute
 // twice where they were others.
 func (a *Agent) relayed(ctx context.Context, repo string, d digest.Digest, rng registry.Range) (*registry.Content, error) {
 	a.m.relayed.Inc()
-	r := &relay{a: a, ctx: ctx, repo: repo, digest: d, hash: d.Algorithm().Hash()}
+	r := &relay{a: a, ctx: ctx, repo: repo, digest: d, size: -1, hash: d.Algorithm().Hash()}
 	if rng.Offset > 0 {
 		desc, err := a.origins.StatBlob(ctx, repo, d)
 		if err != nil {
@@ -86,6 +86,9 @@ func (r *relay) open() error {
 	}
 	if err := r.src.open(); err != nil {
 		return fmt.Errorf("relay %s: %w", r.digest, err)
+	}
+	if r.size >= 0 && r.size != r.src.size {
+		return fmt.Errorf("relay %s: %w: it has %d bytes, and had %d", r.digest, registry.ErrUnavailable, r.src.size, r.size)
 	}
 	r.size = r.src.size
 	return nil
