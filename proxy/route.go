@@ -79,12 +79,10 @@ func (p *Proxy) readable(ctx context.Context, from string, d digest.Digest) erro
 		// Who may read a repository of mode caller its upstream says, and of credentials for that a proxy takes none.
 		return p.namer.Upstreams().ModeOf(repo) != cluster.ModeCaller && registry.May(ctx, repo, registry.ActionPull)
 	}
-	if from != "" {
-		if !mayPull(from) {
-			return registry.ErrBlobUnknown
+	if from != "" && mayPull(from) { // a hint, which may be wrong
+		if _, err := p.index.GetLayer(ctx, from, d); !errors.Is(err, registry.ErrBlobUnknown) {
+			return err
 		}
-		_, err := p.index.GetLayer(ctx, from, d)
-		return err
 	}
 	for last, n := "", 0; n < maxMountSources; {
 		page, err := p.index.BlobRepositories(ctx, d, last, cluster.MaxMembers)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -16,7 +17,7 @@ import (
 )
 
 // State is what the proxies share, as it was last heard of build-index: whose keys sign tokens, and which robots there
-// are. While build-index is away the last answer stays. It is safe for concurrent use.
+// are. While build-index is away the last answer stays, and keys stay until their end where it has lost them. It is safe for concurrent use.
 type State struct {
 	fetch func(ctx context.Context, have cluster.AccessState) (cluster.AccessState, error)
 	every time.Duration
@@ -88,6 +89,7 @@ func (s *State) refresh(ctx context.Context) error {
 		if got.ETag != "" && got.ETag == have.ETag {
 			return nil, nil // build-index leaves out what has ended
 		}
+		got.Keys = withKept(got.Keys, have.Keys, time.Now())
 		keys, err := ParseKeys(got.Keys, time.Now())
 		if err != nil {
 			s.log.Warn("a key of tokens is not usable", "error", err)
@@ -100,6 +102,25 @@ func (s *State) refresh(ctx context.Context) error {
 		return nil, nil
 	})
 	return err
+}
+
+// withKept returns the keys that build-index has, and those of the answer before that it lacks and that have not ended:
+// none is taken back there before its end, so it has lost them, and will be told of them again. They are no more than
+// build-index keeps, the last to end.
+func withKept(has, before []cluster.TokenKey, now time.Time) []cluster.TokenKey {
+	known := make(map[string]bool, len(has))
+	for _, k := range has {
+		known[k.ID] = true
+	}
+	var lost []cluster.TokenKey
+	for _, k := range before {
+		if !known[k.ID] && now.Before(k.Expires) {
+			lost = append(lost, k)
+		}
+	}
+	slices.SortFunc(lost, func(a, b cluster.TokenKey) int { return b.Expires.Compare(a.Expires) })
+	room := max(0, cluster.MaxTokenKeys-len(has))
+	return slices.Concat(has, lost[:min(len(lost), room)])
 }
 
 // refreshSince makes sure that an answer is of a request that was sent after t, and returns that request's error.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
@@ -130,6 +131,54 @@ func TestStateHearsOfKeys(t *testing.T) {
 		}
 		if n := index.asked - before; n > 4 {
 			t.Errorf("%d questions for three tokens", n)
+		}
+	})
+}
+
+// A build-index that has lost its database takes no key from those who have heard of it: tokens stay good, as long as
+// the key was to be good, and what is not known any more is not kept.
+func TestKeysOutliveTheDatabase(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		index := &shared{}
+		s := NewState(index.fetch, time.Minute, slog.New(slog.DiscardHandler))
+		k, later := keyOf(t), keyOf(t)
+		index.state = cluster.AccessState{ETag: "1", Keys: []cluster.TokenKey{k.Public(time.Now().Add(time.Hour))}}
+		token, err := k.Sign(Caller{Subject: "ann", Scopes: []Scope{}}, Shown{ViaPassword, ""}, "kraken", time.Now(), 2*time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, keys := range [][]cluster.TokenKey{index.state.Keys, nil, {later.Public(time.Now().Add(3 * time.Hour))}} {
+			index.state = cluster.AccessState{ETag: fmt.Sprint(i), Keys: keys}
+			if err := s.refresh(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.Parse(t.Context(), token, "kraken"); err != nil {
+				t.Errorf("when build-index has the keys %v: %v", keys, err)
+			}
+		}
+		if n := len(s.PublicKeys()); n != 2 {
+			t.Errorf("%d keys are published", n)
+		}
+		time.Sleep(time.Hour + time.Minute)
+		index.state.ETag = "end"
+		if err := s.refresh(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Parse(t.Context(), token, "kraken"); !errors.Is(err, ErrToken) || len(s.PublicKeys()) != 1 {
+			t.Errorf("a key that has ended: %v, %d keys", err, len(s.PublicKeys()))
+		}
+		for i := range 3 {
+			many := make([]cluster.TokenKey, cluster.MaxTokenKeys)
+			for j := range many {
+				many[j] = cluster.TokenKey{ID: fmt.Sprint(i, j), Expires: time.Now().Add(time.Hour)}
+			}
+			index.state = cluster.AccessState{ETag: fmt.Sprint("many", i), Keys: many}
+			if err := s.refresh(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := len(s.PublicKeys()); n > cluster.MaxTokenKeys {
+			t.Errorf("%d keys are kept", n)
 		}
 	})
 }

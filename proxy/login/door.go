@@ -58,8 +58,14 @@ func Open(cfg Config, index Index, log *slog.Logger, reg registerer) (*Door, err
 	if d.audit, err = openAudit(cfg.Audit, log); err != nil {
 		return nil, fmt.Errorf("access.audit: %w", err)
 	}
-	d.state = access.NewState(index.Access, heardEvery, log)
-	d.signer = &signer{began: time.Now(), publish: index.PutTokenKey, keyLife: time.Duration(cfg.KeyLifetime), lifetime: time.Duration(cfg.TokenLifetime), service: cfg.Service, log: log}
+	d.signer = &signer{began: time.Now(), lost: make(chan struct{}, 1), publish: index.PutTokenKey, keyLife: time.Duration(cfg.KeyLifetime), lifetime: time.Duration(cfg.TokenLifetime), service: cfg.Service, log: log}
+	d.state = access.NewState(func(ctx context.Context, have cluster.AccessState) (cluster.AccessState, error) {
+		got, err := index.Access(ctx, have)
+		if err == nil {
+			d.signer.heard(got.Keys)
+		}
+		return got, err
+	}, heardEvery, log)
 	return d, nil
 }
 

@@ -443,6 +443,45 @@ func leased(t *testing.T) {
 	}
 }
 
+// A build-index that has lost its database has the keys again as soon as their proxy hears of it: the one that signs, and
+// the one before, whose tokens are about.
+func TestKeysArePublishedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		before := r.token(basic("ann", "ann-secret"), "repository:team/a:pull")
+		if err := r.door.signer.renew(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		token := r.token(basic("ann", "ann-secret"), "repository:team/a:pull")
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		for _, run := range []func(context.Context) error{r.door.RunSigner, r.door.RunState} {
+			wg.Go(func() { _ = run(ctx) })
+		}
+		time.Sleep(30 * time.Second)
+		r.index.mu.Lock()
+		r.index.state = cluster.AccessState{}
+		r.index.mu.Unlock()
+		time.Sleep(heardEvery + time.Second)
+		// Who starts now has heard of nothing before.
+		other, err := Open(r.door.cfg, r.index, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := registry.Server{Access: other, Manifests: manifests{}}.Handler()
+		for name, token := range map[string]string{"the key that signs": token, "the key before": before} {
+			q := httptest.NewRequest("GET", "/v2/team/a/manifests/x", nil)
+			q.Header.Set("Authorization", token)
+			w := httptest.NewRecorder()
+			if h.ServeHTTP(w, q); w.Code != 200 {
+				t.Errorf("a token of %s: %d %s", name, w.Code, w.Body)
+			}
+		}
+		cancel()
+		wg.Wait()
+	})
+}
+
 // Who guesses is slowed; who was right lately is not, from the same address.
 func TestThrottle(t *testing.T) { synctest.Test(t, throttled) }
 

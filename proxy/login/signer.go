@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,9 +24,11 @@ type signer struct {
 	log      *slog.Logger
 
 	began time.Time
+	lost  chan struct{} // build-index does not have what was published; of one
 
 	mu     sync.Mutex
 	key    *access.SigningKey // nil until one is published
+	before *access.SigningKey // the one in whose place it is; nil for none
 	made   time.Time
 	until  time.Time // when key signs no more: later than another should have taken its place
 	err    error
@@ -57,8 +60,49 @@ func (s *signer) run(ctx context.Context) error {
 		case <-ctx.Done():
 			t.Stop()
 			return nil
+		case <-s.lost:
+			t.Stop()
+			s.tellBefore(ctx)
 		case <-t.C:
 		}
+	}
+}
+
+// heard is told what keys build-index has. Where one is missing whose tokens are about, its database was lost, and run
+// publishes it at once.
+func (s *signer) heard(has []cluster.TokenKey) {
+	s.mu.Lock()
+	mine := []*access.SigningKey{s.key, s.lastSigned()}
+	s.mu.Unlock()
+	for _, k := range mine {
+		if k != nil && !slices.ContainsFunc(has, func(o cluster.TokenKey) bool { return o.ID == k.ID() }) {
+			select {
+			case s.lost <- struct{}{}:
+			default:
+			}
+			return
+		}
+	}
+}
+
+// lastSigned returns the key before, nil when no token of it can be about. The caller holds mu.
+func (s *signer) lastSigned() *access.SigningKey {
+	if time.Since(s.made) > s.lifetime {
+		return nil
+	}
+	return s.before
+}
+
+// tellBefore publishes the key before once more, for the tokens that it has signed last.
+func (s *signer) tellBefore(ctx context.Context) {
+	s.mu.Lock()
+	k := s.lastSigned()
+	s.mu.Unlock()
+	if k == nil {
+		return
+	}
+	if err := s.put(ctx, k); err != nil {
+		s.log.Info("the key of tokens before was not published again", "key", k.ID(), "error", err)
 	}
 }
 
@@ -88,8 +132,8 @@ func (s *signer) put(ctx context.Context, k *access.SigningKey) error {
 	return s.publish(ctx, k.Public(time.Now().Add(s.lifetime+keyHold)))
 }
 
-// renew makes a key, publishes it, and signs with it from then on. The one before is published once more, for the
-// tokens that it has signed last: build-index may have been away for longer than it was good for there.
+// renew makes a key, publishes it, and signs with it from then on. The one before is published once more: build-index
+// may have been away for longer than it was good for there.
 func (s *signer) renew(ctx context.Context) error {
 	now := time.Now()
 	k, err := access.NewSigningKey()
@@ -100,15 +144,10 @@ func (s *signer) renew(ctx context.Context) error {
 		return s.told(ctx, err)
 	}
 	s.mu.Lock()
-	before := s.key
-	s.key, s.made, s.until = k, now, now.Add(s.keyLife+keyHold)
+	s.key, s.before, s.made, s.until = k, s.key, now, now.Add(s.keyLife+keyHold)
 	s.mu.Unlock()
 	s.log.Info("tokens are signed with a new key", "key", k.ID())
-	if before != nil {
-		if err := s.put(ctx, before); err != nil {
-			s.log.Info("the key of tokens before was not published again", "key", before.ID(), "error", err)
-		}
-	}
+	s.tellBefore(ctx)
 	return s.told(ctx, nil)
 }
 

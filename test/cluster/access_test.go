@@ -299,7 +299,7 @@ func TestMountTellsNothing(t *testing.T) {
 	if _, err := x.as(t, "root").StatBlob(t.Context(), "home/eve/x", d); !errors.Is(err, registry.ErrBlobUnknown) {
 		t.Errorf("eve has what she may not read: %v", err)
 	}
-	for _, query := range []string{"", "&from=team/secret"} {
+	for _, query := range []string{"", "&from=team/secret", "&from=public/a", "&from=no/where", "&from=home/eve/x"} { // from is a hint
 		if got := mountAt(t, x, "ann", "home/ann/x", "mount="+d.String()+query); !strings.HasPrefix(got, "201") {
 			t.Errorf("ann mounts %q: %s", query, got)
 		}
