@@ -35,6 +35,9 @@ type Access struct {
 	Service string `yaml:"service"`
 	// OIDC are the issuers whose ID tokens are taken beside the proxies' own.
 	OIDC []access.IssuerConfig `yaml:"oidc"`
+	// Audit is the file that gets a line of JSON for each refusal, "stdout", or empty for none. It needs no rules: what
+	// upstreams refuse is in it, too.
+	Audit string `yaml:"audit"`
 }
 
 // AccessMode says about whom the rules are asked.
@@ -55,6 +58,9 @@ const (
 func (c *Access) validate(m *config.Mistakes, key string) {
 	if c.Service == "" {
 		c.Service = "kraken"
+	}
+	if c.Audit != "" && c.Audit != "stdout" {
+		m.Path(key+".audit", c.Audit)
 	}
 	if c.Rules == "" {
 		if len(c.Modes) > 0 || len(c.OIDC) > 0 || c.Realm != "" {
@@ -97,6 +103,7 @@ type ownAccess struct {
 	policy   *access.File[*access.Policy]
 	issuers  *access.Issuers
 	state    *access.State
+	audit    *recorder
 	node     access.Caller
 }
 
@@ -109,7 +116,7 @@ func (a *Agent) openAccess(c *role.Chassis) (*ownAccess, error) {
 	if cfg.Rules == "" {
 		return nil, nil
 	}
-	o := &ownAccess{cfg: cfg, log: a.log, node: access.Caller{Subject: access.NodePrefix + nodeName(a.cfg)}}
+	o := &ownAccess{cfg: cfg, log: a.log, audit: a.audit, node: access.Caller{Subject: access.NodePrefix + nodeName(a.cfg)}}
 	for _, l := range cfg.Labels {
 		o.node.Groups = append(o.node.Groups, access.NodePrefix+l)
 	}
@@ -177,6 +184,7 @@ func (o *ownAccess) Allow(r *http.Request, repository string, action registry.Ac
 		d := o.policy.Get().Decide(o.node, repository, action)
 		if !d.Allowed {
 			o.log.Info("a pull was refused", "repository", repository, "subject", o.node.Subject, "reason", d.Why)
+			o.audit.refuse(r, o.node.String(), repository, action, http.StatusForbidden, d.Why)
 			return nil, fmt.Errorf("%w: %s may not %s in %s", registry.ErrDenied, o.node, action, repository)
 		}
 		return access.WithCaller(ctx, caller), nil
@@ -186,6 +194,7 @@ func (o *ownAccess) Allow(r *http.Request, repository string, action registry.Ac
 	}
 	switch {
 	case errors.Is(err, access.ErrToken):
+		o.audit.loginFailed(r, repository, err)
 		return nil, challenge("invalid_token")
 	case err != nil:
 		return nil, err
@@ -197,9 +206,13 @@ func (o *ownAccess) Allow(r *http.Request, repository string, action registry.Ac
 	case missing:
 		return nil, challenge("insufficient_scope")
 	case !caller.Known():
+		if caller.Scopes != nil { // a token of the service, that everybody gets
+			o.audit.refuse(r, caller.String(), repository, action, http.StatusUnauthorized, d.Why)
+		}
 		return nil, challenge("")
 	}
 	o.log.Info("a pull was refused", "repository", repository, "subject", caller.Subject, "reason", d.Why)
+	o.audit.refuse(r, caller.String(), repository, action, http.StatusForbidden, d.Why)
 	return nil, fmt.Errorf("%w: %s may not %s in %s", registry.ErrDenied, caller, action, repository)
 }
 
@@ -214,6 +227,15 @@ func (o *ownAccess) May(ctx context.Context, repository string, action registry.
 	caller := access.CallerOf(ctx)
 	d, missing := o.policy.Get().Allowed(caller, repository, action)
 	return d.Allowed || missing && caller.HasCatalog()
+}
+
+// bearerOf returns the bearer token of a request, empty for none.
+func bearerOf(r *http.Request) string {
+	scheme, raw, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	if !strings.EqualFold(scheme, "bearer") {
+		return ""
+	}
+	return strings.TrimSpace(raw)
 }
 
 // authenticate returns who makes a request: by a token of the proxies' service or of an issuer, as a bearer or as the

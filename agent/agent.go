@@ -53,6 +53,7 @@ type Agent struct {
 	members   members                          // what blobs of which repositories may be read
 	manifests members                          // which manifests repositories have
 	door      *ownAccess                       // nil: everybody may pull the cluster's own repositories
+	audit     *recorder
 	doubts    *doubts
 	checked   *ttlcache.Cache[string, string]          // "repo@digest" → media type: manifests lately confirmed
 	wrong     *ttlcache.Cache[digest.Digest, []string] // ids of origins that lately sent other bytes to a relay
@@ -121,6 +122,10 @@ func (a *Agent) assemble(c *role.Chassis) (err error) {
 	if a.manifests, err = newMembers(); err != nil {
 		return err
 	}
+	if a.audit, err = a.openRecorder(); err != nil {
+		return fmt.Errorf("access.audit: %w", err)
+	}
+	c.Closes(a.audit.Close)
 	if a.door, err = a.openAccess(c); err != nil {
 		return err
 	}

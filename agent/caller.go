@@ -61,6 +61,7 @@ func (c callers) Allow(r *http.Request, repo string, action registry.Action) (co
 		basic = c.a.tokens.open(strings.TrimSpace(value))
 	}
 	if basic != "" && len(basic) <= maxCredential {
+		noteAsked(r.Context(), repo, basic)
 		return cluster.WithAuthorization(r.Context(), "Basic "+basic), nil
 	}
 	if !readByNobody(r) {

@@ -55,10 +55,10 @@ func (a *Agent) handler(cfg transport.ServerConfig, namer registry.Namer) http.H
 	r.Post("/token", a.token)
 	r.MethodNotAllowed(registry.UnknownMethod)
 	front := front{a}
-	r.Mount("/", registry.Server{
+	r.Mount("/", a.audited(registry.Server{
 		Dialect: cluster.Dialect(), Blobs: front, Manifests: front, Tags: a.index, Catalog: a.index, Referrers: a.index,
 		Namer: namer, Access: a.accessOf(), Mirror: true, ReadOnly: "an agent only serves pulls; push to the proxy", Log: a.log,
-	}.Handler())
+	}.Handler()))
 	return r
 }
 

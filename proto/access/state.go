@@ -17,7 +17,8 @@ import (
 )
 
 // State is what the proxies share, as it was last heard of build-index: whose keys sign tokens, and which robots there
-// are. While build-index is away the last answer stays, and keys stay until their end where it has lost them. It is safe for concurrent use.
+// are. While build-index is away the last answer stays, and keys stay until their end where it has lost them. It is safe
+// for concurrent use.
 type State struct {
 	fetch func(ctx context.Context, have cluster.AccessState) (cluster.AccessState, error)
 	every time.Duration

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"kraken/proto/audit"
 	"kraken/proto/cluster"
 	"kraken/proto/registry"
 )
@@ -37,7 +38,7 @@ func (w writer) StartUpload(ctx context.Context, _ string, _ registry.UploadOpti
 }
 
 // events does requests as ann, one after the other, and returns what the audit has of them.
-func (r *rig) events(w writer, requests ...string) (out []Event) {
+func (r *rig) events(w writer, requests ...string) (out []audit.Event) {
 	r.Helper()
 	s := registry.Server{Access: r.door, Namer: cluster.NewNamer([]string{"registry.corp"}), Manifests: w, ManifestWriter: w, Uploads: w, Dialect: cluster.Dialect()}
 	h := r.door.Audited(s.Handler())
@@ -63,7 +64,7 @@ func (r *rig) events(w writer, requests ...string) (out []Event) {
 		r.Fatal(err)
 	}
 	for line := range strings.Lines(string(b[len(before):])) {
-		var e Event
+		var e audit.Event
 		if err := json.Unmarshal([]byte(line), &e); err != nil {
 			r.Fatal(err)
 		}
@@ -93,7 +94,7 @@ func TestAuditOfWhatWasServed(t *testing.T) {
 		if i == 3 {
 			want = nil
 		}
-		if e.Repository != "team/app" || !slices.Equal(e.Tags, want) || e.Outcome != "" || e.Event != eventChange || (e.Digest == "") != (i == 3) {
+		if e.Repository != "team/app" || !slices.Equal(e.Tags, want) || e.Outcome != "" || e.Event != audit.Change || (e.Digest == "") != (i == 3) {
 			t.Errorf("%+v", e)
 		}
 	}
@@ -121,11 +122,11 @@ func TestAuditOfWhatIsNotKnown(t *testing.T) {
 			continue
 		}
 		for i, e := range got[:3] {
-			if e.Event != eventChange || e.Outcome != outcomeUnknown || e.Repository != "team/app" || e.Subject != "ann" || (i == 0) != slices.Equal(e.Tags, []string{"prod"}) {
+			if e.Event != audit.Change || e.Outcome != audit.OutcomeUnknown || e.Repository != "team/app" || e.Subject != "ann" || (i == 0) != slices.Equal(e.Tags, []string{"prod"}) {
 				t.Errorf("%s: %+v", name, e)
 			}
 		}
-		if got[3].Event != eventRefused {
+		if got[3].Event != audit.Refused {
 			t.Errorf("%s: %+v", name, got[3])
 		}
 	}

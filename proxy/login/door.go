@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"kraken/proto/access"
+	"kraken/proto/audit"
 	"kraken/proto/cluster"
 	"kraken/proto/registry"
 	"kraken/proto/transport"
@@ -34,7 +35,7 @@ type Door struct {
 	state     *access.State
 	signer    *signer
 	throttle  *throttle
-	audit     *audit
+	audit     *audit.Log
 	m         *metrics
 }
 
@@ -55,7 +56,7 @@ func Open(cfg Config, index Index, log *slog.Logger, reg registerer) (*Door, err
 	if d.issuers, err = access.OpenIssuers(cfg.OIDC, log); err != nil {
 		return nil, fmt.Errorf("access: %w", err)
 	}
-	if d.audit, err = openAudit(cfg.Audit, log); err != nil {
+	if d.audit, err = audit.Open(cfg.Audit, log); err != nil {
 		return nil, fmt.Errorf("access.audit: %w", err)
 	}
 	d.signer = &signer{began: time.Now(), lost: make(chan struct{}, 1), publish: index.PutTokenKey, keyLife: time.Duration(cfg.KeyLifetime), lifetime: time.Duration(cfg.TokenLifetime), service: cfg.Service, log: log}
@@ -76,7 +77,7 @@ func (d *Door) RunState(ctx context.Context) error { return d.state.Run(ctx) }
 func (d *Door) RunSigner(ctx context.Context) error { return d.signer.run(ctx) }
 
 // Close ends the use of the audit's file.
-func (d *Door) Close() error { return d.audit.close() }
+func (d *Door) Close() error { return d.audit.Close() }
 
 // Check returns what is wrong with what the door decides by, nil when nothing is.
 func (d *Door) Check(context.Context) error {
@@ -215,7 +216,9 @@ func (d *Door) byToken(r *http.Request, raw string) (login, error) {
 // failed notes a login that showed nobody: the user's name where it is one, and never what was shown.
 func (d *Door) failed(r *http.Request, user string, err error) {
 	d.m.failed.Inc()
-	d.audit.write(Event{Event: eventLogin, Subject: d.named(user), Source: r.RemoteAddr, Method: r.Method, Status: http.StatusUnauthorized, Reason: err.Error(), RequestID: requestID(r), ClientRequestID: clientRequestID(r)})
+	e := audit.Of(r)
+	e.Event, e.Subject, e.Reference, e.Tags, e.Status, e.Reason = audit.LoginFailed, d.named(user), "", nil, http.StatusUnauthorized, err.Error()
+	d.audit.Write(e)
 }
 
 // named returns a user's name for the audit, if it is one, or could be a robot's. Who pastes a key or a password where
@@ -228,9 +231,6 @@ func (d *Door) named(user string) string {
 	}
 	return "unknown-" + d.passwords.alias(user)
 }
-
-// clip bounds what a client makes us write.
-func clip(s string) string { return s[:min(len(s), 255)] }
 
 // isKey reports whether a robot's key has the hash.
 func isKey(key, hash string) bool {
@@ -287,10 +287,9 @@ func (d *Door) May(ctx context.Context, repository string, action registry.Actio
 
 func (d *Door) refused(r *http.Request, c access.Caller, repository string, action registry.Action, status int, why string) {
 	d.m.refused.Inc()
-	d.audit.write(Event{
-		Event: eventRefused, Subject: c.String(), Source: r.RemoteAddr, Method: r.Method, Repository: repository, Reference: referenceOf(r), Tags: tagsIn(r.URL.Query()),
-		Action: string(action), Status: status, Reason: why, RequestID: requestID(r), ClientRequestID: clientRequestID(r),
-	})
+	e := audit.Of(r)
+	e.Event, e.Subject, e.Repository, e.Action, e.Status, e.Reason = audit.Refused, c.String(), repository, string(action), status, why
+	d.audit.Write(e)
 }
 
 // challenge returns the 401 that sends a client to the token service.

@@ -26,6 +26,7 @@ import (
 	"golang.org/x/crypto/bcrypt"
 
 	"kraken/proto/access"
+	"kraken/proto/audit"
 	"kraken/proto/cluster"
 	"kraken/proto/config"
 	"kraken/proto/registry"
@@ -443,8 +444,8 @@ func leased(t *testing.T) {
 	}
 }
 
-// A build-index that has lost its database has the keys again as soon as their proxy hears of it: the one that signs, and
-// the one before, whose tokens are about.
+// A build-index that has lost its database has the keys again as soon as their proxy hears of it: the one that signs,
+// and the one before, whose tokens are about.
 func TestKeysArePublishedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
@@ -528,7 +529,7 @@ func TestAudit(t *testing.T) {
 	}
 	var got []string
 	for line := range strings.Lines(string(b)) {
-		var e Event
+		var e audit.Event
 		if err := json.Unmarshal([]byte(line), &e); err != nil {
 			t.Fatal(err)
 		}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/crypto/bcrypt"
 
 	"kraken/proto/access"
+	"kraken/proto/audit"
 	"kraken/proto/cluster"
 )
 
@@ -58,7 +59,7 @@ func notSlowed(t *testing.T) {
 	if codes[401]+codes[429] != 800 || codes[429] == 0 {
 		t.Errorf("keys and tokens that are none are answered %v", codes)
 	}
-	if told := r.audited(eventLogin); told != codes[401] {
+	if told := r.audited(audit.LoginFailed); told != codes[401] {
 		t.Errorf("the audit has %d lines, of %d failures that were answered as such", told, codes[401])
 	}
 	for _, addr := range []string{"10.0.0.1:1", "10.9.9.9:1", "[2001:db8:0:1::1]:1"} {
@@ -124,7 +125,7 @@ func TestIssuerAway(t *testing.T) {
 			}
 		}
 	}
-	if n := r.audited(eventLogin); n != 0 {
+	if n := r.audited(audit.LoginFailed); n != 0 {
 		t.Errorf("the audit has %d failed logins", n)
 	}
 }
@@ -143,7 +144,7 @@ func notKnownYet(t *testing.T) {
 	if code := r.from("10.0.0.1:1", basic("robot+ci", key)); code != 503 {
 		t.Errorf("before anything was heard, with build-index away: %d", code)
 	}
-	if n := r.audited(eventLogin); n != 0 {
+	if n := r.audited(audit.LoginFailed); n != 0 {
 		t.Errorf("the audit has %d failed logins", n)
 	}
 	r.index.goes(false)

@@ -26,7 +26,7 @@ var floors = [][]string{
 	{"proto/transport"},
 	{"proto/registry", "proto/announce"},
 	{"proto/cluster"},
-	{"proto/layout", "proto/role", "proto/access"},
+	{"proto/layout", "proto/role", "proto/access", "proto/audit"},
 	{"origin/store", "origin/bucket", "buildindex/names", "origin/swarm/plan", "origin/swarm/rate", "proxy/login"},
 	{"origin/swarm", "origin/bucket/buckettest", "origin/upstream"},
 	{"agent/mirror", "tracker/dashboard", "buildindex/names/sqlite", "buildindex/names/namestest"},
@@ -69,7 +69,7 @@ var homes = map[string][]string{
 	"golang.org/x/crypto/x509roots/fallback":       {"proto/role/command.go"},
 	"golang.org/x/sync":                            {"*"},
 	"golang.org/x/sys/unix":                        {"origin/store", "proto/transport"},
-	"golang.org/x/time/rate":                       {"proto/transport", "proto/role", "origin", "origin/upstream", "origin/store", "origin/swarm", "origin/swarm/rate"},
+	"golang.org/x/time/rate":                       {"proto/transport", "proto/role", "agent", "origin", "origin/upstream", "origin/store", "origin/swarm", "origin/swarm/rate"},
 	"github.com/google/uuid":                       {"*"},
 	"github.com/hashicorp/golang-lru/v2":           {"tracker", "agent", "buildindex", "origin", "origin/upstream", "proxy/login"},
 	"github.com/hashicorp/golang-lru/v2/expirable": {}, // nobody can end its goroutine

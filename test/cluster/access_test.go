@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,6 +22,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/crypto/bcrypt"
 
+	"kraken/proto/audit"
 	"kraken/proto/registry"
 	"kraken/proxy/login"
 )
@@ -52,6 +54,7 @@ func newControlled(t *testing.T, agents int) *controlled {
 		s["proxy"]["access"] = map[string]any{"rules": x.path("rules.yaml"), "htpasswd": x.path("htpasswd"), "key_lifetime": "5s", "audit": x.path("audit.jsonl")}
 		s["agent"]["access"] = map[string]any{
 			"rules": x.path("rules.yaml"), "realm": "http://proxy.test/token",
+			"audit": x.path("agents.jsonl"),
 			"modes": []map[string]any{{"repositories": "public/**", "mode": "public"}, {"repositories": "node/**", "mode": "node"}, {"repositories": "**", "mode": "caller"}},
 		}
 	})
@@ -365,6 +368,9 @@ func TestAgentAsksWhoMayPull(t *testing.T) {
 	if got, _ := read(t, base, "/v2/", shows{}); got != 200 {
 		t.Errorf("GET /v2/ is %d", got)
 	}
+	if got := refusals(t, x.path("agents.jsonl")); got != "login_failed 401, login_failed 401, refused eve 403, refused eve 403" {
+		t.Errorf("the audit has %s", got)
+	}
 	if err := root.DeleteBlob(t.Context(), "public/a", d); err != nil {
 		t.Fatal(err)
 	}
@@ -377,6 +383,28 @@ func TestAgentAsksWhoMayPull(t *testing.T) {
 	if got, _ := read(t, base, "/v2/node/a/blobs/"+d.String(), shows{}); got != 200 {
 		t.Errorf("where it was not deleted it is %d", got)
 	}
+}
+
+// refusals returns the lines of an audit, sorted, those of failed logins without a name.
+func refusals(t *testing.T, file string) string {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for line := range strings.Lines(string(b)) {
+		var e audit.Event
+		if err := json.Unmarshal([]byte(line), &e); err != nil || e.Repository != "team/a" || e.RequestID == "" {
+			t.Fatalf("%v: %s", err, line)
+		}
+		if e.Event == audit.LoginFailed {
+			e.Subject = ""
+		}
+		out = append(out, strings.Join(strings.Fields(fmt.Sprint(e.Event, " ", e.Subject, " ", e.Status)), " "))
+	}
+	slices.Sort(out)
+	return strings.Join(out, ", ")
 }
 
 // A robot's key, and tokens that were given for it, end within seconds at all proxies and agents.

@@ -1,4 +1,5 @@
-package login
+// Package audit writes down who changed what, and who was refused: one line of JSON each, to a file or to stdout.
+package audit
 
 import (
 	"encoding/json"
@@ -13,7 +14,7 @@ import (
 // Event is one line of the audit: a change, or a refusal.
 type Event struct {
 	Time       time.Time `json:"time"`
-	Event      string    `json:"event"` // change, refused or login
+	Event      string    `json:"event"` // one of the kinds below
 	Subject    string    `json:"subject"`
 	Source     string    `json:"source"`
 	Method     string    `json:"method,omitempty"`
@@ -24,7 +25,7 @@ type Event struct {
 	Action     string    `json:"action,omitempty"`
 	Status     int       `json:"status,omitempty"`
 	Reason     string    `json:"reason,omitempty"`
-	Outcome    string    `json:"outcome,omitempty"` // unknown: it may have been done, or may be yet
+	Outcome    string    `json:"outcome,omitempty"` // empty, or OutcomeUnknown
 	RequestID  string    `json:"request_id"`
 	// ClientRequestID is what the client says that the request is called.
 	ClientRequestID string `json:"client_request_id,omitempty"`
@@ -32,15 +33,17 @@ type Event struct {
 
 // The kinds of events.
 const (
-	eventChange  = "change"
-	eventRefused = "refused"
-	eventLogin   = "login_failed"
+	Change      = "change"
+	Refused     = "refused"
+	LoginFailed = "login_failed"
 )
 
-const outcomeUnknown = "unknown"
+// OutcomeUnknown is of a change that may have been made, or may be yet.
+const OutcomeUnknown = "unknown"
 
-// audit writes events, each as one line. A file that was moved away is begun anew.
-type audit struct {
+// Log writes events, each as one line. A file that was moved away is begun anew. Of nil it writes none. It is safe for
+// concurrent use.
+type Log struct {
 	name string
 	log  *slog.Logger
 
@@ -49,8 +52,9 @@ type audit struct {
 	f   *os.File
 }
 
-func openAudit(name string, log *slog.Logger) (*audit, error) {
-	a := &audit{name: name, log: log}
+// Open returns what writes to a file, to "stdout", or nowhere for an empty name. What can't be written is said in log.
+func Open(name string, log *slog.Logger) (*Log, error) {
+	a := &Log{name: name, log: log}
 	switch name {
 	case "":
 		return a, nil
@@ -62,7 +66,7 @@ func openAudit(name string, log *slog.Logger) (*audit, error) {
 }
 
 // open opens the file. The caller holds mu, or is the only one that has a.
-func (a *audit) open() error {
+func (a *Log) open() error {
 	f, err := os.OpenFile(a.name, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
@@ -74,8 +78,8 @@ func (a *audit) open() error {
 	return nil
 }
 
-// write writes an event. What can't be written is said in the log, and stops nobody.
-func (a *audit) write(e Event) {
+// Write writes an event, with the time of now. What can't be written is said in the log, and stops nobody.
+func (a *Log) Write(e Event) {
 	if a == nil || a.out == nil {
 		return
 	}
@@ -100,8 +104,9 @@ func (a *audit) write(e Event) {
 	}
 }
 
-func (a *audit) close() error {
-	if a.f == nil {
+// Close ends the use of the file.
+func (a *Log) Close() error {
+	if a == nil || a.f == nil {
 		return nil
 	}
 	return a.f.Close()
