@@ -86,6 +86,7 @@ func (p *Proxy) openDoor(c *role.Chassis, cfg Config, index *cluster.IndexClient
 	}
 	c.Closes(p.door.Close)
 	c.Health.AddCheck("access", false, p.door.Check)
+	c.Health.AddCheck("tokens", true, p.door.Ready)
 	c.Part("keys and robots", p.door.RunState)
 	c.Part("keys for tokens", p.door.RunSigner)
 	return nil

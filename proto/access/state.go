@@ -17,8 +17,8 @@ import (
 )
 
 // State is what the proxies share, as it was last heard of build-index: whose keys sign tokens, and which robots there
-// are. While build-index is away the last answer stays, and keys stay until their end where it has lost them. It is safe
-// for concurrent use.
+// are. While build-index is away the last answer stays, and keys stay until their end where it has lost them. It is
+// safe for concurrent use.
 type State struct {
 	fetch func(ctx context.Context, have cluster.AccessState) (cluster.AccessState, error)
 	every time.Duration
@@ -69,6 +69,9 @@ func (s *State) Err() error {
 	}
 	return nil
 }
+
+// Heard reports whether build-index has answered, now or before.
+func (s *State) Heard() bool { return !s.heard().IsZero() }
 
 // refresh asks now. Those who want it at once share the request.
 func (s *State) refresh(ctx context.Context) error {

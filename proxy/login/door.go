@@ -88,6 +88,14 @@ func (d *Door) Check(context.Context) error {
 	return errors.Join(errs...)
 }
 
+// Ready returns nil once the door can let everybody in who may: it gives tokens, and has heard of the robots.
+func (d *Door) Ready(context.Context) error {
+	if !d.state.Heard() {
+		return errors.New("keys and robots are not heard of yet")
+	}
+	return d.signer.ready()
+}
+
 // login is a caller, and how it has shown who it is.
 type login struct {
 	caller access.Caller

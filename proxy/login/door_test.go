@@ -127,6 +127,7 @@ func newRigOf(t *testing.T, rules string) *rig {
 	if err := r.door.signer.renew(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	r.heard()
 	mux := http.NewServeMux()
 	mux.HandleFunc(TokenPath, r.door.ServeToken)
 	mux.HandleFunc(JWKSPath, r.door.ServeJWKS)
@@ -477,6 +478,57 @@ func TestKeysArePublishedAgain(t *testing.T) {
 			if h.ServeHTTP(w, q); w.Code != 200 {
 				t.Errorf("a token of %s: %d %s", name, w.Code, w.Body)
 			}
+		}
+		cancel()
+		wg.Wait()
+	})
+}
+
+// A proxy that starts knows no robots and gives no tokens until it has spoken with build-index: until then it is not
+// ready, and a robot's key is not wrong.
+func TestStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		robot, key := NewRobot("ci", "", time.Now(), time.Hour)
+		r.index.state.Robots = []cluster.Robot{robot}
+		r.index.goes(true)
+		d, err := Open(r.door.cfg, r.index, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := registry.Server{Access: d, Manifests: manifests{}}.Handler()
+		answer := func(user, key string) int {
+			q := httptest.NewRequest("GET", "/v2/team/a/manifests/x", nil)
+			q.Header.Set("Authorization", basic(user, key))
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, q)
+			return w.Code
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		for _, run := range []func(context.Context) error{d.RunSigner, d.RunState} {
+			wg.Go(func() { _ = run(ctx) })
+		}
+		time.Sleep(10 * time.Second)
+		if got := answer("robot+ci", key); got != 503 || d.Ready(ctx) == nil {
+			t.Errorf("a robot at a proxy that knows none yet: %d; ready: %v", got, d.Ready(ctx))
+		}
+		if got := answer("ann", "ann-secret"); got != 200 {
+			t.Errorf("a user: %d", got)
+		}
+		r.index.goes(false)
+		time.Sleep(heardEvery + time.Second)
+		if got := answer("robot+ci", key); got != 200 || d.Ready(ctx) != nil {
+			t.Errorf("a robot: %d; ready: %v", got, d.Ready(ctx))
+		}
+		r.index.goes(true) // what was heard stays
+		time.Sleep(time.Minute)
+		if got := answer("robot+ci", key); got != 200 || d.Ready(ctx) != nil {
+			t.Errorf("a robot, while build-index is away: %d; ready: %v", got, d.Ready(ctx))
+		}
+		r.index.goes(false)
+		if got := answer("robot+other", key); got != 401 {
+			t.Errorf("a robot that there is not: %d", got)
 		}
 		cancel()
 		wg.Wait()

@@ -188,6 +188,16 @@ func (s *signer) sign(c access.Caller, by access.Shown) (token string, issued ti
 	return token, now, err
 }
 
+// ready returns nil once a key was published.
+func (s *signer) ready() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.key == nil {
+		return errNoKey
+	}
+	return nil
+}
+
 func (s *signer) state() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
