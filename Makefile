@@ -66,9 +66,11 @@ test-tools: check-go ## build the test programs that are Go modules, into bin/to
 		github.com/google/go-containerregistry/cmd/crane github.com/regclient/regclient/cmd/regctl oras.land/oras/cmd/oras \
 		github.com/opencontainers/distribution-spec/conformance
 	cd test/tools/containerd && CGO_ENABLED=0 $(GO) build -o ../../../bin/tools/containerd2 github.com/containerd/containerd/v2/cmd/containerd
+	cd test/tools/helm && CGO_ENABLED=0 $(GO) build -o ../../../bin/tools/helm helm.sh/helm/v3/cmd/helm
 
-test-python: build test-setup test-tools ## tests with real clients and processes
+test-python: build test-setup test-tools ## tests with real clients and processes, against a plain cluster and a secure one
 	cd test/python && /usr/bin/python3 -m pytest -v
+	cd test/python && SECURE=1 /usr/bin/python3 -m pytest -v
 
 chaos: check-go ## faults against a cluster of real processes under load (FAULTS=200 SEED=n KINDS=kill,hang,…); root for all kinds
 	@test/setup.sh chaos

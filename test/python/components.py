@@ -7,9 +7,13 @@ import time
 
 import requests
 
+from utils import Registry
+
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 DIR = os.environ.get("KRAKEN_DEVCLUSTER_DIR", os.path.join(ROOT, ".devcluster"))
 RUNTIME = os.environ.get("RUNTIME", "process")
+SECURE = os.environ.get("SECURE", "") not in ("", "0")  # the cluster of `make devcluster SECURE=1`: TLS, certificates between the parts, a login
+CA = os.path.join(DIR, "tls", "ca.pem")  # of a secure cluster
 
 
 def run(*args, check=True, timeout=300, **kw):
@@ -48,8 +52,25 @@ class Component:
         return int(self._state["handle"].split(":")[0])
 
     @property
+    def scheme(self):
+        """Of the main listener: agents serve their node's loopback, and the bucket is not Kraken's."""
+        return "https" if SECURE and self._state["role"] not in ("agent", "testfs") else "http"
+
+    @property
     def url(self):
-        return "http://" + self.addr
+        return "%s://%s" % (self.scheme, self.addr)
+
+    def registry(self, identity="proxy/proxy-01"):
+        """The main listener as a registry. In a secure cluster the proxy is spoken to as its user, and other parts with the certificate of an identity."""
+        if self.scheme == "http":
+            return Registry(self.addr)
+        if self._state["role"] == "proxy":
+            return Registry(self.addr, ca=CA, auth=self.cluster.login())
+        return Registry(self.addr, ca=CA, cert=[os.path.join(DIR, "tls", identity + kind) for kind in (".pem", ".key")])
+
+    def readiness(self):
+        """Where that is asked: a secure cluster's main listeners ask who comes first."""
+        return requests.get("http://%s/readiness" % (self.admin if SECURE and self.admin else self.addr), timeout=5)
 
     @property
     def state_dir(self):
@@ -105,15 +126,25 @@ class Cluster:
     def control(self, *args):
         run(os.path.join(ROOT, "bin", "devcluster"), "--dir", DIR, *args, cwd=ROOT)
 
+    def login(self):
+        """User and password of a secure cluster, None of a plain one."""
+        if not SECURE:
+            return None
+        with open(os.path.join(DIR, "password")) as f:
+            return "admin", f.read().strip()
+
+    def make(self, *args):
+        run("make", "STATE=" + DIR, *args, cwd=ROOT, timeout=900)
+
     def _usable(self):
         try:
             state = self.state()
         except FileNotFoundError:
             return False
-        if state["runtime"] != RUNTIME or len([c for c in state["components"] if c["role"] == "agent"]) < self.agents_wanted:
+        if state["runtime"] != RUNTIME or state.get("login", False) != SECURE or len([c for c in state["components"] if c["role"] == "agent"]) < self.agents_wanted:
             return False
         try:
-            return all(requests.get("http://%s/readiness" % c["addr"], timeout=3).ok for c in state["components"])
+            return all(Component(self, c["name"]).readiness().ok for c in state["components"])
         except requests.RequestException:
             return False
 
@@ -121,13 +152,13 @@ class Cluster:
         if self._usable():
             return
         if os.path.exists(os.path.join(DIR, "cluster.json")):
-            run("make", "stop-devcluster", cwd=ROOT)
-        run("make", "devcluster", "RUNTIME=" + RUNTIME, "AGENTS=%d" % self.agents_wanted, cwd=ROOT, timeout=900)
+            self.make("stop-devcluster")
+        self.make("devcluster", "RUNTIME=" + RUNTIME, "AGENTS=%d" % self.agents_wanted, "SECURE=%d" % SECURE)
         self.started = True
 
     def end(self):
         if self.started and os.path.exists(os.path.join(DIR, "cluster.json")):
-            run("make", "stop-devcluster", cwd=ROOT)
+            self.make("stop-devcluster")
         self.started = False
 
     def revive(self):

@@ -1,11 +1,13 @@
 """Fixtures: the dev cluster and its parts."""
 
+import base64
+import json
 import os
 
 import pytest
 
-from components import Cluster, run
-from utils import Registry, have
+from components import CA, SECURE, Cluster, run
+from utils import have
 
 REQUIRE = os.environ.get("KRAKEN_TEST_REQUIRE") == "1"
 
@@ -25,12 +27,36 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line("\n" + text)
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "plain(reason): not run with SECURE=1, and why")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        mark = item.get_closest_marker("plain")
+        if mark and SECURE:
+            item.add_marker(pytest.mark.skip(reason="without SECURE=1 only: " + mark.args[0]))
+
+
 @pytest.fixture(scope="session")
-def _cluster():
+def _cluster(tmp_path_factory):
     c = Cluster(agents=int(os.environ.get("AGENTS", "2")))
     c.ensure()
-    yield c
+    with pytest.MonkeyPatch.context() as env:
+        if SECURE:
+            logged_in(c, str(tmp_path_factory.mktemp("login")), env)
+        yield c
     c.end()
+
+
+def logged_in(cluster, folder, env):
+    """Gives every client that a test runs what its user has in a secure cluster: a login at the proxy, and its authority."""
+    login = base64.b64encode(":".join(cluster.login()).encode()).decode()
+    with open(os.path.join(folder, "config.json"), "w") as f:
+        json.dump({"auths": {cluster.proxy.addr: {"auth": login}}}, f)
+    env.setenv("DOCKER_CONFIG", folder)
+    env.setenv("REGISTRY_AUTH_FILE", os.path.join(folder, "config.json"))
+    env.setenv("SSL_CERT_FILE", CA)
 
 
 @pytest.fixture
@@ -43,12 +69,12 @@ def cluster(_cluster):
 
 @pytest.fixture
 def proxy(cluster):
-    return Registry(cluster.proxy.addr)
+    return cluster.proxy.registry()
 
 
 @pytest.fixture
 def agents(cluster):
-    return [Registry(a.addr) for a in cluster.agents]
+    return [a.registry() for a in cluster.agents]
 
 
 @pytest.fixture

@@ -10,15 +10,22 @@ from components import ROOT, run
 
 
 class Containerd:
-    """A containerd of this test's own, with the CRI plugin and a hosts.toml that sends the proxy's name to an agent."""
+    """A containerd of this test's own, with the CRI plugin and a hosts.toml that sends the proxy's name to an agent. With ca, a file, the proxy has TLS."""
 
-    def __init__(self, mirrored, agent):
+    def __init__(self, mirrored, agent, ca=None):
         self.dir = tempfile.mkdtemp(prefix="kc", dir="/tmp")
         self.sock = self.dir + "/c.sock"
         hosts = "%s/certs.d/%s" % (self.dir, mirrored)
         os.makedirs(hosts)
         with open(hosts + "/hosts.toml", "w") as f:
             f.write('server = "http://%s"\n[host."http://%s"]\n  capabilities = ["pull", "resolve"]\n' % (agent, agent))
+            if ca:  # for the tokens that the agent asks for
+                f.write('  ca = "%s"\n' % ca)
+        self.hosts = ca and self.dir + "/hosts"
+        if ca:
+            os.makedirs(self.hosts + "/" + mirrored)
+            with open("%s/%s/hosts.toml" % (self.hosts, mirrored), "w") as f:
+                f.write('[host."https://%s"]\n  capabilities = ["pull", "resolve", "push"]\n  ca = "%s"\n' % (mirrored, ca))
         with open(self.dir + "/config.toml", "w") as f:
             f.write("""version = 2
 root = "{0}/root"
@@ -38,6 +45,10 @@ state = "{0}/state"
                 with open(self.dir + "/log") as f:
                     raise AssertionError("containerd did not start:\n" + f.read()[-3000:])
             time.sleep(0.1)
+
+    def proxy(self, login=None):
+        """Flags of ctr for what goes to the proxy itself; login is user and password. With its other flags ctr takes loopback for plain HTTP."""
+        return (["--hosts-dir", self.hosts] if self.hosts else ["--plain-http"]) + (["--user", "%s:%s" % login] if login else [])
 
     def ctr(self, *args, **kw):
         return run("ctr", "-a", self.sock, *args, **kw)

@@ -12,7 +12,7 @@ import tempfile
 import time
 import uuid
 
-from components import ROOT, run
+from components import ROOT, SECURE, run
 
 NETNS, DEVCLUSTER = os.path.join(ROOT, "bin", "netns"), os.path.join(ROOT, "bin", "devcluster")
 
@@ -106,7 +106,7 @@ class Rig:
         path = os.path.join(self.dir, "layout.json")
         with open(path, "w") as f:
             json.dump(layout, f)
-        self.control("up", "--agents", self.count, "--layout", path)
+        self.control("up", "--agents", self.count, "--layout", path, *(["--mutual-tls", "--login"] if SECURE else []))
 
     def control(self, *args):
         run(DEVCLUSTER, "--dir", self.dir, "--bin", os.path.join(ROOT, "bin"), *args)
@@ -117,22 +117,33 @@ class Rig:
             return next(c for c in json.load(f)["components"] if c["name"] == "kraken-" + name)
 
     def url(self, name):
-        """Main listener of a component."""
-        return "http://" + self.component(name)["addr"]
+        """Main listener of a component that is no agent."""
+        return ("https://" if SECURE else "http://") + self.component(name)["addr"]
+
+    def credentials(self, identity):
+        """Flags of curl for these: the certificate of an identity, and the login of the proxy's user."""
+        if not SECURE:
+            return []
+        tls = os.path.join(self.dir, "tls")
+        with open(os.path.join(self.dir, "password")) as f:
+            user = "admin:" + f.read().strip()
+        return ["--cacert", tls + "/ca.pem", "--cert", "%s/%s.pem" % (tls, identity), "--key", "%s/%s.key" % (tls, identity), "-u", user]
 
     def push_blob(self, repo, path, digest):
         """Pushes a file through the proxy, with curl in the core's namespace."""
-        base = self.url("proxy-01")
-        headers = self.core.curl(base + "/v2/%s/blobs/uploads/" % repo, "-X", "POST", "-D", "-", "-o", "/dev/null").stdout
+        base, who = self.url("proxy-01"), self.credentials("operator/operator")
+        headers = self.core.curl(base + "/v2/%s/blobs/uploads/" % repo, *who, "-X", "POST", "-D", "-", "-o", "/dev/null").stdout
         loc = next(l.split(":", 1)[1].strip() for l in headers.splitlines() if l.lower().startswith("location:"))
         url = base + loc + ("&" if "?" in loc else "?") + "digest=" + digest
-        code = self.core.curl(url, "-X", "PUT", "-T", path, "-H", "Content-Type: application/octet-stream", "-o", "/dev/null", "-w", "%{http_code}").stdout
+        code = self.core.curl(url, *who, "-X", "PUT", "-T", path, "-H", "Content-Type: application/octet-stream", "-o", "/dev/null", "-w", "%{http_code}").stdout
         assert code == "201", "push through the proxy: status %s" % code
 
     def await_metainfo(self, repo, digest, timeout=60):
-        """Waits until the tracker can answer with metainfo, so that a pull swarms."""
+        """Waits until there is metainfo, so that a pull swarms: the tracker has it in a torrent file, or, where there are none, an agent is given it."""
         deadline = time.monotonic() + timeout
-        url = self.url("tracker-01") + "/blobs/%s/torrent" % digest
-        while self.core.curl(url, "-o", "/dev/null", "-w", "%{http_code}").stdout != "200":
+        url, who = self.url("tracker-01") + "/blobs/%s/torrent" % digest, []
+        if SECURE:
+            url, who = self.url("origin-01") + "/v2/%s/_kraken/metainfo/%s" % (repo, digest), self.credentials("agent/agent-01")
+        while self.core.curl(url, *who, "-o", "/dev/null", "-w", "%{http_code}").stdout != "200":
             assert time.monotonic() < deadline, "no metainfo after %d s" % timeout
             time.sleep(0.2)

@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 
-from components import ROOT, run
+from components import ROOT, SECURE, run
 from conftest import TABLES
-from utils import OCI_MANIFEST, Registry, index_of, sha256, small_image, unique
+from utils import OCI_MANIFEST, index_of, sha256, small_image, unique
 
 SUITE = os.path.join(ROOT, "bin", "tools", "conformance")
-OUT = os.path.join(ROOT, "test", "conformance", "out")
+OUT = os.path.join(ROOT, "test", "conformance", "out", "secure" if SECURE else "")
 
 # Everything that the suite can ask for, whatever its default for a version is. What it calls sparse has a test of its own.
 ALL = {
@@ -45,13 +45,16 @@ def table():
     TABLES.append(text + "reports: %s/*/\n" % os.path.relpath(OUT, ROOT))
 
 
-def conformance(table, name, addr, version, repo, settings):
-    """Runs the suite; returns its counts, and its own words about what did not pass."""
+def conformance(table, name, addr, version, repo, settings, login=None):
+    """Runs the suite, over TLS with a login where there is one; returns its counts, and its own words about what did not pass."""
     out = os.path.join(OUT, name)
     shutil.rmtree(out, ignore_errors=True)
     env = {k: v for k, v in os.environ.items() if not k.startswith("OCI_")}
     env.update({"OCI_" + k: v for k, v in settings.items()})
-    env.update(OCI_VERSION=version, OCI_REGISTRY=addr, OCI_TLS="disabled", OCI_REPO1=repo, OCI_REPO2=repo + "-2", OCI_RESULTS_DIR=out, OCI_LOG="error")
+    if login:
+        env.update(OCI_TLS="enabled", OCI_USERNAME=login[0], OCI_PASSWORD=login[1])
+    env.setdefault("OCI_TLS", "disabled")
+    env.update(OCI_VERSION=version, OCI_REGISTRY=addr, OCI_REPO1=repo, OCI_REPO2=repo + "-2", OCI_RESULTS_DIR=out, OCI_LOG="error")
     p = run(SUITE, env=env, check=False, timeout=300)
     counts = {}
     for line in p.stdout[p.stdout.rindex("OCI Conformance Result"):].splitlines()[1:]:
@@ -71,13 +74,13 @@ def whole(counts, wrong, disabled=0):
 @pytest.mark.parametrize("version", ["1.0", "1.1", "dev"])
 def test_conformance_of_the_proxy(cluster, table, version):
     """Pull, push, discovery and management, every switch on: nothing fails and nothing is left out for lack of support."""
-    counts, wrong = conformance(table, "proxy-" + version, cluster.proxy.addr, version, unique("conformance"), dict(ALL, DATA_SPARSE="false"))
+    counts, wrong = conformance(table, "proxy-" + version, cluster.proxy.addr, version, unique("conformance"), dict(ALL, DATA_SPARSE="false"), cluster.login())
     whole(counts, wrong)
 
 
 def test_conformance_of_sparse_content(cluster, table):
     """Manifests of content that was never pushed, in a repository that is configured for them."""
-    counts, wrong = conformance(table, "proxy-sparse", cluster.proxy.addr, "dev", unique("lax"), dict(ALL, DATA_SPARSE="true"))
+    counts, wrong = conformance(table, "proxy-sparse", cluster.proxy.addr, "dev", unique("lax"), dict(ALL, DATA_SPARSE="true"), cluster.login())
     whole(counts, wrong)
 
 
@@ -103,7 +106,7 @@ def test_conformance_of_an_agent(cluster, table, proxy, version):
     counts, wrong = conformance(table, "agent-" + version, cluster.agents[0].addr, version, repo, settings)
     whole(counts, wrong, disabled=counts["Disabled"])  # what writes
     for i, image in enumerate(images):
-        Registry(cluster.agents[0].addr).check_image(repo, "v%d" % i, image)
+        cluster.agents[0].registry().check_image(repo, "v%d" % i, image)
 
 
 def artifact_of(image):

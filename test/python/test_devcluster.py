@@ -8,7 +8,7 @@ import time
 import pytest
 import requests
 
-from components import DIR, ROOT, RUNTIME, run
+from components import DIR, ROOT, RUNTIME, Component, run
 from utils import noise, sha256, unique
 
 MIB = 1 << 20
@@ -48,7 +48,7 @@ def test_taken_ports(cluster, tmp_path):
     assert not (tmp_path / "second").exists()
     assert cluster.state() == before
     for c in before["components"]:
-        assert requests.get("http://%s/readiness" % c["addr"], timeout=5).ok
+        assert Component(cluster, c["name"]).readiness().ok
 
 
 @pytest.mark.skipif(RUNTIME != "docker", reason="containers only")

@@ -2,8 +2,6 @@
 
 import time
 
-import requests
-
 from utils import error_code, small_image, unique
 
 
@@ -82,7 +80,7 @@ def test_high_availability_with_bucket_down(cluster, proxy, agents):
     for c in cluster.origins + [cluster.build_index]:
         c.restart(wipe=True)
     deadline = time.monotonic() + 30
-    while requests.head(proxy.base + "%s/manifests/v1" % repo, timeout=10).status_code == 503:
+    while proxy.request("HEAD", "%s/manifests/v1" % repo).status_code == 503:
         assert time.monotonic() < deadline, "build-index is not restored after 30 s"
         time.sleep(0.2)
     proxy.check_image(repo, "v1", image)

@@ -3,7 +3,6 @@
 import hashlib
 
 import pytest
-import requests
 
 from utils import OCI_MANIFEST, error_code, noise, sha256, small_image, unique
 
@@ -61,7 +60,7 @@ def test_wrong_digest_is_refused(cluster, proxy):
     for d in (lie, sha256(b)):
         assert error_code(proxy.blob(repo, d, want=404)) == "BLOB_UNKNOWN"
         for o in cluster.origins:
-            assert requests.head("%s/v2/%s/_kraken/blobs/%s" % (o.url, repo, d), timeout=10).status_code == 404
+            o.registry().request("HEAD", "%s/_kraken/blobs/%s" % (repo, d), want=404)
 
 
 @pytest.mark.parametrize("method,path,data,headers,status,code,names", [

@@ -12,10 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
-from components import ROOT, run
-from utils import file_of, noise, read_all, sha256, tar_of, unique
+from components import CA, ROOT, SECURE, run
+from utils import Registry, file_of, noise, read_all, sha256, tar_of, unique
 
 MIB = 1 << 20
+
+
+behind_nginx = pytest.mark.plain("nginx is what has TLS, and the proxy behind it is plain")
 
 
 @pytest.fixture
@@ -55,6 +58,7 @@ http {{
     shutil.rmtree(d, ignore_errors=True)
 
 
+@behind_nginx
 def test_docker_behind_nginx(docker, nginx, cluster, proxy):
     """docker push and pull through TLS; locations are relative, so nothing leads around nginx."""
     port, cert = nginx
@@ -73,6 +77,7 @@ def test_docker_behind_nginx(docker, nginx, cluster, proxy):
     assert r.status_code == 202 and r.headers["Location"].startswith("/v2/")
 
 
+@behind_nginx
 def test_chunked_push_behind_nginx(nginx, proxy):
     """A layer of a length that nobody names, in two chunks, out of order once; the algorithm of its digest is named at the end. Then it is read back, whole and in part."""
     port, cert = nginx
@@ -103,6 +108,7 @@ def test_chunked_push_behind_nginx(nginx, proxy):
     proxy.request("DELETE", "%s/blobs/%s" % (repo, digest), want=202)
 
 
+@behind_nginx
 def test_slow_clients_behind_nginx(nginx, proxy):
     """A push and a pull that move all the time, and a push that pauses, each for longer than any of nginx's time-outs of 60 s."""
     port, cert = nginx
@@ -155,29 +161,27 @@ def test_slow_clients_behind_nginx(nginx, proxy):
 
 
 def test_cut_through(tool, cluster, tmp_path):
-    """4 GiB go through a proxy on a read-only filesystem with a 64 MiB memory limit."""
+    """4 GiB, or a part of it over TLS, go through a proxy on a read-only filesystem with a 64 MiB memory limit."""
     if os.geteuid() != 0 or not os.path.isdir("/sys/fs/cgroup"):
         from conftest import skip
         skip("a memory limit and a read-only filesystem need root and cgroups")
-    size = 4 << 30
+    size = 512 * MIB if SECURE else 4 << 30
     path = str(tmp_path / "blob")
     digest = file_of(path, size, seed=4)
-    with confined_proxy(cluster) as (addr, pid, peak):
+    with confined_proxy(cluster) as (front, peak):
         repo = unique("test/cut-through")
         with open(path, "rb") as f:
-            r = requests.post("http://%s/v2/%s/blobs/uploads/" % (addr, repo), timeout=30)
-            assert r.status_code == 202
-            r = requests.put(requests.compat.urljoin(r.url, r.headers["Location"]), params={"digest": digest}, data=f, timeout=600)
+            r = front.request("POST", "%s/blobs/uploads/" % repo, want=202)
+            r = front.s.put(front.location(r), params={"digest": digest}, data=f, timeout=600)
         assert r.status_code == 201, r.text
         os.unlink(path)
-        with requests.get("http://%s/v2/%s/blobs/%s" % (addr, repo, digest), stream=True, timeout=60) as r:
-            assert r.status_code == 200
+        with front.blob(repo, digest, stream=True) as r:
             assert read_all(r) == (digest, size)
         print("peak memory of the proxy's group: %.1f MiB" % (peak() / MIB))
         assert peak() <= 64 * MIB
     cluster.wait_written_back(300)
     for o in cluster.origins:  # 12 GiB in all; the proxy's delete would only end the membership
-        requests.delete("%s/v2/%s/blobs/%s" % (o.url, repo, digest), timeout=60)
+        o.registry("operator/operator").request("DELETE", "%s/blobs/%s" % (repo, digest))
     for f in glob.glob("%s/**/%s/data" % (cluster.bucket.state_dir, digest[7:]), recursive=True):
         os.unlink(f)
 
@@ -208,8 +212,8 @@ class confined_proxy:
         addr, deadline = "127.0.0.1:16098", time.monotonic() + 20
         while True:
             try:
-                if requests.get("http://%s/readiness" % addr, timeout=2).ok:
-                    return addr, self.p.pid, self._peak
+                if requests.get("http://127.0.0.1:16097/readiness", timeout=2).ok:
+                    return Registry(addr, ca=CA, auth=self.cluster.login()) if SECURE else Registry(addr), self._peak
             except requests.RequestException:
                 pass
             if self.p.poll() is not None or time.monotonic() > deadline:

@@ -18,6 +18,8 @@ from containerd import Containerd
 from test_conformance import ALL, conformance, whole
 from utils import Registry, have, small_image, unique, write_oci_layout
 
+pytestmark = pytest.mark.plain("it has a cluster of its own, which asks who somebody is")
+
 TOOLS = os.path.join(ROOT, "bin", "tools")
 DEVCLUSTER, PROXY = os.path.join(ROOT, "bin", "devcluster"), os.path.join(ROOT, "bin", "kraken-proxy")
 
@@ -84,10 +86,7 @@ class Guarded:
         return self.addr("agent-01")
 
     def registry(self, user=None, password=None):
-        r = Registry(self.proxy)
-        if user:
-            r.s.auth = (user, password)
-        return r
+        return Registry(self.proxy, auth=(user, password) if user else None)
 
     def command(self, *args, **kw):
         """A command of kraken-proxy."""
@@ -257,7 +256,29 @@ class Oras(Client):
         return self.run(self.tool, "cp", *self.plain("--from-plain-http"), name, "--to-oci-layout", "%s:v1" % os.path.join(tempfile.mkdtemp(dir=self.dir), "x"), check=check)
 
 
-CLIENTS = {"docker": Docker, "podman": Podman, "buildah": Buildah, "skopeo": Skopeo, "crane": Crane, "regctl": Regctl, "oras": Oras}
+class Helm(Client):
+    """It pushes charts of its own: the repository's last part is the chart's name."""
+
+    tool = os.path.join(TOOLS, "helm")
+    version = "1.0.0"
+
+    def login(self, addr, user, password, check=True):
+        return self.run(self.tool, "registry", "login", *self.plain("--plain-http"), addr, "-u", user, "--password-stdin", input=password, check=check)
+
+    def push(self, layout, name):
+        folder, chart = name.rpartition(":")[0].rsplit("/", 1)
+        at = os.path.join(tempfile.mkdtemp(dir=self.dir), chart)
+        os.mkdir(at)
+        with open(os.path.join(at, "Chart.yaml"), "w") as f:
+            json.dump({"apiVersion": "v2", "name": chart, "version": self.version}, f)
+        self.run(self.tool, "package", at, "--destination", self.dir)
+        self.run(self.tool, "push", *self.plain("--plain-http"), os.path.join(self.dir, "%s-%s.tgz" % (chart, self.version)), "oci://" + folder)
+
+    def pull(self, name, check=True):
+        return self.run(self.tool, "pull", *self.plain("--plain-http"), "oci://" + name.rpartition(":")[0], "--version", self.version, "--destination", tempfile.mkdtemp(dir=self.dir), check=check)
+
+
+CLIENTS = {"docker": Docker, "podman": Podman, "buildah": Buildah, "skopeo": Skopeo, "crane": Crane, "regctl": Regctl, "oras": Oras, "helm": Helm}
 
 
 @pytest.fixture
@@ -324,10 +345,10 @@ def test_ctr_logs_in(guarded, containerd):
     repo, i = unique("test/ctr"), small_image()
     guarded.registry(*ANN).push_image(repo, "v1", i)
     ref = "%s/%s:v1" % (guarded.proxy, repo)
-    assert containerd.ctr("images", "pull", "--plain-http", ref, check=False).returncode != 0
-    containerd.ctr("images", "pull", "--plain-http", "--user", "%s:%s" % ANN, ref)
+    assert containerd.ctr("images", "pull", *containerd.proxy(), ref, check=False).returncode != 0
+    containerd.ctr("images", "pull", *containerd.proxy(ANN), ref)
     containerd.ctr("images", "tag", ref, ref.replace(":v1", ":v2"))
-    containerd.ctr("images", "push", "--plain-http", "--user", "%s:%s" % ANN, ref.replace(":v1", ":v2"))
+    containerd.ctr("images", "push", *containerd.proxy(ANN), ref.replace(":v1", ":v2"))
     guarded.registry(*ANN).check_image(repo, "v2", i)
 
 

@@ -7,7 +7,7 @@ import tempfile
 
 import pytest
 
-from components import run
+from components import CA, SECURE, run
 from containerd import Containerd
 from utils import index_of, noise, small_image, tar_of, unique, write_oci_layout
 
@@ -61,7 +61,7 @@ def test_skopeo_push_and_copy_back(tool, cluster, proxy, tmp_path):
     tool("skopeo")
     repo, image = unique("test/skopeo"), small_image()
     write_oci_layout(str(tmp_path / "in"), image.descriptor(), dict(image.blobs, **{image.digest: image.manifest}))
-    run("skopeo", "--insecure-policy", "copy", "--dest-tls-verify=false", "oci:%s:v1" % (tmp_path / "in"), "docker://%s/%s:v1" % (cluster.proxy.addr, repo))
+    run("skopeo", "--insecure-policy", "copy", *([] if SECURE else ["--dest-tls-verify=false"]), "oci:%s:v1" % (tmp_path / "in"), "docker://%s/%s:v1" % (cluster.proxy.addr, repo))
     assert manifest_digest(proxy, repo) == image.digest
     for i, a in enumerate(cluster.agents):
         for ref in (":v1", "@" + image.digest):
@@ -120,7 +120,7 @@ def containerd(tool, cluster):
     if os.geteuid() != 0:
         from conftest import skip
         skip("containerd needs root")
-    c = Containerd(cluster.proxy.addr, cluster.agents[0].addr)
+    c = Containerd(cluster.proxy.addr, cluster.agents[0].addr, CA if SECURE else None)
     yield c
     c.end()
 

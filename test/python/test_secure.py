@@ -14,26 +14,37 @@ from containerd import Containerd
 from test_login import CLIENTS, client_of, image  # noqa: F401, the fixture is used by name
 from utils import Registry, have, small_image, unique
 
-DEVCLUSTER = os.path.join(ROOT, "bin", "devcluster")
+pytestmark = pytest.mark.plain("it has a secure cluster of its own")
+
+DEVCLUSTER, CRICTL = os.path.join(ROOT, "bin", "devcluster"), os.path.join(ROOT, "bin", "tools", "crictl")
 
 
 class Secure:
     def __init__(self):
         self.dir = tempfile.mkdtemp(prefix="kraken-secure-")
-        run(DEVCLUSTER, "--dir", self.dir, "--bin", os.path.join(ROOT, "bin"), "up", "--free-ports", "--agents", 2, "--mutual-tls", "--login")
+        self.control("up", "--free-ports", "--agents", 2, "--mutual-tls", "--login")
         with open(os.path.join(self.dir, "cluster.json")) as f:
             self.components = {c["name"]: c for c in json.load(f)["components"]}
         with open(os.path.join(self.dir, "password")) as f:
             self.admin = ("admin", f.read().strip())
         self.ca = os.path.join(self.dir, "tls", "ca.pem")
 
+        # The second agent asks each caller, and is told so once it is known where tokens are.
+        path = os.path.join(self.dir, "kraken-agent-02", "config.yaml")
+        access = {"rules": os.path.join(self.dir, "access.yaml"), "realm": "https://%s/token" % self.addr("proxy-01"), "modes": [{"repositories": "**", "mode": "caller"}]}
+        self.control("stop", "kraken-agent-02")
+        with open(path, "a") as f:
+            f.write("\naccess: %s\n" % json.dumps(access))
+        self.control("start", "kraken-agent-02")
+
+    def control(self, *args):
+        run(DEVCLUSTER, "--dir", self.dir, "--bin", os.path.join(ROOT, "bin"), *args)
+
     def addr(self, name):
         return self.components["kraken-" + name]["addr"]
 
     def proxy(self):
-        r = Registry(self.addr("proxy-01"), "https")
-        r.s.verify, r.s.auth, r.s.trust_env = self.ca, self.admin, False  # the environment may name other authorities
-        return r
+        return Registry(self.addr("proxy-01"), ca=self.ca, auth=self.admin)
 
     def log(self, name):
         with open(os.path.join(self.dir, "kraken-" + name, "log"), errors="replace") as f:
@@ -85,29 +96,48 @@ def test_client_that_does_not_trust(secure, tmp_path, name):
         c.end()
 
 
-def test_containerd_over_tls(secure, tmp_path):
+@pytest.fixture
+def containerd(secure):
+    """containerd(agent) is one whose pulls of the proxy's name go to that agent."""
     if not have("containerd"):
         skip("containerd is not installed: run test/setup.sh as root")
     if os.geteuid() != 0:
         skip("containerd needs root")
+    made = []
+
+    def make(agent):
+        made.append(Containerd(secure.addr("proxy-01"), secure.addr(agent), secure.ca))
+        return made[-1]
+
+    yield make
+    for c in made:
+        c.end()
+
+
+def test_containerd_over_tls(secure, containerd):
     repo, i, proxy = unique("test/ctr"), small_image(), secure.addr("proxy-01")
     secure.proxy().push_image(repo, "v1", i)
     ref = "%s/%s:v1" % (proxy, repo)
-    os.makedirs(str(tmp_path / proxy))
-    with open(str(tmp_path / proxy / "hosts.toml"), "w") as f:  # ctr's own flags take loopback for plain HTTP
-        f.write('[host."https://%s"]\n  capabilities = ["pull", "resolve", "push"]\n  ca = "%s"\n' % (proxy, secure.ca))
-    c, login = Containerd(proxy, secure.addr("agent-02")), ["--user", "%s:%s" % secure.admin]
-    hosts = ["--hosts-dir", str(tmp_path)]
-    try:
-        assert c.ctr("images", "pull", *hosts, ref, check=False).returncode != 0
-        c.ctr("images", "pull", *hosts, *login, ref)
-        c.ctr("images", "tag", ref, ref.replace(":v1", ":v2"))
-        c.ctr("images", "push", *hosts, *login, ref.replace(":v1", ":v2"))
-        secure.proxy().check_image(repo, "v2", i)
-        if os.path.exists(os.path.join(ROOT, "bin", "tools", "crictl")):
-            c.crictl("pull", ref)  # by the agent, as hosts.toml says
-    finally:
-        c.end()
+    c = containerd("agent-01")
+    assert c.ctr("images", "pull", *c.proxy(), ref, check=False).returncode != 0
+    c.ctr("images", "pull", *c.proxy(secure.admin), ref)
+    c.ctr("images", "tag", ref, ref.replace(":v1", ":v2"))
+    c.ctr("images", "push", *c.proxy(secure.admin), ref.replace(":v1", ":v2"))
+    secure.proxy().check_image(repo, "v2", i)
+    if os.path.exists(CRICTL):
+        c.crictl("pull", ref)  # by the agent, as hosts.toml says
+
+
+def test_kubelet_with_a_pull_secret(secure, containerd):
+    """By an agent that asks each caller, with a token that is fetched over TLS: who has no secret, or a wrong one, gets nothing."""
+    if not os.path.exists(CRICTL):
+        skip("crictl is not built: make test-tools")
+    repo, i = unique("test/cri"), small_image()
+    secure.proxy().push_image(repo, "v1", i)
+    c, ref = containerd("agent-02"), "%s/%s:v1" % (secure.addr("proxy-01"), repo)
+    for creds, ok in ((None, False), ("admin:wrong", False), (":".join(secure.admin), True)):
+        p = c.crictl("pull", *(["--creds", creds] if creds else []), ref, check=False)
+        assert (p.returncode == 0) == ok, "%s: %s" % (creds and creds.split(":")[0], p.stdout)
 
 
 def test_only_its_own_may_ask(secure):

@@ -139,6 +139,7 @@ def test_resume_after_kill(blob):
         assert share <= 0.55
 
 
+@pytest.mark.plain("stock clients can't speak TLS, and peers with it let in nobody without")
 def test_stock_client(blob, tool, tmp_path):
     """aria2c gets the same bytes with the tracker's .torrent: once by the peer protocol alone, once by web seed alone."""
     tool("aria2c")

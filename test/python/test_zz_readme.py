@@ -3,7 +3,12 @@
 import os
 import re
 
+import pytest
+
 from components import DIR, ROOT, run
+
+
+pytestmark = pytest.mark.plain("it starts clusters by the README's own commands")
 
 
 def blocks():

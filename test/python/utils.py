@@ -2,10 +2,12 @@
 
 import gzip
 import hashlib
+import http.client
 import io
 import json
 import os
 import random
+import ssl
 import subprocess
 import tarfile
 import uuid
@@ -112,11 +114,15 @@ def write_oci_layout(folder, descriptor, blobs):
 
 
 class Registry:
-    """One registry endpoint. Every method asserts the status it needs."""
+    """One registry endpoint. Every method asserts the status it needs. With ca, a file, it speaks TLS; auth is user and password, cert the files of a
+    certificate and its key."""
 
-    def __init__(self, addr, scheme="http"):
-        self.base = "%s://%s/v2/" % (scheme, addr)
+    def __init__(self, addr, ca=None, auth=None, cert=None):
+        self.base = "%s://%s/v2/" % ("https" if ca else "http", addr)
         self.s = requests.Session()
+        self.s.auth, self.s.cert = auth, cert
+        if ca:
+            self.s.verify, self.s.trust_env = ca, False  # the environment may name other authorities
 
     def request(self, method, path, want=None, **kw):
         kw.setdefault("timeout", 120)
@@ -127,6 +133,14 @@ class Registry:
 
     def location(self, r):
         return requests.compat.urljoin(r.url, r.headers["Location"])
+
+    def connection(self):
+        """A connection for requests by hand, and the headers that each needs."""
+        addr = self.base.split("/")[2]
+        headers = requests.Request("GET", self.base, auth=self.s.auth).prepare().headers
+        if self.base.startswith("https:"):
+            return http.client.HTTPSConnection(addr, timeout=30, context=ssl.create_default_context(cafile=self.s.verify)), headers
+        return http.client.HTTPConnection(addr, timeout=30), headers
 
     def push_blob(self, repo, b, digest=None, want=201):
         digest = digest or sha256(b)
