@@ -27,7 +27,7 @@ RULES = """
 rules:
   - {repositories: ["public/**"], subjects: [anonymous], allow: [pull]}
   - {repositories: ["**"], subjects: [ann], allow: [pull, push, delete, overwrite]}
-  - {repositories: ["test/**"], subjects: [robot+ci], allow: [pull, push]}
+  - {repositories: ["test/**"], subjects: [robot+ci, "dex:tester@kraken.test"], allow: [pull, push]}
 """
 # The passwords of these are ann-secret and eve-secret.
 HTPASSWD = """ann:$2a$05$dlzviOGRm/ae.kfaNMK77uqc76RR1sazp2MXs0zEbjRovP3SzY1ZC
@@ -37,13 +37,13 @@ ANN = ("ann", "ann-secret")
 
 
 class Guarded:
-    """A cluster with access control on free ports."""
+    """A cluster with access control on free ports. issuers are the proxy's `access.oidc`."""
 
-    def __init__(self):
+    def __init__(self, issuers=()):
         self.dir = tempfile.mkdtemp(prefix="kraken-login-")
         self.write("rules.yaml", RULES)
         self.write("htpasswd", HTPASSWD)
-        proxy = {"rules": self.path("rules.yaml"), "htpasswd": self.path("htpasswd"), "audit": self.path("audit.jsonl")}
+        proxy = {"rules": self.path("rules.yaml"), "htpasswd": self.path("htpasswd"), "audit": self.path("audit.jsonl"), "oidc": list(issuers)}
         self.up({"proxy": {"access": proxy}})
         # The agent is told where tokens are once it is known; it is configured by that file alone.
         agent = {"rules": self.path("rules.yaml"), "realm": "http://%s/token" % self.proxy, "modes": [{"repositories": "**", "mode": "caller"}]}
