@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/hashicorp/golang-lru/v2"
+	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -102,8 +102,8 @@ func (a *Agent) checkStaleManifest(ctx context.Context, repo string, d digest.Di
 }
 
 // learnMembers asks build-index in one request which blobs of a manifest its repository has, and the caller may read
-// there: a runtime reads them next.
-// What it can't learn is asked for blob by blob.
+// there: a runtime reads them next. What it can't learn is asked for blob by blob; a build-index that does not answer
+// is silent for these questions, too.
 func (a *Agent) learnMembers(ctx context.Context, repo string, m *registry.Manifest) {
 	if m.Warning != "" {
 		return // build-index is unreachable
@@ -134,9 +134,11 @@ func (a *Agent) learnMembers(ctx context.Context, repo string, m *registry.Manif
 		return
 	}
 	_, _, _ = a.resolve.Do("members "+memberKey(repo, m.Digest, caller), func() (any, error) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(a.cfg.BuildIndexWait))
-		defer cancel()
-		got, err := a.index.Members(ctx, repo, ask)
+		var got []digest.Digest
+		err, _ := a.indexHealth.ask(context.WithoutCancel(ctx), func(ctx context.Context) (err error) {
+			got, err = a.index.Members(ctx, repo, ask)
+			return err
+		})
 		if err != nil {
 			a.log.Debug("the members of a repository were not learned at once", "repository", repo, "error", err)
 			return nil, nil

@@ -10,10 +10,12 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
 	"kraken/proto/cluster"
+	"kraken/proto/config"
 	"kraken/proto/ring"
 	"kraken/proto/role"
 )
@@ -132,6 +134,39 @@ func TestMembersComeWithTheManifest(t *testing.T) {
 
 // Where rules or callers decide, neither a manifest nor another blob is served by digest while build-index is away,
 // unless it has confirmed that the repository has it.
+// A build-index that hangs after it has given a manifest is waited for once, not again for each blob of it.
+func TestMembersThatHangAreWaitedForOnce(t *testing.T) {
+	layer := []byte("a layer")
+	d := digest.FromBytes(layer)
+	o := newSource(t, layer)
+	o.allow(everything)
+	h := newHolding(t)
+	h.put("team/app", fmt.Sprintf(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","layers":[{"mediaType":"x","digest":%q,"size":%d}]}`, d, len(layer)))
+	front, hung := h.index.Server.Config.Handler, make(chan struct{})
+	h.index.Server.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "/_kraken/members") || strings.Contains(r.URL.Path, "/_kraken/layers") || strings.Contains(r.URL.Path, "/_kraken/grant") {
+			select {
+			case <-hung:
+			case <-r.Context().Done():
+			}
+			return
+		}
+		front.ServeHTTP(w, r)
+	})
+	defer close(hung)
+	const wait = 4 * time.Second
+	a := startMirrorWith(t, Config{BuildIndexWait: config.Duration(wait)}, h.index, o.URL)
+	base := "http://" + a.Addr() + "/v2/team/app"
+	if resp, body := as(t, "", base+"/manifests/v1"); resp.StatusCode != http.StatusOK {
+		t.Fatalf("the manifest: %s %s", resp.Status, body)
+	}
+	began := time.Now()
+	_, _ = as(t, "", base+"/blobs/"+d.String())
+	if took := time.Since(began); took > wait/2 {
+		t.Errorf("build-index was waited for again, for a blob: %s", took)
+	}
+}
+
 func TestManifestsWhileBuildIndexIsAway(t *testing.T) {
 	secret, mine := manifestOf("secret/app's"), manifestOf("mine/app's")
 	blob := []byte("a config with a password")
