@@ -12,9 +12,9 @@ import (
 	"kraken/proto/registry"
 )
 
-// AuthorizationHeader is what a runtime has presented to an agent or a proxy for an upstream's repository of
-// ModeCaller, as a value of Authorization with scheme Basic. It is passed on between roles in a header of its own, and
-// is not the sender's.
+// AuthorizationHeader is what a runtime has presented to an agent for an upstream's repository of ModeCaller, as a
+// value of Authorization with scheme Basic. It is passed on between roles in a header of its own, and is not the
+// sender's.
 const AuthorizationHeader = "Kraken-Authorization"
 
 type authorizationKey struct{}
@@ -70,9 +70,9 @@ func onThisMachine(host string) bool {
 	return strings.EqualFold(host, "localhost") || err == nil && a.IsLoopback()
 }
 
-// Granted returns nil when what the context carries (WithAuthorization) may read a blob of an upstream's repository of
-// ModeCaller: the upstream said so minutes ago at most, and the repository has the blob. ErrUnauthorized and ErrDenied
-// when it does not, ErrBlobUnknown when the repository does not have it, ErrUnavailable when the upstream could not be
+// Granted returns nil when an upstream's repository has a blob, and who asks may read it there: of ModeCaller what the
+// context carries (WithAuthorization), as the upstream said minutes ago at most. ErrUnauthorized and ErrDenied when
+// they may not, ErrBlobUnknown when the repository does not have it, ErrUnavailable when the upstream could not be
 // asked.
 func (c *IndexClient) Granted(ctx context.Context, repo string, d digest.Digest) error {
 	_, err := c.Call(ctx, registry.Request{Method: http.MethodGet, To: about(repo, "grant", d)}, http.StatusNoContent)
