@@ -43,6 +43,8 @@ type tenure struct {
 	acked  int64         // changes up to this generation are known to be committed outside SQL
 	mu     sync.Mutex
 	reason error                // why it has not begun
+	waits  time.Time            // since when
+	told   string               // the reason that the log has
 	forget []cluster.NameRecord // that origins may forget once acked has reached them
 }
 
@@ -59,13 +61,22 @@ func (x *Index) begunTenure() bool {
 	}
 }
 
-// setReason notes why this process is not the only one, and logs it when it is new.
+// waitQuietly is how long a start may wait before the log tells of it: the parts of a cluster start in any order.
+const waitQuietly = 3 * time.Second
+
+// setReason notes why this process is not the only one. It is logged when it is new, once that has lasted.
 func (x *Index) setReason(err error) {
-	x.tenure.mu.Lock()
-	was := x.tenure.reason
-	x.tenure.reason = err
-	x.tenure.mu.Unlock()
-	if err != nil && (was == nil || was.Error() != err.Error()) {
+	t := &x.tenure
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.reason = err; err == nil {
+		return
+	}
+	if t.waits.IsZero() {
+		t.waits = time.Now()
+	}
+	if text := err.Error(); text != t.told && time.Since(t.waits) >= waitQuietly {
+		t.told = text
 		x.log.Warn("this build-index waits", "error", err)
 	}
 }

@@ -1,6 +1,7 @@
 package buildindex
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -314,4 +316,24 @@ func TestNobodyBeginsAtAHalf(t *testing.T) {
 		}
 		r.stop()
 	}
+}
+
+// A start that waits for the others says nothing of it at first, and then once.
+func TestWaitingIsToldOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		x := &Index{log: slog.New(slog.NewTextHandler(&log, nil))}
+		for range 100 {
+			x.setReason(errHeld)
+			if time.Sleep(100 * time.Millisecond); x.tenure.waits.IsZero() {
+				t.Fatal("it does not know that it waits")
+			}
+			if time.Since(x.tenure.waits) < waitQuietly && log.Len() > 0 {
+				t.Fatalf("after %s: %s", time.Since(x.tenure.waits), log.String())
+			}
+		}
+		if n := strings.Count(log.String(), "level=WARN"); n != 1 {
+			t.Errorf("%d warnings: %s", n, log.String())
+		}
+	})
 }
