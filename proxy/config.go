@@ -3,6 +3,7 @@ package proxy
 import (
 	"errors"
 	"io/fs"
+	"os"
 	"time"
 
 	"kraken/proto/config"
@@ -30,9 +31,11 @@ type Config struct {
 	ChunkMinLength config.Size `yaml:"chunk_min_length" config:"positive"`
 	// UploadKey signs the ids of uploads, at least 32 bytes, the same at all proxies: a client can't make an id, and
 	// any proxy goes on with the uploads of the others. Without it and without UploadKeyFile a key of the process is
-	// made, so that no upload outlives it.
+	// made, so that no upload outlives it. Of several, one a line, the first signs, and what any of them signed is
+	// taken.
 	UploadKey config.Secret `yaml:"upload_key"`
-	// UploadKeyFile has the key instead; it is made at the first start where it does not exist.
+	// UploadKeyFile has the key, or the keys, instead; it is made at the first start where it does not exist, and read
+	// again when it changes.
 	UploadKeyFile string `yaml:"upload_key_file"`
 	// Uploads bounds what is under way at once; origins bound what is begun.
 	Uploads Uploads `yaml:"uploads"`
@@ -79,12 +82,18 @@ func (c *Config) Validate() error {
 	}
 	config.NotNegative(&m, "uploads.in_flight", c.Uploads.InFlight)
 	config.NotNegative(&m, "uploads.in_flight_per_source", c.Uploads.InFlightPerSource)
-	if n := len(c.UploadKey.Value()); n > 0 && n < minKey {
-		m.Add("upload_key", "has %d bytes, at least %d are needed", n, minKey)
+	if v := c.UploadKey.Value(); v != "" {
+		if _, err := parseKeys("it", []byte(v)); err != nil {
+			m.Add("upload_key", "%w", err)
+		}
 	}
 	if c.UploadKeyFile != "" {
 		m.Path("upload_key_file", c.UploadKeyFile)
-		if _, err := readKey(c.UploadKeyFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		b, err := os.ReadFile(c.UploadKeyFile)
+		if err == nil {
+			_, err = parseKeys(c.UploadKeyFile, b)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			m.Add("upload_key_file", "%w", err)
 		}
 	}

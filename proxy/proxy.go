@@ -58,13 +58,13 @@ func (p *Proxy) assemble(c *role.Chassis, cfg Config) (err error) {
 	if err != nil {
 		return fmt.Errorf("build_index: %w", err)
 	}
-	key, err := uploadKey(cfg, p.log)
-	if err != nil {
+	var usable func() error
+	if p.ids.keys, usable, err = uploadKeys(cfg, p.log); err != nil {
 		return err
 	}
-	p.ids = signer{key}
 	c.Health.AddCheck("build-index", true, now.Ping)
 	c.Health.AddCheck("origin", true, p.anyOrigin)
+	c.Health.AddCheck("upload key", false, func(context.Context) error { return usable() })
 	for _, o := range p.origins.All() {
 		c.Health.AddCheck(o.ID, false, o.Ping)
 	}

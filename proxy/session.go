@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/google/uuid"
 
@@ -36,11 +37,12 @@ const (
 // errSession is an id that no proxy with this key has made.
 var errSession = errors.New("no upload id of this cluster")
 
-// signer makes upload ids and knows its own again.
-type signer struct{ key []byte }
+// signer makes upload ids and knows its own again. keys returns the keys of now, at least one: the first signs, and
+// what any of them has signed is known.
+type signer struct{ keys func() [][]byte }
 
-func (s signer) mac(b []byte) []byte {
-	m := hmac.New(sha256.New, s.key)
+func mac(key, b []byte) []byte {
+	m := hmac.New(sha256.New, key)
 	m.Write(b) // a hash never fails
 	return m.Sum(nil)
 }
@@ -51,17 +53,17 @@ func (s signer) seal(v session) string {
 	if err != nil { // strings and ints always marshal
 		return ""
 	}
-	return base64.RawURLEncoding.EncodeToString(append(s.mac(b), b...))
+	return base64.RawURLEncoding.EncodeToString(append(mac(s.keys()[0], b), b...))
 }
 
-// unseal returns the session of an id that seal has made with the same key, and errSession for everything else. Nothing
-// of an id is read before its signature was found good.
+// unseal returns the session of an id that seal has made with one of the keys, and errSession for everything else.
+// Nothing of an id is read before its signature was found good.
 func (s signer) unseal(id string) (session, error) {
-	mac, b, err := splitID(id)
+	sum, b, err := splitID(id)
 	if err != nil {
 		return session{}, err
 	}
-	if !hmac.Equal(mac, s.mac(b)) {
+	if !slices.ContainsFunc(s.keys(), func(key []byte) bool { return hmac.Equal(sum, mac(key, b)) }) {
 		return session{}, fmt.Errorf("%w: it was changed, or made with another key: begin a new upload", errSession)
 	}
 	return parseSession(b)

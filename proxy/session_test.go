@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"kraken/proto/config"
 	"kraken/proto/registry"
@@ -18,7 +20,13 @@ import (
 
 const someUUID = "0b7a1d52-7b0e-4b3b-9a43-0a4d5b6c7d8e"
 
-func newSigner(key string) signer { return signer{[]byte(key)} }
+func newSigner(keys ...string) signer {
+	var all [][]byte
+	for _, k := range keys {
+		all = append(all, []byte(k))
+	}
+	return signer{func() [][]byte { return all }}
+}
 
 func TestSessionIDs(t *testing.T) {
 	mine, other := newSigner("one key"), newSigner("another key")
@@ -26,7 +34,9 @@ func TestSessionIDs(t *testing.T) {
 	if got, err := mine.unseal(mine.seal(good)); err != nil || got.Repo != "a" || len(got.S) != 2 || got.S[1] != good.S[1] {
 		t.Errorf("%+v, %v", got, err)
 	}
-	raw := func(b string) string { return base64.RawURLEncoding.EncodeToString(append(mine.mac([]byte(b)), b...)) }
+	raw := func(b string) string {
+		return base64.RawURLEncoding.EncodeToString(append(mac([]byte("one key"), []byte(b)), b...))
+	}
 	text, err := json.Marshal(good)
 	if err != nil {
 		t.Fatal(err)
@@ -86,7 +96,7 @@ func FuzzSessionID(f *testing.F) {
 	f.Add(s.seal(session{V: sessionVersion, Repo: "other", S: []part{{"o", someUUID}}}))
 	f.Add(base64.RawURLEncoding.EncodeToString([]byte(`{"v":1,"r":"a","s":[{"o":"origin-01","u":"x"}]}`)))
 	f.Fuzz(func(t *testing.T, id string) {
-		mac, b, err := splitID(id)
+		sum, b, err := splitID(id)
 		if err != nil {
 			return
 		}
@@ -94,7 +104,7 @@ func FuzzSessionID(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if again := base64.RawURLEncoding.EncodeToString(append(bytes.Clone(mac), b...)); again != id {
+		if again := base64.RawURLEncoding.EncodeToString(append(bytes.Clone(sum), b...)); again != id {
 			t.Errorf("%q is also written %q", id, again)
 		}
 		for _, p := range v.S {
@@ -117,10 +127,12 @@ func TestKeyIsMadeOnce(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range keys {
 		wg.Go(func() {
-			var err error
-			if keys[i], err = uploadKey(Config{UploadKeyFile: name}, slog.New(slog.DiscardHandler)); err != nil {
+			k, _, err := uploadKeys(Config{UploadKeyFile: name}, slog.New(slog.DiscardHandler))
+			if err != nil {
 				t.Error(err)
+				return
 			}
+			keys[i] = k()[0]
 		})
 	}
 	wg.Wait()
@@ -138,7 +150,7 @@ func TestKeyIsMadeOnce(t *testing.T) {
 	if err := os.WriteFile(name, []byte("short\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := uploadKey(Config{UploadKeyFile: name}, slog.New(slog.DiscardHandler)); err == nil {
+	if _, _, err := uploadKeys(Config{UploadKeyFile: name}, slog.New(slog.DiscardHandler)); err == nil {
 		t.Error("a short key was taken")
 	}
 }
@@ -146,12 +158,59 @@ func TestKeyIsMadeOnce(t *testing.T) {
 func TestKeyOfTheProcess(t *testing.T) {
 	var b bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&b, nil))
-	one, err := uploadKey(Config{}, log)
-	other, err2 := uploadKey(Config{}, log)
-	if errors.Join(err, err2) != nil || bytes.Equal(one, other) || !strings.Contains(b.String(), "nor after a restart") {
-		t.Errorf("%q, %q: %v, %v, log %s", one, other, err, err2, &b)
+	one, _, err := uploadKeys(Config{}, log)
+	other, _, err2 := uploadKeys(Config{}, log)
+	if errors.Join(err, err2) != nil || bytes.Equal(one()[0], other()[0]) || !strings.Contains(b.String(), "nor after a restart") {
+		t.Errorf("%q, %q: %v, %v, log %s", one(), other(), err, err2, &b)
 	}
-	if k, err := uploadKey(Config{UploadKey: config.NewSecret("x")}, log); err != nil || string(k) != "x" {
-		t.Errorf("%q, %v", k, err)
+	key := strings.Repeat("x", minKey)
+	k, _, err := uploadKeys(Config{UploadKey: config.NewSecret(key)}, log)
+	if err != nil || len(k()) != 1 || string(k()[0]) != key {
+		t.Errorf("%q, %v", k(), err)
 	}
+}
+
+// Another key takes the place of the first in three steps, and at no moment is an id unknown that a proxy made that is
+// one step behind or ahead. A file that can't be read leaves the keys before it.
+func TestUploadKeyRotates(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		name := filepath.Join(t.TempDir(), "upload.key")
+		write := func(text string) {
+			t.Helper()
+			if err := errors.Join(os.WriteFile(name+".new", []byte(text), 0o600), os.Rename(name+".new", name)); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(2 * time.Second)
+		}
+		old, next := strings.Repeat("o", minKey), strings.Repeat("n", minKey)
+		write(old + "\n")
+		keys, usable, err := uploadKeys(Config{UploadKeyFile: name}, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		mine := signer{keys}
+		id := session{V: sessionVersion, Repo: "a", S: []part{{"origin-01", someUUID}}}
+		behind := newSigner(old)
+		for _, step := range []string{old + "\n" + next, next + "\n" + old, next} {
+			write(step)
+			ahead := newSigner(strings.Split(step, "\n")...)
+			for _, made := range []string{mine.seal(id), ahead.seal(id)} {
+				for who, s := range map[string]signer{"it": mine, "who is a step behind": behind, "who is a step ahead": ahead} {
+					if _, err := s.unseal(made); err != nil {
+						t.Errorf("with %q: %s: %v", step, who, err)
+					}
+				}
+			}
+			behind = ahead
+		}
+		if _, err := mine.unseal(newSigner(old).seal(id)); !errors.Is(err, errSession) {
+			t.Errorf("a key that was dropped: %v", err)
+		}
+		for _, wrong := range []string{"", "short", next + "\nshort", strings.Repeat(next+"\n", maxKeys+1)} {
+			write(wrong)
+			if _, err := mine.unseal(newSigner(next).seal(id)); err != nil || usable() == nil {
+				t.Errorf("with the file %.50q: %v, %v", wrong, err, usable())
+			}
+		}
+	})
 }

@@ -66,10 +66,10 @@ func (f *File[T]) look() {
 	f.read()
 	switch {
 	case f.err == nil:
-		f.log.Info("a file of access control was read again", "file", f.name)
+		f.log.Info("a file was read again", "file", f.name)
 	case !had || time.Since(f.told) > tellEvery:
 		f.told = time.Now()
-		f.log.Error("a file of access control is not usable: what it said before stays", "file", f.name, "error", f.err)
+		f.log.Error("a file is not usable: what it said before stays", "file", f.name, "error", f.err)
 	}
 }
 

@@ -115,14 +115,19 @@ func (x *controlled) at(t *testing.T, base string, s shows) *registry.Client {
 	return c
 }
 
-// token asks the proxy's service.
+// token asks the proxy's service, as a user.
 func (x *controlled) token(t *testing.T, user, scope string) string {
+	t.Helper()
+	return x.tokenOf(t, shows{user: user, password: user}, scope)
+}
+
+func (x *controlled) tokenOf(t *testing.T, s shows, scope string) string {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), "GET", x.ProxyURL+"/token?scope="+url.QueryEscape(scope), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	resp, err := (shows{user: user, password: user}).RoundTrip(req)
+	resp, err := s.RoundTrip(req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -462,6 +467,90 @@ func TestRobotIsRevoked(t *testing.T) {
 	}
 	if got, _ := read(t, x.ProxyURL, path, s); got != 401 {
 		t.Errorf("the key is answered %d", got)
+	}
+}
+
+// How long a robot's key and tokens outlive it at most, with time for a machine that is busy: proxies hear of it every
+// 2 s, agents every 5 s.
+const (
+	endsAtProxies = 4 * time.Second
+	endsAtAgents  = 8 * time.Second
+)
+
+// A robot pulls and pushes until it is revoked: nothing fails before, everything is refused soon after, and nothing
+// fails in another way.
+func TestRobotIsRevokedUnderLoad(t *testing.T) {
+	x := newControlled(t, 1)
+	ready(t, x)
+	layer := noise(50_000, 8)
+	image(t, x.as(t, "root"), "team/a", "v1", layer)
+	x.write(t, "rules.yaml", accessRules+"  - {repositories: [\"team/**\"], subjects: [\"robot+ci\"], allow: [pull, push]}\n")
+	robot, key := login.NewRobot("ci", "", time.Now(), time.Hour)
+	if err := x.index(t).PutRobot(t.Context(), robot); err != nil {
+		t.Fatal(err)
+	}
+	s := shows{user: "robot+ci", password: key}
+	var token string
+	for _, base := range []string{x.ProxyURL, x.OtherProxyURL, x.AgentURLs[0]} {
+		Eventually(t, 20*time.Second, func() error {
+			if got, _ := read(t, base, "/v2/team/a/manifests/v1", s); got != 200 {
+				return fmt.Errorf("the robot is answered %d", got)
+			}
+			return nil
+		})
+		if token == "" {
+			token = x.tokenOf(t, s, "repository:team/a:pull,push")
+			s = shows{token: token} // the rest are asked with it
+		}
+	}
+	s = shows{user: "robot+ci", password: key}
+	pull := func(base string, s shows) func(int) error {
+		c, d := x.at(t, base, s), digest.FromBytes(layer)
+		return func(int) error { _, err := c.StatBlob(t.Context(), "team/a", d); return err }
+	}
+	push := func(base string, s shows, seed byte) func(int) error {
+		c := x.at(t, base, s)
+		return func(n int) error { return pushBlob(t.Context(), c, "team/a", noise(20_000+n, seed)) }
+	}
+	var wg sync.WaitGroup
+	var revoked atomic.Pointer[time.Time]
+	for name, what := range map[string]struct {
+		do  func(int) error
+		end time.Duration
+	}{
+		"a pull with the key":           {pull(x.OtherProxyURL, s), endsAtProxies},
+		"a pull with a token":           {pull(x.ProxyURL, shows{token: token}), endsAtProxies},
+		"a pull with a token, by agent": {pull(x.AgentURLs[0], shows{token: token}), endsAtAgents},
+		"a push with the key":           {push(x.ProxyURL, s, 1), endsAtProxies},
+		"a push with a token":           {push(x.OtherProxyURL, shows{token: token}, 2), endsAtProxies},
+	} {
+		wg.Go(func() { untilRefused(t, name, what.do, what.end, &revoked) })
+	}
+	time.Sleep(2 * time.Second)
+	now := time.Now()
+	revoked.Store(&now)
+	if err := x.index(t).DeleteRobot(t.Context(), "ci"); err != nil {
+		t.Error(err)
+	}
+	wg.Wait()
+}
+
+// untilRefused does something again and again until it was refused ten times. What begins later than end after the
+// revocation has to be, and what follows a refusal.
+func untilRefused(t *testing.T, name string, do func(int) error, end time.Duration, revoked *atomic.Pointer[time.Time]) {
+	for n, refusals := 0, 0; refusals < 10; n++ {
+		at, began := revoked.Load(), time.Now()
+		switch err := do(n); {
+		case errors.Is(err, registry.ErrUnauthorized) && revoked.Load() != nil:
+			refusals++
+		case err != nil:
+			t.Errorf("%s, the %d. time: %v", name, n, err)
+			return
+		case refusals > 0 || at != nil && began.Sub(*at) > end:
+			t.Errorf("%s: it is let in %s after the revocation, after %d refusals", name, began.Sub(*at), refusals)
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
 	}
 }
 

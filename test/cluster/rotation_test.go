@@ -1,16 +1,25 @@
 package cluster
 
 import (
+	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"kraken/deploy/certs"
+	"kraken/proto/registry"
 )
 
 // settled is longer than any node takes to notice a file that has changed, which it looks at each second.
@@ -83,4 +92,73 @@ func rotate(dir string) error {
 		time.Sleep(settled)
 	}
 	return nil
+}
+
+// TestUploadKeyRotates puts another key of upload ids in the place of the first, while uploads go from one proxy to the
+// other with each chunk: none fails. An upload that began with the old key goes on until that is dropped.
+func TestUploadKeyRotates(t *testing.T) {
+	c := New(t, 0)
+	file := filepath.Join(c.plan.Dir, "upload.key")
+	first, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, next := strings.TrimSpace(string(first)), strings.Repeat("next", 10)
+	long, err := c.Proxy.StartUpload(t.Context(), "rotation/long", registry.UploadOptions{Size: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	var rotated atomic.Bool
+	var uploads atomic.Int64
+	for i := range 3 {
+		wg.Go(func() {
+			for n := 0; !rotated.Load(); n++ {
+				repo := fmt.Sprintf("rotation/keys-%d-%d", i, n)
+				if err := uploadByTurns(t.Context(), repo, noise(80_000+n, byte(i)), c.Proxy, c.OtherProxy); err != nil {
+					t.Errorf("%s: %v", repo, err)
+					return
+				}
+				uploads.Add(1)
+			}
+		})
+	}
+	for _, keys := range []string{old + "\n" + next, next + "\n" + old, next} {
+		if keys == next {
+			if got, err := c.OtherProxy.UploadStatus(t.Context(), "rotation/long", long.ID); err != nil || got.Offset != 0 {
+				t.Errorf("an upload that began with the old key: %+v, %v", got, err)
+			}
+		}
+		if err := errors.Join(os.WriteFile(file+".new", []byte(keys+"\n"), 0o600), os.Rename(file+".new", file)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(settled)
+	}
+	rotated.Store(true)
+	wg.Wait()
+	if _, err := c.Proxy.UploadStatus(t.Context(), "rotation/long", long.ID); !errors.Is(err, registry.ErrBlobUploadUnknown) {
+		t.Errorf("an upload of a key that was dropped: %v", err)
+	}
+	if n := uploads.Load(); n < 10 {
+		t.Errorf("only %d uploads meanwhile", n)
+	}
+}
+
+// uploadByTurns pushes a blob in four chunks, each to the next of the proxies.
+func uploadByTurns(ctx context.Context, repo string, b []byte, proxies ...*registry.Client) error {
+	u, err := proxies[0].StartUpload(ctx, repo, registry.UploadOptions{Size: -1})
+	if err != nil {
+		return err
+	}
+	quarter := len(b) / 4
+	for i := range 3 {
+		part := b[i*quarter : (i+1)*quarter]
+		u, err = proxies[(i+1)%len(proxies)].WriteUpload(ctx, repo, u.ID, registry.Chunk{Offset: int64(i * quarter), Length: int64(quarter), Body: bytes.NewReader(part)})
+		if err != nil {
+			return err
+		}
+	}
+	rest := b[3*quarter:]
+	_, err = proxies[0].CommitUpload(ctx, repo, u.ID, digest.FromBytes(b), registry.Chunk{Offset: int64(3 * quarter), Length: int64(len(rest)), Body: bytes.NewReader(rest)})
+	return err
 }
