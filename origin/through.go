@@ -120,7 +120,7 @@ func (o *Origin) fetchHere(ctx context.Context, up mirrored, repo string, d dige
 // beginUpstream asks the upstream for a blob and makes room for it here.
 func (o *Origin) beginUpstream(up mirrored, repo string, d digest.Digest) (*fetch, error) {
 	ctx, cancel := context.WithCancelCause(o.Context())
-	limit := time.AfterFunc(upstreamPatience, func() { cancel(errPending) })
+	limit := time.AfterFunc(upstreamPatience, func() { cancel(fmt.Errorf("%w: %w", errPending, context.DeadlineExceeded)) })
 	p := upstreamSource{up, d}
 	body, size, err := p.open(ctx, 0, -1)
 	limit.Stop()

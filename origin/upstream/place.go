@@ -85,8 +85,10 @@ const (
 	brokenAfter = time.Second     // when to ask again after an answer of 5xx
 )
 
-// note remembers what an answer says of the place, and returns the error as this package's.
-func (p *place) note(k kind, who string, err error) error {
+// note remembers what an answer says of the place, and returns the error as this package's. What did not answer in the
+// time that it took is left alone for as long, so that an upstream that hangs costs that time once, and not for each of
+// the blobs of an image.
+func (p *place) note(k kind, who string, err error, took time.Duration) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	rest := func(what pause, after time.Duration) error {
@@ -99,6 +101,10 @@ func (p *place) note(k kind, who string, err error) error {
 	}
 	var retry *registry.RetryError
 	var realm *realmError
+	var waited time.Duration
+	if errors.Is(err, errSilent) {
+		waited = min(took, longPause)
+	}
 	after := func(otherwise time.Duration) time.Duration {
 		switch {
 		case errors.As(err, &retry):
@@ -124,7 +130,7 @@ func (p *place) note(k kind, who string, err error) error {
 		err = errors.New("it refuses more requests now") // and never 429, whose retries runtimes don't space
 		return rest(pause{k, who}, wait)
 	case errors.As(err, &realm):
-		return rest(pause{kindAll, who}, after(busyPause))
+		return rest(pause{kindAll, who}, max(after(busyPause), waited))
 	case answered(err), errors.Is(err, ErrForbiddenAddress):
 		p.fails = 0
 		if wait := after(0); wait > 0 {
@@ -137,7 +143,7 @@ func (p *place) note(k kind, who string, err error) error {
 	if k != kindBlob && k != kindStat {
 		k = kindAll
 	} // else it may be the host that blobs are at
-	return rest(pause{k, ""}, min(firstPause<<min(p.fails-1, 5), longPause))
+	return rest(pause{k, ""}, max(min(firstPause<<min(p.fails-1, 5), longPause), waited))
 }
 
 // answered reports whether err is an upstream's answer rather than that there was none.

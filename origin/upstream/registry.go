@@ -73,7 +73,8 @@ func (s *Set) Grant(host string, c Credential) string {
 	return host + " " + string(d[:])
 }
 
-// errSilent is that a place did not answer in time.
+// errSilent is that a place did not answer in time: before the deadline of who asks, or before that one lost patience
+// and ended the context with a cause that is context.DeadlineExceeded. Who went away otherwise tells nothing of it.
 var errSilent = errors.New("no answer in time")
 
 // Reader names who the registry is asked as: the cluster, nobody, or a caller, by a hash of the credential that is
@@ -264,13 +265,14 @@ func askOf[T any](ctx context.Context, r *Registry, places []*place, k kind, rem
 		if err == nil {
 			began := time.Now()
 			out, err = f(withScope(ctx, repo, r.as), p, repo)
-			if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			took := time.Since(began)
+			if err != nil && ctx.Err() != nil && errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
 				err = fmt.Errorf("%w: %w", errSilent, err)
 			} else if ctx.Err() != nil && err != nil {
 				return out, fmt.Errorf("%w: %w", registry.ErrUnavailable, err)
 			}
-			r.set.m.asked(r.RegistryConfig.Registry, k, err, time.Since(began))
-			err = p.note(k, r.Reader(), err)
+			r.set.m.asked(r.RegistryConfig.Registry, k, err, took)
+			err = p.note(k, r.Reader(), err, took)
 		}
 		if err == nil {
 			return out, nil

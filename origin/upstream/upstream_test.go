@@ -260,6 +260,31 @@ func TestHangs(t *testing.T) {
 	}
 }
 
+// What hangs is left alone for as long as it was waited for, however who waited has said that it was long enough: of an
+// image of many blobs one costs that time, and not each.
+func TestHangsAreLeftAloneForAsLong(t *testing.T) {
+	u := script.New(t, script.Options{})
+	d := u.PutBlob("team/app", []byte("layer")).Digest
+	r, remote := only(t, entry(u), "team/app")
+	u.Fail(script.Rule{Hang: true})
+	ctx, cancel := context.WithCancelCause(t.Context())
+	const patience = 1500 * time.Millisecond
+	began := time.Now()
+	time.AfterFunc(patience, func() { cancel(fmt.Errorf("no patience any more: %w", context.DeadlineExceeded)) })
+	if _, _, err := r.OpenBlob(ctx, remote, d, 0, -1); !errors.Is(err, registry.ErrUnavailable) {
+		t.Error(err)
+	}
+	took := time.Since(began)
+	var retry *registry.RetryError
+	_, _, err := r.OpenBlob(t.Context(), remote, d, 0, -1)
+	if !errors.As(err, &retry) || retry.After < took-100*time.Millisecond || retry.After > took {
+		t.Errorf("after %s: %v", took, err)
+	}
+	if n := u.Count("blob", ""); n != 1 {
+		t.Errorf("%d requests", n)
+	}
+}
+
 // A token service that has enough is no refusal.
 func TestTokenServiceIsBusy(t *testing.T) {
 	u := script.New(t, script.Options{Token: true, User: "u", Password: "p"})
