@@ -159,6 +159,7 @@ func (f front) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint 
 		}
 		return f.a.OpenBlob(ctx, repo, d, hint)
 	}
+	client := ctx
 	ctx, cancel := context.WithCancelCause(ctx)
 	limit := time.AfterFunc(headersWithin, func() { cancel(errSlow) })
 	err := f.a.checkMember(ctx, repo, d)
@@ -166,7 +167,8 @@ func (f front) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint 
 		err = f.a.mayRead(repo, d, hint)
 	}
 	var c *registry.Content
-	if err == nil {
+	tried := err == nil
+	if tried {
 		c, err = f.a.OpenBlob(ctx, repo, d, hint)
 	}
 	if err == nil && c.Body != nil {
@@ -182,6 +184,9 @@ func (f front) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint 
 	}
 	if err != nil {
 		err = late(ctx, err)
+		if tried && client.Err() == nil {
+			f.a.noteNothing(client, repo, d, err)
+		}
 		cancel(nil)
 		return nil, err
 	}
@@ -219,7 +224,17 @@ func (a *Agent) mayRead(repo string, d digest.Digest, hint registry.Range) error
 func (a *Agent) refuse(repo string, d digest.Digest, cut cutBody, err error) {
 	a.refused.Set(cutBlob{registryOf(repo), d}, cut, ttlcache.DefaultTTL)
 	a.had.DeleteAll()
-	a.log.Info("a blob is refused for a moment: a body of it was cut off", "repository", repo, "digest", d, "for", refuseFor, "error", err)
+	a.log.Info("a blob is refused for a moment: it could not be read to its end", "repository", repo, "digest", d, "for", refuseFor, "error", err)
+}
+
+// noteNothing notes that not a byte of a blob could be had. Who names the registry in the path goes on elsewhere for a
+// whole image or not at all, so for a moment it gets no manifest that has it.
+func (a *Agent) noteNothing(ctx context.Context, repo string, d digest.Digest, err error) {
+	if choosesOnce(ctx) && errors.Is(err, registry.ErrUnavailable) {
+		a.refuse(repo, d, cutBody{whole: true}, err)
+		return
+	}
+	a.had.DeleteAll()
 }
 
 // mirrored is the body of an upstream's blob. It has its first bytes before it is handed out, and tells of a read that

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -28,6 +29,7 @@ import (
 type index struct {
 	*httptest.Server
 	upstreams cluster.Upstreams
+	away      atomic.Bool // see the function away
 
 	mu        sync.Mutex
 	manifests map[string]string // repository to manifest
@@ -368,4 +370,44 @@ func TestAfterACutBodyTheBlobIsRefused(t *testing.T) {
 		status, _ := get(url, "")
 		return status == http.StatusOK
 	})
+}
+
+// A blob of which not even a first byte came is refused for a moment as well: who names the registry in the path gets no
+// manifest then that would send it to that blob again, and goes on to the upstream.
+func TestAfterABlobWithoutBytesItsManifestIsRefused(t *testing.T) {
+	layer := noise(8, 300<<10)
+	d := digest.FromBytes(layer)
+	var broken atomic.Bool
+	broken.Store(true)
+	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case !strings.Contains(r.URL.Path, "/blobs/") || strings.Contains(r.URL.Path, "_kraken"):
+			w.WriteHeader(http.StatusNotFound)
+		case r.Method == http.MethodGet && broken.Load():
+			w.WriteHeader(http.StatusServiceUnavailable)
+		default:
+			w.Header().Set("Content-Length", strconv.Itoa(len(layer)))
+			_, _ = w.Write(layer)
+		}
+	}))
+	t.Cleanup(origin.Close)
+	x := newIndex(t)
+	x.put("docker.io/library/nginx", fmt.Sprintf(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","layers":[{"mediaType":"x","digest":%q,"size":%d}]}`, d, len(layer)))
+	a := startMirror(t, x, origin.URL)
+	manifest, blob := "http://"+a.Addr()+"/v2/docker.io/library/nginx/manifests/v1", "http://"+a.Addr()+"/v2/docker.io/library/nginx/blobs/"+d.String()
+	status := func(url string) int {
+		resp, _ := ask(t, http.MethodGet, url)
+		return resp.StatusCode
+	}
+	if got := status(manifest); got != http.StatusOK {
+		t.Fatalf("the manifest, whose blob is there: %d", got)
+	}
+	if got := status(blob); got != http.StatusServiceUnavailable {
+		t.Fatalf("the blob, of which nothing comes: %d", got)
+	}
+	if got := status(manifest); got != http.StatusServiceUnavailable {
+		t.Errorf("the manifest right after that: %d", got)
+	}
+	broken.Store(false)
+	eventually(t, "it is served again", func() bool { return status(manifest) == http.StatusOK && status(blob) == http.StatusOK })
 }
