@@ -10,6 +10,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"kraken/origin/store"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 )
 
@@ -26,8 +27,9 @@ func (a *Agent) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.
 
 // OpenBlob opens the cached file, or joins the download of d and streams it while it arrives, or, when it is small,
 // once it is verified. What the cache has no room for is relayed, and so is what is on its way from another registry.
+// What another caller began, and the upstream then refused him, is begun anew with what this one has shown.
 func (a *Agent) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint registry.Range) (*registry.Content, error) {
-	for {
+	for others := 0; ; {
 		r, err := a.open(ctx, d, hint)
 		if err == nil {
 			a.m.hits.Inc()
@@ -61,6 +63,11 @@ func (a *Agent) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint
 			return nil, fmt.Errorf("%w: %w: %w", registry.ErrUnavailable, errShuttingDown, err)
 		case errors.Is(err, store.ErrFull):
 			return a.relayed(ctx, repo, d, hint)
+		case err != nil && ctx.Err() == nil && p.caller != cluster.Authorization(ctx):
+			if others++; others > 1 { // callers enough fail, one after the other
+				return a.relayed(ctx, repo, d, hint)
+			}
+			continue
 		case err != nil:
 			return nil, err
 		case in == nil:

@@ -13,6 +13,7 @@ import (
 	"kraken/origin/store"
 	"kraken/origin/swarm"
 	"kraken/proto/blob"
+	"kraken/proto/cluster"
 )
 
 // readAhead is how far before its position a reader makes the swarm fetch in order, in bytes. The rest comes rarest
@@ -31,17 +32,20 @@ type stream struct {
 	jumped bool  // it did not read all from byte 0 on
 	relay  *relay
 	others func() *relay // makes one
+	joined bool          // another caller began the pull: what he is refused is no fault of this reader
 }
 
 var streamIDs atomic.Int64
 
-// newStream returns a reader of in, which goes on by what others returns where the disk fills up meanwhile.
+// newStream returns a reader of in, which goes on by what others returns where the disk fills up meanwhile, or what
+// another caller began fails.
 func newStream(ctx context.Context, in *incoming, others func() *relay) *stream {
 	hold := store.HoldFromWhole
 	if _, verified := in.body.(heldBody); verified {
 		hold = store.HoldFromNone
 	}
 	s := &stream{Follower: store.Follow(ctx, in, in.size, hold), in: in, id: streamIDs.Add(1), others: others}
+	s.joined = in.p.caller != cluster.Authorization(ctx)
 	s.OnRead = s.ask
 	return s
 }
@@ -66,7 +70,7 @@ func (s *stream) Read(b []byte) (int, error) {
 	s.jumped = s.jumped || pos != s.next
 	n, err := s.Follower.Read(b)
 	s.next = pos + int64(n)
-	if n > 0 || !errors.Is(err, store.ErrFull) {
+	if n > 0 || !s.goesOn(err) {
 		return n, err
 	}
 	if rerr := s.goOn(pos); rerr != nil {
@@ -75,7 +79,16 @@ func (s *stream) Read(b []byte) (int, error) {
 	return s.relay.Read(b)
 }
 
-// goOn makes the stream read from the origins from pos on, without the disk, which has filled up. What a reader of the
+// goesOn reports whether the rest can be had in another way after an error: where the disk has filled up, and where the
+// pull that failed was read with what another caller had shown. Wrong bytes have been read then, and stay wrong.
+func (s *stream) goesOn(err error) bool {
+	if errors.Is(err, store.ErrFull) {
+		return true
+	}
+	return s.joined && err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, store.ErrDigestMismatch)
+}
+
+// goOn makes the stream read from the origins from pos on, without the disk and without the pull. What a reader of the
 // whole has had is hashed again from the disk, so that its last byte waits for the digest as before.
 func (s *stream) goOn(pos int64) error {
 	r := s.others()

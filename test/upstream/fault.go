@@ -12,6 +12,8 @@ import (
 type Rule struct {
 	// Kind and About choose requests, as in Registry.Count.
 	Kind, About string
+	// User chooses requests with a Basic authorization of this user.
+	User string
 	// Times is how many requests it is for; 0 is all.
 	Times int
 	// After lets so many pass first.
@@ -25,7 +27,8 @@ type Rule struct {
 	Delay time.Duration
 	// Refuse closes the connection without an answer.
 	Refuse bool
-	// Cut ends the body after CutAt bytes, by FIN, or by RST where Reset is set. HangAt stands still there instead.
+	// Cut ends the body after CutAt bytes, by FIN, or by RST where Reset is set. HangBody stands still there instead,
+	// where the body is longer.
 	Cut, Reset, HangBody bool
 	CutAt                int64
 	// Flip changes the body's byte FlipAt.
@@ -71,7 +74,7 @@ func (r *Registry) ruleFor(q Request) Rule {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, u := range r.rules {
-		if u.off || u.Kind != "" && u.Kind != q.Kind || !strings.Contains(q.Repository+" "+q.Reference, u.About) {
+		if u.off || u.Kind != "" && u.Kind != q.Kind || !strings.Contains(q.Repository+" "+q.Reference, u.About) || u.User != "" && u.User != q.User {
 			continue
 		}
 		u.seen++
@@ -144,7 +147,7 @@ func (r *Registry) body(w http.ResponseWriter, req *http.Request, status int, b 
 	if req.Method == http.MethodHead {
 		return
 	}
-	if !u.Cut && !u.HangBody {
+	if !u.Cut && (!u.HangBody || u.CutAt >= int64(len(b))) {
 		r.paced(w, req, b)
 		return
 	}

@@ -69,6 +69,7 @@ func parse(req *http.Request) Request {
 
 func (r *Registry) serve(w http.ResponseWriter, req *http.Request) {
 	q := parse(req)
+	q.User, _, _ = req.BasicAuth()
 	w = r.note(w, req, q)
 	u := r.ruleFor(q)
 	if r.before(w, req, u) || !r.allowed(w, req, q.Repository) {
@@ -226,7 +227,7 @@ func (r *Registry) allowed(w http.ResponseWriter, req *http.Request, repo string
 	user, password, basic := req.BasicAuth()
 	switch {
 	case r.o.Basic:
-		if basic && user == r.o.User && password == r.o.Password {
+		if other, known := r.o.Others[user]; basic && (user == r.o.User && password == r.o.Password || known && password == other) {
 			return true
 		}
 		w.Header().Set("WWW-Authenticate", `Basic realm="upstream"`)

@@ -31,6 +31,8 @@ type Options struct {
 	// Basic and Token want a login: User and Password as they are, or a token from the registry's own token service.
 	Basic, Token   bool
 	User, Password string
+	// Others may log in by Basic as well: passwords by user.
+	Others map[string]string
 	// Anonymous gives tokens without a password as well, as public registries do.
 	Anonymous bool
 	// TokenTTL is how long a token lives, default 5 minutes.
@@ -118,7 +120,8 @@ type Request struct {
 	Repository string
 	Reference  string // a tag or a digest
 	Range      string
-	Authorized bool // it had an Authorization
+	Authorized bool   // it had an Authorization
+	User       string // of a Basic one
 	Host       string
 	Status     int // 0 while it is answered, and where nothing was
 }
@@ -160,6 +163,24 @@ func (r *Registry) PutBlob(repo string, b []byte) v1.Descriptor {
 	r.blobs[d] = b
 	r.members[repo+"@"+d.String()] = true
 	return v1.Descriptor{MediaType: v1.MediaTypeImageLayer, Digest: d, Size: int64(len(b))}
+}
+
+// Drop forgets a repository's blobs, manifests and tags, and the blobs of others that are the same.
+func (r *Registry) Drop(repo string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for at := range r.members {
+		if of, d, _ := strings.Cut(at, "@"); of == repo {
+			delete(r.members, at)
+			delete(r.blobs, digest.Digest(d))
+			delete(r.media, digest.Digest(d))
+		}
+	}
+	for at := range r.tags {
+		if of, _, _ := strings.Cut(at, ":"); of == repo {
+			delete(r.tags, at)
+		}
+	}
 }
 
 // PutManifest adds a manifest, under a tag unless that is empty, and moves the tag where it was there.
