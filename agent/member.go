@@ -55,8 +55,11 @@ func (a *Agent) memberFor(caller string) time.Duration {
 	return grantedFor
 }
 
-// allForAll reports whether everybody may read everything that the cluster has. Then a digest alone is no secret.
-func (a *Agent) allForAll() bool { return a.door == nil && !a.namer.Upstreams().Private() }
+// allForAll reports whether it is known that everybody may read everything that the cluster has. Then a digest alone is
+// no secret.
+func (a *Agent) allForAll() bool {
+	return a.door == nil && a.namer.Known() && !a.namer.Upstreams().Private()
+}
 
 // checkMember returns nil when a repository has a blob, and the caller may read it there: ErrBlobUnknown when it has
 // not, ErrUnauthorized and ErrDenied when an upstream says so. While build-index, or the upstream that it would have to

@@ -222,3 +222,55 @@ func TestRefusedCallersLeaveNothing(t *testing.T) {
 		t.Errorf("100 refused requests left %d files", n)
 	}
 }
+
+// An agent that has lost its disk and starts while build-index is away does not know which repositories are a caller's,
+// so it serves nothing that build-index has not confirmed, by no name, and says that another time is better. As soon as
+// build-index says that all is for all, all is, also when it is away again.
+func TestWhatIsPrivateIsNotKnownYet(t *testing.T) {
+	secret, raw := []byte("a private layer"), manifestOf("registry.corp's")
+	d, m := digest.FromBytes(secret), digest.FromString(raw)
+	o := newSource(t, secret, []byte(raw))
+	o.allow(everything)
+	x := newIndex(t)
+	x.upstreams = cluster.Upstreams{}
+	x.Server.Config.Handler = away(x.Server.Config.Handler, &x.away)
+	x.away.Store(true)
+	t.Cleanup(http.DefaultClient.CloseIdleConnections)
+	a := startWith(t, Config{
+		Config: role.Config{Origins: []ring.Member{{ID: "o", URL: o.URL}}}, Tracker: role.Endpoint{URL: "http://127.0.0.1:1"}, BuildIndex: role.Endpoint{URL: x.URL},
+	})
+	base := "http://" + a.Addr() + "/v2/"
+	paths := []string{
+		"own/repo/blobs/" + d.String(), "registry.corp/team/app/blobs/" + d.String(), "own/repo/manifests/" + m.String(), "registry.corp/team/app/manifests/" + m.String(),
+		"docker.io/library/app/blobs/" + d.String(),
+	}
+	for _, path := range paths {
+		for _, method := range []string{http.MethodHead, http.MethodGet} {
+			if resp, body := ask(t, method, base+path); resp.StatusCode != http.StatusServiceUnavailable || body == string(secret) || body == raw {
+				t.Errorf("%s %s: %s %q", method, path, resp.Status, body)
+			}
+		}
+	}
+	for _, ns := range []string{"registry.corp", "docker.io"} { // 404 sends a runtime on as well
+		if resp, body := ask(t, http.MethodGet, base+"team/app/blobs/"+d.String()+"?ns="+ns); resp.StatusCode != http.StatusNotFound {
+			t.Errorf("by ?ns=%s: %s %q", ns, resp.Status, body)
+		}
+	}
+	x.away.Store(false)
+	eventually(t, "build-index is asked again", func() bool { return a.namer.Known() })
+	x.away.Store(true)
+	if resp, body := ask(t, http.MethodGet, base+paths[0]); resp.StatusCode != http.StatusOK || body != string(secret) {
+		t.Errorf("nothing is private: %s %q", resp.Status, body)
+	}
+}
+
+// away is a handler that answers 503 while it is away.
+func away(h http.Handler, is *atomic.Bool) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if is.Load() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+}

@@ -372,8 +372,8 @@ func TestAfterACutBodyTheBlobIsRefused(t *testing.T) {
 	})
 }
 
-// A blob of which not even a first byte came is refused for a moment as well: who names the registry in the path gets no
-// manifest then that would send it to that blob again, and goes on to the upstream.
+// A blob of which not even a first byte came is refused for a moment as well: who names the registry in the path gets
+// no manifest then that would send it to that blob again, and goes on to the upstream.
 func TestAfterABlobWithoutBytesItsManifestIsRefused(t *testing.T) {
 	layer := noise(8, 300<<10)
 	d := digest.FromBytes(layer)

@@ -281,7 +281,8 @@ func startWith(t testing.TB, cfg Config) *running {
 	t.Helper()
 	r := &running{t: t, reg: prometheus.NewRegistry(), log: &complaints{}}
 	cfg.Server = transport.ServerConfig{Listen: "127.0.0.1:0", DrainTimeout: config.Duration(5 * time.Second)}
-	if cfg.BuildIndex.URL == "" {
+	alone := cfg.BuildIndex.URL == ""
+	if alone {
 		cfg.BuildIndex.URL = "http://127.0.0.1:1"
 	}
 	cfg.Peer.Listen, cfg.Peer.StockPeers = "127.0.0.1:0", true
@@ -296,6 +297,9 @@ func startWith(t testing.TB, cfg Config) *running {
 		t.Fatal(err)
 	}
 	r.Agent = a
+	if alone {
+		a.namer.Set(cluster.Upstreams{}) // as build-index has said once: nothing is mirrored, and nothing private
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- a.Run(ctx) }()

@@ -17,8 +17,8 @@ import (
 // names and without one, an upstream's for the upstream's name, be it in ?ns= or first in the path. So an own
 // repository is never taken for an upstream's, whatever it is called. It is safe for concurrent use.
 type Namer struct {
-	own       []string // canonical
-	upstreams atomic.Pointer[Upstreams]
+	own       []string                  // canonical
+	upstreams atomic.Pointer[Upstreams] // nil: not known
 }
 
 // NewNamer returns a Namer of a cluster with these names of its own. It knows of no upstream before it is told.
@@ -27,12 +27,19 @@ func NewNamer(own []string) *Namer {
 	for _, name := range own {
 		n.own = append(n.own, CanonicalRegistry(name))
 	}
-	n.upstreams.Store(&Upstreams{})
 	return n
 }
 
-// Upstreams returns what the cluster mirrors, as far as is known.
-func (n *Namer) Upstreams() Upstreams { return *n.upstreams.Load() }
+// Upstreams returns what the cluster mirrors, as far as is known: nothing before Known.
+func (n *Namer) Upstreams() Upstreams {
+	if u := n.upstreams.Load(); u != nil {
+		return *u
+	}
+	return Upstreams{}
+}
+
+// Known reports whether it was ever told what the cluster mirrors. Until then nobody knows what is private.
+func (n *Namer) Known() bool { return n.upstreams.Load() != nil }
 
 // Set says what the cluster mirrors from now on.
 func (n *Namer) Set(u Upstreams) { n.upstreams.Store(&u) }

@@ -11,7 +11,8 @@ import (
 	scripted "kraken/test/upstream"
 )
 
-// callersOf starts a cluster whose only upstream is private, and knows two callers. get opens a blob of it at the agent.
+// callersOf starts a cluster whose only upstream is private, and knows two callers. get opens a blob of it at the
+// agent.
 func callersOf(t *testing.T, b []byte) (up *scripted.Registry, get func(user, password string) *http.Response) {
 	t.Helper()
 	up = scripted.New(t, scripted.Options{Basic: true, User: "first", Password: "secret", Others: map[string]string{"second": "other"}, TLS: true, Rate: 2 << 20})
