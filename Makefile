@@ -68,6 +68,7 @@ test-tools: check-go ## build the test programs that are Go modules, into bin/to
 	cd test/tools/containerd && CGO_ENABLED=0 $(GO) build -o ../../../bin/tools/containerd2 github.com/containerd/containerd/v2/cmd/containerd
 	cd test/tools/helm && CGO_ENABLED=0 $(GO) build -o ../../../bin/tools/helm helm.sh/helm/v3/cmd/helm
 	cd test/tools/dex && CGO_ENABLED=0 $(GO) build -o ../../../bin/tools/dex .
+	cd test/tools/kubelet && CGO_ENABLED=0 $(GO) build -o ../../../bin/tools/kubelet-credentials .
 
 test-python: build test-setup test-tools ## tests with real clients and processes, against a plain cluster and a secure one
 	cd test/python && /usr/bin/python3 -m pytest -v

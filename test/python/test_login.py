@@ -39,9 +39,9 @@ ANN = ("ann", "ann-secret")
 class Guarded:
     """A cluster with access control on free ports. issuers are the proxy's `access.oidc`."""
 
-    def __init__(self, issuers=()):
+    def __init__(self, issuers=(), rules=RULES):
         self.dir = tempfile.mkdtemp(prefix="kraken-login-")
-        self.write("rules.yaml", RULES)
+        self.write("rules.yaml", rules)
         self.write("htpasswd", HTPASSWD)
         proxy = {"rules": self.path("rules.yaml"), "htpasswd": self.path("htpasswd"), "audit": self.path("audit.jsonl"), "oidc": list(issuers)}
         self.up({"proxy": {"access": proxy}})
