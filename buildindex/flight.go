@@ -13,11 +13,12 @@ import (
 // flight is one question to an upstream that is under way, for all who ask it.
 type flight struct {
 	began time.Time
+	free  func() // gives its place back
 	done  chan struct{}
 	err   error
 }
 
-// maxFlights bounds the questions that are under way.
+// maxFlights bounds the questions that are under way, as upstream.Budget does.
 const maxFlights = 4096
 
 // ask does f for the question about ref, once for all who ask at the same time, and waits for it for patience, counted
@@ -35,15 +36,17 @@ func (mi *mirror) askFor(ctx context.Context, q question, ref string, patience, 
 		return err
 	}
 	fl := mi.flights[key]
-	if fl == nil && len(mi.flights) >= maxFlights {
-		mi.mu.Unlock()
-		return &registry.RetryError{Err: fmt.Errorf("%w: %d questions to upstreams are under way", registry.ErrUnavailable, maxFlights), After: time.Second}
-	}
 	if fl == nil {
-		fl = &flight{began: time.Now(), done: make(chan struct{})}
+		free, err := mi.asking.Take(q.up)
+		if err != nil {
+			mi.mu.Unlock()
+			return err
+		}
+		fl = &flight{began: time.Now(), free: free, done: make(chan struct{})}
 		mi.flights[key] = fl
 		if !mi.x.Background(func(ctx context.Context) { mi.fly(ctx, q, key, fl, limit, f) }) {
 			delete(mi.flights, key)
+			free()
 			mi.mu.Unlock()
 			return fmt.Errorf("%w: this build-index ends", registry.ErrUnavailable)
 		}
@@ -80,6 +83,7 @@ func (mi *mirror) fly(ctx context.Context, q question, key string, fl *flight, l
 		mi.refused.put(key, err, keep)
 	}
 	delete(mi.flights, key)
+	fl.free()
 	fl.err = err
 	close(fl.done)
 }

@@ -25,12 +25,13 @@ type mirror struct {
 
 	mu      sync.Mutex
 	flights map[string]*flight
+	asking  *upstream.Budget // of flights
 	tags    remembered[tagName, tagState]
 	refused remembered[string, error] // by the key of the question
 	grants  remembered[string, struct{}]
 	lists   remembered[string, registry.Names] // of tags, by the key of the question
 	used    remembered[cluster.Name, struct{}]
-	reading chan struct{}  // a slot for each blob that is read for a proof
+	reading *readers       // of blobs, for a proof
 	unsaved []cluster.Name // uses that SQL was not told of
 }
 
@@ -58,9 +59,9 @@ const (
 
 func newMirror(x *Index, set *upstream.Set, m *mirrorMetrics) *mirror {
 	return &mirror{
-		x: x, set: set, m: m, flights: map[string]*flight{},
+		x: x, set: set, m: m, flights: map[string]*flight{}, asking: upstream.NewBudget("questions to upstreams are under way", maxFlights),
 		tags: remembered[tagName, tagState]{max: maxMirroredTags}, refused: remembered[string, error]{max: maxRefused}, grants: remembered[string, struct{}]{max: maxGrants},
-		used: remembered[cluster.Name, struct{}]{max: maxUsed}, reading: make(chan struct{}, maxReading),
+		used: remembered[cluster.Name, struct{}]{max: maxUsed}, reading: newReaders(),
 		lists: remembered[string, registry.Names]{max: maxTagLists},
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"time"
 
@@ -29,9 +28,6 @@ const (
 	// contested, which costs a question.
 	holdersPage = 500
 	maxHolders  = 10 * holdersPage
-	// maxReading bounds the blobs that are read at once for a proof, and readLimit how long one takes.
-	maxReading = 2
-	readLimit  = 10 * time.Minute
 )
 
 // errNoProof is a claim that the upstream has to confirm first.
@@ -120,7 +116,7 @@ func (mi *mirror) prove(ctx context.Context, q question, d digest.Digest, size i
 		if !mi.believed(q) {
 			contested, err := mi.contested(ctx, q.repo, d)
 			if err == nil && contested {
-				size, err = mi.read(ctx, q, d)
+				size, err = mi.read(ctx, q, d, size)
 			}
 			if err != nil || !contested {
 				return err
@@ -141,30 +137,6 @@ func (mi *mirror) prove(ctx context.Context, q question, d digest.Digest, size i
 func (mi *mirror) believed(q question) bool {
 	entry, ok := mi.set.Public().Match(q.up.Host)
 	return ok && !strings.Contains(entry.Registry, "*")
-}
-
-// read reads a blob of an upstream's repository, keeps nothing of it, and returns its size: that the upstream can send
-// it is a proof whoever the upstream is.
-func (mi *mirror) read(ctx context.Context, q question, d digest.Digest) (int64, error) {
-	select {
-	case mi.reading <- struct{}{}:
-		defer func() { <-mi.reading }()
-	case <-ctx.Done():
-		return 0, fmt.Errorf("%w: %d other blobs are read for their proofs: %w", registry.ErrUnavailable, maxReading, context.Cause(ctx))
-	}
-	body, _, err := q.up.OpenBlob(ctx, q.remote, d, 0, -1)
-	if err != nil {
-		return 0, err
-	}
-	v := d.Verifier()
-	n, err := io.Copy(v, body)
-	if err = errors.Join(err, body.Close()); err != nil {
-		return n, fmt.Errorf("%w: read %s of %s at %s: %w", registry.ErrUnavailable, d, q.remote, q.up.Host, err)
-	}
-	if !v.Verified() {
-		return n, fmt.Errorf("%w: %s says that it has %s in %s, and sends something else", registry.ErrBlobUnknown, q.up.Host, d, q.remote)
-	}
-	return n, nil
 }
 
 // getLayer returns the membership of a blob in an upstream's repository that the caller may read: of what its known

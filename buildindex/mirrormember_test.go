@@ -185,6 +185,51 @@ func TestAnybodysRegistryHasToSendTheBlob(t *testing.T) {
 	r.wantMember(t.Context(), repo, layerOf(secret).Digest, registry.ErrBlobUnknown)
 }
 
+// A registry that sends its blobs slowly keeps nobody from asking others, nor from proofs by others, however many of
+// its repositories are asked for; who is one too many is told so soon. No more is read of a blob than it is said to
+// have.
+func TestSlowProofsHoldNobodyUp(t *testing.T) {
+	slow, other := script.New(t, script.Options{}), script.New(t, script.Options{})
+	base := []byte("base")
+	cfg := mirrored(slow)
+	cfg.Registries[0].Registry = "127.0.0.1:*"
+	r := newMirrorRig(t, cfg)
+	r.must(r.x.fill(t.Context()))
+	r.must(r.x.putLayer(t.Context(), "team/secret", cluster.Layer{Digest: digest.FromBytes(base), Size: int64(len(base))}))
+	const many = 60
+	for i := range many {
+		slow.PutBlob(fmt.Sprint("r", i), base)
+	}
+	other.PutBlob("x", base)
+	img := other.PutImage("y", "v1", []byte("layer"))
+	slow.Fail(script.Rule{Kind: "blob", HangBody: true, CutAt: 1})
+	refused := make(chan error, many)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for i := range many {
+		wg.Go(func() { refused <- r.x.mirror.granted(ctx, fmt.Sprint(slow.Alias, "/r", i), digest.FromBytes(base)) })
+	}
+	for range many - 10 {
+		select {
+		case err := <-refused:
+			if !errors.Is(err, registry.ErrUnavailable) {
+				t.Errorf("one too many: %v", err)
+			}
+		case <-time.After(proofPatience / 2):
+			t.Fatal("who is one too many waits")
+		}
+	}
+	r.must(r.x.mirror.granted(t.Context(), other.Alias+"/x", digest.FromBytes(base)))
+	r.wantMirrored(other.Alias+"/y", "v1", img.Manifest.Digest, false)
+	long := []byte("long")
+	other.PutBlob("x", long)
+	r.must(r.x.putLayer(t.Context(), "team/secret", cluster.Layer{Digest: digest.FromBytes(long), Size: int64(len(long))}))
+	other.Fail(script.Rule{Kind: "blob", Long: 100, HangBody: true, CutAt: 50})
+	r.must(r.x.mirror.granted(t.Context(), other.Alias+"/x", digest.FromBytes(long)))
+}
+
 // What a manifest only claims is not written back, so that it does not become a name of the cluster.
 func TestClaimIsNotWrittenBack(t *testing.T) {
 	u := script.New(t, script.Options{})
