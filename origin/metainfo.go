@@ -11,6 +11,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"kraken/origin/bucket"
 	"kraken/proto/blob"
 	"kraken/proto/cluster"
 	"kraken/proto/layout"
@@ -74,8 +75,14 @@ func (o *Origin) findMetainfo(ctx context.Context, repo string, d digest.Digest)
 		unsure = append(unsure, fmt.Errorf("origin %s: %w", or.ID, err))
 	}
 	if up, isUpstream := o.upstreamOf(ctx, repo); isUpstream {
-		if err := o.lately(up.question(d)); err != nil {
-			return nil, o.unlessUnsure(d, unsure, err)
+		if said := o.lately(up.question(d)); said != nil {
+			err := o.besideUpstream(ctx, up, repo, d)
+			if err != nil && !errors.Is(err, bucket.ErrNotFound) {
+				unsure = append(unsure, err)
+			}
+			if err != nil {
+				return nil, o.unlessUnsure(d, unsure, said)
+			}
 		}
 		// Who asks for it will ask for the bytes next.
 		presented := cluster.Authorization(ctx)

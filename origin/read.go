@@ -68,6 +68,9 @@ func (o *Origin) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1
 		return v1.Descriptor{Digest: d, Size: obj.Size}, nil
 	}
 	if isUpstream {
+		if !errors.Is(err, bucket.ErrNotFound) {
+			unsure = append(unsure, err)
+		}
 		desc, err := o.statUpstream(ctx, up, d)
 		return desc, o.unlessUnsure(d, unsure, err)
 	}
@@ -85,7 +88,7 @@ func (o *Origin) missing(d digest.Digest, unsure []error, bucketErr error) error
 	return &registry.RetryError{Err: fmt.Errorf("%w: blob %s: %w", registry.ErrUnavailable, d, errors.Join(unsure...)), After: time.Second}
 }
 
-// unlessUnsure returns what an upstream said, which is 404 only when no origin may have the blob.
+// unlessUnsure returns what an upstream said, which is 404 only when nobody else may have the blob.
 func (o *Origin) unlessUnsure(d digest.Digest, unsure []error, err error) error {
 	if len(unsure) > 0 && errors.Is(err, registry.ErrBlobUnknown) {
 		return o.missing(d, unsure, bucket.ErrNotFound)
@@ -123,6 +126,16 @@ func (o *Origin) inBucket(ctx context.Context, repo string, d digest.Digest) (b 
 		return nil, obj, errors.Join(errs...)
 	}
 	return nil, obj, fmt.Errorf("blob %s: %w", d, bucket.ErrNotFound)
+}
+
+// besideUpstream returns nil when the bucket has a blob of an upstream's repository, bucket.ErrNotFound when it has
+// not, also because none of the repository's are written back there.
+func (o *Origin) besideUpstream(ctx context.Context, up mirrored, repo string, d digest.Digest) error {
+	if !up.registry.WriteBack {
+		return bucket.ErrNotFound
+	}
+	_, _, err := o.inBucket(ctx, repo, d)
+	return err
 }
 
 // OpenBlob reads from this disk, from another origin's, or through from the bucket, or the repository's

@@ -23,8 +23,8 @@ import (
 	"kraken/proto/role"
 )
 
-// alone runs a cluster of one origin and returns it with a client.
-func alone(t *testing.T) (*Origin, *cluster.OriginClient) {
+// alone runs a cluster of one origin and returns it with a client. What change says is configured beside.
+func alone(t *testing.T, change ...func(*Config)) (*Origin, *cluster.OriginClient) {
 	t.Helper()
 	dir := t.TempDir()
 	cfg := Config{
@@ -35,6 +35,9 @@ func alone(t *testing.T) (*Origin, *cluster.OriginClient) {
 	cfg.Server.Listen, cfg.Peer.Listen = "127.0.0.1:0", "127.0.0.1:0"
 	if err := os.MkdirAll(filepath.Join(dir, "bucket"), 0o755); err != nil {
 		t.Fatal(err)
+	}
+	for _, f := range change {
+		f(&cfg)
 	}
 	o, err := New(cfg, role.Deps{Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry()})
 	if err != nil {

@@ -161,7 +161,7 @@ func (o *Origin) through(ctx context.Context, up mirrored, repo string, d digest
 		a, err := o.arriving(ctx, repo, d, cluster.ArrivingRequest{})
 		switch {
 		case errors.Is(err, errNotKept), errors.Is(err, store.ErrFull):
-			return o.pass(ctx, up, d, hint)
+			return o.passOn(ctx, up, repo, d, hint)
 		case err != nil:
 			return nil, err
 		case a.Pending && time.Now().After(deadline):
@@ -169,7 +169,7 @@ func (o *Origin) through(ctx context.Context, up mirrored, repo string, d digest
 		case a.Pending:
 			continue
 		case a.Passed:
-			return o.pass(ctx, up, d, hint)
+			return o.passOn(ctx, up, repo, d, hint)
 		case a.Origin != o.cfg.ID:
 			return o.openAt(ctx, a.Origin, repo, d, hint)
 		}
@@ -178,6 +178,19 @@ func (o *Origin) through(ctx context.Context, up mirrored, repo string, d digest
 		}
 		return o.local(d) // it has become whole
 	}
+}
+
+// passOn is pass, and 404 only when neither an origin nor the bucket may have the blob.
+func (o *Origin) passOn(ctx context.Context, up mirrored, repo string, d digest.Digest, hint registry.Range) (*registry.Content, error) {
+	c, err := o.pass(ctx, up, d, hint)
+	if errors.Is(err, registry.ErrBlobUnknown) {
+		if _, serr := o.StatBlob(ctx, repo, d); serr == nil {
+			err = &registry.RetryError{Err: fmt.Errorf("%w: blob %s has come meanwhile", registry.ErrUnavailable, d), After: time.Second}
+		} else {
+			err = serr
+		}
+	}
+	return c, err
 }
 
 // openAt opens a blob at the origin that another one named.
@@ -219,11 +232,13 @@ func (o *Origin) arriving(ctx context.Context, repo string, d digest.Digest, q c
 			return cluster.Arriving{}, o.missing(d, unsure, err)
 		}
 		if !errors.Is(err, bucket.ErrNotFound) {
+			unsure = append(unsure, err)
 			o.log.Warn("the bucket was not asked for a blob that is read from its upstream", "repository", repo, "digest", d, "error", err)
 		}
 	}
 	if q.Here {
-		return o.arrivingHere(ctx, up, repo, d, q)
+		a, err := o.arrivingHere(ctx, up, repo, d, q)
+		return a, o.unlessUnsure(d, unsure, err)
 	}
 	for _, or := range o.origins.For(d) {
 		if or.ID == o.cfg.ID {

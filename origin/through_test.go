@@ -1,0 +1,83 @@
+package origin
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"kraken/origin/bucket"
+	"kraken/origin/upstream"
+	"kraken/proto/cluster"
+	"kraken/proto/config"
+	"kraken/proto/registry"
+	script "kraken/test/upstream"
+)
+
+// mirroring runs an origin alone that mirrors registries, each as change says.
+func mirroring(t *testing.T, change func(*Config), us ...*script.Registry) (*Origin, *cluster.OriginClient) {
+	t.Helper()
+	return alone(t, func(cfg *Config) {
+		cfg.Upstreams.AllowAddresses = []string{"127.0.0.0/8", "::1/128"}
+		for _, u := range us {
+			cfg.Upstreams.Registries = append(cfg.Upstreams.Registries, upstream.RegistryConfig{
+				Registry: u.Host, Access: upstream.Access{CA: u.CAFile, PlainHTTP: u.CAFile == ""}, NegativeTTL: config.Duration(time.Hour),
+			})
+		}
+		change(cfg)
+	})
+}
+
+// awayBucket is a bucket that can't be asked while it is away.
+type awayBucket struct {
+	bucket.Bucket
+	away atomic.Bool
+}
+
+func (b *awayBucket) Stat(ctx context.Context, key string) (bucket.Object, error) {
+	if b.away.Load() {
+		return bucket.Object{}, bucket.ErrUnavailable
+	}
+	return b.Bucket.Stat(ctx, key)
+}
+
+// What an upstream does not have may be in the bucket, where that is written back: while the bucket can't be asked it
+// is 503, however it is asked for, and 404 once the bucket has said no as well.
+func TestNotThereNeedsTheBucket(t *testing.T) {
+	for _, relay := range []bool{false, true} {
+		u := script.New(t, script.Options{})
+		u.PutBlob("app", []byte("another"))
+		b := &awayBucket{}
+		o, c := mirroring(t, func(cfg *Config) {
+			cfg.Upstreams.Registries[0].WriteBack, cfg.Upstreams.Registries[0].Relay = true, relay
+		}, u)
+		o.buckets = o.buckets.Wrap(func(_ string, in bucket.Bucket) bucket.Bucket { b.Bucket = in; return b })
+		repo, d := u.Alias+"/app", digest.FromString("nobody has it")
+		want := func(want error) {
+			t.Helper()
+			for what, ask := range map[string]func() error{
+				"stat":     func() error { _, err := c.StatBlob(t.Context(), repo, d); return err },
+				"open":     func() error { _, err := c.OpenBlob(t.Context(), repo, d, registry.Whole); return err },
+				"arriving": func() error { _, err := c.Arriving(t.Context(), repo, d, cluster.ArrivingRequest{}); return err },
+				"here": func() error {
+					_, err := c.Arriving(t.Context(), repo, d, cluster.ArrivingRequest{Here: true})
+					return err
+				},
+				"metainfo": func() error { _, err := c.Metainfo(t.Context(), repo, d); return err },
+			} {
+				if err := ask(); !errors.Is(err, want) && !(relay && (what == "arriving" || what == "here") && err == nil) {
+					t.Errorf("relay %v: %s: %v, want %v", relay, what, err, want)
+				}
+			}
+		}
+		b.away.Store(true)
+		for range 2 {
+			want(registry.ErrUnavailable)
+		}
+		b.away.Store(false)
+		want(registry.ErrBlobUnknown)
+	}
+}
