@@ -144,6 +144,10 @@ func (x *Index) change(ctx context.Context, rs []cluster.NameRecord, f func(name
 		undo(len(rs))
 		return x.conflict(x.full(err))
 	}
+	for _, r := range rs {
+		x.unproven.written(r)
+		x.lookups.know(r)
+	}
 	x.wake()
 	return nil
 }

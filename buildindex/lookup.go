@@ -26,11 +26,28 @@ const heardWait = time.Second
 // maxLookedUp bounds the memory of names that were looked up. What is forgotten is looked up once more.
 const maxLookedUp = 1 << 16
 
-// lookups are the names whose state in the bucket SQL has, although the restore is not done.
+// lookups are the names of which SQL has what the bucket has, or something newer, although the restore is not done.
 type lookups struct {
 	mu   sync.Mutex
 	done map[cluster.Name]bool
 	busy map[cluster.Name]*lookup
+}
+
+// know notes what this process has written: no bucket has anything newer.
+func (l *lookups) know(r cluster.NameRecord) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range r.Changes() {
+		l.mark(c.Name)
+	}
+}
+
+// mark notes that SQL has what there is of a name. The caller holds l.mu.
+func (l *lookups) mark(n cluster.Name) {
+	if l.done == nil || len(l.done) >= maxLookedUp {
+		l.done = map[cluster.Name]bool{}
+	}
+	l.done[n] = true
 }
 
 type lookup struct {
@@ -137,10 +154,7 @@ func (x *Index) lookUp(ctx context.Context, n cluster.Name) error {
 	defer l.mu.Unlock()
 	delete(l.busy, n)
 	if c.err == nil {
-		if l.done == nil || len(l.done) >= maxLookedUp {
-			l.done = map[cluster.Name]bool{}
-		}
-		l.done[n] = true
+		l.mark(n)
 	}
 	close(c.done)
 	return c.err

@@ -39,7 +39,7 @@ type round struct {
 	heard []string
 	adopt []entry
 	aside []asideRecord
-	later []cluster.NameRecord // of those set aside, the ones that can't be read now
+	later []cluster.Change // of those set aside, what can't be read now
 }
 
 func (t *round) setAside(e entry) {
@@ -97,7 +97,9 @@ func (x *Index) adoptAll(ctx context.Context, t *round, dead cluster.Latest) err
 	for _, e := range entries {
 		err := x.adopt(ctx, e.record, dead, whole)
 		if errors.Is(err, errLater) {
-			t.later = append(t.later, e.record)
+			if err := x.putOff(ctx, t, e.record); err != nil {
+				return err
+			}
 		}
 		if errors.Is(err, errAside) {
 			for _, copy := range t.adopt {
@@ -121,18 +123,39 @@ func (x *Index) adoptAll(ctx context.Context, t *round, dead cluster.Latest) err
 	return x.db.Update(ctx, func(tx names.Tx) error { return tx.RaiseGeneration(last) })
 }
 
+// putOff notes what a record that can't be read now says, but for names of which SQL has something later.
+func (x *Index) putOff(ctx context.Context, t *round, r cluster.NameRecord) error {
+	for _, c := range r.Changes() {
+		at, err := x.changedAt(ctx, c.Name)
+		if err != nil {
+			return err
+		}
+		if at < c.Generation {
+			t.later = append(t.later, c)
+		}
+	}
+	return nil
+}
+
 // adopt takes over one record that was checked, errAside when it must not or can't be.
 func (x *Index) adopt(ctx context.Context, r cluster.NameRecord, dead cluster.Latest, whole map[digest.Digest][]byte) error {
 	if c := r.Change(); c.Act == cluster.Put {
 		changes := r.Changes()
 		if dead.Beats(changes[len(changes)-1]) { // the manifest is gone, or the membership
-			return x.adoptGone(ctx, c)
+			err := x.adoptGone(ctx, c)
+			if err == nil {
+				x.unproven.adopted(r)
+			}
+			return err
 		}
 		if c.Kind == cluster.Tag && dead.Beats(c) {
 			r.Tag = "" // the tag is gone, the manifest is not
 		}
 	}
 	if known, err := x.known(ctx, r); err != nil || known {
+		if err == nil {
+			x.unproven.adopted(r)
+		}
 		return err
 	}
 	var p *parsed
@@ -148,12 +171,16 @@ func (x *Index) adopt(ctx context.Context, r cluster.NameRecord, dead cluster.La
 	if !x.restored.Load() {
 		x.unproven.add(r)
 	}
-	return x.db.Update(ctx, func(tx names.Tx) error {
+	err := x.db.Update(ctx, func(tx names.Tx) error {
 		if err := x.adoptIn(tx, r, p); err != nil {
 			return err
 		}
 		return x.enqueue(tx, r)
 	})
+	if err == nil {
+		x.unproven.adopted(r)
+	}
+	return err
 }
 
 // adoptGone takes over what is left of a put whose manifest was deleted since: its tag went with that, and is not what
@@ -237,6 +264,16 @@ func (x *Index) bytesOf(ctx context.Context, r cluster.NameRecord, whole map[dig
 		return nil, fmt.Errorf("%w: the manifest that it names is in no record and not in SQL; in the bucket: %w", errAside, err)
 	}
 	return raw, nil
+}
+
+// changedAt returns the generation of the last change of a name that SQL has, a deletion too; 0 where there is none.
+func (x *Index) changedAt(ctx context.Context, n cluster.Name) (int64, error) {
+	at, err := x.generationOf(ctx, n)
+	if err = ignoreMissing(err); err != nil {
+		return 0, err
+	}
+	deleted, err := x.db.Deleted(ctx, n)
+	return max(at, deleted), err
 }
 
 // known reports whether SQL has what a record says.

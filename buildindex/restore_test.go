@@ -479,11 +479,34 @@ func TestStaleRecordIsNoTruth(t *testing.T) {
 		}
 		r.reads(start+" start, without the bucket", "v", "")
 	}
+	pushed := r.put("w", "three") // what this process has written needs no bucket
+	r.reads("pushed, without the bucket", "w", pushed)
+	if _, err := r.x.getLayer(r.Context(), "repo", digest.FromString("three")); err != nil {
+		t.Errorf("its layer: %v", err)
+	}
+	r.delete(registry.Reference{Tag: "w"})
+	if m, err := r.x.manifest(r.Context(), "repo", registry.Reference{Tag: "w"}); !errors.Is(err, names.ErrNotFound) {
+		t.Errorf("deleted, without the bucket: %s, %v", m.Digest, err)
+	}
 	b.set(nil)
 	r.reads("with the bucket", "v", now)
 	r.must(r.x.fill(r.Context()))
 	r.reads("restored", "v", now)
 	r.wantManifest(old, true)
+}
+
+// What a tag is that was pushed is known, whatever records of it there were and although the bucket does not answer.
+func TestPushedOverAStaleRecord(t *testing.T) {
+	r := newRig(t)
+	r.must(r.x.fill(r.Context()))
+	r.put("v", "one")
+	unreachable(r)
+	r.start("lost.db")
+	if err := r.x.fill(r.Context()); !errors.Is(err, errUnreachable) || !r.x.heard() {
+		t.Fatalf("heard %v, %v", r.x.heard(), err)
+	}
+	r.reads("without the bucket", "v", "")
+	r.reads("pushed", "v", r.put("v", "two"))
 }
 
 // A record whose manifest is in the bucket alone, which does not answer, is not passed over: what the tag was before is
@@ -509,15 +532,38 @@ func TestRecordThatCannotBeReadNow(t *testing.T) {
 			}
 		})
 	}
-	b := unreachable(r)
-	r.start("lost.db")
-	if err := r.x.fill(r.Context()); !errors.Is(err, errUnreachable) {
-		t.Fatal(err)
+	for _, away := range []bool{false, true} { // while an origin is away, too
+		b := unreachable(r)
+		r.start(fmt.Sprintf("lost%v.db", away))
+		if err := r.x.fill(r.Context()); !errors.Is(err, errUnreachable) {
+			t.Fatal(err)
+		}
+		b.set(nil)
+		r.reads("before the record was looked at again", "v", "")
+		r.must(r.x.fill(r.Context()))
+		r.origins[1].set(func() { r.origins[1].down = away })
+		if err := r.x.reconcile(r.Context(), time.Now()); (err != nil) != away {
+			t.Fatal(err)
+		}
+		r.reads("after that", "v", one)
+		r.wantManifest(two, true)
 	}
-	b.set(nil)
-	r.reads("before the record was looked at again", "v", "")
-	r.must(r.x.fill(r.Context()))
-	r.must(r.x.reconcile(r.Context(), time.Now()))
-	r.reads("after that", "v", one)
-	r.wantManifest(two, true)
+	r.origins[1].set(func() { r.origins[1].down = false })
+	unreachable(r)
+	r.start("lost.db")
+	for range 2 { // what is pushed meanwhile is known, also after another look at the record
+		if err := r.x.fill(r.Context()); !errors.Is(err, errUnreachable) {
+			t.Fatal(err)
+		}
+		r.reads("pushed", "v", r.put("v", "three"))
+		r.must(r.x.reconcile(r.Context(), time.Now()))
+		r.reads("pushed, and records looked at", "v", mustTag(r, "v"))
+	}
+}
+
+func mustTag(r *rig, tag string) digest.Digest {
+	r.Helper()
+	v, err := r.x.db.Tag(r.Context(), "repo", tag)
+	r.must(err)
+	return v.Digest
 }

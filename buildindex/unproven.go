@@ -13,9 +13,9 @@ const metaHearing = "hearing"
 // forgot a record still has it, and without the bucket nothing tells such a record from one that was never published.
 type unproven struct {
 	mu    sync.Mutex
-	all   bool                  // an earlier process has begun to restore
-	names map[cluster.Name]bool // that came from records
-	later map[cluster.Name]bool // of which a record can't be read now: not even the bucket knows better
+	all   bool                   // an earlier process has begun to restore
+	names map[cluster.Name]bool  // that came from records
+	later map[cluster.Name]int64 // of which a record of this generation can't be read now: not even the bucket knows better
 }
 
 // add notes what a record says that SQL has taken over.
@@ -27,7 +27,32 @@ func (u *unproven) add(r cluster.NameRecord) {
 	}
 	for _, c := range r.Changes() {
 		u.names[c.Name] = true
-		delete(u.later, c.Name)
+	}
+}
+
+// adopted notes that SQL has what a record says.
+func (u *unproven) adopted(r cluster.NameRecord) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.settle(r)
+}
+
+// written notes that SQL has what this process has written, which nothing of before wins over.
+func (u *unproven) written(r cluster.NameRecord) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.settle(r)
+	for _, c := range r.Changes() {
+		delete(u.names, c.Name)
+	}
+}
+
+// settle forgets what could not be read of the names of a record, but for what is newer. The caller holds u.mu.
+func (u *unproven) settle(r cluster.NameRecord) {
+	for _, c := range r.Changes() {
+		if at, ok := u.later[c.Name]; ok && at <= c.Generation {
+			delete(u.later, c.Name)
+		}
 	}
 }
 
@@ -49,20 +74,19 @@ func (u *unproven) clear() {
 func (u *unproven) isLater(n cluster.Name) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.later[n]
+	_, ok := u.later[n]
+	return ok
 }
 
-// setLater notes the records of a round that can't be read now. With all, no origin was left out, and others can be
+// setLater notes the changes of a round that can't be read now. With all, no origin was left out, and others can be
 // read, or have gone.
-func (u *unproven) setLater(rs []cluster.NameRecord, all bool) {
+func (u *unproven) setLater(cs []cluster.Change, all bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if all || u.later == nil {
-		u.later = map[cluster.Name]bool{}
+		u.later = map[cluster.Name]int64{}
 	}
-	for _, r := range rs {
-		for _, c := range r.Changes() {
-			u.later[c.Name] = true
-		}
+	for _, c := range cs {
+		u.later[c.Name] = max(u.later[c.Name], c.Generation)
 	}
 }
