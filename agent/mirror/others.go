@@ -63,6 +63,9 @@ func dockerFiles(n node, s Settings) ([]file, error) {
 		if err := json.Unmarshal(text, &doc); err != nil {
 			return nil, fmt.Errorf("%s: %w", daemonJSON, err)
 		}
+		if doc == nil { // it says null
+			doc = map[string]any{}
+		}
 	}
 	mirrors := []any{s.DockerHub}
 	old, _ := doc["registry-mirrors"].([]any)
@@ -153,6 +156,12 @@ func rancherFiles(dir string) func(node, Settings) ([]file, error) {
 		}
 		doc["mirrors"] = mirrors
 		out, err := yaml.Marshal(doc)
+		if err == nil {
+			err = yaml.Unmarshal(out, &map[string]any{})
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s has a form to which no mirror is added here: %w; put %q first among its endpoints by hand", name, err, s.Agent)
+		}
 		return append([]file{{name, out}}, only...), err
 	}
 }
@@ -225,6 +234,9 @@ func buildkitFiles(n node, s Settings) ([]file, error) {
 	}
 	if s.plain() && lookUp(doc, "registry", at) == nil {
 		out += fmt.Sprintf("\n[registry.%q]\n  http = true\n", at)
+	}
+	if err := toml.Unmarshal([]byte(out), &doc); err != nil {
+		return nil, fmt.Errorf("%s has a form to which no registry is added here: %w; put %q into the mirrors of each by hand", buildkitdTOML, err, at)
 	}
 	return []file{{buildkitdTOML, []byte(out)}}, nil
 }
