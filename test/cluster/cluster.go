@@ -113,6 +113,15 @@ func NewMirror(t *testing.T, origins, agents int, upstreams map[string]any) *Clu
 	return start(t, origins, agents, false, upstreams)
 }
 
+// NewSmallMirror is NewMirror with disks that hold little: old blobs make room for new ones.
+func NewSmallMirror(t *testing.T, origins, agents int, upstreams map[string]any, capacity string) *Cluster {
+	t.Helper()
+	return startWith(t, origins, agents, false, func(settings map[string]map[string]any) {
+		settings["origin"]["upstreams"], settings["build-index"]["upstreams"] = upstreams, upstreams
+		settings["origin"]["capacity"], settings["agent"]["cache"] = capacity, map[string]any{"capacity": capacity}
+	})
+}
+
 // NewMutualTLSMirror is NewMirror with a cluster that takes only its own nodes, on every listener.
 func NewMutualTLSMirror(t *testing.T, origins, agents int, upstreams map[string]any) *Cluster {
 	t.Helper()

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -23,6 +24,8 @@ import (
 	"kraken/agent/mirror"
 	"kraken/test/upstream"
 )
+
+var stateFlag = flag.String("state", "/tmp", "where runtimes keep their images; a short name")
 
 // need skips a test that lacks something, or fails it where nothing may be skipped.
 func need(t *testing.T, ok bool, what string) {
@@ -59,21 +62,45 @@ type runtime struct {
 	pull   func(image string) error
 	// pullAs is with user:password, as kubelet passes an imagePullSecret on; nil where that is not known.
 	pullAs func(user, image string) error
+	// remove forgets a pulled image; nil where that is not known.
+	remove func(image string) error
+}
+
+// kind is a kind of runtime.
+type kind struct {
+	name  string
+	start func(t *testing.T, mirrorURL string, registries ...string) runtime
 }
 
 // kinds are the runtimes that are tested. Each starts one for a mirror; registries are what it asks the mirror for, by
 // a runtime that has to be told.
-var kinds = []struct {
-	name  string
-	start func(t *testing.T, mirrorURL string, registries ...string) runtime
-}{
+var kinds = []kind{
 	{"containerd 1.6", containerd("containerd", "1.6", "")},
 	{"containerd 2 transfer", containerd("containerd2", "2.4", "")},
 	{"containerd 2 local", containerd("containerd2", "2.4", "[plugins.'io.containerd.cri.v1.images']\nuse_local_image_pull = true\n")},
-	{"containerd 2 parallel", containerd("containerd2", "2.4", "[plugins.'io.containerd.transfer.v1.local']\nconcurrent_layer_fetch_buffer = 65536\n")},
+	inChunks(64 << 10),
 	{"skopeo", skopeo},
 	{"podman", podman},
 }
+
+// inChunks is a containerd that fetches layers in chunks of so many bytes, three at once, which is its default.
+func inChunks(size int) kind {
+	return kind{"containerd 2 parallel", containerd("containerd2", "2.4", fmt.Sprintf("[plugins.'io.containerd.transfer.v1.local']\nconcurrent_layer_fetch_buffer = %d\n", size))}
+}
+
+// docker has mirrors for Docker Hub alone: it takes any name for one of there.
+var docker = kind{"docker", func(t *testing.T, mirrorURL string, _ ...string) runtime {
+	r := dockerd(t, mirrorURL, mirrorURL)
+	pull := r.pull
+	r.pull = func(image string) error {
+		_, repo, _ := strings.Cut(image, "/")
+		return pull(repo)
+	}
+	return r
+}}
+
+// hubHost is what Docker goes on to.
+const hubHost = "registry-1.docker.io"
 
 // installed runs mirror.Install on a root of its own, and returns that.
 func installed(t *testing.T, s mirror.Settings) string {
@@ -96,7 +123,7 @@ func containerd(name, version, more string) func(*testing.T, string, ...string) 
 			need(t, err == nil && strings.Contains(string(out), " 1."), "containerd 1.x")
 		}
 		root := installed(t, mirror.Settings{Agent: mirrorURL, Runtimes: []string{"containerd"}, ContainerdVersion: version})
-		dir, err := os.MkdirTemp("/tmp", "kc") // sockets have short names
+		dir, err := os.MkdirTemp(*stateFlag, "kc") // sockets have short names
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -144,7 +171,7 @@ func containerd(name, version, more string) func(*testing.T, string, ...string) 
 		}
 		return runtime{name: name, pull: func(image string) error { return run("pull", image) }, pullAs: func(user, image string) error {
 			return run("pull", "--creds", user, image)
-		}}
+		}, remove: func(image string) error { return run("rmi", image) }}
 	}
 }
 
