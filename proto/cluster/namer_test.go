@@ -81,6 +81,35 @@ func TestOwnIsNeverServedForAnother(t *testing.T) {
 	}
 }
 
+// Whatever a client says in ?ns= and in the path, it means a repository of the cluster's own, by no other registry's
+// name, or one of a registry that is mirrored, by that registry's name; and saying it again by its path means the same.
+func FuzzNamer(f *testing.F) {
+	for _, s := range [][2]string{
+		{"docker.io", "library/nginx"}, {"", "docker.io/library/nginx"}, {"registry.corp:5000", "a"}, {"", "registry.corp_5000/a"}, {"kraken.corp", "team/app"},
+		{"evil.example", "a"}, {"a.example", "kraken.corp/x"}, {"", "kraken.corp/docker.io/x"}, {"DOCKER.IO", "x"}, {"kraken.corp:80", "x"}, {"x_1", "y"}, {"[::1]:5000", "a"},
+	} {
+		f.Add(s[0], s[1])
+	}
+	n := mirroring("kraken.corp")
+	f.Fuzz(func(t *testing.T, ns, path string) {
+		repo, err := n.Repository(ns, path)
+		if err != nil || repo == "" || path == "" {
+			return
+		}
+		host, _, upstreams := SplitUpstream(repo)
+		foreign := ns != "" && CanonicalRegistry(ns) != "kraken.corp"
+		switch {
+		case foreign && !upstreams, foreign && host != CanonicalRegistry(ns):
+			t.Fatalf("%q at %q is %q", path, ns, repo)
+		case upstreams && !n.Upstreams().Mirrors(host):
+			t.Fatalf("%q at %q is %q, of a registry that is not mirrored", path, ns, repo)
+		}
+		if again, err := n.Repository("", repo); upstreams && (err != nil || again != repo) {
+			t.Fatalf("%q at %q is %q, and by that path %q, %v", path, ns, repo, again, err)
+		}
+	})
+}
+
 // What is mirrored is known from before, follows what build-index says, and stays while that says nothing.
 func TestWatch(t *testing.T) {
 	var said atomic.Pointer[Upstreams] // nil: 503
