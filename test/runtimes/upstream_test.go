@@ -75,7 +75,6 @@ func faults() (rows []fault) {
 	each("refused connections", upstream.Rule{Refuse: true}, false, 0)
 	each("cut by FIN once", upstream.Rule{Cut: true, CutAt: 500_000, Times: 1}, false, 0, "storage")
 	each("cut by FIN", upstream.Rule{Cut: true, CutAt: 500_000}, false, 0, "storage")
-	each("cut by FIN without progress", upstream.Rule{Cut: true, CutAt: 500_000, After: 1}, false, 0, "storage")
 	each("cut by RST once", upstream.Rule{Cut: true, Reset: true, CutAt: 500_000, Times: 1}, false, 0, "storage")
 	each("cut by RST", upstream.Rule{Cut: true, Reset: true, CutAt: 500_000}, false, 0, "storage")
 	each("other bytes", upstream.Rule{Flip: true, FlipAt: 100}, true, 0, "manifest", "storage")
