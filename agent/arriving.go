@@ -48,7 +48,7 @@ const (
 	arrivingTries = 2
 )
 
-// errPassed says that origins don't keep a blob.
+// errPassed says that origins don't keep a blob, or no longer. Its readers get it from them without the cache.
 var errPassed = errors.New("origins pass it on and don't keep it")
 
 // errNowhere says that no origin, no bucket and no upstream has a blob.
@@ -221,14 +221,18 @@ func (r *arriving) follow(ctx context.Context) error {
 			continue
 		case ctx.Err() != nil:
 			return nil
+		case errors.Is(err, errPassed):
+			r.fail(err)
+			return err
 		case registry.IsAnswer(err):
 			if fails++; fails >= arrivingTries {
 				r.fail(err)
 				return err
 			}
 		default:
-			r.a.log.Info("the origin that fetches a blob does not answer, another one is asked", "origin", r.fetcher().ID, "digest", r.digest, "error", err)
-			if x, aerr := r.ask(ctx); aerr == nil && !x.Pending {
+			silent := r.fetcher()
+			r.a.log.Info("the origin that fetches a blob does not answer, another one is asked", "origin", silent.ID, "digest", r.digest, "error", err)
+			if x, aerr := r.ask(ctx); aerr == nil && !x.Pending && r.fetcher() != silent {
 				continue
 			}
 		}

@@ -11,6 +11,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"kraken/proto/blob"
+	"kraken/proto/cluster"
 	"kraken/proto/config"
 	"kraken/proto/registry"
 	"kraken/proto/ring"
@@ -127,6 +129,39 @@ func TestPinnedFullRelays(t *testing.T) {
 	}
 	if err := a.store.CheckSpace(context.Background()); err == nil || !strings.Contains(err.Error(), "capacity 4194304") {
 		t.Errorf("readiness says %v", err)
+	}
+}
+
+// TestArrivingThatIsPassedOn: when origins begin to pass on what they had begun to keep, since their disks are full,
+// its readers go on without the pull, and nobody asks in a loop.
+func TestArrivingThatIsPassedOn(t *testing.T) {
+	b := noise(12, 4<<20)
+	h := blob.NewPieceHasher(int64(len(b)))
+	_, _ = h.Write(b) // never fails
+	m, err := h.Sum(digest.FromBytes(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := m.PieceHash(0)
+	c := newCourseWith(t, Config{}, b, []answer{serve})
+	origin := c.hops[0]
+	origin.mu.Lock()
+	origin.arriving = func(n int) cluster.Arriving {
+		if n > 1 {
+			return cluster.Arriving{Origin: "o1", Passed: true}
+		}
+		return cluster.Arriving{Origin: "o1", Size: int64(len(b)), Hashes: first[:]}
+	}
+	origin.mu.Unlock()
+	for range 2 {
+		if err := c.whole(b); err != nil {
+			t.Error(err)
+		}
+	}
+	origin.mu.Lock()
+	defer origin.mu.Unlock()
+	if origin.asked > 8 {
+		t.Errorf("the origin was asked %d times how far the blob is", origin.asked)
 	}
 }
 

@@ -22,6 +22,7 @@ import (
 
 	"kraken/origin/store"
 	"kraken/origin/swarm"
+	"kraken/proto/cluster"
 	"kraken/proto/config"
 	"kraken/proto/registry"
 	"kraken/proto/ring"
@@ -127,16 +128,27 @@ type hop struct {
 	blob   []byte
 	says   []answer
 	silent bool
+	// arriving answers how far the blob is, the how-manieth time; nil: the origin is of a version that does not know.
+	arriving func(n int) cluster.Arriving
 
-	mu   sync.Mutex
-	got  []string // the Range of each request
-	open int      // requests under way
+	mu    sync.Mutex
+	asked int      // how far the blob is
+	got   []string // the Range of each request
+	open  int      // requests under way
 }
 
 func (h *hop) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !strings.Contains(r.URL.Path, "/blobs/") {
 		if h.silent {
 			<-r.Context().Done()
+		}
+		if h.arriving != nil && strings.Contains(r.URL.Path, "/arriving/") {
+			h.mu.Lock()
+			h.asked++
+			n := h.asked
+			h.mu.Unlock()
+			_ = json.NewEncoder(w).Encode(h.arriving(n))
+			return
 		}
 		err := registry.ErrBlobUnknown
 		if strings.Contains(r.URL.Path, "/arriving/") { // which would say 404 only of what is nowhere

@@ -79,10 +79,11 @@ func (s *stream) Read(b []byte) (int, error) {
 	return s.relay.Read(b)
 }
 
-// goesOn reports whether the rest can be had in another way after an error: where the disk has filled up, and where the
-// pull that failed was read with what another caller had shown. Wrong bytes have been read then, and stay wrong.
+// goesOn reports whether the rest can be had in another way after an error: where the disk has filled up, here or at the
+// origins, and where the pull that failed was read with what another caller had shown. Wrong bytes have been read then,
+// and stay wrong.
 func (s *stream) goesOn(err error) bool {
-	if errors.Is(err, store.ErrFull) {
+	if errors.Is(err, store.ErrFull) || errors.Is(err, errPassed) {
 		return true
 	}
 	return s.joined && err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, store.ErrDigestMismatch)

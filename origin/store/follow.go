@@ -145,7 +145,7 @@ func (g *Growth) wake(pieces []byte) {
 // and a channel that is closed when another piece has. It is empty, and stays so, where the session makes no metainfo.
 func (g *Growth) Pieces(from int) (hashes []byte, more <-chan struct{}) {
 	more = g.morePieces.C()
-	if p := g.pieces.Load(); p != nil && from*sha1.Size < len(*p) {
+	if p := g.pieces.Load(); p != nil && from < len(*p)/sha1.Size {
 		hashes = (*p)[from*sha1.Size:]
 	}
 	return hashes, more

@@ -3,8 +3,10 @@ package store
 import (
 	"bytes"
 	"context"
+	"crypto/sha1"
 	"errors"
 	"io"
+	"math"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -108,3 +110,16 @@ func (fakeGrowing) Wait(ctx context.Context, _ int64) (int64, error) {
 	return 0, ctx.Err()
 }
 func (fakeGrowing) Verified(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+
+// TestPiecesFromAnywhere: any number of a piece may be asked from, also one whose hash would begin beyond the largest
+// offset.
+func TestPiecesFromAnywhere(t *testing.T) {
+	g := &Growth{}
+	two := make([]byte, 2*sha1.Size)
+	g.pieces.Store(&two)
+	for from, want := range map[int]int{0: 2, 1: 1, 2: 0, 3: 0, math.MaxInt/sha1.Size + 1: 0, math.MaxInt/sha1.Size*2 + 3: 0, math.MaxInt: 0} {
+		if hashes, _ := g.Pieces(from); len(hashes) != want*sha1.Size {
+			t.Errorf("from %d: %d bytes, want %d hashes", from, len(hashes), want)
+		}
+	}
+}
