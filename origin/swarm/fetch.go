@@ -479,10 +479,16 @@ func (f *Fetch) Close() error {
 		defer f.s.loadMu.Unlock()
 		r, err := f.s.cfg.Store.OpenYielding(f.m.Digest)
 		if err != nil || f.s.closed {
-			if err == nil {
-				r.Close()
-			}
 			f.s.drop(f.t)
+			switch {
+			case err == nil:
+				r.Close()
+			case f.Err() == nil && !errors.Is(err, store.ErrNotFound): // it is there; a peer that asks for it makes another try
+				f.s.log.Warn("a blob that came can't be opened now", "digest", f.m.Digest, "error", err)
+				if !f.m.IsProvisional() {
+					f.s.Register(f.m)
+				}
+			}
 			return
 		}
 		f.t.data.commit(r)

@@ -1,6 +1,8 @@
 package swarm
 
 import (
+	"context"
+	"crypto/sha1"
 	"slices"
 	"testing"
 	"time"
@@ -8,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"kraken/origin/store"
+	"kraken/proto/blob"
 )
 
 func TestTorrentsExistOnlyWhileAskedFor(t *testing.T) {
@@ -80,6 +83,62 @@ func TestRunFindsWhatIsInTheStore(t *testing.T) {
 	leech.fetch(m, nil, restarted.peer()).finish()
 	leech.has(b)
 	t.Cleanup(func() { st.Close() })
+}
+
+// knownHashes are the hashes of a blob that arrives, of which all are known.
+type knownHashes struct{ m *blob.Metainfo }
+
+func (h knownHashes) Known() int { return h.m.NumPieces() }
+
+func (h knownHashes) PieceHash(_ context.Context, i int) ([sha1.Size]byte, error) {
+	return h.m.PieceHash(i), nil
+}
+
+// A blob that came while it arrived elsewhere is forgotten under the info-hash that it came with, too, and what is
+// counted of one that is not seeded is not kept.
+func TestForgottenBlobThatArrived(t *testing.T) {
+	b := randomBytes(23, 2<<20)
+	n := newNode(t, nil)
+	m := metainfoOf(t, b)
+	provisional, err := blob.Provisional(m.Digest, m.Size, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := n.store.Partial(provisional)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := n.Fetch(t.Context(), Request{Partial: p, Hashes: knownHashes{m}, Sources: []Source{newLeaseServer(b)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it came", func() bool {
+		select {
+		case <-f.Done():
+			return true
+		default:
+			return false
+		}
+	})
+	if _, err := p.CommitAs(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if n.find(provisional.InfoHash()) == nil {
+		t.Fatal("it is not seeded to those who still fetch it")
+	}
+	n.loadMu.Lock()
+	n.sentBefore[m.Digest] = 7
+	n.loadMu.Unlock()
+	n.Forget(m.Digest)
+	if n.find(provisional.InfoHash()) != nil {
+		t.Error("the torrent is still loaded")
+	}
+	if sent := n.BytesSent(); len(sent) != 0 {
+		t.Errorf("what was sent of it is still counted: %v", sent)
+	}
 }
 
 func TestForgottenBlobIsNotServed(t *testing.T) {

@@ -282,14 +282,25 @@ func (s *Swarm) Seeds(d digest.Digest) bool { return s.index.has(d) }
 func (s *Swarm) Forget(d digest.Digest) {
 	s.loadMu.Lock() // a fetch that has just ended opens the blob and registers it with this lock
 	defer s.loadMu.Unlock()
-	ih, ok := s.index.remove(d)
-	if !ok {
-		return
-	}
-	if t := s.find(ih); t != nil && t.fetch.Load() == nil {
-		s.drop(t)
+	s.index.remove(d)
+	for _, t := range s.loadedOf(d) {
+		if t.fetch.Load() == nil {
+			s.drop(t)
+		}
 	}
 	delete(s.sentBefore, d)
+}
+
+// loadedOf returns the torrents of a blob: what arrived has another info-hash than the blob that it became.
+func (s *Swarm) loadedOf(d digest.Digest) (out []*loaded) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, t := range s.loaded {
+		if t.m.Digest == d {
+			out = append(out, t)
+		}
+	}
+	return out
 }
 
 // BytesSent returns how many bytes of each blob went to peers since the start; a blob that none has asked for, or that
@@ -395,13 +406,11 @@ func (x *index) add(ih blob.InfoHash, d digest.Digest) {
 	x.digest[ih], x.hash[d] = d, ih
 }
 
-func (x *index) remove(d digest.Digest) (blob.InfoHash, bool) {
+func (x *index) remove(d digest.Digest) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	ih, ok := x.hash[d]
+	delete(x.digest, x.hash[d])
 	delete(x.hash, d)
-	delete(x.digest, ih)
-	return ih, ok
 }
 
 func (x *index) find(ih blob.InfoHash) (digest.Digest, bool) {

@@ -96,6 +96,23 @@ func TestPieceOfOneBlock(t *testing.T) {
 	}
 }
 
+// TestRightPieceIsNotClaimed: a piece that came whole and right, and waits for its check, is no Source's to write again:
+// it would be taken for right whatever that one wrote.
+func TestRightPieceIsNotClaimed(t *testing.T) {
+	m, part := blobOf(t, small)
+	b := NewBoard(m, part, stall)
+	b.Received(3, 0, m.PieceSize(3), &Peer{})
+	b.BeginWrite(3)
+	b.WroteWhole(3, true)
+	b.EndWrite(3)
+	if got := b.Claim([]int{3, 4}); !slices.Equal(got, []int{4}) {
+		t.Errorf("claimed %v, want 4 alone", got)
+	}
+	if got := b.BeginCheck(3); got != CheckDone {
+		t.Errorf("check %d", got)
+	}
+}
+
 // TestWhoLied: of a wrong piece, a single sender lied; of several all are suspects until the piece is there, and all
 // but the one with the most merit go.
 func TestWhoLied(t *testing.T) {
