@@ -264,17 +264,6 @@ func (p *Partial) MarkVerified(i int) error {
 	return nil
 }
 
-// MarkUnverified takes a piece back that is not what it should be.
-func (p *Partial) MarkUnverified(i int) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if !p.have.Has(i) || p.over {
-		return nil
-	}
-	p.have.Clear(i)
-	return p.writeBit(i)
-}
-
 // writeBit writes the byte of the live bitmap that has piece i.
 func (p *Partial) writeBit(i int) error {
 	b := p.have.Bytes()

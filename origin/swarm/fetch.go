@@ -48,7 +48,6 @@ type Hashes interface {
 type Stats struct {
 	BytesFromPeers   int64 // verified
 	BytesFromOrigins int64 // verified, from Sources
-	BytesUploaded    int64
 	PiecesVerified   int
 	PiecesWasted     int // did not pass, and were fetched again
 	Peers            int // connected now
@@ -444,8 +443,7 @@ func (f *Fetch) Stats() Stats {
 		return st
 	}
 	f.t.use(func(lib *torrent.Torrent) {
-		ls := lib.Stats()
-		st.BytesUploaded, st.Peers = ls.BytesWrittenData.Int64(), ls.ActivePeers
+		st.Peers = lib.Stats().ActivePeers
 	})
 	return st
 }
