@@ -61,7 +61,7 @@ func (a *Agent) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint
 		switch {
 		case err != nil && ctx.Err() == nil && a.ctx.Err() != nil:
 			return nil, fmt.Errorf("%w: %w: %w", registry.ErrUnavailable, errShuttingDown, err)
-		case errors.Is(err, store.ErrFull), errors.Is(err, errPassed):
+		case isUncached(err):
 			return a.relayed(ctx, repo, d, hint)
 		case err != nil && ctx.Err() == nil && p.caller != cluster.Authorization(ctx):
 			if others++; others > 1 { // callers enough fail, one after the other

@@ -132,6 +132,30 @@ func TestPinnedFullRelays(t *testing.T) {
 	}
 }
 
+// TestBusyCacheRelays: where the blob's file is still in use by a pull that failed, as a slow reader of that one keeps
+// it, other readers get the blob from the origins.
+func TestBusyCacheRelays(t *testing.T) {
+	b := noise(13, 3<<20)
+	o := newSource(t, b)
+	o.allow(everything)
+	url, _ := lonely(t, atOnce(), o.infos)
+	a := startWith(t, Config{
+		Config: role.Config{Origins: []ring.Member{{ID: "o", URL: o.URL}}}, Tracker: role.Endpoint{URL: url}, Peer: Peer{StallTimeout: config.Duration(200 * time.Millisecond)},
+	})
+	arrived, err := blob.Provisional(digest.FromBytes(b), int64(len(b)), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	part, err := a.store.Partial(arrived)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer part.Close()
+	if err := a.whole(b); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestArrivingThatIsPassedOn: when origins begin to pass on what they had begun to keep, since their disks are full,
 // its readers go on without the pull, and nobody asks in a loop.
 func TestArrivingThatIsPassedOn(t *testing.T) {

@@ -224,9 +224,9 @@ func (a *Agent) note(p *pull, err error) {
 	case errors.Is(err, errAbandoned):
 	case errors.Is(err, store.ErrFull):
 		a.noteRoom(err)
+		a.log.Info("a blob is not cached for want of room: its readers get it from the origins", "repository", p.repo, "digest", p.digest, "error", err)
+	case isUncached(err):
 		a.log.Info("a blob is not cached: its readers get it from the origins", "repository", p.repo, "digest", p.digest, "error", err)
-	case errors.Is(err, errPassed):
-		a.log.Info("a blob is not cached: origins pass it on", "repository", p.repo, "digest", p.digest)
 	case errors.Is(err, registry.ErrBlobUnknown): // whoever asks for what there is not makes no failure of it
 		a.log.Info("no origin knows a blob that was asked for", "repository", p.repo, "digest", p.digest)
 	case a.ctx.Err() != nil:
@@ -376,7 +376,7 @@ func (in *incoming) leave() {
 // to need.
 func (p *pull) gone(in *incoming) {
 	p.mu.Lock()
-	deserted := in == p.in && !p.isRead()
+	deserted := !p.isRead()
 	p.mu.Unlock()
 	if deserted {
 		select {

@@ -79,11 +79,17 @@ func (s *stream) Read(b []byte) (int, error) {
 	return s.relay.Read(b)
 }
 
-// goesOn reports whether the rest can be had in another way after an error: where the disk has filled up, here or at the
-// origins, and where the pull that failed was read with what another caller had shown. Wrong bytes have been read then,
-// and stay wrong.
+// isUncached reports whether an error says only that the cache does not get a blob: the disk is full, here or at the
+// origins, or somebody else still uses its file. Its readers get it from the origins.
+func isUncached(err error) bool {
+	return errors.Is(err, store.ErrFull) || errors.Is(err, errPassed) || errors.Is(err, store.ErrBusy)
+}
+
+// goesOn reports whether the rest can be had in another way after an error: where the cache does not get the blob, and
+// where the pull that failed was read with what another caller had shown. Wrong bytes have been read then, and stay
+// wrong.
 func (s *stream) goesOn(err error) bool {
-	if errors.Is(err, store.ErrFull) || errors.Is(err, errPassed) {
+	if isUncached(err) {
 		return true
 	}
 	return s.joined && err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, store.ErrDigestMismatch)
