@@ -30,10 +30,11 @@ type arriving struct {
 	lost    chan struct{} // has a place: the origin does not answer, or has nothing any more
 	changed store.Signal
 
-	mu     sync.Mutex
-	origin *cluster.Origin // that fetches
-	hashes []byte
-	err    error // why it will not come
+	mu       sync.Mutex
+	origin   *cluster.Origin // that fetches
+	hashes   []byte
+	received int64 // bytes that have come to the origin
+	err      error // why it will not come
 }
 
 const (
@@ -127,6 +128,13 @@ func (r *arriving) Known() int {
 	return len(r.hashes) / sha1.Size
 }
 
+// Received implements swarm.Hashes.
+func (r *arriving) Received() int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.received
+}
+
 // fetcher returns the origin that fetches the blob, as far as is known.
 func (r *arriving) fetcher() *cluster.Origin {
 	r.mu.Lock()
@@ -141,6 +149,7 @@ func (r *arriving) take(x cluster.Arriving) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.received = x.Received
 	skip := len(r.hashes) - x.From*sha1.Size
 	if skip < 0 || skip >= len(x.Hashes) {
 		return nil

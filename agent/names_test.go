@@ -306,6 +306,7 @@ func TestManifestOfBlobsThatCantBeHad(t *testing.T) {
 func TestAfterACutBodyTheBlobIsRefused(t *testing.T) {
 	layer := noise(7, 300<<10)
 	d := digest.FromBytes(layer)
+	var answered atomic.Pointer[chan struct{}] // closed when the client has the agent's headers: only then a body is cut
 	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !strings.Contains(r.URL.Path, "/blobs/") || strings.Contains(r.URL.Path, "_kraken") {
 			w.WriteHeader(http.StatusNotFound)
@@ -315,6 +316,11 @@ func TestAfterACutBodyTheBlobIsRefused(t *testing.T) {
 		w.WriteHeader(http.StatusOK)
 		if r.Method == http.MethodGet {
 			_, _ = w.Write(layer[:100<<10])
+			_ = http.NewResponseController(w).Flush()
+			select {
+			case <-*answered.Load():
+			case <-r.Context().Done():
+			}
 			panic(http.ErrAbortHandler)
 		}
 	}))
@@ -332,9 +338,12 @@ func TestAfterACutBodyTheBlobIsRefused(t *testing.T) {
 		if rng != "" {
 			req.Header.Set("Range", rng)
 		}
+		headers := make(chan struct{})
+		answered.Store(&headers)
 		resp, err := http.DefaultClient.Do(req)
+		close(headers)
 		if err != nil {
-			return http.StatusOK, io.ErrUnexpectedEOF // cut off with the headers
+			t.Fatal(err)
 		}
 		defer resp.Body.Close()
 		_, err = io.Copy(io.Discard, resp.Body)

@@ -47,12 +47,14 @@ func (f *fetch) arriving(ctx context.Context, q cluster.ArrivingRequest) (cluste
 	defer limit.Stop()
 	for {
 		hashes, more := f.g.Pieces(q.From)
+		a.Received = f.g.Received()
 		if a.Hashes = hashes[:min(len(hashes), cluster.MaxArrivingHashes*sha1.Size)]; len(a.Hashes) > 0 || !q.Wait {
 			return a, nil
 		}
 		select {
 		case <-more:
 		case <-limit.C:
+			a.Received = f.g.Received()
 			return a, nil
 		case <-f.g.Ended():
 			return f.ended(a)

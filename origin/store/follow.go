@@ -163,6 +163,9 @@ func (g *Growth) End(err error) {
 // Close closes the file. The blob that the session became is not harmed.
 func (g *Growth) Close() error { return g.f.Close() }
 
+// Received returns how many bytes have come.
+func (g *Growth) Received() int64 { return g.u.Offset() }
+
 // ReadAt implements io.ReaderAt; bytes before the end that Wait returned may be read.
 func (g *Growth) ReadAt(p []byte, off int64) (int, error) { return g.f.ReadAt(p, off) }
 

@@ -42,6 +42,9 @@ type Hashes interface {
 	PieceHash(ctx context.Context, i int) ([sha1.Size]byte, error)
 	// Known returns of how many pieces, from the first on, the hash is known: these have come.
 	Known() int
+	// Received returns how many bytes have come to who fetches the blob, as far as is known. While that changes the
+	// Fetch is not given up.
+	Received() int64
 }
 
 // Stats counts since the start of the Fetch.
@@ -164,7 +167,7 @@ func (s *Swarm) Fetch(ctx context.Context, req Request) (*Fetch, error) {
 func (f *Fetch) run() {
 	t := time.NewTicker(tick)
 	defer t.Stop()
-	var before, beforeAll int64
+	var before, beforeAll, received int64
 	reconnected := time.Now()
 	f.dial()
 	for {
@@ -187,6 +190,10 @@ func (f *Fetch) run() {
 		f.rateOfAll.Store(int64(0.9*float64(f.rateOfAll.Load()) + 0.1*float64(all-beforeAll)/tick.Seconds()))
 		beforeAll = all
 		f.prioritize()
+		if f.hashes != nil && f.hashes.Received() != received {
+			received = f.hashes.Received()
+			f.progress.Store(time.Now().UnixNano())
+		}
 		if idle := f.idle(); idle > f.s.cfg.GiveUp {
 			f.finish(fmt.Errorf("fetch %s: %w for %s", f.m.Digest, ErrNoProgress, idle.Round(time.Second)))
 			return

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha1"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -90,6 +91,8 @@ type knownHashes struct{ m *blob.Metainfo }
 
 func (h knownHashes) Known() int { return h.m.NumPieces() }
 
+func (h knownHashes) Received() int64 { return h.m.Size }
+
 func (h knownHashes) PieceHash(_ context.Context, i int) ([sha1.Size]byte, error) {
 	return h.m.PieceHash(i), nil
 }
@@ -140,6 +143,79 @@ func TestForgottenBlobThatArrived(t *testing.T) {
 		t.Errorf("what was sent of it is still counted: %v", sent)
 	}
 }
+
+// growing are hashes of which none is known until done is closed; meanwhile bytes come to who fetches the blob.
+type growing struct {
+	knownHashes
+	done chan struct{}
+	came atomic.Int64
+}
+
+func (h *growing) Known() int {
+	select {
+	case <-h.done:
+		return h.knownHashes.Known()
+	default:
+		return 0
+	}
+}
+
+func (h *growing) Received() int64 { return h.came.Add(1) }
+
+func (h *growing) PieceHash(ctx context.Context, i int) (sum [sha1.Size]byte, err error) {
+	select {
+	case <-h.done:
+		return h.m.PieceHash(i), nil
+	case <-ctx.Done():
+		return sum, context.Cause(ctx)
+	}
+}
+
+// A fetch of which no piece comes is not given up while bytes come to the origin: a piece takes long on a slow link, and
+// who takes a blob over begins at its first byte.
+func TestNotGivenUpWhileBytesCome(t *testing.T) {
+	b := randomBytes(24, 2<<20)
+	m := metainfoOf(t, b)
+	provisional, err := blob.Provisional(m.Digest, m.Size, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, comes := range map[string]bool{"bytes come": true, "nothing comes": false} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t, func(c *Config) { c.GiveUp = time.Second })
+			p, err := n.store.Partial(provisional)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Close()
+			h := &growing{knownHashes: knownHashes{m}, done: make(chan struct{})}
+			var hashes Hashes = h
+			if !comes {
+				hashes = still{h}
+			}
+			f, err := n.Fetch(t.Context(), Request{Partial: p, Hashes: hashes})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			select {
+			case <-f.Done():
+				if comes {
+					t.Errorf("given up: %v", f.Err())
+				}
+			case <-time.After(3 * time.Second):
+				if !comes {
+					t.Error("not given up")
+				}
+			}
+		})
+	}
+}
+
+// still are hashes of a blob of which nothing comes.
+type still struct{ *growing }
+
+func (still) Received() int64 { return 0 }
 
 func TestForgottenBlobIsNotServed(t *testing.T) {
 	b := randomBytes(22, 2<<20)

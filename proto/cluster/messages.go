@@ -62,7 +62,9 @@ type Arriving struct {
 	Passed bool `json:"passed,omitempty"`
 	// Whole says that it is there, and was verified: its metainfo can be had.
 	Whole bool `json:"whole,omitempty"`
-	From  int  `json:"from,omitempty"` // the piece that the first of Hashes is of
+	// Received is how many bytes have come to the origin; it begins anew where another origin takes the blob over.
+	Received int64 `json:"received,omitempty"`
+	From     int   `json:"from,omitempty"` // the piece that the first of Hashes is of
 	// Hashes are the SHA-1 hashes, 20 bytes each, of pieces that have come, at most MaxArrivingHashes. They are not
 	// verified before the blob is whole.
 	Hashes []byte `json:"hashes,omitempty"`
