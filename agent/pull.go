@@ -376,7 +376,7 @@ func (in *incoming) leave() {
 // to need.
 func (p *pull) gone(in *incoming) {
 	p.mu.Lock()
-	deserted := !p.isRead()
+	deserted := in == p.in && !p.isRead() // a second try goes on for the next reader
 	p.mu.Unlock()
 	if deserted {
 		select {

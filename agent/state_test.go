@@ -166,25 +166,3 @@ func TestAbandoning(t *testing.T) {
 		}
 	}
 }
-
-// TestLastReaderOfTheFirstBody: the owner of a pull is told when its last reader goes, also when that one read the body
-// of a try that is over.
-func TestLastReaderOfTheFirstBody(t *testing.T) {
-	p := newPull("r", digest.FromString("a blob"))
-	if !p.join() {
-		t.Fatal("can't be joined")
-	}
-	body := &closing{heldBody: heldBody{bytes.NewReader([]byte("first"))}}
-	p.publish(&incoming{p: p, size: body.Size(), body: body, ended: make(chan struct{})})
-	in, err := p.body(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.end(tainted, result{err: errors.New("other bytes")})
-	in.leave()
-	select {
-	case <-p.unread:
-	default:
-		t.Error("the owner goes on for nobody")
-	}
-}
