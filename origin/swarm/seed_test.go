@@ -171,8 +171,8 @@ func (h *growing) PieceHash(ctx context.Context, i int) (sum [sha1.Size]byte, er
 	}
 }
 
-// A fetch of which no piece comes is not given up while bytes come to the origin: a piece takes long on a slow link, and
-// who takes a blob over begins at its first byte.
+// A fetch of which no piece comes is not given up while bytes come to the origin: a piece takes long on a slow link,
+// and who takes a blob over begins at its first byte.
 func TestNotGivenUpWhileBytesCome(t *testing.T) {
 	b := randomBytes(24, 2<<20)
 	m := metainfoOf(t, b)

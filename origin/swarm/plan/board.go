@@ -350,7 +350,8 @@ func (b *Board) Doubted(id [20]byte) bool {
 const doubtTime = 10 * time.Second
 
 // Claim takes those of pieces that are missing and not on their way, to be delivered by a Source, and returns them. The
-// others were asked of a peer, or came, while the lease was waited for; one that came right only waits for its check. Release gives back what was not delivered.
+// others were asked of a peer, or came, while the lease was waited for; one that came right only waits for its check.
+// Release gives back what was not delivered.
 func (b *Board) Claim(pieces []int) []int {
 	b.mu.Lock()
 	defer b.mu.Unlock()

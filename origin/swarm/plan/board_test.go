@@ -96,8 +96,8 @@ func TestPieceOfOneBlock(t *testing.T) {
 	}
 }
 
-// TestRightPieceIsNotClaimed: a piece that came whole and right, and waits for its check, is no Source's to write again:
-// it would be taken for right whatever that one wrote.
+// TestRightPieceIsNotClaimed: a piece that came whole and right, and waits for its check, is no Source's to write
+// again: it would be taken for right whatever that one wrote.
 func TestRightPieceIsNotClaimed(t *testing.T) {
 	m, part := blobOf(t, small)
 	b := NewBoard(m, part, stall)
