@@ -36,17 +36,24 @@ func (o *Origin) putName(w http.ResponseWriter, r *http.Request, x registry.Exte
 			o.log.Warn("name records are taken without a signature, because no record_keys are configured: whoever reaches this listener can write them")
 		})
 	}
-	if old, err := o.name(x.Key); err == nil && !rec.Change().Wins(old.Change()) {
-		return nil
-	}
 	var line bytes.Buffer // a record is one line wherever it goes
 	if err := json.Compact(&line, body); err != nil {
 		return fmt.Errorf("%w: %w", registry.ErrRecordInvalid, err)
 	}
-	if err := o.store.PutName(x.Key, line.Bytes()); err != nil {
+	stays := false
+	err = o.store.ChangeName(x.Key, func(held []byte, err error) (store.NameChange, []byte) {
+		if old, err := o.parseHeld(held, err); err == nil && !rec.Change().Wins(old.Change()) {
+			stays = true
+			return store.LeaveName, nil
+		}
+		return store.ReplaceName, line.Bytes()
+	})
+	if err != nil {
 		return wire(err)
 	}
-	w.WriteHeader(http.StatusCreated)
+	if !stays {
+		w.WriteHeader(http.StatusCreated)
+	}
 	return nil
 }
 
@@ -65,20 +72,23 @@ func (o *Origin) deleteName(w http.ResponseWriter, r *http.Request, x registry.E
 		o.refusals.Do(func() { o.log.Warn("the deletion of a name record was refused", "client", r.RemoteAddr, "error", err) })
 		return err
 	}
-	// Also a record that does not hold: build-index has seen it and decided.
-	if old, err := o.name(x.Key); !errors.Is(err, store.ErrNotFound) && old.Generation <= gen {
-		if err := o.store.DeleteName(x.Key); err != nil {
-			return err
+	err = o.store.ChangeName(x.Key, func(held []byte, err error) (store.NameChange, []byte) {
+		// Also a record that does not hold: build-index has seen it and decided.
+		if old, err := o.parseHeld(held, err); errors.Is(err, store.ErrNotFound) || old.Generation > gen {
+			return store.LeaveName, nil
 		}
+		return store.RemoveName, nil
+	})
+	if err != nil {
+		return wire(err)
 	}
 	w.WriteHeader(http.StatusAccepted)
 	return nil
 }
 
-// name reads a record that is held and checks it as one that comes in. What it returns beside an error other than
-// store.ErrNotFound is what could be read of one that does not hold.
-func (o *Origin) name(key string) (cluster.NameRecord, error) {
-	b, err := o.store.Name(key)
+// parseHeld checks a record that is held, as store.Name returned it, like one that comes in. What it returns beside an
+// error other than store.ErrNotFound is what could be read of one that does not hold.
+func (o *Origin) parseHeld(b []byte, err error) (cluster.NameRecord, error) {
 	if err != nil {
 		return cluster.NameRecord{}, err
 	}

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -127,11 +128,48 @@ func TestPlantedRecordIsReplaced(t *testing.T) {
 	if err := c.PutName(t.Context(), good); err != nil {
 		t.Fatal(err)
 	}
-	if now, err := o.name(key); err != nil || now.Generation != good.Generation {
+	if now, err := o.parseHeld(o.store.Name(key)); err != nil || now.Generation != good.Generation {
 		t.Errorf("%+v is held, %v", now, err)
 	}
 	if held(t, c) != 1 || o.unreadable.Load() != 1 {
 		t.Errorf("%d held, %d unreadable", held(t, c), o.unreadable.Load())
+	}
+}
+
+// Of changes of one record that come at once the newest stays: an older one that comes late does not replace it, nor
+// does the deletion of what was held before.
+func TestRecordsThatChangeAtOnce(t *testing.T) {
+	o, c := keeper(t, nil)
+	old := manifestRecord("{}")
+	key := cluster.NameKey(old)
+	for range 200 {
+		old.Generation += 2
+		b, err := json.Marshal(old)
+		if err == nil {
+			err = o.store.PutName(key, b)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		now := old
+		now.Generation++
+		var wg sync.WaitGroup
+		for _, f := range []func() error{
+			func() error { return c.PutName(t.Context(), now) }, func() error { return c.PutName(t.Context(), old) },
+			func() error {
+				return c.DeleteName(t.Context(), cluster.NameDeletion{Repository: old.Repository, Key: key, Generation: old.Generation})
+			},
+		} {
+			wg.Go(func() {
+				if err := f(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if held, err := o.parseHeld(o.store.Name(key)); err != nil || held.Generation != now.Generation {
+			t.Fatalf("generation %d is held, %v, want %d", held.Generation, err, now.Generation)
+		}
 	}
 }
 

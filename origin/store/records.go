@@ -22,13 +22,45 @@ func nameFile(key string) (string, error) {
 	return path.Join("names", key), nil
 }
 
-// PutName stores a record under key, durably when it returns.
+// PutName stores a record under key, durably when it returns, whatever is held.
 func (s *Store) PutName(key string, b []byte) error {
+	return s.ChangeName(key, func([]byte, error) (NameChange, []byte) { return ReplaceName, b })
+}
+
+// DeleteName removes a record, whatever it is; one that is not there is fine.
+func (s *Store) DeleteName(key string) error {
+	return s.ChangeName(key, func([]byte, error) (NameChange, []byte) { return RemoveName, nil })
+}
+
+// NameChange is what becomes of a record.
+type NameChange int
+
+const (
+	LeaveName NameChange = iota
+	ReplaceName
+	RemoveName
+)
+
+// ChangeName does with a record what decide says of the one that is held, with no other change of it between. decide is
+// called once, with what Name returns; ReplaceName comes with the new record. What it says is durable when ChangeName
+// returns.
+func (s *Store) ChangeName(key string, decide func(held []byte, err error) (NameChange, []byte)) error {
 	f, err := nameFile(key)
 	if err != nil {
 		return err
 	}
 	defer s.claim(f)()
+	switch what, b := decide(s.Name(key)); what {
+	case ReplaceName:
+		return s.putName(f, key, b)
+	case RemoveName:
+		return s.deleteName(f, key)
+	}
+	return nil
+}
+
+// putName writes a record. The caller has claimed the file f.
+func (s *Store) putName(f, key string, b []byte) error {
 	if err := s.writeFile(f, b); err != nil {
 		return fmt.Errorf("put name record %s: %w", key, err)
 	}
@@ -51,13 +83,8 @@ func (s *Store) Name(key string) ([]byte, error) {
 	return b, err
 }
 
-// DeleteName removes a record; one that is not there is fine.
-func (s *Store) DeleteName(key string) error {
-	f, err := nameFile(key)
-	if err != nil {
-		return err
-	}
-	defer s.claim(f)()
+// deleteName removes a record. The caller has claimed the file f.
+func (s *Store) deleteName(f, key string) error {
 	if err := s.remove(f); err != nil {
 		return fmt.Errorf("delete name record %s: %w", key, err)
 	}
