@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"kraken/buildindex/names"
 	"kraken/origin/upstream"
 	"kraken/proto/cluster"
 	"kraken/proto/config"
@@ -655,6 +656,47 @@ func TestTagIsWrittenBackAgain(t *testing.T) {
 	}
 	own(digest.FromBytes(pushed))
 	r.wantMirrored(repo, "v1", digest.FromBytes(pushed), false)
+}
+
+// However many tags can't be written back, those behind them are; also behind one that policy keeps where it is.
+func TestTagsBehindOthersAreWrittenBack(t *testing.T) {
+	u := script.New(t, script.Options{})
+	first, img := u.PutImage("aaa", "fixed", []byte("one")), u.PutImage("app", "v1", []byte("layer"))
+	cfg := mirrored(u)
+	cfg.Registries[0].WriteBack = true
+	r := newMirrorRig(t, cfg)
+	r.policy = []Policy{{Match: ".*/aaa", ImmutableTags: "fixed"}}
+	r.start("first.db")
+	r.must(r.x.fill(t.Context()))
+	r.durable(true)
+	r.wantMirrored(u.Alias+"/aaa", "fixed", first.Manifest.Digest, false)
+	r.must(r.x.mirror.writeBack(t.Context()))
+	moved := u.PutImage("aaa", "fixed", []byte("two"))
+	time.Sleep(2 * time.Millisecond) // answers have milliseconds
+	r.must(r.x.db.Update(t.Context(), func(tx names.Tx) error {
+		const foreign = "0.example/x" // no registry of this configuration's
+		d := digest.FromString("x")
+		err := tx.PutManifest(names.Manifest{Repository: foreign, Digest: d, MediaType: "x/y", Generation: 1, Bytes: []byte("x")})
+		for i := range writeBackPage + 1 {
+			err = errors.Join(err, tx.PutMirroredTag(foreign, fmt.Sprint("v", i), names.MirroredTag{Digest: d, Checked: time.Now()}))
+		}
+		return errors.Join(err, tx.DeleteMirroredTag(u.Alias+"/aaa", "fixed"))
+	}))
+	r.start("first.db")
+	r.must(r.x.fill(t.Context()))
+	_, err := r.get(u.Alias+"/aaa", moved.Manifest.Digest.String())
+	r.must(err)
+	r.must(r.x.db.Update(t.Context(), func(tx names.Tx) error {
+		return tx.PutMirroredTag(u.Alias+"/aaa", "fixed", names.MirroredTag{Digest: moved.Manifest.Digest, Checked: time.Now()})
+	}))
+	r.wantMirrored(u.Alias+"/app", "v1", img.Manifest.Digest, false)
+	r.must(r.x.mirror.writeBack(t.Context()))
+	if v, err := r.x.db.Tag(t.Context(), u.Alias+"/app", "v1"); err != nil || v.Digest != img.Manifest.Digest {
+		t.Errorf("behind the others: %+v, %v", v, err)
+	}
+	if v, err := r.x.db.Tag(t.Context(), u.Alias+"/aaa", "fixed"); err != nil || v.Digest != first.Manifest.Digest {
+		t.Errorf("what policy keeps: %+v, %v", v, err)
+	}
 }
 
 // Of what is mirrored the least recently used goes; a tag whose manifest went is asked for again.

@@ -162,41 +162,55 @@ func (mi *mirror) allProved(ctx context.Context, repo string, blobs []names.Memb
 }
 
 // writeTags makes tags of the cluster of those whose manifests are the cluster's, unless somebody has pushed the tag
-// since.
+// since. Those that stay as they are, of other registries or by policy, keep none behind them.
 func (mi *mirror) writeTags(ctx context.Context) error {
-	tags, err := mi.x.db.MirroredTagsUnwritten(ctx, writeBackPage)
-	if err != nil {
-		return err
-	}
-	for _, n := range tags {
-		if up, _, ok := mi.set.For(n.Repository); !ok || !up.WriteBack {
-			continue
-		}
-		last, err := mi.last(ctx, n.Repository, n.Tag)
-		if err != nil || last.saved.IsZero() { // the cluster's own tag is younger
-			continue
-		}
-		m, err := mi.x.db.Manifest(ctx, n.Repository, registry.Reference{Digest: last.Digest})
-		if errors.Is(err, names.ErrNotFound) {
-			continue
-		}
+	var last cluster.Name
+	for {
+		page, err := mi.x.db.MirroredTagsUnwritten(ctx, last, writeBackPage)
 		if err != nil {
 			return err
 		}
-		if err := mi.writeTag(ctx, n, m); err != nil {
-			return fmt.Errorf("write back %s: %w", n, err)
+		for _, n := range page {
+			err := mi.writeTag(ctx, n)
+			if errors.Is(err, registry.ErrDenied) {
+				mi.x.log.Debug("a tag is not written back", "repository", n.Repository, "tag", n.Tag, "error", err)
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("write back %s: %w", n, err)
+			}
 		}
+		if len(page) < writeBackPage {
+			return nil
+		}
+		last = page[len(page)-1]
 	}
-	return nil
 }
 
-func (mi *mirror) writeTag(ctx context.Context, n cluster.Name, m names.Manifest) error {
+// writeTag makes a tag of the cluster of one, if its registry's are written back, and nobody has pushed it since.
+func (mi *mirror) writeTag(ctx context.Context, n cluster.Name) error {
+	if up, _, ok := mi.set.For(n.Repository); !ok || !up.WriteBack {
+		return nil
+	}
+	last, err := mi.last(ctx, n.Repository, n.Tag)
+	if err != nil || last.saved.IsZero() { // the cluster's own tag is younger
+		return nil
+	}
+	m, err := mi.x.db.Manifest(ctx, n.Repository, registry.Reference{Digest: last.Digest})
+	if err != nil {
+		return ignoreMissing(err)
+	}
 	p, err := parseManifest(m.MediaType, m.Bytes)
+	if err != nil {
+		return nil // of a version that read others
+	}
+	tags := []string{n.Tag}
+	defer mi.x.lock(n.Repository, n.Tag, m.Digest.String())()
+	needs, err := mi.x.needs(ctx, n.Repository, tags, m.Digest, registry.PutOptions{})
 	if err != nil {
 		return err
 	}
-	defer mi.x.lock(n.Repository, n.Tag, m.Digest.String())()
-	return mi.x.store(ctx, push{repo: n.Repository, tags: []string{n.Tag}, d: m.Digest, p: p, raw: m.Bytes})
+	return mi.x.store(ctx, push{n.Repository, tags, m.Digest, p, m.Bytes, needs})
 }
 
 // Of manifests that are read each day SQL is told so once.

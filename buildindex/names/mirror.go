@@ -33,9 +33,9 @@ type Mirror interface {
 	MirroredBytes(ctx context.Context) (int64, error)
 	// MirroredUnwritten returns up to n mirrored manifests after last, in order, that are none of the cluster's own.
 	MirroredUnwritten(ctx context.Context, last cluster.Name, n int) ([]cluster.Name, error)
-	// MirroredTagsUnwritten returns up to n mirrored tags whose manifests are the cluster's own, and that are no tags
-	// of the cluster's own, or of other manifests there.
-	MirroredTagsUnwritten(ctx context.Context, n int) ([]cluster.Name, error)
+	// MirroredTagsUnwritten returns up to n mirrored tags after last, in order of repository and tag, whose manifests
+	// are the cluster's own, and that are no tags of the cluster's own, or of other manifests there.
+	MirroredTagsUnwritten(ctx context.Context, last cluster.Name, n int) ([]cluster.Name, error)
 }
 
 // MirrorTx is what one Update writes of registries outside the cluster.

@@ -105,7 +105,7 @@ func (t *suite) unwritten(up string) {
 		if got, err := t.s.MirroredUnwritten(t.Context(), cluster.Name{}, 10); err != nil || !slices.Equal(got, manifests) {
 			t.Errorf("%s: manifests %v, %v", when, got, err)
 		}
-		if got, err := t.s.MirroredTagsUnwritten(t.Context(), 10); err != nil || !slices.Equal(got, tags) {
+		if got, err := t.s.MirroredTagsUnwritten(t.Context(), cluster.Name{}, 10); err != nil || !slices.Equal(got, tags) {
 			t.Errorf("%s: tags %v, %v", when, got, err)
 		}
 	}
@@ -125,6 +125,9 @@ func (t *suite) unwritten(up string) {
 		return errors.Join(own(b)(tx), tx.PutTag(up, "v", names.Version{Digest: b, Generation: 6}))
 	})
 	want("the tag is another", nil, []cluster.Name{tag, cluster.TagName(up, "w")})
+	if got, err := t.s.MirroredTagsUnwritten(t.Context(), tag, 10); err != nil || !slices.Equal(got, []cluster.Name{cluster.TagName(up, "w")}) {
+		t.Errorf("after a tag: %v, %v", got, err)
+	}
 	t.update(func(tx names.Tx) error { return tx.PutTag(up, "v", names.Version{Digest: a, Generation: 7}) })
 	want("the tag is written", nil, []cluster.Name{cluster.TagName(up, "w")})
 }

@@ -91,11 +91,11 @@ func (s *Store) MirroredUnwritten(ctx context.Context, last cluster.Name, n int)
 }
 
 // MirroredTagsUnwritten implements names.Mirror.
-func (s *Store) MirroredTagsUnwritten(ctx context.Context, n int) ([]cluster.Name, error) {
+func (s *Store) MirroredTagsUnwritten(ctx context.Context, last cluster.Name, n int) ([]cluster.Name, error) {
 	rows, err := s.r.QueryContext(ctx, `SELECT m.repository, m.tag FROM mirrored_tags m
 		JOIN manifests o ON o.repository = m.repository AND o.digest = m.digest
 		LEFT JOIN tags t ON t.repository = m.repository AND t.tag = m.tag
-		WHERE t.digest IS NULL OR t.digest <> m.digest ORDER BY m.repository, m.tag LIMIT ?`, n)
+		WHERE (m.repository, m.tag) > (?, ?) AND (t.digest IS NULL OR t.digest <> m.digest) ORDER BY m.repository, m.tag LIMIT ?`, last.Repository, last.Tag, n)
 	return pairs(rows, err, cluster.TagName)
 }
 
