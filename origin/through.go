@@ -72,12 +72,14 @@ func (p upstreamSource) openAhead(ctx context.Context, off, n int64) (io.ReadClo
 // sized opens the blob and returns its size, also where the upstream did not say it with the bytes.
 func (p upstreamSource) sized(ctx context.Context, open func() (io.ReadCloser, int64, error)) (io.ReadCloser, int64, error) {
 	body, size, err := open()
-	switch {
-	case errors.Is(err, upstream.ErrNoRange):
-		err = errNoRange
-	case err != nil:
+	var whole error
+	if errors.Is(err, upstream.ErrNoRange) {
+		whole, err = errNoRange, nil
+	}
+	if err != nil {
 		return nil, 0, err
-	case size < 0: // it is sent in chunks
+	}
+	if size < 0 { // it is sent in chunks
 		if size, err = p.registry.StatBlob(ctx, p.remote, p.digest); err == nil && size < 0 {
 			err = fmt.Errorf("%w: the upstream does not say how large %s is", registry.ErrUnavailable, p.digest)
 		}
@@ -85,7 +87,7 @@ func (p upstreamSource) sized(ctx context.Context, open func() (io.ReadCloser, i
 			return nil, 0, errors.Join(err, body.Close())
 		}
 	}
-	return body, size, err
+	return body, size, whole
 }
 
 // refusal returns why a blob is refused now, nil where it is not.

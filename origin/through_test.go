@@ -1,8 +1,10 @@
 package origin
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -79,5 +81,28 @@ func TestNotThereNeedsTheBucket(t *testing.T) {
 		}
 		b.away.Store(false)
 		want(registry.ErrBlobUnknown)
+	}
+}
+
+// An upstream that ignores ranges and sends chunks, so that no answer of it says how large the blob is, is asked for
+// the size: a part is read, and a body that breaks off is gone on with.
+func TestChunksWithoutRanges(t *testing.T) {
+	for _, relay := range []bool{true, false} {
+		u := script.New(t, script.Options{NoRanges: true})
+		b := bytes.Repeat([]byte("chunks "), 20_000)
+		u.PutBlob("app", b)
+		_, c := mirroring(t, func(cfg *Config) { cfg.Upstreams.Registries[0].Relay = relay }, u)
+		u.Fail(script.Rule{Kind: "blob", NoLength: true})
+		u.Fail(script.Rule{Kind: "blob", NoLength: true, Cut: true, CutAt: 70_000, Times: 1})
+		for _, off := range []int64{100, 0} {
+			content, err := c.OpenBlob(t.Context(), u.Alias+"/app", digest.FromBytes(b), registry.Range{Offset: off, Length: -1})
+			if err != nil {
+				t.Fatalf("relay %v: from %d: %v", relay, off, err)
+			}
+			got, err := io.ReadAll(content.Reader())
+			if err = errors.Join(err, content.Close()); err != nil || !bytes.Equal(got, b[len(b)-len(got):]) || int64(len(got)) < int64(len(b))-off {
+				t.Errorf("relay %v: from %d: %d bytes, %v", relay, off, len(got), err)
+			}
+		}
 	}
 }
