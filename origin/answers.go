@@ -3,13 +3,12 @@ package origin
 import (
 	"context"
 	"errors"
-	"fmt"
-	"sync/atomic"
 	"time"
 
 	"github.com/jellydator/ttlcache/v3"
 	"golang.org/x/sync/singleflight"
 
+	"kraken/origin/upstream"
 	"kraken/proto/registry"
 )
 
@@ -17,7 +16,7 @@ import (
 // concurrent use.
 type answers struct {
 	flights singleflight.Group // of questions about a size
-	asking  atomic.Int64       // questions under way
+	asking  *upstream.Budget   // of questions under way
 	sizes   *ttlcache.Cache[question, int64]
 	noes    *ttlcache.Cache[question, error] // "not there" and "not allowed", for the registry's negative_ttl
 }
@@ -25,14 +24,16 @@ type answers struct {
 const (
 	// sizesFor is how long a size is told without asking: a digest's is always the same, but it may be deleted.
 	sizesFor = time.Minute
-	// maxAnswers bounds the sizes that are remembered, and as many refusals; maxAsking the questions under way.
+	// maxAnswers bounds the sizes that are remembered, and as many refusals; maxAsking the questions under way, and as
+	// many blobs whose first byte is waited for, as upstream.Budget does.
 	maxAnswers, maxAsking = 20_000, 4096
 )
 
 func newAnswers() *answers {
 	return &answers{
-		sizes: ttlcache.New(ttlcache.WithTTL[question, int64](sizesFor), ttlcache.WithCapacity[question, int64](maxAnswers), ttlcache.WithDisableTouchOnHit[question, int64]()),
-		noes:  ttlcache.New(ttlcache.WithCapacity[question, error](maxAnswers), ttlcache.WithDisableTouchOnHit[question, error]()),
+		asking: upstream.NewBudget("questions to upstreams are under way", maxAsking),
+		sizes:  ttlcache.New(ttlcache.WithTTL[question, int64](sizesFor), ttlcache.WithCapacity[question, int64](maxAnswers), ttlcache.WithDisableTouchOnHit[question, int64]()),
+		noes:   ttlcache.New(ttlcache.WithCapacity[question, error](maxAnswers), ttlcache.WithDisableTouchOnHit[question, error]()),
 	}
 }
 
@@ -70,20 +71,20 @@ func isNo(err error) bool {
 }
 
 // size returns what is known of a blob's size, or else what ask says, once for all who want to know at the same time.
-// ask goes on for others when ctx is done.
-func (a *answers) size(ctx context.Context, q question, keep time.Duration, ask func() (int64, error)) (int64, error) {
+// ask goes on for others when ctx is done. ErrUnavailable where too many questions to r, or to all, are under way.
+func (a *answers) size(ctx context.Context, q question, r *upstream.Registry, keep time.Duration, ask func() (int64, error)) (int64, error) {
 	if err := a.no(q); err != nil {
 		return 0, err
 	}
 	if size, ok := a.knows(q); ok {
 		return size, nil
 	}
-	if a.asking.Load() >= maxAsking {
-		return 0, &registry.RetryError{Err: fmt.Errorf("%w: %d questions to upstreams are under way", registry.ErrUnavailable, maxAsking), After: time.Second}
-	}
 	ch := a.flights.DoChan(q.key(), func() (any, error) {
-		a.asking.Add(1)
-		defer a.asking.Add(-1)
+		release, err := a.asking.Take(r)
+		if err != nil {
+			return int64(0), err
+		}
+		defer release()
 		size, err := ask()
 		a.note(q, size, err, keep)
 		return size, err

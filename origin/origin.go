@@ -44,6 +44,7 @@ type Origin struct {
 	hashing     singleflight.Group // metainfo of one blob is computed once
 	recomputing *recomputations    // of metainfo that agents say is wrong
 	fetching    singleflight.Group // one read-through for many readers
+	waiting     *upstream.Budget   // of those that wait for an upstream's first byte
 	fetches     map[fetchID]*fetch
 	durable     *lru.Cache[string, bool]             // "bucket digest" that are in the bucket, verified; false: other bytes are
 	vouching    sync.Map                             // digest → true while it is hashed before its debt is taken over
@@ -85,7 +86,7 @@ func New(cfg Config, deps role.Deps) (*Origin, error) {
 	}
 	o := &Origin{
 		cfg: cfg, log: deps.Log, leases: newLeases(cfg.Leasers), turns: newTurns(), budgets: newBudgets(), recomputing: newRecomputations(),
-		segments: make(segmentSlots, maxSegments), answers: newAnswers(),
+		segments: make(segmentSlots, maxSegments), answers: newAnswers(), waiting: upstream.NewBudget("blobs of upstreams are waited for", maxAsking),
 		refusals: rate.Sometimes{First: 3, Interval: 10 * time.Second},
 		fetches:  map[fetchID]*fetch{},
 		checks:   make(chan struct{}, 2),

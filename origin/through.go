@@ -115,6 +115,11 @@ func (o *Origin) fetchHere(ctx context.Context, up mirrored, repo string, d dige
 		if size, known := o.answers.knows(q); up.registry.Relay || known && !up.keeps(size) {
 			return nil, errNotKept // and nobody is asked for bytes that are not wanted
 		}
+		release, err := o.waiting.Take(up.registry)
+		if err != nil {
+			return nil, err
+		}
+		defer release()
 		return o.beginUpstream(up, repo, d)
 	})
 }
@@ -278,7 +283,7 @@ func (o *Origin) statUpstream(ctx context.Context, up mirrored, d digest.Digest)
 	if err := o.lately(up.question(d)); err != nil {
 		return v1.Descriptor{}, err
 	}
-	size, err := o.answers.size(ctx, up.question(d), up.negativeTTL(), func() (size int64, err error) {
+	size, err := o.answers.size(ctx, up.question(d), up.registry, up.negativeTTL(), func() (size int64, err error) {
 		over := o.shared(ctx, func(ctx context.Context) {
 			ctx, cancel := context.WithTimeout(ctx, upstreamPatience)
 			defer cancel()

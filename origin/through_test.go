@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -104,5 +106,46 @@ func TestChunksWithoutRanges(t *testing.T) {
 				t.Errorf("relay %v: from %d: %d bytes, %v", relay, off, len(got), err)
 			}
 		}
+	}
+}
+
+// A registry that does not answer takes a share of what may wait for upstreams, and keeps nobody from another one.
+func TestSlowRegistryHoldsNobodyUp(t *testing.T) {
+	slow, other := script.New(t, script.Options{}), script.New(t, script.Options{})
+	b := []byte("a layer")
+	other.PutBlob("app", b)
+	for name, ask := range map[string]func(context.Context, *cluster.OriginClient, string, digest.Digest) error{
+		"stat": func(ctx context.Context, c *cluster.OriginClient, repo string, d digest.Digest) error {
+			_, err := c.StatBlob(ctx, repo, d)
+			return err
+		},
+		"open": func(ctx context.Context, c *cluster.OriginClient, repo string, d digest.Digest) error {
+			content, err := c.OpenBlob(ctx, repo, d, registry.Whole)
+			if err == nil {
+				err = content.Close()
+			}
+			return err
+		},
+	} {
+		o, c := mirroring(t, func(*Config) {}, slow, other)
+		o.answers.asking, o.waiting = upstream.NewBudget("questions", 16), upstream.NewBudget("blobs", 16)
+		heal := slow.Fail(script.Rule{Hang: true})
+		ctx, cancel := context.WithCancel(t.Context())
+		errs := make(chan error, 20)
+		var wg sync.WaitGroup
+		for i := range cap(errs) {
+			wg.Go(func() { errs <- ask(ctx, c, slow.Alias+"/app", digest.FromString(fmt.Sprint(i))) })
+		}
+		for range cap(errs) - 2 {
+			if err := <-errs; !errors.Is(err, registry.ErrUnavailable) {
+				t.Errorf("%s: one too many: %v", name, err)
+			}
+		}
+		if err := ask(ctx, c, other.Alias+"/app", digest.FromBytes(b)); err != nil {
+			t.Errorf("%s: another registry: %v", name, err)
+		}
+		cancel()
+		wg.Wait()
+		heal()
 	}
 }
