@@ -13,8 +13,6 @@ import (
 	"syscall"
 
 	"golang.org/x/net/http/httpproxy"
-
-	"kraken/proto/transport"
 )
 
 // ErrForbiddenAddress is an upstream, a realm or a redirect at an address that no request goes to unless it is allowed.
@@ -29,11 +27,10 @@ type guard struct {
 	mu      sync.Mutex
 	exact   map[netip.AddrPort]bool // literal addresses of configured endpoints
 	proxies map[string]bool         // host:port of proxies that the environment names
-	inside  map[string]bool         // host:port of registries, and whether they are at private addresses
 }
 
 func newGuard(allow []netip.Prefix) *guard {
-	return &guard{allow: allow, proxyOf: httpproxy.FromEnvironment().ProxyFunc(), exact: map[netip.AddrPort]bool{}, proxies: map[string]bool{}, inside: map[string]bool{}}
+	return &guard{allow: allow, proxyOf: httpproxy.FromEnvironment().ProxyFunc(), exact: map[netip.AddrPort]bool{}, proxies: map[string]bool{}}
 }
 
 // metadata are addresses of clouds' metadata services that are not link-local.
@@ -102,21 +99,21 @@ func classOf(a netip.Addr) class {
 	return outside
 }
 
-// check returns nil where a connection to an address may be made. registry is the host:port of the registry that the
-// request is for, dialled the one that is dialled: another one is a realm's, a redirect's or a proxy's.
-func (g *guard) check(registry, dialled string, to netip.AddrPort) error {
+// check returns nil where a connection of d's registry to an address may be made. dialled is the host:port that is
+// dialled: another one than the registry's is a realm's, a redirect's or a proxy's.
+func (g *guard) check(d *guardedDialer, dialled string, to netip.AddrPort) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	addr := plain(to.Addr())
 	kind := classOf(addr)
-	own := registry == dialled
+	own := d.registry == dialled
 	if own && kind != forbidden {
-		g.inside[registry] = kind == private
+		d.inside = kind == private
 	}
 	switch {
 	case g.exact[netip.AddrPortFrom(addr, to.Port())], g.proxies[dialled], slices.ContainsFunc(g.allow, func(p netip.Prefix) bool { return p.Contains(addr) }):
 		return nil
-	case kind == forbidden, kind == private && !own && !g.inside[registry]:
+	case kind == forbidden, kind == private && !own && !d.inside:
 		return fmt.Errorf("%w: %s is at %s", ErrForbiddenAddress, dialled, addr)
 	}
 	return nil
@@ -131,16 +128,9 @@ func (g *guard) allowLiteral(u *url.URL) {
 	}
 }
 
-// forget forgets where a registry at u was reached.
-func (g *guard) forget(u *url.URL) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	delete(g.inside, hostPort(u))
-}
-
 // dialer returns what makes connections for requests of a registry at host:port.
-func (g *guard) dialer(registry string) transport.DialFunc {
-	return guardedDialer{g, registry}.dial
+func (g *guard) dialer(registry string) *guardedDialer {
+	return &guardedDialer{g: g, registry: registry}
 }
 
 // insideNames are hosts that are at this machine or at a cloud's metadata service wherever they are resolved.
@@ -174,12 +164,12 @@ func hostPort(u *url.URL) string {
 }
 
 // controlled returns a net.Dialer's Control that asks the guard.
-func (g *guard) controlled(registry, dialled string) func(network, address string, _ syscall.RawConn) error {
+func (d *guardedDialer) controlled(dialled string) func(network, address string, _ syscall.RawConn) error {
 	return func(_, address string, _ syscall.RawConn) error {
 		to, err := netip.ParseAddrPort(address)
 		if err != nil {
 			return fmt.Errorf("%w: %s", ErrForbiddenAddress, dialled)
 		}
-		return g.check(registry, dialled, to)
+		return d.g.check(d, dialled, to)
 	}
 }

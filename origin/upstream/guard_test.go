@@ -7,8 +7,10 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -52,16 +54,38 @@ func TestGuard(t *testing.T) {
 		{"a.b:443", "auth.a.b:443", "[fec0::1]:443", true},
 	} {
 		g := newGuard([]netip.Prefix{netip.MustParsePrefix("10.9.0.0/16")})
+		dialers := map[string]*guardedDialer{}
 		for _, own := range []string{"10.1.2.3:443", "93.184.216.34:443"} { // each registry was reached before
 			name := map[string]string{"10.1.2.3:443": "a.b:443", "93.184.216.34:443": "c.d:443"}[own]
-			if err := g.check(name, name, netip.MustParseAddrPort(own)); err != nil {
+			dialers[name] = g.dialer(name)
+			if err := g.check(dialers[name], name, netip.MustParseAddrPort(own)); err != nil {
 				t.Fatal(err)
 			}
 		}
-		err := g.check(c.registry, c.dialled, netip.MustParseAddrPort(c.to))
+		err := g.check(dialers[c.registry], c.dialled, netip.MustParseAddrPort(c.to))
 		if (err == nil) != c.ok || err != nil && !errors.Is(err, ErrForbiddenAddress) {
 			t.Errorf("%+v: %v", c, err)
 		}
+	}
+}
+
+// Where one registry was reached opens nothing to another at the same host, and nothing that happens to that one takes
+// it away: whoever may name registries of a pattern names the host of a configured endpoint, too.
+func TestRegistriesAtOneHost(t *testing.T) {
+	g := newGuard(nil)
+	inside, realm := netip.MustParseAddrPort("10.1.2.3:443"), netip.MustParseAddrPort("10.1.2.4:443")
+	configured, named := g.dialer("h.corp:443"), g.dialer("h.corp:443")
+	if err := g.check(configured, "h.corp:443", inside); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.check(named, "auth.corp:443", realm); !errors.Is(err, ErrForbiddenAddress) {
+		t.Errorf("what was not reached itself: %v", err)
+	}
+	if err := g.check(named, "h.corp:443", netip.MustParseAddrPort("93.184.216.34:443")); err != nil {
+		t.Error(err)
+	}
+	if err := g.check(configured, "auth.corp:443", realm); err != nil {
+		t.Errorf("the configured one's realm: %v", err)
 	}
 }
 
@@ -203,4 +227,50 @@ func FuzzContentRange(f *testing.F) {
 			t.Errorf("%q: %d of %d", s, first, size)
 		}
 	})
+}
+
+// While one registry is made, which reads its file of roots, others are found.
+func TestMakingOneRegistryHoldsNobodyUp(t *testing.T) {
+	ca := script.New(t, script.Options{TLS: true}).CAFile
+	s, err := Open(Config{Registries: []RegistryConfig{{Registry: "*.slow.example", Access: Access{CA: ca}}, {Registry: "*.example"}}}, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	roots, err := os.ReadFile(ca)
+	if err = errors.Join(err, os.Remove(ca), syscall.Mkfifo(ca, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	found := make(chan *Registry, 1)
+	go func() {
+		r, _, _ := s.For("a.slow.example/x")
+		found <- r
+	}()
+	other := make(chan bool)
+	go func() {
+		_, _, ok := s.For("b.example/x")
+		other <- ok
+	}()
+	select {
+	case ok := <-other:
+		if !ok {
+			t.Error("another registry is not found")
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("another registry is waited for")
+	}
+	for len(found) == 0 {
+		f, err := os.OpenFile(ca, os.O_WRONLY|syscall.O_NONBLOCK, 0)
+		if err != nil { // nobody reads now
+			time.Sleep(time.Millisecond)
+			continue
+		}
+		_, err = f.Write(roots)
+		if err = errors.Join(err, f.Close()); err != nil {
+			t.Log(err)
+		}
+	}
+	if <-found == nil {
+		t.Error("the slow one is not made in the end")
+	}
 }

@@ -39,8 +39,8 @@ type Set struct {
 
 	configured map[string]*Registry // by host; they are never forgotten
 
-	mu    sync.Mutex
 	named *lru.Cache[string, *Registry] // by host, of patterns: whoever may name registries has them remembered
+	mu    sync.Mutex                    // of who enters one there
 }
 
 // maxRegistries bounds the registries of patterns that a Set remembers: those that were used least recently go.
@@ -89,7 +89,6 @@ func (s *Set) Close() {
 func (s *Set) forget(r *Registry) {
 	for _, p := range r.places {
 		p.login.hc.CloseIdleConnections()
-		s.guard.forget(p.url)
 	}
 }
 
@@ -181,16 +180,20 @@ func (s *Set) registry(host string) (*Registry, error) {
 	if r := s.configured[host]; r != nil {
 		return r, nil
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if r, ok := s.named.Get(host); ok {
 		return r, nil
 	}
-	r, err := s.make(host)
-	if err == nil {
-		s.named.Add(host, r)
+	r, err := s.make(host) // reads files, so nothing is held
+	if err != nil {
+		return nil, err
 	}
-	return r, err
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if first, ok := s.named.Get(host); ok { // made meanwhile
+		return first, nil
+	}
+	s.named.Add(host, r)
+	return r, nil
 }
 
 // make makes the registry at a host, as the first entry says that matches.
@@ -248,7 +251,7 @@ func (s *Set) place(host, pattern string, e Endpoint) (*place, error) {
 		s.guard.allowLiteral(u)
 	}
 	hc, err := transport.NewClient(transport.ClientConfig{
-		CA: e.CA, DialTimeout: config.Duration(dialTimeout), ProgressTimeout: config.Duration(progressTimeout), Dial: s.guard.dialer(hostPort(u)), Proxy: s.guard.proxy,
+		CA: e.CA, DialTimeout: config.Duration(dialTimeout), ProgressTimeout: config.Duration(progressTimeout), Dial: s.guard.dialer(hostPort(u)).dial, Proxy: s.guard.proxy,
 	}, s.log)
 	if err != nil {
 		return nil, err
