@@ -133,7 +133,8 @@ func (r *Registry) Tags(ctx context.Context, remote string, page registry.Page) 
 	return out, err
 }
 
-// maxReferrerPages bounds the pages of one list; its bytes are those of a manifest at most.
+// maxReferrerPages bounds the pages of one list; its bytes are those of a manifest at most. One that has more is none,
+// and not cut: who looks for a signature must not be told that there is none.
 const maxReferrerPages = 20
 
 // Referrers lists the manifests whose subject is d. ErrManifestUnknown where the registry does not have the API: the
@@ -154,12 +155,15 @@ func (r *Registry) Referrers(ctx context.Context, remote string, d digest.Digest
 				return nil, fmt.Errorf("%w: the list of referrers of %s at %s has more than %d bytes", registry.ErrUnavailable, d, r.Host, registry.MaxManifest)
 			}
 			out = append(out, page.Descriptors...)
-			if page.Next == "" || page.Next == cursor {
-				break
+			if page.Next == "" {
+				return out, nil
+			}
+			if page.Next == cursor {
+				return nil, fmt.Errorf("%w: the list of referrers of %s at %s goes on where it was", registry.ErrUnavailable, d, r.Host)
 			}
 			cursor = page.Next
 		}
-		return out, nil
+		return nil, fmt.Errorf("%w: the list of referrers of %s at %s has more than %d pages", registry.ErrUnavailable, d, r.Host, maxReferrerPages)
 	})
 }
 

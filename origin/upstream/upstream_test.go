@@ -675,6 +675,12 @@ func TestReferrers(t *testing.T) {
 	if err != nil || len(list) != 1 || list[0].Digest != sig.Digest || list[0].ArtifactType != sig.ArtifactType {
 		t.Errorf("%+v, %v", list, err)
 	}
+	next := http.Header{"Link": {`</v2/app/referrers/x?last=again>; rel="next"`}}
+	undo := u.Fail(script.Rule{Kind: "referrers", Header: next})
+	if list, err := r.Referrers(t.Context(), remote, img.Manifest.Digest); !errors.Is(err, registry.ErrUnavailable) {
+		t.Errorf("a list without an end: %d referrers, %v", len(list), err)
+	}
+	undo()
 	old := script.New(t, script.Options{NoReferrers: true})
 	r, remote = only(t, entry(old), "a/b")
 	if _, err := r.Referrers(t.Context(), remote, img.Manifest.Digest); !errors.Is(err, registry.ErrManifestUnknown) {
