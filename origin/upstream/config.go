@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/net/publicsuffix"
+
 	"kraken/proto/cluster"
 	"kraken/proto/config"
 )
@@ -92,8 +94,8 @@ type Endpoint struct {
 // Credentials say who the cluster is to an upstream: one of four ways, or none.
 type Credentials struct {
 	// Username and Password, which may be file: and a path. Username <token> says that Password is an identity token.
-	// With a pattern only where it ends with a domain (*.corp.example): else it would go to any host that somebody
-	// names.
+	// With a pattern only where it ends with a domain that one owner has (*.corp.example, not *.co.uk): else it would
+	// go to any host that somebody names.
 	Username string        `yaml:"username"`
 	Password config.Secret `yaml:"password"`
 	// DockerConfig is the path of a docker config.json with auths, credsStore or credHelpers, read at each login.
@@ -176,14 +178,24 @@ func (r *RegistryConfig) validate(m *config.Mistakes, key string) {
 	}
 }
 
-// ofDomain reports whether a registry, or all that a pattern matches, is of one domain.
+// ofDomain reports whether a registry, or all that a pattern matches, is of one domain, which somebody has: below co.uk
+// and herokuapp.com anybody gets a name.
 func ofDomain(pattern string) bool {
 	at := strings.LastIndex(pattern, "*")
 	if at < 0 {
 		return true
 	}
 	host, _, _ := strings.Cut(pattern[at+1:], ":")
-	return strings.HasPrefix(host, ".") && strings.Count(host, ".") > 1
+	domain, ok := strings.CutPrefix(strings.ToLower(host), ".")
+	if !ok || !strings.Contains(domain, ".") {
+		return false
+	}
+	for _, name := range []string{domain, "any." + domain} {
+		if suffix, _ := publicsuffix.PublicSuffix(name); suffix == name {
+			return false
+		}
+	}
+	return true
 }
 
 // presents reports whether there are credentials.

@@ -734,3 +734,15 @@ func TestConfigMistakes(t *testing.T) {
 		}
 	}
 }
+
+// A password goes to no host that just anybody may have: below a suffix that registrars, or hosters, give names of.
+func TestPasswordsAreOfOneDomain(t *testing.T) {
+	for pattern, want := range map[string]bool{
+		"docker.io": true, "*.corp.example": true, "*.corp.example:5000": true, "*.corp.co.uk": true, "*.registry.svc.cluster.local": true,
+		"*.co.uk": false, "*.CO.UK": false, "*.co.uk:5000": false, "*.herokuapp.com": false, "*.github.io": false, "*.compute.amazonaws.com": false, "*.com": false, "*": false,
+	} {
+		if got := ofDomain(pattern); got != want {
+			t.Errorf("%s is of one domain: %v, want %v", pattern, got, want)
+		}
+	}
+}

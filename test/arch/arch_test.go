@@ -57,6 +57,7 @@ var homes = map[string][]string{
 	"github.com/google/go-containerregistry":       {"origin/upstream"},
 	"github.com/docker/cli":                        {"origin/upstream"},
 	"golang.org/x/net/http/httpproxy":              {"origin/upstream"},
+	"golang.org/x/net/publicsuffix":                {"origin/upstream"},
 	"gocloud.dev/":                                 {"origin/bucket"},
 	"github.com/aws/":                              {"origin/bucket"},
 	"modernc.org/sqlite":                           {"buildindex/names/sqlite", "buildindex/names/namestest"},
