@@ -10,11 +10,12 @@ import (
 	"kraken/proto/registry"
 )
 
-// flight is one question to an upstream that is under way, for all who ask it.
+// flight is one question to an upstream that is under way, for all who ask it, and its answer.
 type flight struct {
 	began time.Time
 	free  func() // gives its place back
 	done  chan struct{}
+	value any
 	err   error
 }
 
@@ -24,34 +25,53 @@ const maxFlights = 4096
 // ask does f for the question about ref, once for all who ask at the same time, and waits for it for patience, counted
 // from when it began: ErrUnavailable after that, while f goes on. What was refused lately is refused without asking.
 func (mi *mirror) ask(ctx context.Context, q question, ref string, patience time.Duration, f func(context.Context) error) error {
-	return mi.askFor(ctx, q, ref, patience, coldPatience, f)
+	_, err := askFor(ctx, mi, q, ref, times{patience, coldPatience}, func(ctx context.Context) (struct{}, error) { return struct{}{}, f(ctx) })
+	return err
 }
 
-// askFor is ask for a question that may take as long as limit.
-func (mi *mirror) askFor(ctx context.Context, q question, ref string, patience, limit time.Duration, f func(context.Context) error) error {
-	key := q.key(ref)
+// times are for how long a question is waited for, and how long it takes at most.
+type times struct{ patience, limit time.Duration }
+
+// askFor is ask for a question with an answer. Who waits gets it from the flight: what is remembered elsewhere may be
+// forgotten before.
+func askFor[T any](ctx context.Context, mi *mirror, q question, ref string, t times, f func(context.Context) (T, error)) (v T, err error) {
+	fl, err := mi.join(q, q.key(ref), t.limit, func(ctx context.Context) (any, error) { return f(ctx) })
+	if err == nil {
+		err = fl.wait(ctx, q, t.patience)
+	}
+	if err != nil {
+		return v, err
+	}
+	v, _ = fl.value.(T)
+	return v, nil
+}
+
+// join returns the flight that is under way, or begins it.
+func (mi *mirror) join(q question, key string, limit time.Duration, f func(context.Context) (any, error)) (*flight, error) {
 	mi.mu.Lock()
+	defer mi.mu.Unlock()
 	if err, ok := mi.refused.get(key); ok {
-		mi.mu.Unlock()
-		return err
+		return nil, err
 	}
-	fl := mi.flights[key]
-	if fl == nil {
-		free, err := mi.asking.Take(q.up)
-		if err != nil {
-			mi.mu.Unlock()
-			return err
-		}
-		fl = &flight{began: time.Now(), free: free, done: make(chan struct{})}
-		mi.flights[key] = fl
-		if !mi.x.Background(func(ctx context.Context) { mi.fly(ctx, q, key, fl, limit, f) }) {
-			delete(mi.flights, key)
-			free()
-			mi.mu.Unlock()
-			return fmt.Errorf("%w: this build-index ends", registry.ErrUnavailable)
-		}
+	if fl := mi.flights[key]; fl != nil {
+		return fl, nil
 	}
-	mi.mu.Unlock()
+	free, err := mi.asking.Take(q.up)
+	if err != nil {
+		return nil, err
+	}
+	fl := &flight{began: time.Now(), free: free, done: make(chan struct{})}
+	mi.flights[key] = fl
+	if !mi.x.Background(func(ctx context.Context) { mi.fly(ctx, q, key, fl, limit, f) }) {
+		delete(mi.flights, key)
+		free()
+		return nil, fmt.Errorf("%w: this build-index ends", registry.ErrUnavailable)
+	}
+	return fl, nil
+}
+
+// wait waits for the answer, until patience is over since the question was asked.
+func (fl *flight) wait(ctx context.Context, q question, patience time.Duration) error {
 	t := time.NewTimer(max(patience-time.Since(fl.began), 0))
 	defer t.Stop()
 	select {
@@ -70,10 +90,11 @@ func (mi *mirror) askFor(ctx context.Context, q question, ref string, patience, 
 }
 
 // fly does f and tells who waits.
-func (mi *mirror) fly(ctx context.Context, q question, key string, fl *flight, limit time.Duration, f func(context.Context) error) {
+func (mi *mirror) fly(ctx context.Context, q question, key string, fl *flight, limit time.Duration, f func(context.Context) (any, error)) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	err := public(q, f(ctx))
+	v, err := f(ctx)
+	err = public(q, err)
 	if errors.Is(err, registry.ErrUnauthorized) || errors.Is(err, registry.ErrDenied) {
 		mi.grants.drop(q.grant)
 	}
@@ -84,7 +105,7 @@ func (mi *mirror) fly(ctx context.Context, q question, key string, fl *flight, l
 	}
 	delete(mi.flights, key)
 	fl.free()
-	fl.err = err
+	fl.value, fl.err = v, err
 	close(fl.done)
 }
 

@@ -151,7 +151,7 @@ func (mi *mirror) allProved(ctx context.Context, repo string, blobs []names.Memb
 		}
 		q, err := mi.about(ctx, repo)
 		if err == nil {
-			err = mi.prove(ctx, q, b.Digest, b.Size)
+			_, err = mi.prove(ctx, q, b.Digest, b.Size)
 		}
 		if err != nil {
 			mi.x.log.Debug("an image is not written back now: its upstream does not prove a blob", "repository", repo, "digest", b.Digest, "error", err)

@@ -97,17 +97,18 @@ func (mi *mirror) forAll(repo string) bool {
 	return mirrored && entry.Mode(remote) != cluster.ModeCaller
 }
 
-// prove asks the upstream whether a repository has a blob, as who asks, and keeps that it has. Size is what is claimed,
-// negative where nothing is. A registry that the configuration names is believed. One that only a pattern takes in may
-// be anybody's, who says so of any digest: it is believed about what no private repository has at that time, and else
-// has to send the blob.
-func (mi *mirror) prove(ctx context.Context, q question, d digest.Digest, size int64) error {
-	return mi.askFor(ctx, q, "blob "+d.String(), proofPatience, readLimit, func(ctx context.Context) error {
+// prove asks the upstream whether a repository has a blob, as who asks, keeps that it has, and returns its size. Size
+// is what is claimed, negative where nothing is. A registry that the configuration names is believed. One that only a
+// pattern takes in may be anybody's, who says so of any digest: it is believed about what no private repository has at
+// that time, and else has to send the blob.
+func (mi *mirror) prove(ctx context.Context, q question, d digest.Digest, size int64) (int64, error) {
+	return askFor(ctx, mi, q, "blob "+d.String(), times{proofPatience, readLimit}, func(ctx context.Context) (int64, error) {
+		size := size
 		head, cancel := context.WithTimeout(ctx, coldPatience)
 		defer cancel()
 		said, err := q.up.StatBlob(head, q.remote, d)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		mi.allow(q)
 		if said >= 0 {
@@ -119,17 +120,17 @@ func (mi *mirror) prove(ctx context.Context, q question, d digest.Digest, size i
 				size, err = mi.read(ctx, q, d, size)
 			}
 			if err != nil || !contested {
-				return err
+				return size, err
 			}
 		}
 		if size < 0 || mi.x.roomForMore() != nil {
-			return nil // it is asked again the next time
+			return size, nil // it is asked again the next time
 		}
 		err = mi.x.db.Update(ctx, func(tx names.Tx) error { return tx.ProveMirrored(q.repo, names.Member{Digest: d, Size: size}) })
 		if err != nil {
-			return fmt.Errorf("%w: keep that %s has %s: %w", registry.ErrUnavailable, q.repo, d, mi.x.full(err))
+			return 0, fmt.Errorf("%w: keep that %s has %s: %w", registry.ErrUnavailable, q.repo, d, mi.x.full(err))
 		}
-		return nil
+		return size, nil
 	})
 }
 
@@ -154,7 +155,7 @@ func (mi *mirror) getLayer(ctx context.Context, repo string, d digest.Digest) (c
 		}
 		return l, fmt.Errorf("%w: blob %s of %s", registry.ErrBlobUnknown, d, repo)
 	case errors.Is(err, errNoProof):
-		err = mi.prove(ctx, q, d, l.Size)
+		l.Size, err = mi.prove(ctx, q, d, l.Size)
 	case err == nil:
 		err = mi.authorize(ctx, q, d)
 	}
@@ -169,7 +170,8 @@ func (mi *mirror) authorize(ctx context.Context, q question, d digest.Digest) er
 	if mi.mayRead(q) {
 		return nil
 	}
-	return mi.prove(ctx, q, d, -1)
+	_, err := mi.prove(ctx, q, d, -1)
+	return err
 }
 
 // granted returns nil when the caller may read a blob by way of a repository (GET grant/<digest>). Unlike for getLayer
@@ -186,9 +188,9 @@ func (mi *mirror) granted(ctx context.Context, repo string, d digest.Digest) err
 	l, err := mi.known(ctx, q, d)
 	switch {
 	case errors.Is(err, names.ErrNotFound):
-		err = mi.prove(ctx, q, d, -1)
+		_, err = mi.prove(ctx, q, d, -1)
 	case errors.Is(err, errNoProof):
-		err = mi.prove(ctx, q, d, l.Size)
+		_, err = mi.prove(ctx, q, d, l.Size)
 	case err == nil:
 		err = mi.authorize(ctx, q, d)
 		if err == nil && q.mode == cluster.ModeCaller && q.up.WriteBack {
@@ -205,7 +207,7 @@ func (mi *mirror) granted(ctx context.Context, repo string, d digest.Digest) err
 func (mi *mirror) proveForWriteBack(ctx context.Context, q question, d digest.Digest, size int64) {
 	proved, err := mi.proved(ctx, q.repo, d)
 	if err == nil && !proved {
-		err = mi.prove(ctx, q, d, size)
+		_, err = mi.prove(ctx, q, d, size)
 	}
 	if err != nil {
 		mi.x.log.Debug("a blob is not proved now, and its image not written back", "repository", q.repo, "digest", d, "error", err)

@@ -154,6 +154,26 @@ func TestClaimOfAManifestIsNoMembership(t *testing.T) {
 	}
 }
 
+// The size of a blob is what its registry says, from the first answer on, and not what a manifest claims.
+func TestSizeIsTheRegistrys(t *testing.T) {
+	u := script.New(t, script.Options{})
+	base := []byte("base")
+	u.PutBlob("app", base)
+	wrong := layerOf(base)
+	wrong.Size = 999
+	claim(t, u, "app", "v1", wrong)
+	r := newMirrorRig(t, mirrored(u))
+	r.must(r.x.fill(t.Context()))
+	r.must(r.x.putLayer(t.Context(), "team/secret", cluster.Layer{Digest: wrong.Digest, Size: int64(len(base))}))
+	_, err := r.get(u.Alias+"/app", "v1")
+	r.must(err)
+	for range 2 {
+		if l, err := r.x.getLayer(t.Context(), u.Alias+"/app", wrong.Digest); err != nil || l.Size != int64(len(base)) {
+			t.Errorf("%+v, %v, want %d bytes", l, err, len(base))
+		}
+	}
+}
+
 // A registry that only a pattern takes in may be anybody's: it has to send what somebody else has privately, and is not
 // believed that it has it.
 func TestAnybodysRegistryHasToSendTheBlob(t *testing.T) {
@@ -392,4 +412,26 @@ func TestTagsAreListedOnce(t *testing.T) {
 	r.old(2 * time.Hour)
 	list("v1", "v2")
 	wantAsked(t, u, "[tags:1]")
+}
+
+// Who lists tags gets the answer, however many others list at the same time and whatever is remembered of them.
+func TestManyListTags(t *testing.T) {
+	u := script.New(t, script.Options{})
+	const many = 6 * maxTagLists
+	u.Fail(script.Rule{Kind: "tags", Delay: 300 * time.Millisecond}) // so that all answers come together
+	for i := range many {
+		u.PutImage(fmt.Sprint("app", i), "v1", []byte("layer"))
+	}
+	cfg := mirrored(u)
+	cfg.Registries[0].Concurrency = many
+	r := newMirrorRig(t, cfg)
+	var wg sync.WaitGroup
+	for i := range many {
+		wg.Go(func() {
+			if l, err := r.x.ListTags(t.Context(), fmt.Sprint(u.Alias, "/app", i), registry.Page{N: -1}); err != nil || !slices.Equal(l.Names, []string{"v1"}) {
+				t.Errorf("%d: %v, %v", i, l.Names, err)
+			}
+		})
+	}
+	wg.Wait()
 }

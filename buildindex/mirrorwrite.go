@@ -32,7 +32,7 @@ func (x *Index) mayPush(repo string) error {
 }
 
 // listTags is one page of the tags of an upstream's repository: as the upstream said within the tags' TTL, or, where it
-// can't be asked, those that the cluster knows. Where tags are imported these are listed alone.
+// can't be asked, and where tags are imported, those that the cluster knows.
 func (mi *mirror) listTags(ctx context.Context, repo string, p registry.Page) (registry.Names, error) {
 	q, err := mi.about(ctx, repo)
 	if err != nil {
@@ -58,28 +58,22 @@ func (mi *mirror) askTags(ctx context.Context, q question, p registry.Page) (reg
 	if q.mode == cluster.ModeCaller {
 		keep = min(keep, time.Duration(mi.x.cfg.Upstreams.GrantTTL))
 	}
-	err := mi.ask(ctx, q, ref, coldPatience, func(ctx context.Context) error {
-		if _, ok := mi.lists.get(key); ok {
-			return nil // answered meanwhile
+	return askFor(ctx, mi, q, ref, times{coldPatience, coldPatience}, func(ctx context.Context) (registry.Names, error) {
+		if l, ok := mi.lists.get(key); ok {
+			return l, nil // answered meanwhile
 		}
 		l, err := q.up.Tags(ctx, q.remote, p)
 		if err == nil {
 			if len(l.Names) > pageLimit {
 				l = listed(l.Names, pageLimit)
 			}
-			mi.lists.put(key, l, max(keep, handOver))
+			if keep > 0 {
+				mi.lists.put(key, l, keep)
+			}
 		}
-		return err
+		return l, err
 	})
-	l, ok := mi.lists.get(key)
-	if err == nil && !ok {
-		err = fmt.Errorf("%w: the list of %s came too late", registry.ErrUnavailable, q.repo)
-	}
-	return l, err
 }
-
-// handOver is how long who waited for a list has time to look at it.
-const handOver = time.Millisecond
 
 func (mi *mirror) knownTags(ctx context.Context, repo string, p registry.Page) (registry.Names, error) {
 	n := pageSize(p)
