@@ -31,8 +31,8 @@ type mirror struct {
 	grants  remembered[string, struct{}]
 	lists   remembered[string, registry.Names] // of tags, by the key of the question
 	used    remembered[cluster.Name, struct{}]
-	reading *readers       // of blobs, for a proof
-	unsaved []cluster.Name // uses that SQL was not told of
+	reading *readers                  // of blobs, for a proof
+	unsaved map[cluster.Name]struct{} // uses that SQL is to be told of
 }
 
 // tagName is a tag of an upstream's repository.
@@ -59,7 +59,7 @@ const (
 
 func newMirror(x *Index, set *upstream.Set, m *mirrorMetrics) *mirror {
 	return &mirror{
-		x: x, set: set, m: m, flights: map[string]*flight{}, asking: upstream.NewBudget("questions to upstreams are under way", maxFlights),
+		x: x, set: set, m: m, unsaved: map[cluster.Name]struct{}{}, flights: map[string]*flight{}, asking: upstream.NewBudget("questions to upstreams are under way", maxFlights),
 		tags: remembered[tagName, tagState]{max: maxMirroredTags}, refused: remembered[string, error]{max: maxRefused}, grants: remembered[string, struct{}]{max: maxGrants},
 		used: remembered[cluster.Name, struct{}]{max: maxUsed}, reading: newReaders(),
 		lists: remembered[string, registry.Names]{max: maxTagLists},

@@ -658,6 +658,46 @@ func TestTagIsWrittenBackAgain(t *testing.T) {
 	r.wantMirrored(repo, "v1", digest.FromBytes(pushed), false)
 }
 
+// A use that SQL could not be told of, because the write failed or too many others waited, is told of later: what is
+// read each day is not pruned as if nobody did.
+func TestUsesAreToldOf(t *testing.T) {
+	u := script.New(t, script.Options{})
+	old, fresh := u.PutImage("old", "v1", []byte("one")), u.PutImage("fresh", "v1", []byte("two"))
+	r := newMirrorRig(t, mirrored(u))
+	r.wantMirrored(u.Alias+"/old", "v1", old.Manifest.Digest, false)
+	r.wantMirrored(u.Alias+"/fresh", "v1", fresh.Manifest.Digest, false)
+	mi := r.x.mirror
+	r.must(mi.prune(t.Context(), 1<<30))
+	mi.used.clear()                  // as a day later
+	time.Sleep(2 * time.Millisecond) // uses have milliseconds
+	r.wantMirrored(u.Alias+"/fresh", fresh.Manifest.Digest.String(), fresh.Manifest.Digest, false)
+	r.must(mi.prune(t.Context(), 1<<30))
+	time.Sleep(2 * time.Millisecond)
+	for i := range maxUnsaved {
+		mi.use("made/up", digest.FromString(fmt.Sprint(i)))
+	}
+	use := func() { r.wantMirrored(u.Alias+"/old", old.Manifest.Digest.String(), old.Manifest.Digest, false) }
+	use()
+	failing, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := mi.prune(failing, 1<<30); err == nil {
+		t.Fatal("the write does not fail")
+	}
+	r.must(mi.prune(t.Context(), 1<<30)) // of what waited before
+	use()
+	if err := mi.prune(failing, 1<<30); err == nil {
+		t.Fatal("the write does not fail")
+	}
+	r.must(mi.prune(t.Context(), 1<<30))
+	r.must(r.x.db.Update(t.Context(), func(tx names.Tx) error {
+		_, err := tx.PruneMirrored(1)
+		return err
+	}))
+	if _, err := r.x.db.MirroredManifest(t.Context(), u.Alias+"/old", old.Manifest.Digest); err != nil {
+		t.Errorf("what was used last: %v", err)
+	}
+}
+
 // However many tags can't be written back, those behind them are; also behind one that policy keeps where it is.
 func TestTagsBehindOthersAreWrittenBack(t *testing.T) {
 	u := script.New(t, script.Options{})

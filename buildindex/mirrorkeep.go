@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -221,39 +223,55 @@ const (
 	maxUnsaved = 1 << 12
 )
 
-// use notes that a mirrored manifest, a list of its referrers or the proof of a blob was read.
+// use notes that a mirrored manifest, a list of its referrers or the proof of a blob was read. Where too many wait to
+// be told of, the next use is.
 func (mi *mirror) use(repo string, d digest.Digest) {
 	n := cluster.ManifestName(repo, d)
 	if _, told := mi.used.get(n); told {
 		return
 	}
-	mi.used.put(n, struct{}{}, useEach)
 	mi.mu.Lock()
 	defer mi.mu.Unlock()
 	if len(mi.unsaved) < maxUnsaved {
-		mi.unsaved = append(mi.unsaved, n)
+		mi.unsaved[n] = struct{}{}
 	}
+}
+
+// tell tells SQL what was used. What it could not be told of is told the next time.
+func (mi *mirror) tell(ctx context.Context) error {
+	mi.mu.Lock()
+	used := slices.Collect(maps.Keys(mi.unsaved))
+	mi.mu.Unlock()
+	if len(used) == 0 {
+		return nil
+	}
+	now := time.Now()
+	err := mi.x.db.Update(ctx, func(tx names.Tx) error {
+		for _, n := range used {
+			if err := tx.UseMirrored(n.Repository, n.Digest, now); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, n := range used {
+		mi.used.put(n, struct{}{}, useEach)
+	}
+	mi.mu.Lock()
+	defer mi.mu.Unlock()
+	for _, n := range used {
+		delete(mi.unsaved, n)
+	}
+	return nil
 }
 
 // prune tells SQL what was used, and forgets what was used least recently until there are no more than capacity bytes.
 func (mi *mirror) prune(ctx context.Context, capacity int64) error {
-	mi.mu.Lock()
-	used := mi.unsaved
-	mi.unsaved = nil
-	mi.mu.Unlock()
-	now := time.Now()
-	if len(used) > 0 {
-		err := mi.x.db.Update(ctx, func(tx names.Tx) error {
-			for _, n := range used {
-				if err := tx.UseMirrored(n.Repository, n.Digest, now); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			return err
-		}
+	if err := mi.tell(ctx); err != nil {
+		return err
 	}
 	for {
 		n, err := mi.x.db.MirroredBytes(ctx)
