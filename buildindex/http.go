@@ -77,7 +77,7 @@ var errBody = &registry.Error{Code: "UNSUPPORTED", Status: http.StatusBadRequest
 func (x *Index) extension() (cluster.Serve, error) {
 	about := cluster.AboutBlob
 	return cluster.ServeExtension(transport.RoleBuildIndex, []cluster.Route{
-		{Methods: "GET", Path: "/v2/<name>/_kraken/layers", Serve: x.serveLayers},
+		{Methods: "HEAD GET", Path: "/v2/<name>/_kraken/layers", Serve: x.serveLayers},
 		{Methods: "PUT", Path: "/v2/<name>/_kraken/layers", Serve: about(x.servePutLayer)},
 		{Methods: "DELETE", Path: "/v2/<name>/_kraken/layers", Serve: about(x.serveDeleteLayer)},
 		{Methods: "POST", Path: "/v2/<name>/_kraken/mount", Serve: about(x.serveMount)},

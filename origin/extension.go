@@ -43,7 +43,7 @@ var errBody = &registry.Error{Code: "UNSUPPORTED", Status: http.StatusBadRequest
 func (o *Origin) extension() (cluster.Serve, error) {
 	about := cluster.AboutBlob
 	return cluster.ServeExtension(transport.RoleOrigin, []cluster.Route{
-		{Methods: "GET PUT", Path: "/v2/<name>/_kraken/blobs", Serve: about(o.blobRoute)},
+		{Methods: "HEAD GET PUT", Path: "/v2/<name>/_kraken/blobs", Serve: about(o.blobRoute)},
 		{Methods: "GET PUT", Path: "/v2/<name>/_kraken/debt", Serve: about(o.debtRoute)},
 		{Methods: "GET DELETE", Path: "/v2/<name>/_kraken/metainfo", Serve: about(o.metainfoRoute)},
 		{Methods: "GET", Path: "/v2/<name>/_kraken/arriving", Serve: about(o.arrivingRoute)},

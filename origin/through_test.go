@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -147,5 +148,26 @@ func TestSlowRegistryHoldsNobodyUp(t *testing.T) {
 		cancel()
 		wg.Wait()
 		heal()
+	}
+}
+
+// HEAD of what is asked by GET alone does nothing: it fetches nothing from an upstream.
+func TestHeadFetchesNothing(t *testing.T) {
+	u := script.New(t, script.Options{})
+	b := []byte("a layer")
+	u.PutBlob("app", b)
+	o, _ := mirroring(t, func(*Config) {}, u)
+	for _, resource := range []string{"arriving", "metainfo", "debt"} {
+		resp, err := http.Head(fmt.Sprintf("http://%s/v2/%s/app/_kraken/%s/%s", o.Addr(), u.Alias, resource, digest.FromBytes(b)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusMethodNotAllowed {
+			t.Errorf("HEAD %s: %s", resource, resp.Status)
+		}
+	}
+	if n := u.Count("", ""); n != 0 {
+		t.Errorf("the upstream was asked %d times", n)
 	}
 }

@@ -17,7 +17,9 @@ import (
 // Serve answers a request of the extension; an error is answered by the table of package registry.
 type Serve func(w http.ResponseWriter, r *http.Request, x registry.ExtensionPath) error
 
-// Route is what a role answers at one path of the extension. Methods and Path are spelled as in Right.
+// Route is what a role answers at one path of the extension. Methods and Path are spelled as in Right, but that HEAD is
+// served only where it is named, beside GET: an answer to GET may be the beginning of work, and nobody asks for that
+// without wanting the answer. Who has the right to GET has that to HEAD.
 type Route struct {
 	Methods, Path string
 	Serve         Serve
@@ -30,10 +32,17 @@ func ServeExtension(at transport.Role, routes []Route) (Serve, error) {
 	by, has := map[string]Serve{}, map[string]bool{}
 	for _, rt := range routes {
 		for _, method := range strings.Fields(rt.Methods) {
-			by[method+" "+rt.Path], has[method+" "+rt.Path] = rt.Serve, true
+			if by[method+" "+rt.Path] = rt.Serve; method != http.MethodHead {
+				has[method+" "+rt.Path] = true
+			}
 		}
 	}
 	var errs []error
+	for _, rt := range routes {
+		if methods := strings.Fields(rt.Methods); slices.Contains(methods, http.MethodHead) && !slices.Contains(methods, http.MethodGet) {
+			errs = append(errs, fmt.Errorf("HEAD %s is served at %s without GET", rt.Path, at))
+		}
+	}
 	for _, row := range Rights {
 		if row.At != string(at) || !strings.Contains(row.Path, "/"+ExtensionName+"/") {
 			continue
@@ -51,11 +60,7 @@ func ServeExtension(at transport.Role, routes []Route) (Serve, error) {
 	}
 	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
 	return func(w http.ResponseWriter, r *http.Request, x registry.ExtensionPath) error {
-		method := r.Method
-		if method == http.MethodHead {
-			method = http.MethodGet
-		}
-		if serve := by[method+" "+x.Pattern()]; serve != nil {
+		if serve := by[r.Method+" "+x.Pattern()]; serve != nil {
 			return serve(w, r, x)
 		}
 		return fmt.Errorf("%w: %.20q %s", registry.ErrUnsupported, r.Method, x.Resource)

@@ -138,7 +138,11 @@ func TestExtensionIsWhatRightsSay(t *testing.T) {
 	var routes []Route
 	for _, r := range Rights {
 		if r.At == "origin" && strings.Contains(r.Path, "/_kraken/") {
-			routes = append(routes, Route{Methods: r.Methods, Path: r.Path, Serve: func(w http.ResponseWriter, r *http.Request, x registry.ExtensionPath) error {
+			methods := r.Methods
+			if methods == "GET" && strings.HasSuffix(r.Path, "/blobs") {
+				methods = "HEAD GET"
+			}
+			routes = append(routes, Route{Methods: methods, Path: r.Path, Serve: func(w http.ResponseWriter, r *http.Request, x registry.ExtensionPath) error {
 				w.Header().Set("X-Served", r.Method+" "+x.Pattern())
 				return nil
 			}})
@@ -152,9 +156,13 @@ func TestExtensionIsWhatRightsSay(t *testing.T) {
 		!strings.Contains(err.Error(), "GET "+routes[0].Path) || !strings.Contains(err.Error(), "GET /v2/<name>/_kraken/secrets is served") {
 		t.Errorf("a route that is missing, and one too many: %v", err)
 	}
+	if _, err := ServeExtension(transport.RoleOrigin, append(routes, Route{Methods: "HEAD", Path: "/v2/_kraken/names"})); err == nil {
+		t.Error("HEAD without GET is served")
+	}
 	h := registry.Server{Dialect: Dialect(), Extension: serve}.Handler()
 	for request, want := range map[string]string{
 		"GET /v2/a/_kraken/arriving/x": "GET /v2/<name>/_kraken/arriving", "HEAD /v2/a/_kraken/blobs/x": "HEAD /v2/<name>/_kraken/blobs",
+		"HEAD /v2/a/_kraken/arriving/x": "", "HEAD /v2/_kraken/names": "",
 		"GET /v2/_kraken/names": "GET /v2/_kraken/names", "GET /v2/a/_kraken/names": "", "PUT /v2/_kraken/names/x": "", "GET /v2/a/_kraken/unheard": "",
 	} {
 		method, path, _ := strings.Cut(request, " ")
