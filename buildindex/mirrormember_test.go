@@ -74,7 +74,8 @@ func TestForeignAndInlineAreNoMembers(t *testing.T) {
 	u := script.New(t, script.Options{})
 	foreign, inline, both := layerOf([]byte("foreign")), layerOf([]byte("inline")), layerOf([]byte("both"))
 	foreign.MediaType, inline.Data = registry.MediaTypeDockerForeignLayer, []byte("inline")
-	m := claim(t, u, "app", "v1", foreign, inline)
+	both.MediaType, both.Data = registry.MediaTypeDockerForeignLayer, []byte("both")
+	m := claim(t, u, "app", "v1", foreign, inline, both)
 	r := newMirrorRig(t, mirrored(u))
 	r.must(r.x.fill(t.Context()))
 	repo := u.Alias + "/app"

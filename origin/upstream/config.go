@@ -27,8 +27,8 @@ type Config struct {
 	// link-local or of a cloud's metadata service, or private where another host leads there. Whoever may name an
 	// upstream makes this machine send requests there. The literal address of a configured endpoint needs no entry.
 	AllowAddresses []string `yaml:"allow_addresses"`
-	// NamesCapacity bounds the bytes of manifests that build-index keeps of upstreams, default 1GiB: those that were
-	// used least recently go.
+	// NamesCapacity bounds what build-index keeps of upstreams, default 1GiB: the bytes of manifests and of lists of
+	// referrers, and 256 for each list and each proof that a repository has a blob. What was used least recently goes.
 	NamesCapacity config.Size `yaml:"names_capacity" config:"positive"`
 	// GrantTTL is how long an upstream's yes to a caller's credential counts (mode caller), default 5m.
 	GrantTTL config.Duration `yaml:"grant_ttl"`
