@@ -50,6 +50,7 @@ type Index struct {
 	lookups       lookups
 	unproven      unproven
 	tenure        tenure
+	short         short
 	sweepPart     int
 	lockHeld      *os.File // the lock beside the database
 
@@ -99,6 +100,7 @@ func (x *Index) assemble(c *role.Chassis) (err error) {
 	x.addChecks(c.Health)
 	c.Part("holder", x.hold)
 	c.Part("outbox", x.outbox)
+	c.Part("records", x.topUp)
 	c.Part("restore", x.restore)
 	c.Part("mirror", x.mirror.keep)
 	h, err := x.handler(c.Registry)

@@ -70,28 +70,37 @@ func (x *Index) lock(repo string, names ...string) (unlock func()) {
 	}
 }
 
-// storeRecord writes r to cfg.Replicas origins in parallel, trying further ones for those that fail or don't answer.
-// One copy is success with a warning; none is ErrUnavailable. raw is the manifest's bytes, for origins that know whole
+// storeRecord writes r to cfg.Replicas origins. One copy is success with a warning, and others are made good when there
+// are origins for them (topUp); none is ErrUnavailable. raw is the manifest's bytes, for origins that know whole
 // records only.
 func (x *Index) storeRecord(ctx context.Context, r cluster.NameRecord, raw []byte) error {
+	copies, err := x.keepRecord(ctx, r, raw)
+	switch {
+	case copies >= x.cfg.Replicas:
+		x.short.remove(r)
+		return nil
+	case copies > 0:
+		x.short.add(shortRecord{r, raw})
+		x.log.Warn("a name is in fewer places than configured", "repository", r.Repository, "tag", r.Tag, "digest", r.Digest, "copies", copies, "error", err)
+		return nil
+	}
+	return &registry.RetryError{Err: fmt.Errorf("%w: no origin keeps the name: %w", registry.ErrUnavailable, err), After: time.Second}
+}
+
+// keepRecord writes r to cfg.Replicas origins in parallel, trying further ones for those that fail or don't answer. It
+// returns how many have it, and what the others said.
+func (x *Index) keepRecord(ctx context.Context, r cluster.NameRecord, raw []byte) (copies int, err error) {
 	out := cluster.Ask(ctx, x.origins, x.origins.For(placeOf(r)), x.cfg.Replicas, cluster.Question[struct{}]{Ask: func(ctx context.Context, o *cluster.Origin) (struct{}, error) {
 		if err := x.putName(ctx, o, r, raw); err != nil {
 			return struct{}{}, fmt.Errorf("origin %s: %w", o.ID, err)
 		}
 		return struct{}{}, nil
 	}})
-	copies, failed := len(out.Answers), out.Errs
+	failed := out.Errs
 	for _, o := range out.Silent {
 		failed = append(failed, fmt.Errorf("origin %s: %w", o.ID, transport.ErrNoProgress))
 	}
-	if copies >= x.cfg.Replicas {
-		return nil
-	}
-	if copies > 0 {
-		x.log.Warn("a name is in fewer places than configured", "repository", r.Repository, "tag", r.Tag, "digest", r.Digest, "copies", copies, "error", errors.Join(failed...))
-		return nil
-	}
-	return &registry.RetryError{Err: fmt.Errorf("%w: no origin keeps the name: %w", registry.ErrUnavailable, errors.Join(failed...)), After: time.Second}
+	return len(out.Answers), errors.Join(failed...)
 }
 
 // placeOf is what decides which origins keep a record: all of one manifest's are together.
@@ -169,6 +178,7 @@ func (x *Index) conflict(err error) error {
 
 // forget takes a record back from the origins. One that can't be reached is told by the next reconciliation.
 func (x *Index) forget(ctx context.Context, r cluster.NameRecord) {
+	x.short.remove(r)
 	ctx = transport.WithProgressTimeout(ctx, cluster.Stall)
 	var wg sync.WaitGroup
 	for _, o := range x.origins.All() {

@@ -1,0 +1,58 @@
+package buildindex
+
+import (
+	"testing"
+
+	"kraken/proto/cluster"
+	"kraken/proto/registry"
+)
+
+// A name that one origin alone keeps, since the other was away, is brought to that one when it is back, and nobody
+// keeps it once the bucket has it.
+func TestNamesAreToppedUp(t *testing.T) {
+	r := newRig(t)
+	away := r.origins[1]
+	away.set(func() { away.down = true })
+	r.put("v", "a")
+	r.must(r.x.DeleteManifest(t.Context(), "repo", registry.Reference{Tag: "v"}))
+	kept := r.origins[0].kept()
+	if away.kept() != 0 || kept == 0 {
+		t.Fatalf("%d and %d records are kept", kept, away.kept())
+	}
+	r.x.topUpOnce(t.Context())
+	away.set(func() { away.down = false })
+	r.x.topUpOnce(t.Context())
+	if n := away.kept(); n != kept {
+		t.Errorf("who was away keeps %d of %d records", n, kept)
+	}
+	if left := r.x.short.all(); len(left) != 0 || r.x.short.bytes != 0 {
+		t.Errorf("%d records of %d bytes are still short", len(left), r.x.short.bytes)
+	}
+}
+
+// What is kept for origins that are away is bounded, the newest of a name, and forgotten with it.
+func TestShortRecords(t *testing.T) {
+	var s short
+	record := func(tag string, generation int64, size int) shortRecord {
+		return shortRecord{NameRecord: cluster.NameRecord{Repository: "r", Tag: tag, Generation: generation}, raw: make([]byte, size)}
+	}
+	s.add(record("a", 2, 10))
+	s.add(record("a", 1, 10))
+	if !s.has(record("a", 2, 0)) || len(s.records) != 1 {
+		t.Errorf("an older record took the place of a newer one: %v", s.records)
+	}
+	s.remove(record("a", 1, 0).NameRecord)
+	if !s.has(record("a", 2, 0)) {
+		t.Error("the newer one is gone with the older")
+	}
+	s.add(record("a", 3, maxShort))
+	if s.has(record("a", 2, 0)) || s.bytes != 0 {
+		t.Errorf("an older one stands for one that is too large: %d bytes", s.bytes)
+	}
+	for i := range int64(100) {
+		s.add(record(string(rune('b'+i)), 1, maxShort/10))
+	}
+	if len(s.records) > 10 || s.bytes > maxShort {
+		t.Errorf("%d records of %d bytes", len(s.records), s.bytes)
+	}
+}
