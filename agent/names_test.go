@@ -213,7 +213,7 @@ func TestForeignNameAtOnce(t *testing.T) {
 	a.namer.Set(cluster.Upstreams{Upstreams: []cluster.Upstream{{Registry: "docker.io"}, {Registry: "*.corp:5000"}, {Registry: "ghcr.io"}}, Deny: []string{"*.internal"}})
 	h := a.handler(a.cfg.Server, a.namer)
 	var best time.Duration
-	for round := range 20 { // others use the machine, too
+	for start := time.Now(); time.Since(start) < 30*time.Second; { // others use the machine, too
 		took := make([]time.Duration, 1000)
 		for i := range took {
 			r := httptest.NewRequest(http.MethodGet, fmt.Sprintf("/v2/library/nginx%d/manifests/latest?ns=quay.io", i), nil)
@@ -227,7 +227,7 @@ func TestForeignNameAtOnce(t *testing.T) {
 		}
 		slices.Sort(took)
 		p99 := took[len(took)*99/100]
-		if round == 0 || p99 < best {
+		if best == 0 || p99 < best {
 			best = p99
 		}
 		if best < time.Millisecond {
