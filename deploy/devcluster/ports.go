@@ -5,34 +5,84 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"sync"
 	"syscall"
 
 	"kraken/proto/transport"
 )
 
 // Free ports are taken from below the range that the kernel gives outgoing connections (32768 and up), so that no
-// connection gets one between the choice and the listener; and from a random place on, for the sake of other clusters.
-const firstFree, countFree = 20_000, 12_000
+// connection gets one between the choice and the listener. Each process takes them from segments that are its own while
+// it runs, so that no other cluster gets one in that time either.
+const (
+	firstFree, countFree = 20_000, 12_000
+	segmentSize          = 200
+)
+
+// segments are this process's. It is safe for concurrent use.
+type segments struct {
+	mu    sync.Mutex
+	first []int          // port of each
+	held  []net.Listener // what keeps others from them
+	next  int            // of all their ports, the one to look at next
+}
+
+var own segments
+
+// claim adds a segment that no other process has. An abstract socket of its name, which the kernel removes with the
+// process, says whose it is.
+func (s *segments) claim() error {
+	const count = countFree / segmentSize
+	start := rand.IntN(count)
+	for i := range count {
+		k := (start + i) % count
+		l, err := net.Listen("unix", fmt.Sprintf("@kraken-devcluster-ports-%d", k))
+		if errors.Is(err, syscall.EADDRINUSE) {
+			continue
+		}
+		if err == nil {
+			s.held = append(s.held, l)
+		} // else there are no such sockets: the ports are taken on trust
+		s.first = append(s.first, firstFree+k*segmentSize)
+		return nil
+	}
+	return fmt.Errorf("the ports from %d to %d are kept by other processes", firstFree, firstFree+countFree-1)
+}
+
+// pick returns a port that is free now and not in taken.
+func (s *segments) pick(taken map[int]bool) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for {
+		for range len(s.first) * segmentSize {
+			at := s.next % (len(s.first) * segmentSize)
+			s.next = at + 1
+			port := s.first[at/segmentSize] + at%segmentSize
+			if taken[port] {
+				continue
+			}
+			l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+			if err != nil {
+				continue
+			}
+			return port, l.Close()
+		}
+		if err := s.claim(); err != nil {
+			return 0, err
+		}
+	}
+}
 
 // freePorts returns n different ports that are free now and not in taken, and adds them to it.
 func freePorts(n int, taken map[int]bool) ([]int, error) {
 	var out []int
-	start := rand.IntN(countFree)
-	for i := 0; len(out) < n && i < countFree; i++ {
-		port := firstFree + (start+i)%countFree
-		if taken[port] {
-			continue
-		}
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	for range n {
+		port, err := own.pick(taken)
 		if err != nil {
-			continue
+			return nil, fmt.Errorf("find %d free ports: %w", n, err)
 		}
-		l.Close()
 		taken[port] = true
 		out = append(out, port)
-	}
-	if len(out) < n {
-		return nil, fmt.Errorf("find %d free ports from %d on: %d are", n, firstFree, len(out))
 	}
 	return out, nil
 }
