@@ -14,7 +14,8 @@ import (
 	"kraken/proto/registry"
 )
 
-// StatBlob answers from the cache, from a pull in flight or from an origin's metadata, and never downloads.
+// StatBlob answers from the cache, from what a pull over the swarm has noted or from an origin's metadata, and never
+// downloads.
 func (a *Agent) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.Descriptor, error) {
 	if info, err := a.store.Stat(d); err == nil {
 		return v1.Descriptor{Digest: d, Size: info.Size}, nil

@@ -64,10 +64,11 @@ type Config struct {
 	MaxConns, MaxConnsPerBlob int
 	// BanTime is how long a peer that sent wrong bytes stays out, default 1h.
 	BanTime time.Duration
-	// StallTimeout is how long a Fetch may go without a new piece before it takes what is left from Sources without
-	// leases, and how long one source may go without sending, default 2s.
+	// StallTimeout is how long a Fetch may go without a new piece before it reads without a lease from a Source that
+	// gives none, and how long one source may go without sending, default 2s.
 	StallTimeout time.Duration
-	// GiveUp is how long a Fetch may go without a new piece until it fails with ErrNoProgress, default 1m.
+	// GiveUp is how long a Fetch may go without a new piece, and without news of Hashes, until it fails with
+	// ErrNoProgress, default 1m.
 	GiveUp time.Duration
 	// IdleTimeout is how long a torrent that nobody asks for is kept, default 1m.
 	IdleTimeout time.Duration

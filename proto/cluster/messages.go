@@ -72,9 +72,9 @@ type Arriving struct {
 
 // ArrivingRequest is the query of GET arriving/<digest>.
 type ArrivingRequest struct {
-	// From is the piece from which on hashes are asked for. Above 0 the answer waits for up to a second for one.
+	// From is the piece from which on hashes are asked for.
 	From int
-	// Wait makes the answer wait for a hash, or the end, also where From is 0.
+	// Wait makes the answer wait for a hash, or the end, for up to a second.
 	Wait bool
 	// Here makes the origin fetch the blob itself and not have another one do it. Origins ask each other so.
 	Here bool
