@@ -19,7 +19,8 @@ type slowSource struct {
 	each     int // of one
 	noRanges bool
 	cut      func(n int) int // nil, or after how many bytes the n-th body ends; -1: not
-	slots    chan struct{}   // nil, or how many bodies may be open at once
+	most     int             // 0, or how many bodies may be open at once
+	slots    chan struct{}   // nil, or one for each of these: made by the bubble that waits for them
 	silent   bool            // who asks for a part is not answered
 
 	mu    sync.Mutex
@@ -132,8 +133,8 @@ func TestParts(t *testing.T) {
 		"each stream is slow":           {&slowSource{link: 40 * mib, each: 10 * mib}, 6 * time.Second, 20, 6},
 		"ranges are ignored":            {&slowSource{link: 40 * mib, each: 10 * mib, noRanges: true}, 10 * time.Second, 5, 1},
 		"bodies break off":              {&slowSource{link: 40 * mib, each: 10 * mib, cut: func(n int) int { return []int{-1, -1, 5 * mib}[n%3] }}, 9 * time.Second, 60, 6},
-		"one may be open":               {&slowSource{link: 40 * mib, each: 10 * mib, slots: make(chan struct{}, 1)}, 10 * time.Second, 2, 1},
-		"two may be open":               {&slowSource{link: 40 * mib, each: 10 * mib, slots: make(chan struct{}, 2)}, 8 * time.Second, 20, 4},
+		"one may be open":               {&slowSource{link: 40 * mib, each: 10 * mib, most: 1}, 10 * time.Second, 2, 1},
+		"two may be open":               {&slowSource{link: 40 * mib, each: 10 * mib, most: 2}, 8 * time.Second, 20, 4},
 		"parts are not answered":        {&slowSource{link: 40 * mib, each: 10 * mib, silent: true}, 20 * time.Second, 2, 1},
 		"all break off, and few do not": {&slowSource{link: 10 * mib, each: 10 * mib, cut: func(int) int { return 3 * mib }}, 20 * time.Second, 60, 30},
 	} {
@@ -141,6 +142,9 @@ func TestParts(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := c.s
 				s.b = b
+				if s.most > 0 {
+					s.slots = make(chan struct{}, s.most)
+				}
 				r := newParts(t.Context(), s, int64(len(b)))
 				r.ahead.slots = make(segmentSlots, maxSegments)
 				began := time.Now()
