@@ -132,10 +132,12 @@ func (s *Sim) sortedBlobs() (out []digest.Digest) {
 	return out
 }
 
-// loses notes that a disk is about to be lost, with the copies on it.
-func (s *Sim) loses(n *node, only digest.Digest) {
+// loses notes that a disk is lost, or its copy of one blob, and loses it: nobody is told that a blob is stored between
+// the two, since copies that are about to go would count for it.
+func (s *Sim) loses(n *node, only digest.Digest, lose func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	defer lose()
 	n.lost = true
 	if n.disk == nil {
 		return

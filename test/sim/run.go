@@ -129,16 +129,18 @@ func (s *Sim) disturb(x Step, n, other *node) {
 	case Snapshot:
 		n.snapshot()
 	case Wipe:
-		s.loses(n, "")
-		n.kill(false)
-		n.wipe()
+		s.loses(n, "", func() {
+			n.kill(false)
+			n.wipe()
+		})
 	case Revert:
 		if n.old != "" {
-			s.loses(n, "")
-			n.kill(false)
-			if err := n.revert(); err != nil {
-				s.history.violate("sim", "revert: %v", err)
-			}
+			s.loses(n, "", func() {
+				n.kill(false)
+				if err := n.revert(); err != nil {
+					s.history.violate("sim", "revert: %v", err)
+				}
+			})
 		}
 	}
 }
@@ -157,10 +159,11 @@ func (n *node) crash() {
 func (s *Sim) Flip(origin int, b []byte) {
 	n := s.origins[origin%len(s.origins)]
 	d := digest.FromBytes(b)
-	s.loses(n, d)
-	if n.disk.flip(d.Encoded()) {
-		s.history.note("a bit flips in %s at %s", short(d.String()), n.name)
-	}
+	s.loses(n, d, func() {
+		if n.disk.flip(d.Encoded()) {
+			s.history.note("a bit flips in %s at %s", short(d.String()), n.name)
+		}
+	})
 }
 
 var sizes = []int{40, 700, 5_000, 9_000, 33_000, 70_000, 100, 12_345, 150_000}
