@@ -70,21 +70,21 @@ func (x *Index) lock(repo string, names ...string) (unlock func()) {
 	}
 }
 
-// storeRecord writes r to cfg.Replicas origins. One copy is success with a warning, and others are made good when there
-// are origins for them (topUp); none is ErrUnavailable. raw is the manifest's bytes, for origins that know whole
-// records only.
-func (x *Index) storeRecord(ctx context.Context, r cluster.NameRecord, raw []byte) error {
+// storeRecord writes r to as many origins as there are replicas, and reports whether they all keep it. Of fewer copies
+// others are made when there are origins for them (topUp); none is ErrUnavailable. raw is the manifest's bytes, for
+// origins that know whole records only.
+func (x *Index) storeRecord(ctx context.Context, r cluster.NameRecord, raw []byte) (kept bool, err error) {
 	copies, err := x.keepRecord(ctx, r, raw)
 	switch {
-	case copies >= x.cfg.Replicas:
+	case copies >= x.copies():
 		x.short.remove(r)
-		return nil
+		return true, nil
 	case copies > 0:
 		x.short.add(shortRecord{r, raw})
-		x.log.Warn("a name is in fewer places than configured", "repository", r.Repository, "tag", r.Tag, "digest", r.Digest, "copies", copies, "error", err)
-		return nil
+		x.log.Warn("a change waits for the bucket, because fewer origins keep it than configured", "repository", r.Repository, "tag", r.Tag, "digest", r.Digest, "copies", copies, "error", err)
+		return false, nil
 	}
-	return &registry.RetryError{Err: fmt.Errorf("%w: no origin keeps the name: %w", registry.ErrUnavailable, err), After: time.Second}
+	return false, &registry.RetryError{Err: fmt.Errorf("%w: no origin keeps the name: %w", registry.ErrUnavailable, err), After: time.Second}
 }
 
 // keepRecord writes r to cfg.Replicas origins in parallel, trying further ones for those that fail or don't answer. It
@@ -123,7 +123,8 @@ func (x *Index) putName(ctx context.Context, o *cluster.Origin, r cluster.NameRe
 }
 
 // change makes changes durable in their second place and commits them in SQL with their outbox rows, all or none. Of
-// records of one manifest the first has the bytes.
+// records of one manifest the first has the bytes. ErrTooFewCopies, after the commit, when the second place is the
+// bucket, and that is slow.
 func (x *Index) change(ctx context.Context, rs []cluster.NameRecord, f func(names.Tx) error) error {
 	// What has begun is finished: a client that goes away must not leave one place ahead of the other.
 	ctx = context.WithoutCancel(ctx)
@@ -132,12 +133,21 @@ func (x *Index) change(ctx context.Context, rs []cluster.NameRecord, f func(name
 			x.forget(ctx, r)
 		}
 	}
+	x.writing.begin(rs)
+	defer x.writing.end(rs)
+	var waits []cluster.NameRecord
 	for i, r := range rs {
-		if err := x.storeRecord(ctx, x.signer.Sign(r), rs[0].Bytes); err != nil {
+		kept, err := x.storeRecord(ctx, x.signer.Sign(r), rs[0].Bytes)
+		if err != nil {
 			undo(i)
 			return err
 		}
+		if !kept {
+			waits = append(waits, r)
+		}
 	}
+	published := x.publications.expect(waits)
+	defer x.publications.forget(waits)
 	err := x.db.Update(ctx, func(tx names.Tx) error {
 		if err := f(tx); err != nil {
 			return err
@@ -158,7 +168,7 @@ func (x *Index) change(ctx context.Context, rs []cluster.NameRecord, f func(name
 		x.lookups.know(r)
 	}
 	x.wake()
-	return nil
+	return x.awaitBucket(ctx, published)
 }
 
 // conflict returns what a client is told of a write that was not done because of what is there. A later generation than

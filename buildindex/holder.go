@@ -207,6 +207,8 @@ func (x *Index) renew(ctx context.Context, length time.Duration) (latest int64, 
 	var wg sync.WaitGroup
 	for i, o := range all {
 		wg.Go(func() {
+			ask := ask
+			ask.KeepPaid = !x.hasHeard(o)
 			answers[i], errs[i] = o.Hold(ctx, ask)
 			var known *registry.Error
 			if errors.As(errs[i], &known) && known.Status < 500 && known != registry.ErrDenied && known != registry.ErrTooManyRequests {
@@ -226,6 +228,9 @@ func (x *Index) renew(ctx context.Context, length time.Duration) (latest int64, 
 		default:
 			granted++
 			latest = max(latest, a.Generation)
+			if !x.hasHeard(all[i]) {
+				notify(x.hearSoon)
+			}
 		}
 	}
 	most := 2*granted > len(all)

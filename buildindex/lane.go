@@ -98,10 +98,15 @@ func (x *Index) assign(ctx context.Context) error {
 // wake makes all lanes look for changes.
 func (x *Index) wake() {
 	for _, l := range x.lanes {
-		select {
-		case l.kick <- struct{}{}:
-		default:
-		}
+		notify(l.kick)
+	}
+}
+
+// notify puts one into a channel of one, if it is empty.
+func notify(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
 	}
 }
 

@@ -21,6 +21,7 @@ import (
 // putLayer makes a blob that was pushed a member of the repository. Its second place is the marker of the blob on the
 // origins, which names the repository and has no generation. So where the membership was ended before, or it is not
 // known whether it was, a record of it goes to the origins, as for a mount: the deletion would win over the marker.
+// Where fewer origins owe the blob than there are replicas, the second place is the bucket.
 func (x *Index) putLayer(ctx context.Context, repo string, l cluster.Layer) error {
 	err := x.mayPush(repo)
 	if err == nil {
@@ -36,6 +37,12 @@ func (x *Index) putLayer(ctx context.Context, repo string, l cluster.Layer) erro
 }
 
 func (x *Index) addLayer(ctx context.Context, repo string, l cluster.Layer) error {
+	short := l.Copies > 0 && l.Copies < x.copies()
+	if short { // first: who sees the membership takes the blob for stored
+		if err := x.awaitDurable(ctx, repo, l.Digest); err != nil {
+			return err
+		}
+	}
 	n := cluster.MembershipName(repo, l.Digest)
 	defer x.lock(repo, l.Digest.String())()
 	ended, err := x.db.Deleted(ctx, n)
@@ -51,6 +58,12 @@ func (x *Index) addLayer(ctx context.Context, repo string, l cluster.Layer) erro
 		return x.change(ctx, []cluster.NameRecord{r}, func(tx names.Tx) error { return tx.PutLayer(repo, l.Digest, l.Size, r.Generation) })
 	}
 	r.Version = unrecorded
+	var waits []cluster.NameRecord
+	if short {
+		waits = append(waits, r)
+	}
+	published := x.publications.expect(waits)
+	defer x.publications.forget(waits)
 	err = x.db.Update(ctx, func(tx names.Tx) error {
 		return errors.Join(tx.PutLayer(repo, l.Digest, l.Size, r.Generation), x.enqueue(tx, r))
 	})
@@ -58,7 +71,7 @@ func (x *Index) addLayer(ctx context.Context, repo string, l cluster.Layer) erro
 		return x.conflict(x.full(err))
 	}
 	x.wake()
-	return nil
+	return x.awaitBucket(ctx, published)
 }
 
 func (x *Index) getLayer(ctx context.Context, repo string, d digest.Digest) (cluster.Layer, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -42,6 +43,8 @@ type job struct {
 	gone digest.Digest   // the blob of a membership that ended, else empty
 	do   func(ctx context.Context, b bucket.Bucket) error
 	err  error
+
+	stamped bool // the bucket has the change, although the row has to wait
 }
 
 func (b *batch) run(ctx context.Context) error {
@@ -107,7 +110,11 @@ func (b *batch) finish(ctx context.Context, jobs []*job) error {
 	x := b.lane.x
 	var done []names.OutboxRow
 	var failed []*job
+	var there []int64 // generations of changes that the bucket has
 	for _, j := range jobs {
+		if j.err == nil || j.stamped {
+			there = append(there, j.row.Record.Generation)
+		}
 		switch {
 		case j.err == nil:
 			done = append(done, j.row)
@@ -118,17 +125,16 @@ func (b *batch) finish(ctx context.Context, jobs []*job) error {
 			failed = append(failed, j)
 		}
 	}
-	if bucket, ok := x.buckets.Get(b.lane.name); ok && len(done) > 0 {
-		latest := int64(0)
-		for _, row := range done {
-			latest = max(latest, row.Record.Generation)
-		}
-		if err := b.lane.raiseMark(ctx, bucket, latest); err != nil {
+	if bucket, ok := x.buckets.Get(b.lane.name); ok && len(there) > 0 {
+		if err := b.lane.raiseMark(ctx, bucket, slices.Max(there)); err != nil {
 			return err
 		}
 	}
 	if err := x.published(ctx, done); err != nil {
 		return err
+	}
+	for _, generation := range there {
+		x.publications.tell(generation)
 	}
 	if len(failed) == 0 {
 		return nil
@@ -282,6 +288,7 @@ func (b *batch) prepareDeletion(ctx context.Context, j *job, c cluster.Change) {
 	}
 	j.do = func(ctx context.Context, bucket bucket.Bucket) error {
 		err := putStamp(ctx, bucket, layout.Stamp{Change: c})
+		j.stamped = err == nil
 		if err == nil && b.owed[j.gone] {
 			err = fmt.Errorf("an origin may still link blob %s: %w", j.gone, errNotDurable)
 		}
@@ -324,32 +331,48 @@ func (x *Index) referredTo(ctx context.Context, repo string, p *parsed) (blobs, 
 }
 
 // durable returns which blobs the bucket of a repository has. Each owner is asked once for all blobs that no owner
-// before it knew to be there. The error says that an origin could not be asked; what others know is returned beside it.
+// before it knew to be there, and another origin in the place of each owner that can't be asked, unless an owner owes
+// the blob: the other has to look in the bucket. The error says that blobs are left of which too few could be asked;
+// what others know is returned beside it.
 func (x *Index) durable(ctx context.Context, repo string, ds []digest.Digest) (map[digest.Digest]bool, error) {
-	known := map[digest.Digest]bool{}
-	var failed error
-	for rank := range x.cfg.Replicas {
+	known, owed, asked := map[digest.Digest]bool{}, map[digest.Digest]bool{}, map[digest.Digest]int{}
+	dead := map[*cluster.Origin]error{}
+	for rank := range x.origins.All() {
 		byOrigin := map[*cluster.Origin][]digest.Digest{}
 		for _, d := range ds {
-			if owners := x.origins.Owners(d); !known[d] && rank < len(owners) {
-				byOrigin[owners[rank]] = append(byOrigin[owners[rank]], d)
+			o := x.origins.For(d)[rank]
+			if !known[d] && asked[d] < x.copies() && (!owed[d] || x.origins.Ring().Owns(o.ID, d)) {
+				byOrigin[o] = append(byOrigin[o], d)
 			}
 		}
-		failed = nil // others may know
 		for o, all := range byOrigin {
-			for asked := range slices.Chunk(all, cluster.MaxDurableDigests) {
-				resp, err := o.Durable(ctx, repo, asked)
-				if err != nil {
-					failed = errors.Join(failed, fmt.Errorf("origin %s: %w", o.ID, err))
+			for part := range slices.Chunk(all, cluster.MaxDurableDigests) {
+				if dead[o] != nil {
 					break
+				}
+				resp, err := o.Durable(ctx, repo, part)
+				if err != nil {
+					dead[o] = fmt.Errorf("origin %s: %w", o.ID, err)
+					break
+				}
+				for _, d := range part {
+					asked[d]++
 				}
 				for _, d := range resp.Durable {
 					known[d] = true
 				}
+				for _, d := range resp.Pending {
+					owed[d] = true
+				}
 			}
 		}
 	}
-	return known, failed
+	for _, d := range ds {
+		if !known[d] && !owed[d] && asked[d] < x.copies() {
+			return known, errors.Join(slices.Collect(maps.Values(dead))...)
+		}
+	}
+	return known, nil
 }
 
 // owed returns which blobs any origin still owes to the bucket of a repository. What an origin that does not answer may

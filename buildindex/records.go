@@ -33,9 +33,7 @@ type entry struct {
 
 // round is one look at what origins keep.
 type round struct {
-	known int64     // changes up to this generation are in SQL
-	began time.Time // of this process: what is younger may be under way
-	late  bool      // the origin that is looked at was not heard before: all that it has counts
+	known int64 // changes up to this generation are in SQL, as far as origins that were heard before keep them
 	heard []string
 	adopt []entry
 	aside []asideRecord

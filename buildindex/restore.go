@@ -2,12 +2,12 @@ package buildindex
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"kraken/buildindex/names"
 	"kraken/origin/bucket"
@@ -15,17 +15,12 @@ import (
 	"kraken/proto/registry"
 )
 
-const (
-	metaRestored = "restored" // set once SQL has what the bucket and enough origins know
-	metaUnheard  = "unheard"  // the origins, a JSON list of ids, that could not be asked at that time
-)
+const metaRestored = "restored" // set once SQL has what the bucket and enough origins know
 
 const (
 	reconcileEvery = time.Minute
 	restoreMin     = 200 * time.Millisecond
 	restoreMax     = 5 * time.Second // between tries of a restoration
-	// settled is the age from which a record belongs to no change that is still under way.
-	settled = time.Minute
 )
 
 // restore makes SQL know what the buckets and the records that origins keep say, then compares SQL with these records
@@ -46,15 +41,18 @@ func (x *Index) restore(ctx context.Context) error {
 			wait = min(2*wait, restoreMax)
 		default:
 			wait = restoreMin
-			err = x.reconcile(ctx, x.began)
+			err = x.reconcile(ctx)
 		}
 		x.reportRestore(ctx, err)
 		timer := time.NewTimer(next)
 		select {
 		case <-ctx.Done():
-			timer.Stop()
-			return nil
+		case <-x.hearSoon:
 		case <-timer.C:
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			return nil
 		}
 	}
 }
@@ -133,161 +131,127 @@ func (x *Index) swept(name string) bool {
 	return ok && x.heard()
 }
 
-// hear takes over what origins keep. All but replicas - 1 must be heard, because a record is on as many origins as
-// there are replicas; the others are heard when they are back, also after a restart. While SQL was restored earlier
-// only what is newer than SQL counts.
+// hear takes over what origins keep. All but replicas - 1 must be heard, because a change that the bucket lacks is on
+// as many origins as there are replicas; the others are heard when they are back.
 func (x *Index) hear(ctx context.Context) error {
-	if x.restored.Load() {
-		return x.reconcile(ctx, x.began)
-	}
-	if err := x.db.Update(ctx, func(tx names.Tx) error { return tx.SetMeta(metaHearing, "begun") }); err != nil {
-		return err
-	}
-	origins := x.origins.All()
-	heard, errs := make([][]entry, len(origins)), make([]error, len(origins))
-	var wg sync.WaitGroup
-	for i, o := range origins {
-		wg.Go(func() {
-			if heard[i], errs[i] = x.recordsOf(ctx, o); errs[i] == nil {
-				errs[i] = x.adoptPending(ctx, o)
-			}
-			if errs[i] != nil {
-				errs[i] = fmt.Errorf("origin %s: %w", o.ID, errs[i])
-			}
-		})
-	}
-	wg.Wait()
-	var t round
-	var unheard []string
-	for i, o := range origins {
-		if errs[i] != nil {
-			unheard = append(unheard, o.ID)
-			continue
-		}
-		t.heard = append(t.heard, o.ID)
-		for _, e := range heard[i] {
-			if e.err != nil {
-				t.setAside(e)
-			} else {
-				t.adopt = append(t.adopt, e)
-			}
+	if !x.restored.Load() {
+		if err := x.db.Update(ctx, func(tx names.Tx) error { return tx.SetMeta(metaHearing, "begun") }); err != nil {
+			return err
 		}
 	}
-	if len(unheard) > max(0, x.cfg.Replicas-1) {
-		return errors.Join(errs...)
+	err := x.reconcile(ctx)
+	if x.heard() {
+		return nil
 	}
-	if err := x.finish(ctx, &t, x.tombstones(t.adopt)); err != nil {
-		return err
-	}
-	if err := x.db.Update(ctx, func(tx names.Tx) error { return setUnheard(tx, unheard) }); err != nil {
-		return err
-	}
-	x.log.Info("origins were heard", "records", len(t.adopt), "set_aside", len(t.aside), "origins_not_heard", unheard)
-	x.setHeard()
-	return nil
+	return err
 }
 
 // setHeard says that enough origins were heard since the start.
 func (x *Index) setHeard() { x.hearOnce.Do(func() { close(x.heardOrigins) }) }
 
-func setUnheard(tx names.Tx, ids []string) error {
-	b, err := json.Marshal(ids)
-	if err != nil {
-		return err
-	}
-	return tx.SetMeta(metaUnheard, string(b))
-}
-
-// reconcile asks every origin for its records. One that could not be asked when SQL was restored is heard in full. Of
-// the others, a record that is newer than SQL is adopted (SQL went back in time), and one whose change is in the bucket
-// already is taken back: its origin was away when the others forgot it. Records of this process may belong to changes
-// under way and are left alone until they are settled.
-func (x *Index) reconcile(ctx context.Context, began time.Time) error {
-	var unheard []string
-	v, err := x.db.Meta(ctx, metaUnheard)
-	if err == nil && v != "" {
-		err = json.Unmarshal([]byte(v), &unheard)
-	}
-	if err != nil {
-		return fmt.Errorf("origins that were not heard: %w", err)
-	}
+// reconcile asks every origin for its records. All that one has counts that is asked for the first time since the
+// start: SQL may be new, or have gone back in time, and what was written since has later generations. Of the others a
+// record that is newer than SQL is adopted, and one whose change is in the bucket already is taken back: its origin was
+// away when the others forgot it. Changes that this process makes are left alone.
+func (x *Index) reconcile(ctx context.Context) error {
+	x.writing.prune()
 	state, err := x.db.State(ctx)
 	if err != nil {
 		return err
 	}
-	var errs []error
-	t := round{known: state.LastGeneration, began: began}
-	late := 0
-	for _, o := range x.origins.All() {
-		t.late = slices.Contains(unheard, o.ID)
-		if err := x.reconcileWith(ctx, o, &t); err != nil {
-			errs = append(errs, fmt.Errorf("origin %s: %w", o.ID, err))
+	origins := x.origins.All()
+	rounds, errs := make([]round, len(origins)), make([]error, len(origins))
+	var g errgroup.Group
+	if x.heard() {
+		g.SetLimit(1) // there is time, and a list may be long
+	}
+	for i, o := range origins {
+		rounds[i].known = state.LastGeneration
+		g.Go(func() error { errs[i] = x.hearOne(ctx, o, &rounds[i]); return nil })
+	}
+	_ = g.Wait() // each origin has its own error
+	var t round
+	for i, o := range origins {
+		if errs[i] != nil {
+			errs[i] = fmt.Errorf("origin %s: %w", o.ID, errs[i])
 			continue
 		}
 		t.heard = append(t.heard, o.ID)
-		if t.late {
-			late++
-		}
+		t.adopt, t.aside = append(t.adopt, rounds[i].adopt...), append(t.aside, rounds[i].aside...)
+	}
+	failed := len(origins) - len(t.heard)
+	if failed >= x.copies() && !x.restored.Load() && !x.heard() {
+		return errors.Join(errs...) // part of what they keep could hide the rest
 	}
 	if err := x.finish(ctx, &t, x.tombstones(t.adopt)); err != nil {
 		return errors.Join(append(errs, err)...)
 	}
-	if len(errs) < x.cfg.Replicas {
-		x.setHeard()
+	for _, id := range t.heard {
+		x.heardFrom.Store(id, true)
 	}
-	if late > 0 {
-		unheard = slices.DeleteFunc(unheard, func(id string) bool { return slices.Contains(t.heard, id) })
-		errs = append(errs, x.db.Update(ctx, func(tx names.Tx) error { return setUnheard(tx, unheard) }))
+	if failed < x.copies() {
+		x.setHeard()
 	}
 	return errors.Join(errs...)
 }
 
-// reconcileWith adds what one origin keeps to the round, and takes back what is in the bucket.
-func (x *Index) reconcileWith(ctx context.Context, o *cluster.Origin, t *round) error {
+// hearOne adds what one origin keeps to the round, and takes back what is in the bucket. Blobs that it owes, or has
+// paid a moment ago, become members if it is asked for the first time.
+func (x *Index) hearOne(ctx context.Context, o *cluster.Origin, t *round) error {
+	first := !x.hasHeard(o)
 	entries, err := x.recordsOf(ctx, o)
+	if err == nil && first {
+		err = x.adoptPending(ctx, o)
+	}
 	if err != nil {
 		return err
-	}
-	if t.late || !x.heard() {
-		if err := x.adoptPending(ctx, o); err != nil {
-			return err
-		}
 	}
 	for _, e := range entries {
 		aside := x.aside.has(cluster.NameKey(e.record), e.record.Generation)
 		switch {
 		case e.err != nil && !errors.Is(e.err, registry.ErrDenied):
 			t.setAside(e) // what it says of itself is worth nothing
-		case !t.late && !aside && e.record.Generation <= t.known:
-			if err := x.reconcileKnown(ctx, o, e); err != nil {
+			continue
+		case x.writing.has(e.record.Generation):
+			continue
+		case !aside && e.record.Generation <= t.known:
+			if queued, err := x.isQueued(ctx, o, e); err != nil {
 				return err
+			} else if queued {
+				continue
 			}
-		case e.err != nil:
+			if !first {
+				if err := o.DeleteName(ctx, x.signer.Deletion(e.record)); err != nil {
+					return err
+				}
+				continue
+			}
+		}
+		if e.err != nil {
 			t.setAside(e)
-		case !t.late && !aside && e.record.Time.After(t.began) && time.Since(e.record.Time) < settled:
-		default:
+		} else {
 			t.adopt = append(t.adopt, e)
 		}
 	}
 	return nil
 }
 
-// reconcileKnown handles a record that is not newer than SQL: it is taken back unless its change is still queued. A
-// queued one that nobody signed, because it was written before there was a key, is signed.
-func (x *Index) reconcileKnown(ctx context.Context, o *cluster.Origin, e entry) error {
+// isQueued reports whether the change of a record waits for the bucket. A record that nobody signed, because it was
+// written before there was a key, is signed then.
+func (x *Index) isQueued(ctx context.Context, o *cluster.Origin, e entry) (bool, error) {
 	rows, err := x.db.Queued(ctx, e.record.Generation)
 	if err != nil {
-		return err
+		return false, err
 	}
 	for _, row := range rows {
 		if row.Err != nil || cluster.NameKey(row.Record) == cluster.NameKey(e.record) {
 			if errors.Is(e.err, registry.ErrDenied) && row.Err == nil {
-				return x.signAgain(ctx, o, row.Record)
+				return true, x.signAgain(ctx, o, row.Record)
 			}
-			return nil
+			return true, nil
 		}
 	}
-	return o.DeleteName(ctx, x.signer.Deletion(e.record))
+	return false, nil
 }
 
 // signAgain replaces an origin's record of a queued change by a signed one.
@@ -323,7 +287,15 @@ func (x *Index) finish(ctx context.Context, t *round, dead cluster.Latest) error
 	return x.aside.save(ctx, x.db)
 }
 
-// adoptPending makes blobs that an origin owes to a bucket members of the repositories that they were pushed to.
+// hasHeard reports whether all that an origin keeps was taken over since the start. Until then it forgets nothing,
+// because this database may have gone back in time.
+func (x *Index) hasHeard(o *cluster.Origin) bool {
+	_, ok := x.heardFrom.Load(o.ID)
+	return ok
+}
+
+// adoptPending makes blobs that an origin owes to a bucket, or did a moment ago, members of the repositories that they
+// were pushed to.
 func (x *Index) adoptPending(ctx context.Context, o *cluster.Origin) error {
 	return o.Pending(ctx, func(p cluster.PendingBlob) error {
 		for _, repo := range p.Repositories {

@@ -3,6 +3,8 @@ package buildindex
 import (
 	"testing"
 
+	"github.com/opencontainers/go-digest"
+
 	"kraken/proto/cluster"
 	"kraken/proto/registry"
 )
@@ -12,9 +14,14 @@ import (
 func TestNamesAreToppedUp(t *testing.T) {
 	r := newRig(t)
 	away := r.origins[1]
+	r.must(r.x.putLayer(t.Context(), "repo", cluster.Layer{Digest: digest.FromString("a"), Size: 1}))
+	for _, o := range r.origins {
+		o.set(func() { clear(o.names) })
+	}
 	away.set(func() { away.down = true })
+	r.short = true
 	r.put("v", "a")
-	r.must(r.x.DeleteManifest(t.Context(), "repo", registry.Reference{Tag: "v"}))
+	r.delete(registry.Reference{Tag: "v"})
 	kept := r.origins[0].kept()
 	if away.kept() != 0 || kept == 0 {
 		t.Fatalf("%d and %d records are kept", kept, away.kept())

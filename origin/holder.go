@@ -19,8 +19,9 @@ type holder struct {
 	until time.Time
 }
 
-// paidFor is for how long a blob that was written back is still told to a build-index that starts. A membership is
-// committed a moment after its blob, and its generation is known here after the next renewal of the lease.
+// paidFor is for how long a blob that was written back is still told to a build-index, at least: until one that has
+// asked for it since its start renews its lease after that. A membership is committed a moment after its blob, and its
+// generation is known here after the next renewal.
 const paidFor = 30 * time.Second
 
 // ask gives the lease to who asks, if nobody else has it, and says whose it is and for how long.
@@ -54,7 +55,7 @@ func (o *Origin) holderRoute(w http.ResponseWriter, r *http.Request, _ registry.
 	if out.Generation, err = o.store.RaiseGeneration(raise); err != nil {
 		return err
 	}
-	if raise > 0 {
+	if raise > 0 && !q.KeepPaid {
 		// What was committed before that payment is counted in the generation that was just stored.
 		if err := o.store.ForgetPaid(time.Now().Add(-paidFor)); err != nil {
 			return err

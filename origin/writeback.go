@@ -141,10 +141,14 @@ func (o *Origin) workOnce(ctx context.Context, d digest.Digest, m store.Marker) 
 	case len(left) == 0:
 		return 0, false, o.leave(ctx, d)
 	case !owns:
-		err := o.moveToOwners(ctx, d, m)
-		return 0, err != nil, err
+		err = o.moveToOwners(ctx, d, m)
+		if err == nil || isLater(err) {
+			return 0, err != nil, err
+		}
+	default:
+		err = o.spread(ctx, d, m, false)
 	}
-	if err := o.spread(ctx, d, m, false); err != nil {
+	if err != nil {
 		// The bucket must not wait for an owner that is down.
 		alone = true
 		o.log.Info("not all owners owe a blob yet", "digest", d, "error", err)
@@ -165,6 +169,9 @@ func (o *Origin) workOnce(ctx context.Context, d digest.Digest, m store.Marker) 
 			return 0, alone, o.blame(ctx, target, err)
 		}
 		o.m.writtenBack.Inc()
+	}
+	if !owns {
+		return 0, false, o.leave(ctx, d)
 	}
 	return 0, false, nil
 }

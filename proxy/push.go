@@ -8,12 +8,14 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"kraken/proto/cluster"
 	"kraken/proto/registry"
+	"kraken/proto/role"
 	"kraken/proto/transport"
 )
 
@@ -211,20 +213,35 @@ func (p *Proxy) CommitUpload(ctx context.Context, repo, id string, d digest.Dige
 		p.m.leftBehind.Inc()
 		p.log.Warn("origin left behind in a commit", "origin", ts[i].Origin, "repository", repo, "digest", d, "error", err)
 	}
-	p.makeGood(ctx, repo, ds[ok], have)
-	if err := p.index.PutLayer(ctx, repo, cluster.Layer{Digest: d, Size: ds[ok].Size}); err != nil {
+	copies := p.makeGood(ctx, repo, ds[ok], have)
+	if err := p.putLayer(ctx, repo, cluster.Layer{Digest: d, Size: ds[ok].Size, Copies: copies}); err != nil {
 		return v1.Descriptor{}, fmt.Errorf("make %s a member of %s: %w", d, repo, err)
 	}
 	return ds[ok], nil
 }
 
+// keptPatience is for how long a commit waits for the bucket to have a blob that too few origins keep: many clients and
+// gateways give a request up that is not answered within half a minute.
+const keptPatience = 20 * time.Second
+
+// putLayer makes a blob a member of a repository. One that too few origins keep is no member before the bucket has it:
+// it is asked for again for a while, since a client that is refused sends all the bytes once more.
+func (p *Proxy) putLayer(ctx context.Context, repo string, l cluster.Layer) error {
+	for began := time.Now(); ; {
+		err := p.index.PutLayer(ctx, repo, l)
+		if !errors.Is(err, registry.ErrTooFewCopies) || time.Since(began) >= keptPatience || !role.Pause(ctx, time.Second) {
+			return err
+		}
+	}
+}
+
 // makeGood brings a blob that was committed in fewer copies than configured to further origins, so that a 201 means as
-// many copies as ever while that many origins work. It asks only origins that answer, and has no error: one copy is
-// success, which the origin that has it makes more of when the others are back.
-func (p *Proxy) makeGood(ctx context.Context, repo string, b v1.Descriptor, have []*cluster.Origin) {
+// many copies as ever while that many origins work. It asks only origins that answer, and returns how many owe the blob
+// then. Fewer are no error: the origin that has it brings it to the bucket, and to the others when they are back.
+func (p *Proxy) makeGood(ctx context.Context, repo string, b v1.Descriptor, have []*cluster.Origin) int {
 	for _, to := range p.origins.For(b.Digest) {
 		if len(have) >= p.replicas {
-			return
+			return len(have)
 		}
 		if slices.Contains(have, to) || !to.Answers() {
 			continue
@@ -238,8 +255,9 @@ func (p *Proxy) makeGood(ctx context.Context, repo string, b v1.Descriptor, have
 	}
 	if len(have) < p.replicas {
 		p.m.short.Inc()
-		p.log.Warn("a blob has fewer copies than configured until other origins answer", "repository", repo, "digest", b.Digest, "copies", len(have))
+		p.log.Warn("a blob waits for the bucket, because fewer origins than configured keep it", "repository", repo, "digest", b.Digest, "copies", len(have))
 	}
+	return len(have)
 }
 
 // copyBlob brings a blob from one origin to another, which owes it to the bucket from then on.

@@ -181,6 +181,8 @@ const MaxLayers = 10_000
 type Layer struct {
 	Digest digest.Digest `json:"digest"`
 	Size   int64         `json:"size"`
+	// Copies is how many origins owe the blob that was pushed; 0, as many as there are replicas.
+	Copies int `json:"copies,omitempty"`
 }
 
 // HolderRequest asks an origin to let one build-index be the only one (PUT holder).
@@ -191,6 +193,9 @@ type HolderRequest struct {
 	For time.Duration `json:"for_ns"`
 	// Generation is the last that the build-index has committed. The origin keeps the highest durably.
 	Generation int64 `json:"generation"`
+	// KeepPaid is that the build-index has not asked for the origin's pending blobs since it started: what was paid
+	// must not be forgotten.
+	KeepPaid bool `json:"keep_paid,omitempty"`
 }
 
 // HolderResponse says whose lease it is.

@@ -17,9 +17,6 @@ import (
 	"kraken/proto/layout"
 )
 
-// healthyFor is how long an origin was left in peace before an upload that has to reach it.
-const healthyFor = 15 * time.Second
-
 // acknowledge notes that a client was told that a blob is stored. s.mu is held.
 func (s *Sim) acknowledge(d digest.Digest, repo string, began time.Time) {
 	a := s.model.blobs[d]
@@ -31,17 +28,17 @@ func (s *Sim) acknowledge(d digest.Digest, repo string, began time.Time) {
 		a.safe = true
 		return
 	}
-	copies, healthy := 0, 0
+	copies, want := 0, min(s.Replicas, len(s.origins))
 	for _, n := range s.origins {
 		if n.owes(d) && n.keeps(d) { // one whose commit is under way has promised nothing
 			copies++
 		}
-		if n.leftInPeace(began.Add(-healthyFor)) {
-			healthy++
+		if n.lostAt.After(began) { // a copy of it may have counted
+			want--
 		}
 	}
-	if want := min(s.Replicas, healthy); copies < want && began.Sub(s.history.began) > healthyFor {
-		s.history.violate("short", "blob %s was acknowledged with %d copies that owe it, and %d origins were well", short(d.String()), copies, healthy)
+	if copies < want {
+		s.history.violate("short", "blob %s was acknowledged with %d copies that owe it, in the place of %d, and the bucket lacks it", short(d.String()), copies, want)
 	}
 	a.need = max(a.need, min(copies, s.Replicas))
 }
@@ -138,7 +135,7 @@ func (s *Sim) loses(n *node, only digest.Digest, lose func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	defer lose()
-	n.lost = true
+	n.lost, n.lostAt = true, time.Now()
 	if n.disk == nil {
 		return
 	}

@@ -75,11 +75,11 @@ type node struct {
 	cancel context.CancelFunc
 	done   chan struct{}
 
-	disk     *disk                     // of an origin
-	database string                    // of build-index: a folder
-	old      string                    // a copy of the disk as it was
-	hurt     atomic.Pointer[time.Time] // when it was disturbed last; nil: never
-	lost     bool                      // its disk was lost since the last check of all
+	disk     *disk     // of an origin
+	database string    // of build-index: a folder
+	old      string    // a copy of the disk as it was
+	lost     bool      // its disk was lost since the last check of all
+	lostAt   time.Time // its disk, or a copy on it, was lost last
 }
 
 // New makes a cluster that is down.
@@ -167,18 +167,6 @@ func openProxy(n *node, p *process) (role.Runner, error) {
 	}, n.deps())
 }
 
-// isHurt notes that the role is disturbed now.
-func (n *node) isHurt() {
-	now := time.Now()
-	n.hurt.Store(&now)
-}
-
-// leftInPeace reports whether the role runs, and was not disturbed since a time.
-func (n *node) leftInPeace(since time.Time) bool {
-	hurt := n.hurt.Load()
-	return n.p.Load() != nil && (hurt == nil || hurt.Before(since))
-}
-
 // start starts a role on what its disk has.
 func (n *node) start() {
 	if n.p.Load() != nil {
@@ -205,7 +193,6 @@ func (n *node) start() {
 
 // kill ends a role as kill -9 does, or with its machine, of which nobody hears any more.
 func (n *node) kill(vanish bool) {
-	n.isHurt()
 	p := n.p.Swap(nil)
 	if p == nil {
 		n.s.net.mu.Lock()

@@ -368,7 +368,6 @@ func (s *Sim) patience(how string, origin int) {
 			s.net.part(n.h, other.h, true)
 		}
 	}
-	s.origins[origin].isHurt()
 	once := Push{Hint: true, Tries: 1}
 	first := true
 	measure := func(what string, f func() error) {
@@ -448,6 +447,94 @@ func TestOlderDatabaseAfterPayment(t *testing.T) {
 	}
 }
 
+// What was paid is told for as long as the build-index has not asked for it: here it is brought back from an older
+// copy, and is away for longer than origins remember a payment on their own, and one of them for longer still.
+func TestOlderDatabaseLongAfterPayment(t *testing.T) {
+	for _, away := range []int{0, 1, 2} { // until build-index is back
+		t.Run(fmt.Sprint("origin ", away+1), func(t *testing.T) {
+			directed(t, Options{}, func(s *Sim) {
+				b := s.placed(5000, 0, 1, 2)
+				s.must("push", s.pushBlob(0, "team/b", b, Push{Hint: true}))
+				s.Settle()
+				s.do(Snapshot, s.index)
+				s.bucket.set(bucketDown)
+				s.must("push", s.pushBlob(0, "team/a", b, Push{Hint: true}))
+				s.do(Revert, s.index) // before the lease has told origins of it
+				s.bucket.set(bucketUp)
+				s.Wait(10 * time.Second) // it is paid
+				s.Kill(away)
+				s.Wait(time.Minute)
+				s.do(Start, s.index)
+				s.Wait(3 * time.Minute)
+				s.Start(away)
+				s.Settle()
+				s.CheckAll("after the older database")
+				s.Restore()
+				s.CheckAll("after the restore")
+			})
+		})
+	}
+}
+
+// The only origin that kept what was pushed is away while a build-index that has lost its database begins anew. What
+// that origin keeps counts when it is back, however late.
+func TestOnlyKeeperIsHeardLate(t *testing.T) {
+	directed(t, Options{}, func(s *Sim) {
+		b := s.placed(5000, 0, 1, 2)
+		s.must("push", s.pushBlob(0, "team/b", b, Push{Hint: true}))
+		s.Settle()
+		s.Kill(0)
+		s.Kill(1)
+		s.must("push", s.pushBlob(0, "team/a", b, Push{Hint: true})) // to origin 3 alone
+		s.Kill(2)
+		s.WipeIndex()
+		s.Start(0)
+		s.Start(1)
+		for range 7 { // whenever it is back between two looks at all origins
+			s.Wait(75 * time.Second)
+			s.Start(2)
+			s.Wait(5 * time.Second)
+			s.Kill(2)
+		}
+		s.Start(2)
+		s.Settle()
+		s.CheckAll("after the last origin is back")
+		s.Restore()
+		s.CheckAll("after the restore")
+	})
+}
+
+// A push is acknowledged when as many origins as there are replicas keep it, or the bucket has it: also the origin that
+// is left alone writes to the bucket, whether it owns the blob or not. Where the bucket is down too, a push is refused.
+func TestAcknowledgedByOneOrigin(t *testing.T) {
+	i := NewImage("image", content(1, 5000), content(2, 3000), content(3, 700), content(4, 40))
+	for left := range 3 {
+		for _, bucket := range []bucketMode{bucketUp, bucketDown} {
+			t.Run(fmt.Sprintf("origin %d, bucket up %t", left+1, bucket == bucketUp), func(t *testing.T) {
+				directed(t, Options{}, func(s *Sim) {
+					s.bucket.set(bucket)
+					for o := range s.origins {
+						if o != left {
+							s.Kill(o)
+						}
+					}
+					err := s.PushImage(0, "team/a", "v", i, Push{})
+					if (err == nil) != (bucket == bucketUp) {
+						s.history.violate("refused", "with one origin, and bucket up %t: %v", bucket == bucketUp, err)
+					}
+					s.Wipe(left)
+					for o := range s.origins {
+						s.Start(o)
+					}
+					s.WipeIndex()
+					s.Settle()
+					s.CheckAll("after the only origin and the database were lost")
+				})
+			})
+		}
+	}
+}
+
 // An owner whose copy has rotted does not take over the debt of an origin that drops its own copy then.
 func TestDebtToRottenCopy(t *testing.T) {
 	directed(t, Options{Origins: 4}, func(s *Sim) {
@@ -475,8 +562,9 @@ func TestDebtToRottenCopy(t *testing.T) {
 	})
 }
 
-// A manifest whose only copy of a blob was lost with its disk never gets to the bucket. Once everything else is lost as
-// well it is gone, and its tag is what it was before: three disks were lost, and that is no fault of the cluster.
+// A manifest of a blob whose copies were all lost with their disks never gets to the bucket. Once everything else is
+// lost as well it is gone, and its tag is what it was before: three disks were lost, and that is no fault of the
+// cluster.
 func TestManifestOfALostBlob(t *testing.T) {
 	directed(t, Options{}, func(s *Sim) {
 		before, after := NewImage("before", content(1, 700)), NewImage("after", content(2, 5000))
@@ -484,14 +572,14 @@ func TestManifestOfALostBlob(t *testing.T) {
 		s.Settle()
 		s.bucket.set(bucketHung)
 		s.Kill(0)
-		s.Kill(1)
-		s.mustPush("team/a", "v", after, Push{}) // to origin 3 alone
-		s.Start(0)
-		s.Start(1)
+		s.mustPush("team/a", "v", after, Push{}) // to origins 2 and 3 alone
+		s.Wipe(1)
 		s.Wipe(2)
-		s.Start(2)
+		for o := range s.origins {
+			s.Start(o)
+		}
 		s.Settle()
-		s.CheckAll("after the only copy was lost")
+		s.CheckAll("after both copies were lost")
 		s.Restore()
 		s.CheckAll("after the restore")
 		s.CheckAll("again")

@@ -84,11 +84,6 @@ func (s *Sim) disturb(x Step, n, other *node) {
 	case Twice:
 		s.net.twice = x.Share
 	}
-	if x.Do == Late || x.Do == Twice {
-		for _, n := range s.nodes() {
-			n.isHurt()
-		}
-	}
 	s.net.mu.Unlock()
 	switch x.Do {
 	case Kill:
@@ -105,13 +100,9 @@ func (s *Sim) disturb(x Step, n, other *node) {
 		if n.p.Load() != nil {
 			s.net.freeze(n.h, x.Do == Freeze)
 		}
-		n.isHurt()
 	case Part, Join:
 		s.net.part(n.h, other.h, x.Do == Part)
-		n.isHurt()
-		other.isHurt()
 	case Reset, Finish:
-		n.isHurt()
 		s.net.cut(n.h, 2, x.Do == Finish)
 	case BucketDown:
 		s.bucket.set(bucketDown)
@@ -124,7 +115,6 @@ func (s *Sim) disturb(x Step, n, other *node) {
 	case DiskSlow:
 		if n.disk != nil {
 			n.disk.slower(x.Latency)
-			n.isHurt()
 		}
 	case Snapshot:
 		n.snapshot()
