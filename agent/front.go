@@ -313,9 +313,14 @@ func (a *Agent) watchUpstreams(ctx context.Context) error {
 	if err != nil {
 		known = nil // nothing was kept
 	}
-	return a.namer.Watch(ctx, a.index, a.log, known, func(said []byte) {
-		if err := a.store.PutName(upstreamsKey, said); err != nil {
-			a.log.Warn("which registries are mirrored was not kept for the next start", "error", err)
-		}
-	})
+	return a.namer.Watch(ctx, a.index, a.log, known, a.keepUpstreams)
+}
+
+// keepUpstreams puts what build-index said into the cache. Where that fails nothing is left there: what was public the
+// last time may be private now, and an agent that knows nothing takes everything for private.
+func (a *Agent) keepUpstreams(said []byte) error {
+	if err := a.store.PutName(upstreamsKey, said); err != nil {
+		return errors.Join(err, a.store.DeleteName(upstreamsKey))
+	}
+	return nil
 }

@@ -227,3 +227,55 @@ func TestRelayOfWrongBytes(t *testing.T) {
 		}
 	}
 }
+
+// TestUpstreamsThatCantBeKept: what was public the last time that the disk could be written counts no more after a
+// restart, once build-index has said that it is private: nobody gets it then while build-index is away.
+func TestUpstreamsThatCantBeKept(t *testing.T) {
+	if !mounts.Alone(t) {
+		return
+	}
+	dir, raw := mounts.Small(t, 16<<20), manifestOf("registry.corp's")
+	x := newIndex(t)
+	x.put("registry.corp/team/app", raw)
+	x.Server.Config.Handler = away(x.Server.Config.Handler, &x.away)
+	says := func(mode cluster.Mode) {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		x.upstreams = cluster.Upstreams{Upstreams: []cluster.Upstream{{Registry: "registry.corp", Modes: []cluster.RepositoryMode{{Repository: "**", Mode: mode}}}}}
+	}
+	life := func(what string, live func(t *testing.T, a *running)) {
+		t.Run(what, func(t *testing.T) {
+			t.Cleanup(http.DefaultClient.CloseIdleConnections)
+			live(t, startWith(t, Config{
+				Config: role.Config{Origins: []ring.Member{{ID: "o", URL: "http://127.0.0.1:1"}}}, Tracker: role.Endpoint{URL: "http://127.0.0.1:1"}, BuildIndex: role.Endpoint{URL: x.URL},
+				Cache: Cache{Dir: dir + "/cache"},
+			}))
+		})
+	}
+	want := func(t *testing.T, a *running, status int) {
+		t.Helper()
+		for _, ref := range []string{digest.FromString(raw).String()} {
+			if resp, body := ask(t, http.MethodGet, "http://"+a.Addr()+"/v2/registry.corp/team/app/manifests/"+ref); resp.StatusCode != status {
+				t.Errorf("%s: %s %.60s, want %d", ref, resp.Status, body, status)
+			}
+		}
+	}
+	says(cluster.ModePublic)
+	life("public", func(t *testing.T, a *running) {
+		eventually(t, "it knows what is mirrored", func() bool { return a.namer.Known() })
+		want(t, a, http.StatusOK)
+	})
+	x.away.Store(true)
+	life("kept", func(t *testing.T, a *running) {
+		eventually(t, "it knows what was mirrored", func() bool { return a.namer.Known() })
+		want(t, a, http.StatusOK)
+		says(cluster.ModeCaller)
+		empty := mounts.Fill(t, dir, 0)
+		x.away.Store(false)
+		eventually(t, "it knows that it is private", func() bool { return a.namer.Upstreams().Private() })
+		eventually(t, "what was public is forgotten", func() bool { _, err := a.store.Name(upstreamsKey); return err != nil })
+		empty() // an agent ends with an error where it can't note what is on the disk
+	})
+	x.away.Store(true)
+	life("not kept", func(t *testing.T, a *running) { want(t, a, http.StatusServiceUnavailable) })
+}

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -109,13 +110,15 @@ const (
 )
 
 // Watch asks a build-index what the cluster mirrors, at once and then every 30 s, until ctx ends, and sets it. known is
-// what it has said last in another life, empty for nothing; keep, which may be nil, is called with each new answer.
-func (n *Namer) Watch(ctx context.Context, index *IndexClient, log *slog.Logger, known []byte, keep func([]byte)) error {
+// what it has said last in another life, empty for nothing; keep, which may be nil, is called with each new answer, and
+// again with the next question while it fails.
+func (n *Namer) Watch(ctx context.Context, index *IndexClient, log *slog.Logger, known []byte, keep func([]byte) error) error {
 	var u Upstreams
 	if json.Unmarshal(known, &u) == nil {
 		n.Set(u)
 	}
-	last, wait, failing := known, watchSoon, false
+	kept := keeper{last: known, keep: keep, log: log}
+	wait, failing := watchSoon, false
 	for {
 		u, err := index.upstreams(ctx)
 		switch {
@@ -129,12 +132,7 @@ func (n *Namer) Watch(ctx context.Context, index *IndexClient, log *slog.Logger,
 		default:
 			failing, wait = false, watchEvery
 			n.Set(u)
-			if said, err := json.Marshal(u); err == nil && string(said) != string(last) {
-				last = said
-				if keep != nil {
-					keep(said)
-				}
-			}
+			kept.heard(u)
 		}
 		t := time.NewTimer(wait)
 		select {
@@ -146,6 +144,37 @@ func (n *Namer) Watch(ctx context.Context, index *IndexClient, log *slog.Logger,
 		if !failing {
 			wait = watchSoon
 		}
+	}
+}
+
+// keeper keeps what build-index says for the next start.
+type keeper struct {
+	last    []byte             // what is kept; nil where that is not known
+	keep    func([]byte) error // nil: nothing is
+	failing bool
+	log     *slog.Logger
+}
+
+// heard keeps u where it is another than what is kept. That it can't be is logged once.
+func (k *keeper) heard(u Upstreams) {
+	if k.keep == nil {
+		return
+	}
+	said, err := json.Marshal(u)
+	if err == nil && bytes.Equal(said, k.last) {
+		return
+	}
+	if err == nil {
+		err = k.keep(said)
+	}
+	if err == nil {
+		k.last, k.failing = said, false
+		return
+	}
+	k.last = nil
+	if !k.failing {
+		k.failing = true
+		k.log.Warn("which registries are mirrored was not kept for the next start; it is tried again every 30 s", "error", err)
 	}
 }
 

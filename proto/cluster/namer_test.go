@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -134,9 +136,18 @@ func TestWatch(t *testing.T) {
 			t.Fatal(err)
 		}
 		n, kept := NewNamer([]string{"k"}), 0
+		var full atomic.Bool
+		keep := func([]byte) error {
+			if full.Load() {
+				return errors.New("no space left on device")
+			}
+			kept++
+			return nil
+		}
+		var logged bytes.Buffer
 		done := make(chan error, 1)
 		go func() {
-			done <- n.Watch(ctx, index, slog.New(slog.DiscardHandler), []byte(`{"upstreams":[{"registry":"docker.io"}]}`), func([]byte) { kept++ })
+			done <- n.Watch(ctx, index, slog.New(slog.NewTextHandler(&logged, nil)), []byte(`{"upstreams":[{"registry":"docker.io"}]}`), keep)
 		}()
 		synctest.Wait()
 		check := func(what, host string, want bool, keeps int) {
@@ -158,6 +169,17 @@ func TestWatch(t *testing.T) {
 		status.Store(http.StatusNotFound)
 		time.Sleep(2 * watchEvery)
 		check("an older version", "quay.io", false, 2)
+		full.Store(true)
+		said.Store(&Upstreams{Upstreams: []Upstream{{Registry: "ghcr.io"}}})
+		time.Sleep(10 * watchEvery)
+		check("it can't be kept", "ghcr.io", true, 2)
+		if n := strings.Count(logged.String(), "no space left"); n != 1 {
+			t.Errorf("that it can't be kept is said %d times", n)
+		}
+		full.Store(false)
+		said.Store(&Upstreams{}) // as what was kept last
+		time.Sleep(2 * watchEvery)
+		check("it can be kept again", "ghcr.io", false, 3)
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
