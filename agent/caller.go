@@ -185,10 +185,13 @@ func (a *Agent) noteGrant(ctx context.Context, repo string) {
 }
 
 // mayReadStale returns nil when the caller may read a repository about which build-index can't be asked now: who was
-// granted it a moment ago, or needs no grant.
+// granted it a moment ago, and everybody where it is surely not private.
 func (a *Agent) mayReadStale(ctx context.Context, repo string) error {
-	if caller := a.callerOf(ctx, repo); caller != "" && !a.granted.Has(repo+caller) {
-		return fmt.Errorf("%w: %s is private, and whether the caller may read it can't be asked", registry.ErrUnavailable, repo)
+	if !a.namer.MayBePrivate(repo) {
+		return nil
+	}
+	if caller := a.callerOf(ctx, repo); caller == "" || !a.granted.Has(repo+caller) {
+		return fmt.Errorf("%w: %s may be private, and whether the caller may read it can't be asked", registry.ErrUnavailable, repo)
 	}
 	return nil
 }

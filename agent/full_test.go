@@ -254,7 +254,7 @@ func TestUpstreamsThatCantBeKept(t *testing.T) {
 	}
 	want := func(t *testing.T, a *running, status int) {
 		t.Helper()
-		for _, ref := range []string{digest.FromString(raw).String()} {
+		for _, ref := range []string{"v1", digest.FromString(raw).String()} {
 			if resp, body := ask(t, http.MethodGet, "http://"+a.Addr()+"/v2/registry.corp/team/app/manifests/"+ref); resp.StatusCode != status {
 				t.Errorf("%s: %s %.60s, want %d", ref, resp.Status, body, status)
 			}

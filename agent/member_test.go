@@ -223,8 +223,9 @@ func TestRefusedCallersLeaveNothing(t *testing.T) {
 	}
 }
 
-// An agent that has lost its disk and starts while build-index is away does not know which repositories are a caller's,
-// so it serves nothing that build-index has not confirmed, by no name, and says that another time is better. As soon as
+// An agent that has lost what build-index said and starts while that is away does not know which repositories are a
+// caller's, so it serves nothing that build-index has not confirmed, by no name, and says that another time is better.
+// Of tags that it knows from before those of names of the cluster's own are served, which are no upstream's. As soon as
 // build-index says that all is for all, all is, also when it is away again.
 func TestWhatIsPrivateIsNotKnownYet(t *testing.T) {
 	secret, raw := []byte("a private layer"), manifestOf("registry.corp's")
@@ -233,16 +234,37 @@ func TestWhatIsPrivateIsNotKnownYet(t *testing.T) {
 	o.allow(everything)
 	x := newIndex(t)
 	x.upstreams = cluster.Upstreams{}
+	x.put("own/repo", raw)
+	x.put("registry.corp/team/app", raw)
 	x.Server.Config.Handler = away(x.Server.Config.Handler, &x.away)
-	x.away.Store(true)
 	t.Cleanup(http.DefaultClient.CloseIdleConnections)
-	a := startWith(t, Config{
+	cfg := Config{
 		Config: role.Config{Origins: []ring.Member{{ID: "o", URL: o.URL}}}, Tracker: role.Endpoint{URL: "http://127.0.0.1:1"}, BuildIndex: role.Endpoint{URL: x.URL},
+		Cache: Cache{Dir: t.TempDir()},
+	}
+	tags := []string{"own/repo/manifests/v1", "registry.corp/team/app/manifests/v1"}
+	t.Run("before", func(t *testing.T) {
+		t.Cleanup(http.DefaultClient.CloseIdleConnections)
+		a := startWith(t, cfg)
+		for _, path := range tags {
+			if resp, body := ask(t, http.MethodGet, "http://"+a.Addr()+"/v2/"+path); resp.StatusCode != http.StatusOK {
+				t.Errorf("%s: %s %q", path, resp.Status, body)
+			}
+		}
+		eventually(t, "what build-index said is kept", func() bool { _, err := a.store.Name(upstreamsKey); return err == nil })
+		if err := a.store.DeleteName(upstreamsKey); err != nil {
+			t.Fatal(err)
+		}
 	})
+	x.away.Store(true)
+	a := startWith(t, cfg)
 	base := "http://" + a.Addr() + "/v2/"
+	if resp, body := ask(t, http.MethodGet, base+tags[0]); resp.StatusCode != http.StatusOK || resp.Header.Get("Warning") == "" {
+		t.Errorf("%s: %s %q", tags[0], resp.Status, body)
+	}
 	paths := []string{
 		"own/repo/blobs/" + d.String(), "registry.corp/team/app/blobs/" + d.String(), "own/repo/manifests/" + m.String(), "registry.corp/team/app/manifests/" + m.String(),
-		"docker.io/library/app/blobs/" + d.String(),
+		"docker.io/library/app/blobs/" + d.String(), tags[1],
 	}
 	for _, path := range paths {
 		for _, method := range []string{http.MethodHead, http.MethodGet} {

@@ -42,6 +42,16 @@ func (n *Namer) Upstreams() Upstreams {
 // Known reports whether it was ever told what the cluster mirrors. Until then nobody knows what is private.
 func (n *Namer) Known() bool { return n.upstreams.Load() != nil }
 
+// MayBePrivate reports whether only its upstream can say who may read a repository: one of ModeCaller, and before Known
+// any that may be an upstream's.
+func (n *Namer) MayBePrivate(repository string) bool {
+	if u := n.upstreams.Load(); u != nil {
+		return u.ModeOf(repository) == ModeCaller
+	}
+	_, _, ok := SplitUpstream(repository)
+	return ok
+}
+
 // Set says what the cluster mirrors from now on.
 func (n *Namer) Set(u Upstreams) { n.upstreams.Store(&u) }
 

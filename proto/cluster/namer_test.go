@@ -112,6 +112,24 @@ func FuzzNamer(f *testing.F) {
 	})
 }
 
+// What may be private is what is, and all upstreams' repositories as long as nobody has said which are.
+func TestMayBePrivate(t *testing.T) {
+	n := NewNamer([]string{"kraken.corp"})
+	check := func(when string, want map[string]bool) {
+		t.Helper()
+		for repo, want := range want {
+			if got := n.MayBePrivate(repo); got != want {
+				t.Errorf("%s: %s: %v", when, repo, got)
+			}
+		}
+	}
+	check("nothing is known", map[string]bool{"team/app": false, "app": false, "registry.corp/team/app": true, "registry.corp/open/app": true, "registry.corp_5000/x": true})
+	n.Set(Upstreams{Upstreams: []Upstream{{Registry: "registry.corp", Modes: []RepositoryMode{{Repository: "open/**", Mode: ModePublic}, {Repository: "**", Mode: ModeCaller}}}}})
+	check("told", map[string]bool{"team/app": false, "app": false, "registry.corp/team/app": true, "registry.corp/open/app": false, "docker.io/library/app": false})
+	n.Set(Upstreams{})
+	check("nothing is mirrored", map[string]bool{"registry.corp/team/app": false})
+}
+
 // What is mirrored is known from before, follows what build-index says, and stays while that says nothing.
 func TestWatch(t *testing.T) {
 	var said atomic.Pointer[Upstreams] // nil: 503
