@@ -76,8 +76,8 @@ func (p *Proxy) MountBlob(ctx context.Context, repo, from string, d digest.Diges
 // ErrBlobUnknown when there is none: whether others have it is not told.
 func (p *Proxy) readable(ctx context.Context, from string, d digest.Digest) error {
 	mayPull := func(repo string) bool {
-		// Who may read a repository of mode caller its upstream says, and of credentials for that a proxy takes none.
-		return p.namer.Upstreams().ModeOf(repo) != cluster.ModeCaller && registry.May(ctx, repo, registry.ActionPull)
+		// Who may read what is private its upstream says, and of credentials for that a proxy takes none.
+		return !p.namer.MayBePrivate(repo) && registry.May(ctx, repo, registry.ActionPull)
 	}
 	if from != "" && mayPull(from) { // a hint, which may be wrong
 		if _, err := p.index.GetLayer(ctx, from, d); !errors.Is(err, registry.ErrBlobUnknown) {
