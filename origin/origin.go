@@ -45,6 +45,8 @@ type Origin struct {
 	recomputing *recomputations    // of metainfo that agents say is wrong
 	fetching    singleflight.Group // one read-through for many readers
 	waiting     *upstream.Budget   // of those that wait for an upstream's first byte
+	behind      *upstream.Budget   // of those whose reader has gone meanwhile, where the blob is passed on
+	patience    time.Duration      // with an upstream's first byte
 	fetches     map[fetchID]*fetch
 	durable     *lru.Cache[string, bool]             // "bucket digest" that are in the bucket, verified; false: other bytes are
 	vouching    sync.Map                             // digest → true while it is hashed before its debt is taken over
@@ -87,6 +89,7 @@ func New(cfg Config, deps role.Deps) (*Origin, error) {
 	o := &Origin{
 		cfg: cfg, log: deps.Log, leases: newLeases(cfg.Leasers), turns: newTurns(), budgets: newBudgets(), recomputing: newRecomputations(),
 		segments: make(segmentSlots, maxSegments), answers: newAnswers(), waiting: upstream.NewBudget("blobs of upstreams are waited for", maxAsking),
+		behind: upstream.NewBudget("blobs of upstreams are waited for without a reader", maxBehind), patience: upstreamPatience,
 		refusals: rate.Sometimes{First: 3, Interval: 10 * time.Second},
 		fetches:  map[fetchID]*fetch{},
 		checks:   make(chan struct{}, 2),

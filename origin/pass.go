@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -19,12 +20,93 @@ import (
 type passing struct {
 	ctx    context.Context
 	end    context.CancelFunc
-	place  upstreamSource
+	place  passedSource
 	size   int64
 	pos    int64
 	from   *parts // nil after a jump
 	hash   hash.Hash
 	hashed int64 // so many first bytes are in hash
+}
+
+// passedSource is a blob at an upstream that is read for one reader. Who goes away while the upstream says nothing
+// leaves the question behind, one for each registry: so this origin learns that an upstream hangs also where readers
+// lose patience before.
+type passedSource struct {
+	upstreamSource
+	o *Origin
+}
+
+// opened is what came of opening a blob.
+type opened struct {
+	body io.ReadCloser
+	size int64
+	err  error
+}
+
+// open implements blobSource: ctx bounds the life of the body.
+func (p passedSource) open(ctx context.Context, off, n int64) (io.ReadCloser, int64, error) {
+	slot, err := p.registry.Slot(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	own, end := context.WithCancelCause(context.WithoutCancel(ctx))
+	came := make(chan opened)
+	if !p.o.Background(func(origin context.Context) {
+		defer context.AfterFunc(origin, func() { end(errShuttingDown) })()
+		a := p.ask(own, end, slot, off, n)
+		select {
+		case came <- a:
+		case <-ctx.Done():
+			if a.body != nil {
+				a.body.Close()
+			}
+			end(nil)
+		}
+	}) {
+		slot()
+		end(nil)
+		return nil, 0, errShuttingDown
+	}
+	select {
+	case a := <-came:
+		if a.body == nil {
+			end(nil)
+			return nil, 0, a.err
+		}
+		alone := context.AfterFunc(ctx, func() { end(context.Cause(ctx)) })
+		return passedBody{a.body, func() { alone(); end(nil) }}, a.size, a.err
+	case <-ctx.Done():
+		if over, err := p.o.behind.Take(p.registry); err == nil {
+			context.AfterFunc(own, over)
+		} else {
+			end(context.Cause(ctx))
+		}
+		return nil, 0, context.Cause(ctx)
+	}
+}
+
+// ask opens the blob with own, which end ends when the upstream says nothing for too long, and remembers the answer.
+func (p passedSource) ask(own context.Context, end context.CancelCauseFunc, slot func(), off, n int64) (a opened) {
+	limit := time.AfterFunc(p.o.patience, func() { end(errUpstreamHangs) })
+	defer limit.Stop()
+	a.body, a.size, a.err = p.openIn(own, slot, off, n)
+	noted := a.err
+	if errors.Is(noted, errNoRange) {
+		noted = nil
+	}
+	p.o.answers.note(p.question(p.digest), a.size, noted, p.negativeTTL())
+	return a
+}
+
+// passedBody is a body that ends its context when it is closed.
+type passedBody struct {
+	io.ReadCloser
+	end func()
+}
+
+func (b passedBody) Close() error {
+	defer b.end()
+	return b.ReadCloser.Close()
 }
 
 // pass opens a blob of an upstream that is not kept, where its reader begins.
@@ -34,7 +116,7 @@ func (o *Origin) pass(ctx context.Context, up mirrored, d digest.Digest, hint re
 		return nil, err
 	}
 	o.m.passed.Inc()
-	p := &passing{place: upstreamSource{up, d}, hash: d.Algorithm().Hash()}
+	p := &passing{place: passedSource{upstreamSource{up, d}, o}, hash: d.Algorithm().Hash()}
 	p.ctx, p.end = context.WithCancel(ctx)
 	at := max(hint.Offset, 0)
 	body, size, err := p.place.open(p.ctx, at, -1)
@@ -46,7 +128,6 @@ func (o *Origin) pass(ctx context.Context, up mirrored, d digest.Digest, hint re
 	if errors.Is(err, errNoRange) {
 		skip, err = at, nil
 	}
-	o.answers.note(q, size, err, up.negativeTTL())
 	if err != nil {
 		p.end()
 		return nil, err

@@ -61,6 +61,16 @@ func alone(t *testing.T, change ...func(*Config)) (*Origin, *cluster.OriginClien
 	return o, c
 }
 
+// until waits until something is so, and fails with what is wrong while it is not.
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal(what)
+		}
+	}
+}
+
 // TestDoubtedMetainfo: who says again and again that a metainfo is wrong makes the origin read the blob once, and
 // disconnects nobody; a wrong metainfo is replaced.
 func TestDoubtedMetainfo(t *testing.T) {
@@ -87,21 +97,13 @@ func TestDoubtedMetainfo(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	until := func(what string, ok func() bool) {
-		t.Helper()
-		for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatal(what)
-			}
-		}
-	}
 	doubt()
-	until("a wrong metainfo stays", func() bool {
+	until(t, "a wrong metainfo stays", func() bool {
 		m, err := o.store.Metainfo(d)
 		return err == nil && m.InfoHash() == right.InfoHash() && o.swarm.Seeds(d)
 	})
 	// What is doubted again within a minute is not looked at: this wrong one would be noticed.
-	until("the first recomputation does not end", func() bool {
+	until(t, "the first recomputation does not end", func() bool {
 		o.recomputing.mu.Lock()
 		defer o.recomputing.mu.Unlock()
 		return o.recomputing.running == 0

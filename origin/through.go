@@ -25,6 +25,8 @@ const (
 	// pendingWait is how long one answer says nothing while the upstream has not answered yet. Who asks asks again, and
 	// so tells an upstream that is slow from an origin that hangs.
 	pendingWait = time.Second
+	// maxBehind bounds the questions that go on after their reader has gone: an eighth, so one, for each registry.
+	maxBehind = 8
 	// askPatience is how long another origin may say nothing.
 	askPatience = 3 * time.Second
 	// refuseFor is how long a blob is refused whose fetch from its upstream failed.
@@ -33,6 +35,9 @@ const (
 
 // errPending says that the upstream has not answered yet.
 var errPending = fmt.Errorf("%w: the upstream has not answered yet", registry.ErrUnavailable)
+
+// errUpstreamHangs is the cause of a question's end that was waited for long enough: the registry is left alone then.
+var errUpstreamHangs = fmt.Errorf("%w: %w", errPending, context.DeadlineExceeded)
 
 // mirrored is one repository of a registry that the cluster mirrors.
 type mirrored struct {
@@ -63,6 +68,13 @@ type upstreamSource struct {
 
 func (p upstreamSource) open(ctx context.Context, off, n int64) (io.ReadCloser, int64, error) {
 	return p.sized(ctx, func() (io.ReadCloser, int64, error) { return p.registry.OpenBlob(ctx, p.remote, p.digest, off, n) })
+}
+
+// openIn is open for who has a slot of the registry, which goes with the body.
+func (p upstreamSource) openIn(ctx context.Context, slot func(), off, n int64) (io.ReadCloser, int64, error) {
+	return p.sized(ctx, func() (io.ReadCloser, int64, error) {
+		return p.registry.OpenBlobIn(ctx, slot, p.remote, p.digest, off, n)
+	})
 }
 
 func (p upstreamSource) openAhead(ctx context.Context, off, n int64) (io.ReadCloser, int64, error) {
@@ -127,7 +139,7 @@ func (o *Origin) fetchHere(ctx context.Context, up mirrored, repo string, d dige
 // beginUpstream asks the upstream for a blob and makes room for it here.
 func (o *Origin) beginUpstream(up mirrored, repo string, d digest.Digest) (*fetch, error) {
 	ctx, cancel := context.WithCancelCause(o.Context())
-	limit := time.AfterFunc(upstreamPatience, func() { cancel(fmt.Errorf("%w: %w", errPending, context.DeadlineExceeded)) })
+	limit := time.AfterFunc(o.patience, func() { cancel(errUpstreamHangs) })
 	p := upstreamSource{up, d}
 	body, size, err := p.open(ctx, 0, -1)
 	limit.Stop()

@@ -171,3 +171,83 @@ func TestHeadFetchesNothing(t *testing.T) {
 		t.Errorf("the upstream was asked %d times", n)
 	}
 }
+
+// A registry that is passed on and hangs is left alone once its time is over, also when each reader has lost patience
+// before: of an image's blobs one costs that time. Of those whose readers have gone one goes on, until then or until
+// there is an answer, which nobody keeps.
+func TestPassedRegistryThatHangsCostsItsTimeOnce(t *testing.T) {
+	for name, gone := range map[string]int{"a reader waits": 0, "readers go away": 3} {
+		t.Run(name, func(t *testing.T) {
+			u := script.New(t, script.Options{})
+			o, c := mirroring(t, func(cfg *Config) {
+				cfg.Upstreams.Registries[0].Relay, cfg.Upstreams.Registries[0].Concurrency = true, 2
+			}, u)
+			o.patience = 1500 * time.Millisecond
+			u.Fail(script.Rule{Kind: "blob", Hang: true})
+			repo := u.Alias + "/app"
+			for i := range gone {
+				ctx, leave := context.WithCancel(t.Context())
+				left := make(chan error, 1)
+				go func() {
+					_, err := c.OpenBlob(ctx, repo, digest.FromString("a layer"), registry.Whole)
+					left <- err
+				}()
+				until(t, "nobody asks the registry", func() bool { return u.Count("blob", "") > i })
+				leave()
+				if err := <-left; err == nil {
+					t.Error("what hangs is read")
+				}
+			}
+			if gone == 0 {
+				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+				defer cancel()
+				if _, err := c.OpenBlob(ctx, repo, digest.FromString("a layer"), registry.Whole); !errors.Is(err, registry.ErrUnavailable) {
+					t.Error(err)
+				}
+			}
+			until(t, "what hangs is not left alone", func() bool { return o.upstreams.Check(t.Context()) != nil })
+			asked := u.Count("blob", "")
+			var retry *registry.RetryError
+			if _, err := c.OpenBlob(t.Context(), repo, digest.FromString("another"), registry.Whole); !errors.As(err, &retry) {
+				t.Errorf("the next blob: %v", err)
+			}
+			if n := u.Count("blob", ""); n != asked {
+				t.Errorf("it was asked for the next blob, too: %d requests", n-asked)
+			}
+		})
+	}
+}
+
+// A reader of a blob that is passed on who goes away before the answer keeps no slot of the registry after it.
+func TestPassedBlobWhoseReaderIsGone(t *testing.T) {
+	u := script.New(t, script.Options{})
+	b := bytes.Repeat([]byte("a layer"), 100_000)
+	u.PutBlob("app", b)
+	o, c := mirroring(t, func(cfg *Config) {
+		cfg.Upstreams.Registries[0].Relay, cfg.Upstreams.Registries[0].Concurrency = true, 1
+	}, u)
+	repo, d := u.Alias+"/app", digest.FromBytes(b)
+	u.Fail(script.Rule{Kind: "blob", Delay: 300 * time.Millisecond, Times: 1})
+	ctx, leave := context.WithCancel(t.Context())
+	left := make(chan error, 1)
+	go func() {
+		_, err := c.OpenBlob(ctx, repo, d, registry.Whole)
+		left <- err
+	}()
+	until(t, "nobody asks the registry", func() bool { return u.Count("blob", "") == 1 })
+	leave()
+	<-left
+	for range 3 {
+		content, err := c.OpenBlob(t.Context(), repo, d, registry.Whole)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(content.Reader())
+		if err = errors.Join(err, content.Close()); err != nil || !bytes.Equal(got, b) {
+			t.Errorf("%d bytes, %v", len(got), err)
+		}
+	}
+	if err := o.upstreams.Check(t.Context()); err != nil {
+		t.Error(err)
+	}
+}

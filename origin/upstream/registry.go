@@ -172,12 +172,15 @@ func (r *Registry) Referrers(ctx context.Context, remote string, d digest.Digest
 // error is ErrNoRange, and body has the whole blob from its first byte. Neither length nor digest of the body is
 // checked.
 func (r *Registry) OpenBlob(ctx context.Context, remote string, d digest.Digest, off, n int64) (body io.ReadCloser, size int64, err error) {
-	release, err := r.blobs.take(ctx)
+	release, err := r.Slot(ctx)
 	if err != nil {
 		return nil, 0, err
 	}
-	return r.openBlob(ctx, release, remote, d, off, n)
+	return r.OpenBlobIn(ctx, release, remote, d, off, n)
 }
+
+// Slot waits until one more blob may be read, and takes its place, which release gives back.
+func (r *Registry) Slot(ctx context.Context) (release func(), err error) { return r.blobs.take(ctx) }
 
 // OpenBlobAhead is OpenBlob for who does not need the bytes yet: ErrUnavailable at once where as many blobs are being
 // read as may be. Who holds a body may wait for this one, since it waits for none.
@@ -186,11 +189,11 @@ func (r *Registry) OpenBlobAhead(ctx context.Context, remote string, d digest.Di
 	if !free {
 		return nil, 0, fmt.Errorf("%w: %d blobs of %s are being read", registry.ErrUnavailable, cap(r.blobs.free), r.Host)
 	}
-	return r.openBlob(ctx, release, remote, d, off, n)
+	return r.OpenBlobIn(ctx, release, remote, d, off, n)
 }
 
-// openBlob is OpenBlob with a slot, which release gives back.
-func (r *Registry) openBlob(ctx context.Context, release func(), remote string, d digest.Digest, off, n int64) (body io.ReadCloser, size int64, err error) {
+// OpenBlobIn is OpenBlob for who has a slot. It is given back when body is closed, or when there is none.
+func (r *Registry) OpenBlobIn(ctx context.Context, release func(), remote string, d digest.Digest, off, n int64) (body io.ReadCloser, size int64, err error) {
 	h := http.Header{}
 	if off > 0 || n >= 0 {
 		v := fmt.Sprintf("bytes=%d-", off)
