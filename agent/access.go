@@ -42,7 +42,7 @@ type Access struct {
 
 // AccessMode says about whom the rules are asked.
 type AccessMode struct {
-	// Repositories is a pattern, as in rules.
+	// Repositories is a pattern, as in rules, but without ${user}.
 	Repositories string `yaml:"repositories"`
 	// Mode is public (nobody is asked), node (what this node may pull, whoever asks here) or caller (what the token
 	// allows that a request has to show).
@@ -76,7 +76,7 @@ func (c *Access) validate(m *config.Mistakes, key string) {
 	}
 	for i, mode := range c.Modes {
 		at := fmt.Sprintf("%s.modes[%d]", key, i)
-		if _, err := access.ParsePattern(mode.Repositories); err != nil {
+		if _, err := access.ParsePlain(mode.Repositories); err != nil {
 			m.Add(at+".repositories", "%w", err)
 		}
 		switch mode.Mode {
@@ -99,7 +99,7 @@ func (c *Access) validate(m *config.Mistakes, key string) {
 type ownAccess struct {
 	cfg      Access
 	log      *slog.Logger
-	patterns []access.Pattern // of cfg.Modes
+	patterns []access.Plain // of cfg.Modes
 	policy   *access.File[*access.Policy]
 	issuers  *access.Issuers
 	state    *access.State
@@ -121,7 +121,7 @@ func (a *Agent) openAccess(c *role.Chassis) (*ownAccess, error) {
 		o.node.Groups = append(o.node.Groups, access.NodePrefix+l)
 	}
 	for _, m := range cfg.Modes {
-		p, err := access.ParsePattern(m.Repositories)
+		p, err := access.ParsePlain(m.Repositories)
 		if err != nil {
 			return nil, fmt.Errorf("access.modes: %w", err)
 		}
@@ -163,7 +163,7 @@ func nodeName(cfg Config) string {
 
 func (o *ownAccess) mode(repository string) string {
 	for i, p := range o.patterns {
-		if p.Matches(repository, access.Caller{}) {
+		if p.Matches(repository) {
 			return o.cfg.Modes[i].Mode
 		}
 	}

@@ -48,6 +48,21 @@ func (p Pattern) Matches(repository string, c Caller) bool {
 	return matchElements(p.elements, strings.Split(repository, "/"), user)
 }
 
+// Plain is a Pattern of repositories alone, the same for all callers.
+type Plain struct{ pattern Pattern }
+
+// ParsePlain reads a pattern in which ${user} is not allowed.
+func ParsePlain(s string) (Plain, error) {
+	p, err := ParsePattern(s)
+	if err == nil && strings.Contains(s, userVariable) {
+		err = fmt.Errorf("%q: ${user} is for rules alone; here it would stand for nobody: write %s", s, strings.ReplaceAll(s, userVariable, "*"))
+	}
+	return Plain{p}, err
+}
+
+// Matches reports whether the pattern is about a repository.
+func (p Plain) Matches(repository string) bool { return p.pattern.Matches(repository, Caller{}) }
+
 // matchElements compares element by element. A ** is tried with no element first; after the first ** that fits, only
 // the last one needs another try, so the time is bounded by the product of the lengths.
 func matchElements(pattern, name []string, user string) bool {
