@@ -17,8 +17,8 @@ import (
 )
 
 // State is what the proxies share, as it was last heard of build-index: whose keys sign tokens, and which robots there
-// are. While build-index is away the last answer stays, and keys stay until their end where it has lost them. It is
-// safe for concurrent use.
+// are. While build-index is away the last answer stays, and keys stay until their end where it has lost them, and for a
+// moment where they ended while it was away. It is safe for concurrent use.
 type State struct {
 	fetch func(ctx context.Context, have cluster.AccessState) (cluster.AccessState, error)
 	every time.Duration
@@ -30,13 +30,19 @@ type State struct {
 	keys   Keys
 	robots map[string]cluster.Robot
 	last   cluster.AccessState
-	begun  time.Time // when the request of the last answer was sent; zero before the first
-	asked  time.Time // when the last request that has ended was sent
-	err    error     // of that request
+	lost   map[string]bool // by id, the keys in last that build-index does not have
+	begun  time.Time       // when the request of the last answer was sent; zero before the first
+	asked  time.Time       // when the last request that has ended was sent
+	err    error           // of that request
 }
 
 // refreshGap is the least time between two requests because of a key that is not known.
 const refreshGap = 250 * time.Millisecond
+
+// lostHold is for how long a key is kept at least that build-index does not have any more, from the first answer that
+// lacks it: longer than a proxy needs to publish its key again, which may have ended there while build-index was away.
+// What a key has signed ends by itself.
+const lostHold = 30 * time.Second
 
 const fetchTimeout = 5 * time.Second
 
@@ -93,7 +99,7 @@ func (s *State) refresh(ctx context.Context) error {
 		if got.ETag != "" && got.ETag == have.ETag {
 			return nil, nil // build-index leaves out what has ended
 		}
-		got.Keys = withKept(got.Keys, have.Keys, time.Now())
+		got.Keys = s.withKept(got.Keys, have.Keys, time.Now())
 		keys, err := ParseKeys(got.Keys, time.Now())
 		if err != nil {
 			s.log.Warn("a key of tokens is not usable", "error", err)
@@ -109,22 +115,32 @@ func (s *State) refresh(ctx context.Context) error {
 }
 
 // withKept returns the keys that build-index has, and those of the answer before that it lacks and that have not ended:
-// none is taken back there before its end, so it has lost them, and will be told of them again. They are no more than
-// build-index keeps, the last to end.
-func withKept(has, before []cluster.TokenKey, now time.Time) []cluster.TokenKey {
+// none is taken back there before its end, so it has lost them, or was away at their end, and will be told of them
+// again. They are no more than build-index keeps, the last to end. The caller holds mu.
+func (s *State) withKept(has, before []cluster.TokenKey, now time.Time) []cluster.TokenKey {
 	known := make(map[string]bool, len(has))
 	for _, k := range has {
 		known[k.ID] = true
 	}
-	var lost []cluster.TokenKey
+	var kept []cluster.TokenKey
 	for _, k := range before {
-		if !known[k.ID] && now.Before(k.Expires) {
-			lost = append(lost, k)
+		if known[k.ID] {
+			continue
+		}
+		if hold := now.Add(lostHold); !s.lost[k.ID] && k.Expires.Before(hold) {
+			k.Expires = hold // it is missed for the first time
+		}
+		if now.Before(k.Expires) {
+			kept = append(kept, k)
 		}
 	}
-	slices.SortFunc(lost, func(a, b cluster.TokenKey) int { return b.Expires.Compare(a.Expires) })
-	room := max(0, cluster.MaxTokenKeys-len(has))
-	return slices.Concat(has, lost[:min(len(lost), room)])
+	slices.SortFunc(kept, func(a, b cluster.TokenKey) int { return b.Expires.Compare(a.Expires) })
+	kept = kept[:min(len(kept), max(0, cluster.MaxTokenKeys-len(has)))]
+	s.lost = make(map[string]bool, len(kept))
+	for _, k := range kept {
+		s.lost[k.ID] = true
+	}
+	return slices.Concat(has, kept)
 }
 
 // refreshSince makes sure that an answer is of a request that was sent after t, and returns that request's error.

@@ -183,6 +183,54 @@ func TestKeysOutliveTheDatabase(t *testing.T) {
 	})
 }
 
+// A build-index that was away for longer than keys are published for knows none when it is back, until each proxy has
+// published its own again: what these have signed meanwhile is good until then. A key that nobody publishes ends.
+func TestKeysOutliveALongOutage(t *testing.T) {
+	for name, again := range map[string]bool{"published again": true, "of a proxy that is gone": false} {
+		synctest.Test(t, func(t *testing.T) {
+			index := &shared{}
+			s := NewState(index.fetch, time.Minute, slog.New(slog.DiscardHandler))
+			k := keyOf(t)
+			index.state = cluster.AccessState{ETag: "before", Keys: []cluster.TokenKey{k.Public(time.Now().Add(20 * time.Minute))}}
+			if err := s.refresh(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			index.err = errors.New("away")
+			time.Sleep(time.Hour)
+			token, err := k.Sign(Caller{Subject: "ann", Scopes: []Scope{}}, Shown{ViaPassword, ""}, "kraken", time.Now(), 10*time.Minute)
+			if err != nil {
+				t.Fatal(err)
+			}
+			look := func(when string, good bool) {
+				t.Helper()
+				if err := s.refresh(t.Context()); (err == nil) != (index.err == nil) {
+					t.Fatal(err)
+				}
+				if _, err := s.Parse(t.Context(), token, "kraken"); (err == nil) != good || !good && !errors.Is(err, ErrToken) {
+					t.Errorf("%s, %s: %v", name, when, err)
+				}
+			}
+			look("while build-index is away", true)
+			index.err, index.state = nil, cluster.AccessState{ETag: "back"}
+			look("when it is back", true)
+			for range 10 { // as others change
+				time.Sleep(500 * time.Millisecond)
+				index.state.ETag += "."
+				look("in the seconds after", true)
+			}
+			if again {
+				index.state.Keys = []cluster.TokenKey{k.Public(time.Now().Add(20 * time.Minute))}
+			}
+			index.state.ETag = "later"
+			time.Sleep(lostHold)
+			look("later", again)
+			if n := len(s.PublicKeys()); n != len(index.state.Keys) {
+				t.Errorf("%s: %d keys are published", name, n)
+			}
+		})
+	}
+}
+
 // A token of a robot is good for the robot that it was given for, whatever clocks say: one of the same name that was
 // made since is another, and is heard of at once.
 func TestRobotsGenerations(t *testing.T) {
