@@ -277,26 +277,27 @@ func (a *Agent) accessOf() registry.Access {
 	return ofKind{a, a.door, callers{a}}
 }
 
-// ofKind asks one registry.Access for the cluster's own repositories, and another for upstreams'.
+// ofKind asks one access for the cluster's own repositories, and another for upstreams'.
 type ofKind struct {
 	a              *Agent
-	own, upstreams registry.Access
-}
-
-func (k ofKind) of(repository string) registry.Access {
-	if k.a.isUpstreams(repository) {
-		return k.upstreams
+	own, upstreams interface {
+		registry.Access
+		registry.Viewer
 	}
-	return k.own
 }
 
 // Allow implements registry.Access.
 func (k ofKind) Allow(r *http.Request, repository string, action registry.Action) (context.Context, error) {
-	return k.of(repository).Allow(r, repository, action)
+	if k.a.isUpstreams(repository) {
+		return k.upstreams.Allow(r, repository, action)
+	}
+	return k.own.Allow(r, repository, action)
 }
 
-// May implements registry.Viewer.
+// May implements registry.Viewer. A name that may be an upstream's is no rule's matter before that is known.
 func (k ofKind) May(ctx context.Context, repository string, action registry.Action) bool {
-	v, ok := k.of(repository).(registry.Viewer)
-	return !ok || v.May(ctx, repository, action)
+	if k.a.isUpstreams(repository) || k.a.namer.MayBePrivate(repository) {
+		return k.upstreams.May(ctx, repository, action)
+	}
+	return k.own.May(ctx, repository, action)
 }

@@ -74,6 +74,12 @@ func (c callers) Allow(r *http.Request, repo string, action registry.Action) (co
 	}}
 }
 
+// May implements registry.Viewer: lists show what is surely not private. Of the rest the upstream says who may know it,
+// and it is asked about no list.
+func (c callers) May(_ context.Context, repo string, _ registry.Action) bool {
+	return !c.a.namer.MayBePrivate(repo)
+}
+
 // readByNobody reports whether what the client sends can be read by nobody else: it is on this machine, or encrypted.
 func readByNobody(r *http.Request) bool {
 	host, _, err := net.SplitHostPort(r.RemoteAddr)
