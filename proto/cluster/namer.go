@@ -139,6 +139,9 @@ func (n *Namer) Watch(ctx context.Context, index *IndexClient, log *slog.Logger,
 				log.Info("which registries are mirrored is not known anew: build-index does not say", "error", err)
 			}
 			failing, wait = true, min(2*wait, watchEvery)
+			if !n.Known() { // it is a mirror of nothing until then
+				wait = watchSoon
+			}
 		default:
 			failing, wait = false, watchEvery
 			n.Set(u)

@@ -205,6 +205,37 @@ func TestWatch(t *testing.T) {
 	})
 }
 
+// Who has never heard what is mirrored asks each second: until then it is a mirror of nothing.
+func TestWatchWithoutMemory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		var up atomic.Bool
+		index, err := NewIndexClient("http://build-index", &http.Client{Transport: inProcess{http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if !up.Load() {
+				w.WriteHeader(http.StatusServiceUnavailable)
+			} else if err := json.NewEncoder(w).Encode(Upstreams{Upstreams: []Upstream{{Registry: "quay.io"}}}); err != nil {
+				t.Error(err)
+			}
+		})}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, done := NewNamer([]string{"k"}), make(chan error, 1)
+		go func() { done <- n.Watch(ctx, index, slog.New(slog.DiscardHandler), nil, nil) }()
+		time.Sleep(10*time.Minute + time.Millisecond)
+		up.Store(true)
+		time.Sleep(watchSoon)
+		synctest.Wait()
+		if !n.Upstreams().Mirrors("quay.io") {
+			t.Error("a second after build-index is back it is not known what is mirrored")
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // inProcess answers requests without a network.
 type inProcess struct{ h http.Handler }
 
