@@ -24,6 +24,9 @@ type Config struct {
 	// BuildIndexPatience is how long requests wait for a build-index that went away, from that moment on, default 5s.
 	// While it is away for longer they fail at once, and uploads are refused before any byte.
 	BuildIndexPatience config.Duration `yaml:"build_index_patience" config:"positive"`
+	// OriginPatience is how long a read waits while no origin can give a blob, because origins restart or the bucket is
+	// away that alone has it, default 10s. Then it is 503.
+	OriginPatience config.Duration `yaml:"origin_patience" config:"positive"`
 	// StallTimeout is after how long without progress an origin is left behind in an upload, default 5s.
 	StallTimeout config.Duration `yaml:"stall_timeout" config:"positive"`
 	// ChunkMinLength is what clients that upload in chunks are asked to send at least in each (OCI-Chunk-Min-Length),
@@ -63,6 +66,9 @@ func (c *Config) Validate() error {
 	if c.BuildIndexPatience == 0 {
 		c.BuildIndexPatience = config.Duration(5 * time.Second)
 	}
+	if c.OriginPatience == 0 {
+		c.OriginPatience = config.Duration(10 * time.Second)
+	}
 	if c.ChunkMinLength == 0 {
 		c.ChunkMinLength = 1 << 20
 	}
@@ -72,6 +78,7 @@ func (c *Config) Validate() error {
 	role.ValidateNames(&m, "names", c.Names)
 	c.BuildIndex.Validate(&m, "build_index")
 	config.NotNegative(&m, "build_index_patience", c.BuildIndexPatience)
+	config.NotNegative(&m, "origin_patience", c.OriginPatience)
 	config.NotNegative(&m, "stall_timeout", c.StallTimeout)
 	config.NotNegative(&m, "chunk_min_length", c.ChunkMinLength)
 	if c.Uploads.InFlight == 0 {

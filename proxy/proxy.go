@@ -31,6 +31,8 @@ type Proxy struct {
 	replicas int
 	stall    time.Duration
 	chunkMin int64
+
+	originPatience time.Duration
 }
 
 // New binds the listeners. Run serves.
@@ -40,7 +42,7 @@ func New(cfg Config, deps role.Deps) (*Proxy, error) {
 	}
 	p := &Proxy{
 		log: deps.Log, m: newMetrics(deps.Registry), replicas: min(cfg.Replicas, len(cfg.Origins)), stall: time.Duration(cfg.StallTimeout),
-		chunkMin: int64(cfg.ChunkMinLength), namer: cluster.NewNamer(cfg.Names), inFlight: newInFlight(cfg.Uploads.InFlight, cfg.Uploads.InFlightPerSource), doubts: newDoubts(),
+		chunkMin: int64(cfg.ChunkMinLength), originPatience: time.Duration(cfg.OriginPatience), namer: cluster.NewNamer(cfg.Names), inFlight: newInFlight(cfg.Uploads.InFlight, cfg.Uploads.InFlightPerSource), doubts: newDoubts(),
 	}
 	if err := role.Open(cfg.Config, deps, p.stall, func(c *role.Chassis) error { return p.assemble(c, cfg) }); err != nil {
 		return nil, err

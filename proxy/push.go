@@ -15,7 +15,6 @@ import (
 
 	"kraken/proto/cluster"
 	"kraken/proto/registry"
-	"kraken/proto/role"
 	"kraken/proto/transport"
 )
 
@@ -227,12 +226,10 @@ const keptPatience = 20 * time.Second
 // putLayer makes a blob a member of a repository. One that too few origins keep is no member before the bucket has it:
 // it is asked for again for a while, since a client that is refused sends all the bytes once more.
 func (p *Proxy) putLayer(ctx context.Context, repo string, l cluster.Layer) error {
-	for began := time.Now(); ; {
-		err := p.index.PutLayer(ctx, repo, l)
-		if !errors.Is(err, registry.ErrTooFewCopies) || time.Since(began) >= keptPatience || !role.Pause(ctx, time.Second) {
-			return err
-		}
-	}
+	_, err := transport.AskAgain(ctx, keptPatience, func(err error) bool { return errors.Is(err, registry.ErrTooFewCopies) }, func() (struct{}, error) {
+		return struct{}{}, p.index.PutLayer(ctx, repo, l)
+	})
+	return err
 }
 
 // makeGood brings a blob that was committed in fewer copies than configured to further origins, so that a 201 means as

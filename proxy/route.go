@@ -11,6 +11,7 @@ import (
 
 	"kraken/proto/cluster"
 	"kraken/proto/registry"
+	"kraken/proto/transport"
 )
 
 // StatBlob goes by membership, and asks the origins whether the bytes are there as well: a client that is told so skips
@@ -22,7 +23,7 @@ func (p *Proxy) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.
 	if err != nil {
 		return v1.Descriptor{}, fmt.Errorf("blob %s of %s: %w", d, repo, err)
 	}
-	desc, err := p.origins.StatBlob(ctx, repo, d)
+	desc, err := transport.AskAgain(ctx, p.originPatience, isAway, func() (v1.Descriptor, error) { return p.origins.StatBlob(ctx, repo, d) })
 	if errors.Is(err, registry.ErrBlobUnknown) {
 		return v1.Descriptor{}, fmt.Errorf("blob %s of %s is a member, but no origin has it: %w", d, repo, err)
 	}
@@ -35,7 +36,7 @@ func (p *Proxy) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint
 	if err != nil {
 		return nil, fmt.Errorf("blob %s of %s: %w", d, repo, err)
 	}
-	c, err := p.origins.OpenBlob(ctx, repo, d, hint)
+	c, err := transport.AskAgain(ctx, p.originPatience, isAway, func() (*registry.Content, error) { return p.origins.OpenBlob(ctx, repo, d, hint) })
 	if err == nil && c.Size != l.Size {
 		c.Close()
 		c, err = p.openElsewhere(ctx, repo, d, hint, l.Size)
@@ -45,6 +46,10 @@ func (p *Proxy) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint
 	}
 	return p.watch(ctx, repo, c), nil
 }
+
+// isAway reports whether whoever has the bytes can't be reached: origins that restart, or the bucket where it alone has
+// them.
+func isAway(err error) bool { return errors.Is(err, registry.ErrUnavailable) }
 
 // DeleteBlob ends the membership; the bytes go later, when no repository has them any more.
 func (p *Proxy) DeleteBlob(ctx context.Context, repo string, d digest.Digest) error {

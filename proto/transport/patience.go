@@ -73,6 +73,19 @@ func (p *patient) RoundTrip(req *http.Request) (*http.Response, error) {
 	return nil, err
 }
 
+// AskAgain asks until the answer is no error that passing takes for one that passes, or has done so for patience, with
+// pauses that grow from 50 ms to a second. It returns the last answer, or why ctx has ended.
+func AskAgain[T any](ctx context.Context, patience time.Duration, passing func(error) bool, ask func() (T, error)) (T, error) {
+	pauses := &backoff.ExponentialBackOff{InitialInterval: 50 * time.Millisecond, Multiplier: 1.5, RandomizationFactor: 0.3, MaxInterval: time.Second}
+	return backoff.Retry(ctx, func() (T, error) {
+		v, err := ask()
+		if err != nil && !passing(err) {
+			err = backoff.Permanent(err)
+		}
+		return v, err
+	}, backoff.WithBackOff(pauses), backoff.WithMaxElapsedTime(patience))
+}
+
 // left is how much of the patience is left.
 func (p *patient) left() time.Duration {
 	since := p.since.Load()

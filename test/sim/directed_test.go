@@ -535,6 +535,37 @@ func TestAcknowledgedByOneOrigin(t *testing.T) {
 	}
 }
 
+// A read of what the bucket alone has waits for a bucket that is away for a moment, and for origins that restart.
+func TestReadWaits(t *testing.T) {
+	directed(t, Options{}, func(s *Sim) {
+		b := content(1, 5000)
+		s.must("push", s.pushBlob(0, "team/a", b, Push{Hint: true}))
+		s.Settle()
+		for o := range s.origins {
+			s.Wipe(o)
+			s.Start(o)
+		}
+		s.Wait(time.Minute)
+		for _, away := range []string{"bucket", "origins"} {
+			s.bucket.set(bucketDown)
+			if away == "origins" {
+				s.bucket.set(bucketUp)
+				for o := range s.origins {
+					s.Kill(o)
+				}
+			}
+			done := make(chan error)
+			go func() { done <- s.Read(0, layer("team/a", b), 1) }()
+			s.Wait(6 * time.Second)
+			s.bucket.set(bucketUp)
+			for o := range s.origins {
+				s.Start(o)
+			}
+			s.must("read while "+away+" were away", <-done)
+		}
+	})
+}
+
 // An owner whose copy has rotted does not take over the debt of an origin that drops its own copy then.
 func TestDebtToRottenCopy(t *testing.T) {
 	directed(t, Options{Origins: 4}, func(s *Sim) {
