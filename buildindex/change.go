@@ -52,39 +52,54 @@ func (x *Index) sawGeneration(n int64) {
 	}
 }
 
-// lock lets one writer at a time change some names of a repository. The caller calls what it returns.
-func (x *Index) lock(repo string, names ...string) (unlock func()) {
-	var held []int
+// lock lets one writer at a time change some names of a repository. The caller calls what it returns, unless ctx ends
+// before its turn.
+func (x *Index) lock(ctx context.Context, repo string, names ...string) (unlock func(), err error) {
+	var want, held []int
 	for _, n := range names {
-		held = append(held, int(maphash.String(x.seed, repo+"\x00"+n)%uint64(len(x.stripes))))
+		want = append(want, int(maphash.String(x.seed, repo+"\x00"+n)%uint64(len(x.stripes))))
 	}
-	slices.Sort(held) // so that two writers can't wait for each other
-	held = slices.Compact(held)
-	for _, i := range held {
-		x.stripes[i] <- struct{}{}
-	}
-	return func() {
+	unlock = func() {
 		for _, i := range held {
 			<-x.stripes[i]
 		}
 	}
+	slices.Sort(want) // so that two writers can't wait for each other
+	for _, i := range slices.Compact(want) {
+		select {
+		case x.stripes[i] <- struct{}{}:
+			held = append(held, i)
+		case <-ctx.Done():
+			unlock()
+			return nil, context.Cause(ctx)
+		}
+	}
+	return unlock, nil
 }
 
 // storeRecord writes r to as many origins as there are replicas, and reports whether they all keep it. Of fewer copies
-// others are made when there are origins for them (topUp); none is ErrUnavailable. raw is the manifest's bytes, for
-// origins that know whole records only.
+// others are made when there are origins for them (topUp). ErrUnavailable when none keeps it, or when too few do
+// because others have given their lease to another build-index: that one would not ask the bucket. raw is the
+// manifest's bytes, for origins that know whole records only.
 func (x *Index) storeRecord(ctx context.Context, r cluster.NameRecord, raw []byte) (kept bool, err error) {
 	copies, err := x.keepRecord(ctx, r, raw)
 	switch {
 	case copies >= x.copies():
 		x.short.remove(r)
 		return true, nil
-	case copies > 0:
+	case copies > 0 && !errors.Is(err, registry.ErrHeld):
 		x.short.add(shortRecord{r, raw})
 		x.log.Warn("a change waits for the bucket, because fewer origins keep it than configured", "repository", r.Repository, "tag", r.Tag, "digest", r.Digest, "copies", copies, "error", err)
 		return false, nil
 	}
-	return false, &registry.RetryError{Err: fmt.Errorf("%w: no origin keeps the name: %w", registry.ErrUnavailable, err), After: time.Second}
+	return false, &registry.RetryError{Err: fmt.Errorf("%w: too few origins keep the name: %w", registry.ErrUnavailable, err), After: time.Second}
+}
+
+// noBucket is the refusal of a change that the bucket can't make up for.
+func (x *Index) noBucket(repo string) error {
+	name := x.bucketOf(repo)
+	x.wake() // it may be back
+	return &registry.RetryError{Err: fmt.Errorf("%w: too few origins keep the change, and bucket %q is away", registry.ErrUnavailable, name), After: time.Second}
 }
 
 // keepRecord writes r to cfg.Replicas origins in parallel, trying further ones for those that fail or don't answer. It
@@ -112,14 +127,14 @@ func placeOf(r cluster.NameRecord) digest.Digest {
 }
 
 func (x *Index) putName(ctx context.Context, o *cluster.Origin, r cluster.NameRecord, raw []byte) error {
-	err := o.PutName(ctx, r)
+	err := o.PutName(ctx, r, x.tenure.id)
 	var kind *registry.Error
 	if err == nil || r.Version == cluster.NameWhole || !errors.As(err, &kind) || kind.Status != http.StatusBadRequest || kind == registry.ErrRecordInvalid {
 		return err
 	}
 	// An origin of the version before knows whole records only.
 	r.Version, r.Bytes = cluster.NameWhole, raw
-	return o.PutName(ctx, x.signer.Sign(r))
+	return o.PutName(ctx, x.signer.Sign(r), x.tenure.id)
 }
 
 // change makes changes durable in their second place and commits them in SQL with their outbox rows, all or none. Of
@@ -145,6 +160,10 @@ func (x *Index) change(ctx context.Context, rs []cluster.NameRecord, f func(name
 		if !kept {
 			waits = append(waits, r)
 		}
+	}
+	if len(waits) > 0 && x.bucketIsAway(rs[0].Repository) {
+		undo(len(rs))
+		return x.noBucket(rs[0].Repository)
 	}
 	published := x.publications.expect(waits)
 	defer x.publications.forget(waits)
@@ -196,7 +215,7 @@ func (x *Index) forget(ctx context.Context, r cluster.NameRecord) {
 			continue
 		}
 		wg.Go(func() {
-			if err := o.DeleteName(ctx, x.signer.Deletion(r)); err != nil {
+			if err := o.DeleteName(ctx, x.signer.Deletion(r), x.tenure.id); err != nil {
 				x.log.Debug("origin still keeps a name", "origin", o.ID, "error", err)
 			}
 		})

@@ -31,6 +31,7 @@ const (
 	holdEvery = 2 * time.Second
 	waitEvery = 500 * time.Millisecond // while another has the lock or the lease
 	markWait  = 2 * time.Second        // for one bucket's answer at the start
+	sureEvery = 50 * time.Millisecond  // while a request waits for the answers of origins
 
 	metaHolder = "holder" // tells this database from others
 	metaStale  = "stale"  // set while SQL is older than what it has acknowledged
@@ -46,6 +47,8 @@ type tenure struct {
 	waits  time.Time            // since when
 	told   string               // the reason that the log has
 	forget []cluster.NameRecord // that origins may forget once acked has reached them
+	looked time.Time            // when origins were asked last whether this is the only one, and none said no
+	ended  error                // what ended it
 }
 
 // errHeld is that another build-index has the lease at the origins.
@@ -58,6 +61,38 @@ func (x *Index) begunTenure() bool {
 		return true
 	default:
 		return false
+	}
+}
+
+// sure returns ErrUnavailable when another build-index may have taken over: this process stood still for as long as its
+// lease holds, by one clock or the other, or has found out. Reads would be old, and who has taken over would not hear
+// of changes.
+func (x *Index) sure() error {
+	t := &x.tenure
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := time.Now()
+	old := max(now.Sub(t.looked), now.Round(0).Sub(t.looked.Round(0)))
+	switch {
+	case t.looked.IsZero(): // nobody holds anything here
+		return nil
+	case t.ended != nil:
+		return fmt.Errorf("%w: %w", registry.ErrUnavailable, t.ended)
+	case old > holdFor:
+		return fmt.Errorf("%w: this build-index stood still for %s: origins are asked whether it is still the only one", registry.ErrUnavailable, old.Round(time.Second))
+	}
+	return nil
+}
+
+// look notes how a question to all origins has ended: whether this is the only build-index.
+func (x *Index) look(err error) {
+	t := &x.tenure
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if errors.Is(err, errHeld) {
+		t.ended = err
+	} else {
+		t.looked = time.Now()
 	}
 }
 
@@ -101,12 +136,20 @@ func (x *Index) whenBegun(next http.Handler) http.Handler {
 		defer t.Stop()
 		select {
 		case <-x.tenure.begun:
-			next.ServeHTTP(w, r)
-			return
 		case <-r.Context().Done():
 		case <-t.C:
 		}
-		err := fmt.Errorf("%w: %w", registry.ErrUnavailable, x.checkTenure(r.Context()))
+		err := x.sure()
+		for began := time.Now(); err != nil && time.Since(began) < heardWait && role.Pause(r.Context(), sureEvery); {
+			err = x.sure()
+		}
+		if err == nil && x.begunTenure() {
+			next.ServeHTTP(w, r)
+			return
+		}
+		if err == nil {
+			err = fmt.Errorf("%w: %w", registry.ErrUnavailable, x.checkTenure(r.Context()))
+		}
 		registry.WriteError(w, r, &registry.RetryError{Err: err, After: time.Second})
 	})
 }
@@ -129,7 +172,9 @@ func (x *Index) hold(ctx context.Context) error {
 	}
 	x.log.Info("this is the only build-index", "holder", x.tenure.id)
 	for role.Pause(ctx, holdEvery) {
-		if _, err := x.renew(ctx, holdFor); errors.Is(err, errHeld) {
+		_, err := x.renew(ctx, holdFor)
+		x.look(err)
+		if errors.Is(err, errHeld) {
 			return err
 		}
 		x.forgetAcked(ctx)
@@ -159,6 +204,7 @@ func (x *Index) takeOver(ctx context.Context) error {
 	if err := x.compare(ctx, latest); err != nil {
 		return err
 	}
+	x.look(nil)
 	close(x.tenure.begun)
 	return nil
 }
@@ -211,7 +257,7 @@ func (x *Index) renew(ctx context.Context, length time.Duration) (latest int64, 
 			ask.KeepPaid = !x.hasHeard(o)
 			answers[i], errs[i] = o.Hold(ctx, ask)
 			var known *registry.Error
-			if errors.As(errs[i], &known) && known.Status < 500 && known != registry.ErrDenied && known != registry.ErrTooManyRequests {
+			if errors.As(errs[i], &known) && (known.Status == http.StatusNotFound || known.Status == http.StatusMethodNotAllowed) {
 				answers[i], errs[i] = cluster.HolderResponse{Holder: ask.Holder}, nil // it knows no leases
 			}
 		})
@@ -317,6 +363,8 @@ func (x *Index) compare(ctx context.Context, latest int64) error {
 func (l *lane) readMark(ctx context.Context, b bucket.Bucket) (latest int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, markWait)
 	defer cancel()
+	l.marking <- struct{}{}
+	defer func() { <-l.marking }()
 	limit := time.Now().Add(cluster.MaxGenerationSkew).UnixMicro()
 	err = b.List(ctx, layout.GenerationsPrefix, "", func(o bucket.Object) error {
 		if n, ok := layout.ParseGenerationKey(o.Key); ok && n <= limit {
@@ -329,6 +377,12 @@ func (l *lane) readMark(ctx context.Context, b bucket.Bucket) (latest int64, err
 
 // raiseMark makes a bucket know that changes up to generation n are committed, before the last of their records goes.
 func (l *lane) raiseMark(ctx context.Context, b bucket.Bucket, n int64) error {
+	select {
+	case l.marking <- struct{}{}:
+		defer func() { <-l.marking }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	if n <= l.mark {
 		return nil
 	}

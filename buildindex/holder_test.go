@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"kraken/origin/bucket"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 	"kraken/proto/role"
 )
@@ -260,9 +261,73 @@ func TestOneOriginNamesAnother(t *testing.T) {
 	if err := y.takeOver(t.Context()); !errors.Is(err, errHeld) {
 		t.Errorf("another begins: %v, want %v", err, errHeld)
 	}
+	for o := range 2 { // the first has one origin still, and two are free
+		r.origins[o].set(func() { r.origins[o].holder = holder{} })
+	}
+	if err := y.takeOver(t.Context()); !errors.Is(err, errHeld) {
+		t.Errorf("another begins, whom one origin refuses: %v, want %v", err, errHeld)
+	}
 	named(2)
 	if _, err := r.x.renew(t.Context(), holdFor); !errors.Is(err, errHeld) {
 		t.Errorf("two of three origins name another: %v, want %v", err, errHeld)
+	}
+}
+
+// A build-index that stood still while another took over acknowledges nothing that the other would not know: origins
+// refuse its records, and a membership, of which there is no record, is answered only while it is sure of its lease.
+func TestStoodStill(t *testing.T) {
+	r := newRig(t)
+	r.origins = append(r.origins, newFakeOrigin(t))
+	r.start("first.db")
+	r.must(r.x.takeOver(t.Context()))
+	r.must(r.x.fill(t.Context()))
+	r.put("v", "one")
+	for _, o := range r.origins[:2] { // another has begun at two of three
+		o.set(func() { o.holder = holder{id: "vm/other", until: time.Now().Add(time.Hour)} })
+	}
+	kept := r.origins[0].kept()
+	_, err := r.push("repo", registry.Reference{Tag: "w"}, layered(t, digest.FromString("one")), registry.PutOptions{})
+	if !errors.Is(err, registry.ErrUnavailable) || !errors.Is(err, registry.ErrHeld) {
+		t.Errorf("a push: %v, want %v", err, registry.ErrHeld)
+	}
+	if r.origins[0].kept() != kept {
+		t.Error("an origin that is another's keeps the record")
+	}
+	r.wantTag("w", "")
+	if err := r.x.DeleteManifest(t.Context(), "repo", registry.Reference{Tag: "v"}); !errors.Is(err, registry.ErrHeld) {
+		t.Errorf("a deletion: %v, want %v", err, registry.ErrHeld)
+	}
+
+	h, err := r.x.handler(prometheus.NewRegistry())
+	r.must(err)
+	pull := func() int {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/v2/repo/manifests/v", nil))
+		return w.Code
+	}
+	if code := pull(); code != http.StatusOK {
+		t.Errorf("a pull: %d", code)
+	}
+	for what, since := range map[string]time.Time{
+		"by the clock that only goes on": time.Now().Add(-holdFor - time.Second),
+		"by the clock on the wall":       time.Now().Round(0).Add(-holdFor - time.Second),
+	} {
+		r.x.tenure.looked = since
+		layer := cluster.Layer{Digest: digest.FromString("two"), Size: 3}
+		if err := r.x.putLayer(t.Context(), "repo", layer); !errors.Is(err, registry.ErrUnavailable) {
+			t.Errorf("stood still %s, a membership: %v", what, err)
+		}
+		if code := pull(); code != http.StatusServiceUnavailable {
+			t.Errorf("stood still %s, a pull: %d", what, code)
+		}
+	}
+	r.x.look(nil)
+	if code := pull(); code != http.StatusOK {
+		t.Errorf("a pull after origins were asked: %d", code)
+	}
+	r.x.look(errHeld)
+	if code := pull(); code != http.StatusServiceUnavailable {
+		t.Errorf("a pull from one that another has followed: %d", code)
 	}
 }
 

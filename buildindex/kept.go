@@ -2,7 +2,10 @@ package buildindex
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -52,6 +55,13 @@ func (p *publications) forget(rs []cluster.NameRecord) {
 	}
 }
 
+// awaited returns the generations of changes that somebody waits for, oldest first.
+func (p *publications) awaited() []int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Sorted(maps.Keys(p.waiting))
+}
+
 // tell says that a bucket has the change of a generation.
 func (p *publications) tell(generation int64) {
 	p.mu.Lock()
@@ -62,20 +72,42 @@ func (p *publications) tell(generation int64) {
 	}
 }
 
-// durableEvery is how often it is asked whether the bucket has a blob.
+// durableEvery is how often it is asked whether a blob is kept.
 const durableEvery = 200 * time.Millisecond
 
-// awaitDurable waits until the bucket of a repository has a blob, ErrTooFewCopies when that takes too long.
+// awaitDurable waits until the bucket of a repository has a blob, or as many origins owe it as there are replicas.
+// ErrTooFewCopies when that takes too long.
 func (x *Index) awaitDurable(ctx context.Context, repo string, d digest.Digest) error {
-	for began := time.Now(); ; {
-		known, err := x.durable(ctx, repo, []digest.Digest{d})
-		if known[d] {
+	ctx, cancel := context.WithTimeout(ctx, x.keptWait)
+	defer cancel()
+	for {
+		kept, err := x.isKept(ctx, repo, d)
+		if kept {
 			return nil
 		}
-		if time.Since(began) >= x.keptWait || !role.Pause(ctx, min(durableEvery, x.keptWait)) {
+		if !role.Pause(ctx, durableEvery) {
 			return tooFew(x.keptWait, err)
 		}
 	}
+}
+
+// isKept asks all origins at once whether the bucket has a blob, or they owe it.
+func (x *Index) isKept(ctx context.Context, repo string, d digest.Digest) (bool, error) {
+	origins := x.origins.All()
+	answers, errs := make([]cluster.DurableResponse, len(origins)), make([]error, len(origins))
+	var wg sync.WaitGroup
+	for i, o := range origins {
+		wg.Go(func() { answers[i], errs[i] = x.askDurable(ctx, o, repo, []digest.Digest{d}) })
+	}
+	wg.Wait()
+	owing := 0
+	for _, a := range answers {
+		if len(a.Durable) > 0 {
+			return true, nil
+		}
+		owing += len(a.Pending)
+	}
+	return owing >= x.copies(), errors.Join(errs...)
 }
 
 // tooFew is what a client is told whose change the bucket does not have in time; err may say why.

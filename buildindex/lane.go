@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"kraken/origin/bucket"
 	"kraken/proto/cluster"
 	"kraken/proto/layout"
+	"kraken/proto/role"
 )
 
 const (
@@ -31,7 +33,10 @@ type lane struct {
 	x    *Index
 	name string
 	kick chan struct{}
-	mark int64 // the last generation that the bucket knows to be committed; the lane's round alone writes it
+	soon chan struct{} // has one when a client waits for a change
+
+	marking chan struct{} // full while the mark is read or written
+	mark    int64         // the last generation that the bucket knows to be committed
 
 	mu    sync.Mutex
 	err   error            // of the last round
@@ -42,9 +47,13 @@ type lane struct {
 // newLanes returns one for each bucket, and one for repositories without.
 func (x *Index) newLanes() (out []*lane) {
 	for _, c := range x.cfg.Buckets {
-		out = append(out, &lane{x: x, name: c.Name, kick: make(chan struct{}, 1)})
+		out = append(out, x.newLane(c.Name))
 	}
-	return append(out, &lane{x: x, kick: make(chan struct{}, 1)})
+	return append(out, x.newLane(""))
+}
+
+func (x *Index) newLane(name string) *lane {
+	return &lane{x: x, name: name, kick: make(chan struct{}, 1), soon: make(chan struct{}, 1), marking: make(chan struct{}, 1)}
 }
 
 // bucketOf returns the name of a repository's bucket, empty when none is configured.
@@ -66,6 +75,7 @@ func (x *Index) outbox(ctx context.Context) error {
 	var g errgroup.Group
 	for _, l := range x.lanes {
 		g.Go(func() error { l.run(ctx); return nil })
+		g.Go(func() error { l.express(ctx); return nil })
 	}
 	return g.Wait()
 }
@@ -99,6 +109,7 @@ func (x *Index) assign(ctx context.Context) error {
 func (x *Index) wake() {
 	for _, l := range x.lanes {
 		notify(l.kick)
+		notify(l.soon)
 	}
 }
 
@@ -160,6 +171,47 @@ func (l *lane) run(ctx context.Context) {
 	}
 }
 
+// express writes the changes that clients wait for, again and again while they wait, beside the rounds: a backlog may
+// take longer than they are patient. A row that a round writes at the same time is written twice, which changes
+// nothing.
+func (l *lane) express(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-l.soon:
+		}
+		for rows := l.awaited(ctx); len(rows) > 0; rows = l.awaited(ctx) {
+			b := &batch{lane: l, rows: rows}
+			if err := b.run(ctx); err != nil {
+				l.x.log.Debug("changes that are waited for are not in the bucket yet", "bucket", l.name, "error", err)
+			}
+			if !role.Pause(ctx, durableEvery) {
+				return
+			}
+		}
+	}
+}
+
+// awaited returns the rows of this bucket that clients wait for; none while the database is older than the bucket.
+func (l *lane) awaited(ctx context.Context) (out []names.OutboxRow) {
+	if l.x.stale.Load() {
+		return nil
+	}
+	for _, generation := range l.x.publications.awaited() {
+		rows, err := l.x.db.Queued(ctx, generation)
+		if err != nil {
+			return nil
+		}
+		for _, row := range rows {
+			if row.Bucket == l.name && row.Err == nil && len(out) < outboxBatch {
+				out = append(out, row)
+			}
+		}
+	}
+	return out
+}
+
 // report notes how the last round went, and logs when that changes.
 func (l *lane) report(ctx context.Context, err error) {
 	l.mu.Lock()
@@ -189,6 +241,19 @@ func (l *lane) conditionOf(err error) bucket.Condition {
 		return bucket.ConditionOf(err)
 	}
 	return bucket.Ready
+}
+
+// bucketIsAway reports whether the last round has found the bucket of a repository out of reach.
+func (x *Index) bucketIsAway(repo string) bool {
+	name := x.bucketOf(repo)
+	i := slices.IndexFunc(x.lanes, func(l *lane) bool { return l.name == name })
+	if i < 0 {
+		return false
+	}
+	l := x.lanes[i]
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.state != "" && l.state != bucket.Ready && l.state != bucket.Unknown
 }
 
 // status is what GET /writeback says of the bucket.

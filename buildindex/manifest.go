@@ -61,7 +61,11 @@ func (x *Index) PutManifest(ctx context.Context, repo string, ref registry.Refer
 	if ref.Tag != "" {
 		tags = []string{ref.Tag}
 	}
-	defer x.lock(repo, append(tags, d.String())...)()
+	unlock, err := x.lock(ctx, repo, append(tags, d.String())...)
+	if err != nil {
+		return registry.PutResult{}, err
+	}
+	defer unlock()
 	needs, err := x.needs(ctx, repo, tags, d, o)
 	if err != nil {
 		return registry.PutResult{}, fmt.Errorf("put manifest %s of %s: %w", ref, repo, err)
@@ -220,7 +224,11 @@ func (x *Index) DeleteManifest(ctx context.Context, repo string, ref registry.Re
 	if err := x.mayPush(repo); err != nil {
 		return err
 	}
-	defer x.lock(repo, ref.String())()
+	unlock, err := x.lock(ctx, repo, ref.String())
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	// Look first: a record for what is not there would be for nothing.
 	now, err := x.now(ctx, repo, ref)
 	if err == nil && now.Digest == "" {

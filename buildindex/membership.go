@@ -37,14 +37,18 @@ func (x *Index) putLayer(ctx context.Context, repo string, l cluster.Layer) erro
 }
 
 func (x *Index) addLayer(ctx context.Context, repo string, l cluster.Layer) error {
-	short := l.Copies > 0 && l.Copies < x.copies()
-	if short { // first: who sees the membership takes the blob for stored
+	tooFew := l.Copies > 0 && l.Copies < x.copies()
+	if tooFew { // first: who sees the membership takes the blob for stored
 		if err := x.awaitDurable(ctx, repo, l.Digest); err != nil {
 			return err
 		}
 	}
 	n := cluster.MembershipName(repo, l.Digest)
-	defer x.lock(repo, l.Digest.String())()
+	unlock, err := x.lock(ctx, repo, l.Digest.String())
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	ended, err := x.db.Deleted(ctx, n)
 	if err != nil {
 		return err
@@ -59,7 +63,7 @@ func (x *Index) addLayer(ctx context.Context, repo string, l cluster.Layer) erro
 	}
 	r.Version = unrecorded
 	var waits []cluster.NameRecord
-	if short {
+	if tooFew {
 		waits = append(waits, r)
 	}
 	published := x.publications.expect(waits)
@@ -71,6 +75,9 @@ func (x *Index) addLayer(ctx context.Context, repo string, l cluster.Layer) erro
 		return x.conflict(x.full(err))
 	}
 	x.wake()
+	if err := x.sure(); err != nil { // there is no record of it that origins could have refused
+		return err
+	}
 	return x.awaitBucket(ctx, published)
 }
 
@@ -130,7 +137,11 @@ func (x *Index) deleteLayer(ctx context.Context, repo string, d digest.Digest) e
 	if err := x.mayPush(repo); err != nil {
 		return err
 	}
-	defer x.lock(repo, d.String())()
+	unlock, err := x.lock(ctx, repo, d.String())
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	if _, err := x.layer(ctx, repo, d); err != nil {
 		if errors.Is(err, names.ErrNotFound) {
 			err = fmt.Errorf("%w: blob %s of %s", registry.ErrBlobUnknown, d, repo)
@@ -169,7 +180,11 @@ func (x *Index) mount(ctx context.Context, repo, from string, d digest.Digest) (
 	if err := x.roomForMore(); err != nil {
 		return cluster.Layer{}, fmt.Errorf("mount %s into %s: %w", d, repo, err)
 	}
-	defer x.lock(repo, d.String())()
+	unlock, err := x.lock(ctx, repo, d.String())
+	if err != nil {
+		return cluster.Layer{}, err
+	}
+	defer unlock()
 	r, err := x.record(cluster.PutName(cluster.MembershipName(repo, d)))
 	if err != nil {
 		return cluster.Layer{}, fmt.Errorf("mount %s into %s: %w", d, repo, err)

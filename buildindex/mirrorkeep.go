@@ -114,7 +114,11 @@ func (mi *mirror) writeManifest(ctx context.Context, n cluster.Name, indexes boo
 			return false, err
 		}
 	}
-	defer mi.x.lock(n.Repository, n.Digest.String())()
+	unlock, err := mi.x.lock(ctx, n.Repository, n.Digest.String())
+	if err != nil {
+		return false, err
+	}
+	defer unlock()
 	return false, mi.x.store(ctx, push{repo: n.Repository, d: n.Digest, p: p, raw: m.Bytes})
 }
 
@@ -207,7 +211,11 @@ func (mi *mirror) writeTag(ctx context.Context, n cluster.Name) error {
 		return nil // of a version that read others
 	}
 	tags := []string{n.Tag}
-	defer mi.x.lock(n.Repository, n.Tag, m.Digest.String())()
+	unlock, err := mi.x.lock(ctx, n.Repository, n.Tag, m.Digest.String())
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	needs, err := mi.x.needs(ctx, n.Repository, tags, m.Digest, registry.PutOptions{})
 	if err != nil {
 		return err

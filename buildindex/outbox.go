@@ -16,6 +16,7 @@ import (
 	"kraken/proto/cluster"
 	"kraken/proto/layout"
 	"kraken/proto/registry"
+	"kraken/proto/transport"
 )
 
 var errNotDurable = errors.New("the bucket lacks what the name refers to")
@@ -126,7 +127,7 @@ func (b *batch) finish(ctx context.Context, jobs []*job) error {
 		}
 	}
 	if bucket, ok := x.buckets.Get(b.lane.name); ok && len(there) > 0 {
-		if err := b.lane.raiseMark(ctx, bucket, slices.Max(there)); err != nil {
+		if err := b.lane.raiseMark(ctx, bucket, slices.Max(there)); err != nil { // before the rows go
 			return err
 		}
 	}
@@ -330,29 +331,50 @@ func (x *Index) referredTo(ctx context.Context, repo string, p *parsed) (blobs, 
 	return blobs, manifests, nil
 }
 
+// errSilentOrigin is an origin that was found not to answer, and is asked again when it does.
+var errSilentOrigin = fmt.Errorf("%w: it does not answer", registry.ErrUnavailable)
+
+// askDurable asks one origin about blobs, and is patient for a moment only: there are others.
+func (x *Index) askDurable(ctx context.Context, o *cluster.Origin, repo string, ds []digest.Digest) (cluster.DurableResponse, error) {
+	if !o.Answers() {
+		return cluster.DurableResponse{}, fmt.Errorf("origin %s: %w", o.ID, errSilentOrigin)
+	}
+	out, err := o.Durable(transport.WithProgressTimeout(ctx, cluster.Stall), repo, ds)
+	if errors.Is(err, transport.ErrNoProgress) {
+		x.origins.Suspect(o)
+	}
+	if err != nil {
+		return out, fmt.Errorf("origin %s: %w", o.ID, err)
+	}
+	return out, nil
+}
+
 // durable returns which blobs the bucket of a repository has. Each owner is asked once for all blobs that no owner
 // before it knew to be there, and another origin in the place of each owner that can't be asked, unless an owner owes
 // the blob: the other has to look in the bucket. The error says that blobs are left of which too few could be asked;
 // what others know is returned beside it.
 func (x *Index) durable(ctx context.Context, repo string, ds []digest.Digest) (map[digest.Digest]bool, error) {
 	known, owed, asked := map[digest.Digest]bool{}, map[digest.Digest]bool{}, map[digest.Digest]int{}
+	order := make(map[digest.Digest][]*cluster.Origin, len(ds))
+	for _, d := range ds {
+		order[d] = x.origins.For(d)
+	}
 	dead := map[*cluster.Origin]error{}
 	for rank := range x.origins.All() {
 		byOrigin := map[*cluster.Origin][]digest.Digest{}
 		for _, d := range ds {
-			o := x.origins.For(d)[rank]
-			if !known[d] && asked[d] < x.copies() && (!owed[d] || x.origins.Ring().Owns(o.ID, d)) {
+			if known[d] || asked[d] >= x.copies() {
+				continue
+			}
+			if o := order[d][rank]; dead[o] == nil && (!owed[d] || x.origins.Ring().Owns(o.ID, d)) {
 				byOrigin[o] = append(byOrigin[o], d)
 			}
 		}
 		for o, all := range byOrigin {
 			for part := range slices.Chunk(all, cluster.MaxDurableDigests) {
-				if dead[o] != nil {
-					break
-				}
-				resp, err := o.Durable(ctx, repo, part)
+				resp, err := x.askDurable(ctx, o, repo, part)
 				if err != nil {
-					dead[o] = fmt.Errorf("origin %s: %w", o.ID, err)
+					dead[o] = err
 					break
 				}
 				for _, d := range part {
@@ -384,9 +406,9 @@ func (x *Index) owed(ctx context.Context, repo string, ds []digest.Digest) (map[
 	var failed error
 	for _, o := range x.origins.All() {
 		for asked := range slices.Chunk(ds, cluster.MaxDurableDigests) {
-			resp, err := o.Durable(ctx, repo, asked)
+			resp, err := x.askDurable(ctx, o, repo, asked)
 			if err != nil {
-				failed = errors.Join(failed, fmt.Errorf("origin %s: %w", o.ID, err))
+				failed = errors.Join(failed, err)
 				resp.Pending = asked
 			}
 			for _, d := range resp.Pending {

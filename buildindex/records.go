@@ -33,9 +33,10 @@ type entry struct {
 
 // round is one look at what origins keep.
 type round struct {
-	known int64 // changes up to this generation are in SQL, as far as origins that were heard before keep them
+	known int64 // the last generation that SQL had when the round began
 	heard []string
 	adopt []entry
+	wait  []entry // whose changes are queued, of an origin that is heard for the first time
 	aside []asideRecord
 	later []cluster.Change // of those set aside, what can't be read now
 }
@@ -274,8 +275,19 @@ func (x *Index) changedAt(ctx context.Context, n cluster.Name) (int64, error) {
 	return max(at, deleted), err
 }
 
-// known reports whether SQL has what a record says.
+// known reports whether SQL has what a record says, or something later of every name of it.
 func (x *Index) known(ctx context.Context, r cluster.NameRecord) (bool, error) {
+	later := true
+	for _, c := range r.Changes() {
+		at, err := x.changedAt(ctx, c.Name)
+		if err != nil {
+			return false, err
+		}
+		later = later && at > c.Generation
+	}
+	if later {
+		return true, nil
+	}
 	switch c := r.Change(); {
 	case c.Act != cluster.Put:
 	case c.Kind == cluster.Membership:

@@ -88,7 +88,7 @@ func TestForgedRecordsChangeNothing(t *testing.T) {
 				}
 				b := r.put("latest", "two")
 				r.wantTag("latest", b)
-				r.must(r.x.reconcile(t.Context()))
+				r.must(r.x.reconcile(t.Context(), r.x.origins.All()))
 				r.wantTag("v1", a)
 				r.wantAside(2) // and not taken back, although the counter has gone past it
 				r.start("second.db")
@@ -109,7 +109,7 @@ func TestUnsignedRecords(t *testing.T) {
 	r.keyFile = key
 	r.start("first.db")
 	r.plant(forged("x", raw("", "a/a"), time.Now().UnixMicro()))
-	r.must(r.x.reconcile(t.Context()))
+	r.must(r.x.reconcile(t.Context(), r.x.origins.All()))
 	r.wantTag("x", "")
 	r.wantAside(2)
 	r.lose()
@@ -200,7 +200,7 @@ func TestTagRecordFindsBytesInTheBucket(t *testing.T) {
 	r.put("later", "raises the counter")
 	_, b, _ := r.x.buckets.For("repo")
 	r.must(b.Put(t.Context(), layout.BlobKey(d), strings.NewReader(string(m.Bytes))))
-	r.must(r.x.reconcile(t.Context()))
+	r.must(r.x.reconcile(t.Context(), r.x.origins.All()))
 	r.wantTag("t1", d)
 	r.wantAside(0)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -32,23 +33,39 @@ func (x *Index) restore(ctx context.Context) error {
 		return nil
 	}
 	wait := restoreMin
-	for {
-		err := x.fill(ctx)
-		next := reconcileEvery
-		switch {
-		case err != nil:
-			next = wait
-			wait = min(2*wait, restoreMax)
-		default:
-			wait = restoreMin
-			err = x.reconcile(ctx)
+	var nextFill, nextLook time.Time // zero: now
+	var unfilled, unheard error      // of the last try
+	for late := false; ; {
+		if !time.Now().Before(nextFill) {
+			unfilled = x.fill(ctx)
+			nextFill = time.Now().Add(reconcileEvery)
+			if unfilled != nil {
+				nextFill, wait = time.Now().Add(wait), min(2*wait, restoreMax)
+			} else {
+				wait = restoreMin
+			}
 		}
-		x.reportRestore(ctx, err)
-		timer := time.NewTimer(next)
+		switch {
+		case !x.heard(): // fill sees to that
+			nextLook = nextFill
+		case !time.Now().Before(nextLook):
+			unheard = x.reconcile(ctx, x.origins.All())
+			nextLook = time.Now().Add(reconcileEvery)
+		case late:
+			unheard = x.reconcile(ctx, slices.DeleteFunc(slices.Clone(x.origins.All()), x.hasHeard))
+		}
+		x.reportRestore(ctx, errors.Join(unfilled, unheard))
+		next := nextFill
+		if nextLook.Before(next) {
+			next = nextLook
+		}
+		timer := time.NewTimer(time.Until(next))
 		select {
 		case <-ctx.Done():
 		case <-x.hearSoon:
+			late = true
 		case <-timer.C:
+			late = false
 		}
 		timer.Stop()
 		if ctx.Err() != nil {
@@ -139,7 +156,7 @@ func (x *Index) hear(ctx context.Context) error {
 			return err
 		}
 	}
-	err := x.reconcile(ctx)
+	err := x.reconcile(ctx, x.origins.All())
 	if x.heard() {
 		return nil
 	}
@@ -149,17 +166,16 @@ func (x *Index) hear(ctx context.Context) error {
 // setHeard says that enough origins were heard since the start.
 func (x *Index) setHeard() { x.hearOnce.Do(func() { close(x.heardOrigins) }) }
 
-// reconcile asks every origin for its records. All that one has counts that is asked for the first time since the
+// reconcile asks origins for their records. All that one has counts that is asked for the first time since the
 // start: SQL may be new, or have gone back in time, and what was written since has later generations. Of the others a
 // record that is newer than SQL is adopted, and one whose change is in the bucket already is taken back: its origin was
 // away when the others forgot it. Changes that this process makes are left alone.
-func (x *Index) reconcile(ctx context.Context) error {
+func (x *Index) reconcile(ctx context.Context, origins []*cluster.Origin) error {
 	x.writing.prune()
 	state, err := x.db.State(ctx)
 	if err != nil {
 		return err
 	}
-	origins := x.origins.All()
 	rounds, errs := make([]round, len(origins)), make([]error, len(origins))
 	var g errgroup.Group
 	if x.heard() {
@@ -177,7 +193,7 @@ func (x *Index) reconcile(ctx context.Context) error {
 			continue
 		}
 		t.heard = append(t.heard, o.ID)
-		t.adopt, t.aside = append(t.adopt, rounds[i].adopt...), append(t.aside, rounds[i].aside...)
+		t.adopt, t.aside, t.wait = append(t.adopt, rounds[i].adopt...), append(t.aside, rounds[i].aside...), append(t.wait, rounds[i].wait...)
 	}
 	failed := len(origins) - len(t.heard)
 	if failed >= x.copies() && !x.restored.Load() && !x.heard() {
@@ -189,7 +205,9 @@ func (x *Index) reconcile(ctx context.Context) error {
 	for _, id := range t.heard {
 		x.heardFrom.Store(id, true)
 	}
-	if failed < x.copies() {
+	x.addShort(t.wait)
+	unheard := slices.DeleteFunc(slices.Clone(x.origins.All()), x.hasHeard)
+	if len(unheard) < x.copies() {
 		x.setHeard()
 	}
 	return errors.Join(errs...)
@@ -212,16 +230,19 @@ func (x *Index) hearOne(ctx context.Context, o *cluster.Origin, t *round) error 
 		case e.err != nil && !errors.Is(e.err, registry.ErrDenied):
 			t.setAside(e) // what it says of itself is worth nothing
 			continue
-		case x.writing.has(e.record.Generation):
+		case x.writing.has(e.record):
 			continue
 		case !aside && e.record.Generation <= t.known:
 			if queued, err := x.isQueued(ctx, o, e); err != nil {
 				return err
 			} else if queued {
+				if first && e.err == nil {
+					t.wait = append(t.wait, e)
+				}
 				continue
 			}
 			if !first {
-				if err := o.DeleteName(ctx, x.signer.Deletion(e.record)); err != nil {
+				if err := o.DeleteName(ctx, x.signer.Deletion(e.record), x.tenure.id); err != nil {
 					return err
 				}
 				continue
@@ -266,7 +287,7 @@ func (x *Index) signAgain(ctx context.Context, o *cluster.Origin, r cluster.Name
 		}
 		r.Bytes = m.Bytes
 	}
-	return o.PutName(ctx, x.signer.Sign(r))
+	return o.PutName(ctx, x.signer.Sign(r), x.tenure.id)
 }
 
 // finish adopts what a round has found and notes what was set aside.

@@ -78,6 +78,10 @@ func (f *fakeOrigin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	parts := strings.Split(r.URL.Path, "/")
 	key := parts[len(parts)-1]
+	if asks := r.URL.Query().Get("holder"); asks != "" && f.holder.id != "" && f.holder.id != asks && time.Now().Before(f.holder.until) { // as an origin does
+		registry.WriteError(w, r, registry.ErrHeld)
+		return
+	}
 	enc := json.NewEncoder(w)
 	switch {
 	case r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, "/names"), r.Method == http.MethodGet && key == "" && parts[len(parts)-2] == "names":
@@ -418,11 +422,11 @@ func TestLateOriginIsHeard(t *testing.T) {
 	r.lose()
 	r.wantManifest(a, false)
 	r.start("second.db") // a restart does not forget whom to ask
-	if err := r.x.reconcile(r.Context()); err == nil {
+	if err := r.x.reconcile(r.Context(), r.x.origins.All()); err == nil {
 		t.Error("an origin could not be asked, and nobody says so")
 	}
 	r.origins[0].set(func() { r.origins[0].down = false })
-	r.must(r.x.reconcile(r.Context()))
+	r.must(r.x.reconcile(r.Context(), r.x.origins.All()))
 	r.wantTag("v", a)
 	if _, err := r.x.getLayer(r.Context(), "repo", only); err != nil {
 		t.Errorf("a blob that the late origin owes: %v", err)
@@ -451,16 +455,16 @@ func TestOriginIsHeardAfterLaterWrites(t *testing.T) {
 		o.set(func() { o.down = away })
 	}
 	r.start("older.db")
-	if err := r.x.reconcile(r.Context()); err == nil || r.x.heard() {
+	if err := r.x.reconcile(r.Context(), r.x.origins.All()); err == nil || r.x.heard() {
 		t.Fatalf("two origins are away: heard %v, %v", r.x.heard(), err)
 	}
 	r.must(r.x.putLayer(r.Context(), "other", cluster.Layer{Digest: digest.FromString("three"), Size: 5}))
 	for _, o := range r.origins {
 		o.set(func() { o.down = false })
 	}
-	r.must(r.x.reconcile(r.Context()))
+	r.must(r.x.reconcile(r.Context(), r.x.origins.All()))
 	r.wantTag("v", a)
-	r.must(r.x.reconcile(r.Context()))
+	r.must(r.x.reconcile(r.Context(), r.x.origins.All()))
 	r.wantTag("v", a)
 }
 
@@ -477,7 +481,7 @@ func TestStaleRecordsAreTakenBack(t *testing.T) {
 	r.published(func() { r.delete(registry.Reference{Tag: "v"}) })
 	r.origins[1].set(func() { r.origins[1].down = false })
 	r.x.writing = writing{} // as after a while
-	r.must(r.x.reconcile(r.Context()))
+	r.must(r.x.reconcile(r.Context(), r.x.origins.All()))
 	r.wantTag("v", "")
 	if n := r.origins[1].kept(); n != 0 {
 		t.Errorf("the origin that was away keeps %d records", n)
@@ -497,10 +501,10 @@ func TestRecordsNewerThanSQL(t *testing.T) {
 	newer = r.x.signer.Sign(newer)
 	r.origins[0].set(func() { r.origins[0].names[cluster.NameKey(newer)] = newer })
 	r.x.writing.begin([]cluster.NameRecord{newer})
-	r.must(r.x.reconcile(r.Context()))
+	r.must(r.x.reconcile(r.Context(), r.x.origins.All()))
 	r.wantTag("w", "")
 	r.x.writing = writing{}
-	r.must(r.x.reconcile(r.Context()))
+	r.must(r.x.reconcile(r.Context(), r.x.origins.All()))
 	r.wantTag("w", a)
 	if r.origins[0].kept() == 0 {
 		t.Error("records that the bucket lacks were taken back")
@@ -622,7 +626,7 @@ func TestRecordThatCannotBeReadNow(t *testing.T) {
 		r.reads("before the record was looked at again", "v", "")
 		r.must(r.x.fill(r.Context()))
 		r.origins[1].set(func() { r.origins[1].down = away })
-		if err := r.x.reconcile(r.Context()); (err != nil) != away {
+		if err := r.x.reconcile(r.Context(), r.x.origins.All()); (err != nil) != away {
 			t.Fatal(err)
 		}
 		r.reads("after that", "v", one)
@@ -636,7 +640,7 @@ func TestRecordThatCannotBeReadNow(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.reads("pushed", "v", r.put("v", "three"))
-		r.must(r.x.reconcile(r.Context()))
+		r.must(r.x.reconcile(r.Context(), r.x.origins.All()))
 		r.reads("pushed, and records looked at", "v", mustTag(r, "v"))
 	}
 }

@@ -51,6 +51,20 @@ func (s *short) add(r shortRecord) {
 	s.bytes += r.size()
 }
 
+// addShort takes up queued changes of a process before this one that fewer of the origins that were heard just now keep
+// than there are replicas. That others keep them too, which were not heard, does no harm.
+func (x *Index) addShort(kept []entry) {
+	copies := map[recordID]int{}
+	for _, e := range kept {
+		copies[idOf(e.record)]++
+	}
+	for _, e := range kept {
+		if copies[idOf(e.record)] < x.copies() {
+			x.short.add(shortRecord{e.record, e.record.Bytes})
+		}
+	}
+}
+
 // remove forgets a record, and earlier ones of the same name: there are enough of them, or they are not wanted any
 // more.
 func (s *short) remove(r cluster.NameRecord) {
@@ -104,6 +118,9 @@ func (x *Index) keepEverywhere(ctx context.Context, r shortRecord) (copies int, 
 	var errs []error
 	var wg sync.WaitGroup
 	for _, o := range x.origins.All() {
+		if !o.Answers() {
+			continue
+		}
 		wg.Go(func() {
 			err := x.putName(ctx, o, r.NameRecord, r.raw)
 			mu.Lock()
@@ -120,6 +137,15 @@ func (x *Index) keepEverywhere(ctx context.Context, r shortRecord) (copies int, 
 }
 
 func (x *Index) topUpOnce(ctx context.Context) {
+	answer := 0
+	for _, o := range x.origins.All() {
+		if o.Answers() {
+			answer++
+		}
+	}
+	if answer < x.copies() {
+		return
+	}
 	for _, r := range x.short.all() {
 		if ctx.Err() != nil || !x.short.has(r) {
 			continue
@@ -128,8 +154,9 @@ func (x *Index) topUpOnce(ctx context.Context) {
 		switch {
 		case !x.short.has(r): // it has gone into the bucket, or another is in its place: origins forget this one again
 			x.forget(context.WithoutCancel(ctx), r.NameRecord)
-		case copies >= x.cfg.Replicas:
+		case copies >= x.copies():
 			x.short.remove(r.NameRecord)
+			x.publications.tell(r.Generation)
 			x.log.Info("a name is in as many places as configured again", "repository", r.Repository, "tag", r.Tag, "digest", r.Digest)
 		default:
 			x.log.Debug("a name is still in fewer places than configured", "repository", r.Repository, "tag", r.Tag, "digest", r.Digest, "copies", copies, "error", err)

@@ -1,6 +1,7 @@
 package buildindex
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -9,31 +10,47 @@ import (
 	"kraken/proto/registry"
 )
 
-// A name that one origin alone keeps, since the other was away, is brought to that one when it is back, and nobody
-// keeps it once the bucket has it.
+// A change that one origin alone keeps, since the other was away, is brought to that one when it is back, also by the
+// next process, and nobody keeps it once the bucket has it.
 func TestNamesAreToppedUp(t *testing.T) {
-	r := newRig(t)
-	away := r.origins[1]
-	r.must(r.x.putLayer(t.Context(), "repo", cluster.Layer{Digest: digest.FromString("a"), Size: 1}))
-	for _, o := range r.origins {
-		o.set(func() { clear(o.names) })
-	}
-	away.set(func() { away.down = true })
-	r.short = true
-	r.put("v", "a")
-	r.delete(registry.Reference{Tag: "v"})
-	kept := r.origins[0].kept()
-	if away.kept() != 0 || kept == 0 {
-		t.Fatalf("%d and %d records are kept", kept, away.kept())
-	}
-	r.x.topUpOnce(t.Context())
-	away.set(func() { away.down = false })
-	r.x.topUpOnce(t.Context())
-	if n := away.kept(); n != kept {
-		t.Errorf("who was away keeps %d of %d records", n, kept)
-	}
-	if left := r.x.short.all(); len(left) != 0 || r.x.short.bytes != 0 {
-		t.Errorf("%d records of %d bytes are still short", len(left), r.x.short.bytes)
+	for _, restart := range []bool{false, true} {
+		t.Run(fmt.Sprintf("restart %t", restart), func(t *testing.T) {
+			r := newRig(t)
+			r.must(r.x.putLayer(t.Context(), "repo", cluster.Layer{Digest: digest.FromString("a"), Size: 1}))
+			for _, o := range r.origins {
+				o.set(func() { clear(o.names) })
+			}
+			away := r.origins[1]
+			away.set(func() { away.down = true })
+			r.short = true
+			r.put("v", "a")
+			r.delete(registry.Reference{Tag: "v"})
+			kept := r.origins[0].kept()
+			if away.kept() != 0 || kept == 0 {
+				t.Fatalf("%d and %d records are kept", kept, away.kept())
+			}
+			r.x.topUpOnce(t.Context())
+			away.set(func() { away.down = false })
+			if restart {
+				r.start("first.db")
+				r.must(r.x.fill(t.Context()))
+			}
+			r.x.topUpOnce(t.Context())
+			if n := away.kept(); n != kept {
+				t.Errorf("who was away keeps %d of %d records", n, kept)
+			}
+			if left := r.x.short.all(); len(left) != 0 || r.x.short.bytes != 0 {
+				t.Errorf("%d records of %d bytes are still short", len(left), r.x.short.bytes)
+			}
+			r.durable(true)
+			r.must(r.x.fill(t.Context()))
+			if left, err := r.x.drain(t.Context()); err != nil || left {
+				t.Fatalf("left %v, %v", left, err)
+			}
+			if n := away.kept() + r.origins[0].kept(); n != 0 {
+				t.Errorf("%d records are kept that the bucket has", n)
+			}
+		})
 	}
 }
 

@@ -8,49 +8,60 @@ import (
 	"kraken/proto/cluster"
 )
 
-// settled is for how long the records of a change are remembered after it has ended: a look at what origins keep takes
-// less.
+// settled is for how long the records of a change are remembered after it has ended, at least.
 const settled = time.Minute
 
 // writing are the changes that this process makes, or has just made. What origins say of these is no news: the change
 // may yet be refused. It is safe for concurrent use.
 type writing struct {
 	mu    sync.Mutex
-	now   map[int64]bool      // generations of those under way
-	ended map[int64]time.Time // and of those that have ended, when; older ones are forgotten
+	by    map[recordID]time.Time // when the change has ended; zero while it is under way
+	limit int                    // from how many on those that have settled are forgotten
 }
 
-func (w *writing) begin(rs []cluster.NameRecord) {
+// recordID tells a record from all others.
+type recordID struct {
+	key        string // cluster.NameKey
+	generation int64
+}
+
+func idOf(r cluster.NameRecord) recordID { return recordID{cluster.NameKey(r), r.Generation} }
+
+func (w *writing) begin(rs []cluster.NameRecord) { w.note(rs, time.Time{}) }
+
+func (w *writing) end(rs []cluster.NameRecord) { w.note(rs, time.Now()) }
+
+func (w *writing) note(rs []cluster.NameRecord, ended time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.now == nil {
-		w.now, w.ended = map[int64]bool{}, map[int64]time.Time{}
+	if w.by == nil {
+		w.by = map[recordID]time.Time{}
 	}
 	for _, r := range rs {
-		w.now[r.Generation] = true
+		w.by[idOf(r)] = ended
+	}
+	if len(w.by) >= w.limit {
+		w.forget()
+		w.limit = max(1000, 2*len(w.by))
 	}
 }
 
-func (w *writing) end(rs []cluster.NameRecord) {
+// has reports whether the change of a record is under way, or has not been forgotten since it ended.
+func (w *writing) has(r cluster.NameRecord) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, r := range rs {
-		delete(w.now, r.Generation)
-		w.ended[r.Generation] = time.Now()
-	}
+	_, ok := w.by[idOf(r)]
+	return ok
 }
 
-// has reports whether a change of this generation is under way, or has ended less than settled ago.
-func (w *writing) has(generation int64) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	at, ended := w.ended[generation]
-	return w.now[generation] || ended && time.Since(at) < settled
-}
-
-// prune forgets what has settled.
+// prune forgets what has settled. A look at what origins keep begins with it.
 func (w *writing) prune() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	maps.DeleteFunc(w.ended, func(_ int64, at time.Time) bool { return time.Since(at) >= settled })
+	w.forget()
+}
+
+// forget drops what has settled. The lock is held.
+func (w *writing) forget() {
+	maps.DeleteFunc(w.by, func(_ recordID, ended time.Time) bool { return !ended.IsZero() && time.Since(ended) >= settled })
 }

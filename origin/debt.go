@@ -173,10 +173,14 @@ func (o *Origin) markerFor(debt cluster.Debt) (m store.Marker, err error) {
 // handOver makes another origin owe a blob for all repositories of a debt of this one. It gets the bytes where it lacks
 // them. leaving says that this one drops its copy then.
 func (o *Origin) handOver(ctx context.Context, or *cluster.Origin, d digest.Digest, m store.Marker, leaving bool) error {
+	if !or.Answers() {
+		return fmt.Errorf("hand the debt of %s over to %s: %w: it does not answer", d, or.ID, registry.ErrUnavailable)
+	}
 	i, err := o.store.Stat(d)
 	if err != nil {
 		return err
 	}
+	ctx = transport.WithProgressTimeout(ctx, cluster.Stall) // the bucket waits meanwhile
 	debt := cluster.Debt{Repositories: m.Repositories, Since: m.Created, Size: i.Size, Leaving: leaving}
 	err = or.TakeDebt(ctx, d, debt)
 	switch {
@@ -191,6 +195,9 @@ func (o *Origin) handOver(ctx context.Context, or *cluster.Origin, d digest.Dige
 		}
 	case errors.Is(err, registry.ErrUnsupported): // of an older version: it takes a debt with the bytes only
 		err = o.give(ctx, or, d, m.Repositories)
+	}
+	if errors.Is(err, transport.ErrNoProgress) {
+		o.origins.Suspect(or)
 	}
 	if err != nil {
 		return fmt.Errorf("hand the debt of %s over to %s: %w", d, or.ID, err)

@@ -35,6 +35,16 @@ func (h *holder) ask(id string, length time.Duration, now time.Time) (holder str
 	return id, 0
 }
 
+// admits returns registry.ErrHeld when the lease is another's than that of who asks; an empty id is not compared.
+func (h *holder) admits(id string, now time.Time) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if id != "" && h.id != id && now.Before(h.until) {
+		return fmt.Errorf("%w: it is %.300s", registry.ErrHeld, h.id)
+	}
+	return nil
+}
+
 // holderRoute lets one build-index at a time write names, and remembers the last generation that one has committed.
 func (o *Origin) holderRoute(w http.ResponseWriter, r *http.Request, _ registry.ExtensionPath) error {
 	var q cluster.HolderRequest

@@ -16,8 +16,12 @@ import (
 	"kraken/proto/registry"
 )
 
-// putName stores a record that holds. What is held already stays if it holds too and is not older.
+// putName stores a record that holds. What is held already stays if it holds too and is not older. A build-index that
+// stood still while another took over must not go on: what says which it is is refused then.
 func (o *Origin) putName(w http.ResponseWriter, r *http.Request, x registry.ExtensionPath) error {
+	if err := o.holder.admits(r.URL.Query().Get("holder"), time.Now()); err != nil {
+		return err
+	}
 	body, err := readBody(r, cluster.MaxNameRecord)
 	if err != nil {
 		return err
@@ -59,6 +63,9 @@ func (o *Origin) putName(w http.ResponseWriter, r *http.Request, x registry.Exte
 
 func (o *Origin) deleteName(w http.ResponseWriter, r *http.Request, x registry.ExtensionPath) error {
 	q := r.URL.Query()
+	if err := o.holder.admits(q.Get("holder"), time.Now()); err != nil {
+		return err
+	}
 	gen, err := strconv.ParseInt(q.Get("generation"), 10, 64)
 	if err != nil {
 		return fmt.Errorf("%w: want ?generation=<number>, the newest that may be forgotten, got %.30q", errBody, q.Get("generation"))

@@ -59,6 +59,33 @@ func held(t *testing.T, c *cluster.OriginClient) (n int) {
 	return n
 }
 
+// While one build-index holds the origin another one, which says so, changes no record.
+func TestRecordsOfAnotherHolder(t *testing.T) {
+	_, c := keeper(t, nil)
+	r := manifestRecord("{}")
+	if _, err := c.Hold(t.Context(), cluster.HolderRequest{Holder: "this", For: time.Minute}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.PutName(t.Context(), r, "another"); !errors.Is(err, registry.ErrHeld) || held(t, c) != 0 {
+		t.Errorf("a record of another: %v, %d held", err, held(t, c))
+	}
+	for _, holder := range []string{"this", ""} { // a build-index of the version before does not say who it is
+		if err := c.PutName(t.Context(), r, holder); err != nil || held(t, c) != 1 {
+			t.Errorf("a record of %q: %v, %d held", holder, err, held(t, c))
+		}
+	}
+	gone := (*cluster.NameSigner)(nil).Deletion(r)
+	if err := c.DeleteName(t.Context(), gone, "another"); !errors.Is(err, registry.ErrHeld) || held(t, c) != 1 {
+		t.Errorf("a deletion of another: %v, %d held", err, held(t, c))
+	}
+	if _, err := c.Hold(t.Context(), cluster.HolderRequest{Holder: "this"}); err != nil { // it ends
+		t.Fatal(err)
+	}
+	if err := c.DeleteName(t.Context(), gone, "another"); err != nil || held(t, c) != 0 {
+		t.Errorf("a deletion when nobody holds: %v, %d held", err, held(t, c))
+	}
+}
+
 // What does not hold is not kept, whoever sends it; where keys are configured, neither is what build-index has not
 // signed.
 func TestRecordsAreCheckedWhenWritten(t *testing.T) {
@@ -85,23 +112,23 @@ func TestRecordsAreCheckedWhenWritten(t *testing.T) {
 		} {
 			r := manifestRecord("{}")
 			change(&r)
-			if err := c.PutName(t.Context(), signer.Sign(r)); !errors.Is(err, registry.ErrRecordInvalid) {
+			if err := c.PutName(t.Context(), signer.Sign(r), ""); !errors.Is(err, registry.ErrRecordInvalid) {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
 		for name, s := range map[string]*cluster.NameSigner{"nobody": nil, "a stranger": stranger} {
-			if err := c.PutName(t.Context(), s.Sign(manifestRecord("{}"))); errors.Is(err, registry.ErrDenied) != (keys != nil) {
+			if err := c.PutName(t.Context(), s.Sign(manifestRecord("{}")), ""); errors.Is(err, registry.ErrDenied) != (keys != nil) {
 				t.Errorf("%d keys, signed by %s: %v", len(keys), name, err)
 			}
 		}
 		good := signer.Sign(manifestRecord("{}"))
-		if err := c.PutName(t.Context(), good); err != nil || held(t, c) != 1 {
+		if err := c.PutName(t.Context(), good, ""); err != nil || held(t, c) != 1 {
 			t.Errorf("%d keys: a good record: %v, %d held", len(keys), err, held(t, c))
 		}
-		if err := c.DeleteName(t.Context(), stranger.Deletion(good)); errors.Is(err, registry.ErrDenied) != (keys != nil) {
+		if err := c.DeleteName(t.Context(), stranger.Deletion(good), ""); errors.Is(err, registry.ErrDenied) != (keys != nil) {
 			t.Errorf("%d keys: a stranger's deletion: %v", len(keys), err)
 		}
-		if err := c.DeleteName(t.Context(), signer.Deletion(good)); err != nil || held(t, c) != 0 {
+		if err := c.DeleteName(t.Context(), signer.Deletion(good), ""); err != nil || held(t, c) != 0 {
 			t.Errorf("%d keys: build-index's deletion: %v, %d held", len(keys), err, held(t, c))
 		}
 		if err := o.checkNames(t.Context()); (err != nil) != (keys == nil) {
@@ -125,7 +152,7 @@ func TestPlantedRecordIsReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	good := manifestRecord("{}")
-	if err := c.PutName(t.Context(), good); err != nil {
+	if err := c.PutName(t.Context(), good, ""); err != nil {
 		t.Fatal(err)
 	}
 	if now, err := o.parseHeld(o.store.Name(key)); err != nil || now.Generation != good.Generation {
@@ -155,9 +182,9 @@ func TestRecordsThatChangeAtOnce(t *testing.T) {
 		now.Generation++
 		var wg sync.WaitGroup
 		for _, f := range []func() error{
-			func() error { return c.PutName(t.Context(), now) }, func() error { return c.PutName(t.Context(), old) },
+			func() error { return c.PutName(t.Context(), now, "") }, func() error { return c.PutName(t.Context(), old, "") },
 			func() error {
-				return c.DeleteName(t.Context(), cluster.NameDeletion{Repository: old.Repository, Key: key, Generation: old.Generation})
+				return c.DeleteName(t.Context(), cluster.NameDeletion{Repository: old.Repository, Key: key, Generation: old.Generation}, "")
 			},
 		} {
 			wg.Go(func() {

@@ -61,10 +61,10 @@ func calls() []func(t *testing.T, c clients, repo, arg string) error {
 			return ignore(c.origin.Durable(t.Context(), r, []digest.Digest{d(a)}))
 		},
 		func(t *testing.T, c clients, r, a string) error {
-			return c.origin.PutName(t.Context(), NameRecord{Kind: a, Repository: r, Tag: a, Digest: d(a)})
+			return c.origin.PutName(t.Context(), NameRecord{Kind: a, Repository: r, Tag: a, Digest: d(a)}, "")
 		},
 		func(t *testing.T, c clients, r, a string) error {
-			return c.origin.DeleteName(t.Context(), (*NameSigner)(nil).Deletion(NameRecord{Kind: a, Repository: r, Tag: a, Digest: d(a)}))
+			return c.origin.DeleteName(t.Context(), (*NameSigner)(nil).Deletion(NameRecord{Kind: a, Repository: r, Tag: a, Digest: d(a)}), "")
 		},
 		func(t *testing.T, c clients, r, a string) error {
 			return c.index.PutLayer(t.Context(), r, Layer{Digest: d(a)})

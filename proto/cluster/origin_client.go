@@ -172,18 +172,29 @@ func (c *OriginClient) Durable(ctx context.Context, repo string, ds []digest.Dig
 }
 
 // PutName makes the origin keep a record. It is durable when PutName returns nil, or the origin had a later one.
-func (c *OriginClient) PutName(ctx context.Context, r NameRecord) error {
+// registry.ErrHeld when the origin has given its lease to another than holder; an empty holder is not compared.
+func (c *OriginClient) PutName(ctx context.Context, r NameRecord, holder string) error {
 	body, n, err := jsonBody(r)
 	if err != nil {
 		return err
 	}
-	_, err = c.Call(ctx, registry.Request{Method: http.MethodPut, To: recordOf(r.Repository, NameKey(r)), Header: jsonType, Body: body, Length: n}, http.StatusOK, http.StatusCreated)
+	_, err = c.Call(ctx, registry.Request{Method: http.MethodPut, To: recordOf(r.Repository, NameKey(r)), Query: heldBy(holder), Header: jsonType, Body: body, Length: n}, http.StatusOK, http.StatusCreated)
 	return err
 }
 
-// DeleteName makes the origin forget the record of a key, if it is of this generation or an older one.
-func (c *OriginClient) DeleteName(ctx context.Context, d NameDeletion) error {
-	q := url.Values{"generation": {strconv.FormatInt(d.Generation, 10)}}
+// heldBy is the query by which a build-index says which it is.
+func heldBy(holder string) url.Values {
+	if holder == "" {
+		return url.Values{}
+	}
+	return url.Values{"holder": {holder}}
+}
+
+// DeleteName makes the origin forget the record of a key, if it is of this generation or an older one. registry.ErrHeld
+// as from PutName.
+func (c *OriginClient) DeleteName(ctx context.Context, d NameDeletion, holder string) error {
+	q := heldBy(holder)
+	q.Set("generation", strconv.FormatInt(d.Generation, 10))
 	if len(d.Signature) > 0 {
 		q.Set("signature", base64.RawURLEncoding.EncodeToString(d.Signature))
 	}

@@ -43,7 +43,8 @@ var (
 	ErrPrecondition        = &Error{"PRECONDITION_FAILED", http.StatusPreconditionFailed, "the tag is not what the request expects it to be"}
 	ErrTooManyRequests     = &Error{"TOOMANYREQUESTS", http.StatusTooManyRequests, "too many requests"}
 	ErrUnavailable         = &Error{"UNAVAILABLE", http.StatusServiceUnavailable, "not reachable now, try again"}
-	ErrTooFewCopies        = &Error{"TOO_FEW_COPIES", http.StatusServiceUnavailable, "not kept in enough places yet, try again"}
+	ErrTooFewCopies        = &Error{"TOO_FEW_COPIES", http.StatusGatewayTimeout, "not kept in enough places yet; it may take effect, try again"}
+	ErrHeld                = &Error{"HELD", http.StatusLocked, "another build-index holds the origins"}
 	ErrStorageFull         = &Error{"INSUFFICIENT_STORAGE", http.StatusInsufficientStorage, "no space left for this content"}
 	ErrInternal            = &Error{"UNKNOWN", http.StatusInternalServerError, "internal error"}
 )
@@ -54,7 +55,7 @@ var table = []*Error{
 	ErrBlobUnknown, ErrBlobUploadInvalid, ErrBlobUploadUnknown, ErrRangeInvalid, ErrRangeNotSatisfiable, ErrDigestInvalid, ErrManifestBlobUnknown,
 	ErrManifestInvalid, ErrManifestTooLarge, ErrManifestUnknown, ErrNameInvalid, ErrTooManyTags, ErrNameUnknown, ErrSizeInvalid,
 	ErrPaginationInvalid, ErrUnauthorized, ErrDenied, ErrUnsupported, ErrPrecondition, ErrTooManyRequests, ErrUnavailable,
-	ErrStorageFull, ErrInternal, ErrRecordInvalid, ErrTooFewCopies,
+	ErrStorageFull, ErrInternal, ErrRecordInvalid, ErrTooFewCopies, ErrHeld,
 }
 
 // RangeError is a chunk that does not start where the session stands. It is an ErrRangeInvalid; the answer is 416 with

@@ -33,7 +33,7 @@ func (s *Sim) acknowledge(d digest.Digest, repo string, began time.Time) {
 		if n.owes(d) && n.keeps(d) { // one whose commit is under way has promised nothing
 			copies++
 		}
-		if n.lostAt.After(began) { // a copy of it may have counted
+		if n.lostAt.After(began) || n.rottenAt[d].After(began) { // a copy of it may have counted
 			want--
 		}
 	}
@@ -135,7 +135,12 @@ func (s *Sim) loses(n *node, only digest.Digest, lose func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	defer lose()
-	n.lost, n.lostAt = true, time.Now()
+	n.lost = true
+	if only == "" {
+		n.lostAt = time.Now()
+	} else {
+		n.rottenAt[only] = time.Now()
+	}
 	if n.disk == nil {
 		return
 	}

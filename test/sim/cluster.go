@@ -17,6 +17,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"kraken/buildindex"
@@ -75,11 +76,12 @@ type node struct {
 	cancel context.CancelFunc
 	done   chan struct{}
 
-	disk     *disk     // of an origin
-	database string    // of build-index: a folder
-	old      string    // a copy of the disk as it was
-	lost     bool      // its disk was lost since the last check of all
-	lostAt   time.Time // its disk, or a copy on it, was lost last
+	disk     *disk                       // of an origin
+	database string                      // of build-index: a folder
+	old      string                      // a copy of the disk as it was
+	lost     bool                        // its disk was lost since the last check of all
+	lostAt   time.Time                   // its disk was lost last
+	rottenAt map[digest.Digest]time.Time // a copy was lost last
 }
 
 // New makes a cluster that is down.
@@ -119,7 +121,7 @@ func New(o Options) (*Sim, error) {
 }
 
 func (s *Sim) node(name string, open func(*node, *process) (role.Runner, error)) *node {
-	return &node{s: s, name: name, h: s.net.addHost(name), open: open}
+	return &node{s: s, name: name, h: s.net.addHost(name), open: open, rottenAt: map[digest.Digest]time.Time{}}
 }
 
 // folder is a new name for a folder.

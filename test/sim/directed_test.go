@@ -504,33 +504,46 @@ func TestOnlyKeeperIsHeardLate(t *testing.T) {
 	})
 }
 
-// A push is acknowledged when as many origins as there are replicas keep it, or the bucket has it: also the origin that
-// is left alone writes to the bucket, whether it owns the blob or not. Where the bucket is down too, a push is refused.
+// A push, a mount and a deletion are acknowledged when as many origins as there are replicas keep them, or the bucket
+// has them: also the origin that is left alone writes to the bucket, whether it owns the blob or not, and whether the
+// others are gone or hang. Where the bucket is down too, they are refused.
 func TestAcknowledgedByOneOrigin(t *testing.T) {
 	i := NewImage("image", content(1, 5000), content(2, 3000), content(3, 700), content(4, 40))
-	for left := range 3 {
-		for _, bucket := range []bucketMode{bucketUp, bucketDown} {
-			t.Run(fmt.Sprintf("origin %d, bucket up %t", left+1, bucket == bucketUp), func(t *testing.T) {
-				directed(t, Options{}, func(s *Sim) {
-					s.bucket.set(bucket)
-					for o := range s.origins {
-						if o != left {
-							s.Kill(o)
-						}
-					}
-					err := s.PushImage(0, "team/a", "v", i, Push{})
-					if (err == nil) != (bucket == bucketUp) {
-						s.history.violate("refused", "with one origin, and bucket up %t: %v", bucket == bucketUp, err)
-					}
-					s.Wipe(left)
-					for o := range s.origins {
-						s.Start(o)
-					}
-					s.WipeIndex()
-					s.Settle()
-					s.CheckAll("after the only origin and the database were lost")
-				})
-			})
+	before, mounted := NewImage("before", content(5, 100)), content(6, 300)
+	for _, origins := range []int{2, 3} {
+		for left := range origins {
+			for _, how := range []Action{Kill, Freeze} {
+				for _, bucket := range []bucketMode{bucketUp, bucketDown} {
+					t.Run(fmt.Sprintf("origin %d of %d, %s, bucket up %t", left+1, origins, how, bucket == bucketUp), func(t *testing.T) {
+						directed(t, Options{Origins: origins}, func(s *Sim) {
+							s.mustPush("team/a", "gone", before, Push{})
+							s.must("push", s.pushBlob(0, "team/b", mounted, Push{}))
+							s.Settle()
+							s.bucket.set(bucket)
+							for o := range s.origins {
+								if o != left {
+									s.do(how, s.origins[o])
+								}
+							}
+							for k, err := range []error{
+								s.PushImage(0, "team/a", "v", i, Push{}), s.Mount(0, "team/a", "team/b", mounted, Push{}), s.DeleteTag(0, "team/a", "gone", Push{}),
+							} {
+								if (err == nil) != (bucket == bucketUp) {
+									s.history.violate("refused", "change %d with one origin, and bucket up %t: %v", k, bucket == bucketUp, err)
+								}
+							}
+							s.Wipe(left)
+							for o := range s.origins {
+								s.do(Thaw, s.origins[o])
+								s.Start(o)
+							}
+							s.WipeIndex()
+							s.Settle()
+							s.CheckAll("after the only origin and the database were lost")
+						})
+					})
+				}
+			}
 		}
 	}
 }
