@@ -21,6 +21,8 @@ const (
 
 // segments are this process's. It is safe for concurrent use.
 type segments struct {
+	space string // whose processes share the ports, in the names of sockets; of all but tests it is empty
+
 	mu    sync.Mutex
 	first []int          // port of each
 	held  []net.Listener // what keeps others from them
@@ -36,7 +38,7 @@ func (s *segments) claim() error {
 	start := rand.IntN(count)
 	for i := range count {
 		k := (start + i) % count
-		l, err := net.Listen("unix", fmt.Sprintf("@kraken-devcluster-ports-%d", k))
+		l, err := net.Listen("unix", fmt.Sprintf("@kraken-devcluster-ports%s-%d", s.space, k))
 		if errors.Is(err, syscall.EADDRINUSE) {
 			continue
 		}
