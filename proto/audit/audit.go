@@ -44,7 +44,7 @@ const OutcomeUnknown = "unknown"
 // Log writes events, each as one line. A file that was moved away is begun anew. Of nil it writes none. It is safe for
 // concurrent use.
 type Log struct {
-	name string
+	name string // empty: nothing is written
 	log  *slog.Logger
 
 	mu  sync.Mutex
@@ -80,7 +80,7 @@ func (a *Log) open() error {
 
 // Write writes an event, with the time of now. What can't be written is said in the log, and stops nobody.
 func (a *Log) Write(e Event) {
-	if a == nil || a.out == nil {
+	if a == nil || a.name == "" {
 		return
 	}
 	e.Time = time.Now().UTC()
@@ -106,7 +106,12 @@ func (a *Log) Write(e Event) {
 
 // Close ends the use of the file.
 func (a *Log) Close() error {
-	if a == nil || a.f == nil {
+	if a == nil {
+		return nil
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.f == nil {
 		return nil
 	}
 	return a.f.Close()
