@@ -132,8 +132,6 @@ func TestMembersComeWithTheManifest(t *testing.T) {
 	}
 }
 
-// Where rules or callers decide, neither a manifest nor another blob is served by digest while build-index is away,
-// unless it has confirmed that the repository has it.
 // A build-index that hangs after it has given a manifest is waited for once, not again for each blob of it.
 func TestMembersThatHangAreWaitedForOnce(t *testing.T) {
 	layer := []byte("a layer")
@@ -167,6 +165,8 @@ func TestMembersThatHangAreWaitedForOnce(t *testing.T) {
 	}
 }
 
+// Where rules or callers decide, neither a manifest nor another blob is served by digest while build-index is away,
+// unless it has confirmed that the repository has it.
 func TestManifestsWhileBuildIndexIsAway(t *testing.T) {
 	secret, mine := manifestOf("secret/app's"), manifestOf("mine/app's")
 	blob := []byte("a config with a password")
