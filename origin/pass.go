@@ -120,7 +120,7 @@ func (o *Origin) pass(ctx context.Context, up mirrored, d digest.Digest, hint re
 	p.ctx, p.end = context.WithCancel(ctx)
 	at := max(hint.Offset, 0)
 	body, size, err := p.place.open(p.ctx, at, -1)
-	if err != nil && !errors.Is(err, errNoRange) && at > 0 && !isNo(err) { // it may have no such byte
+	if err != nil && !errors.Is(err, errNoRange) && at > 0 && !isNo(err) && ctx.Err() == nil { // it may have no such byte
 		at = 0
 		body, size, err = p.place.open(p.ctx, at, -1)
 	}
