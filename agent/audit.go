@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -16,24 +17,48 @@ import (
 
 // Refusals are written down as at the proxies. An agent changes nothing, so there are no other lines.
 
-// Logins that failed with what nobody can guess are told of failedAtOnce times, and then one in failedEvery: all who
-// ask here are of one node.
+// Of each kind linesAtOnce lines are written, and then one in lineEvery: all who ask here are of one node, and any of
+// them can be refused as often as it likes.
 const (
-	failedAtOnce = 30
-	failedEvery  = 2 * time.Second
+	linesAtOnce = 30
+	lineEvery   = 2 * time.Second
 )
 
 // recorder writes the agent's audit.
 type recorder struct {
-	*audit.Log
-	failed *rate.Limiter
-	alias  func(string) string
+	log             *audit.Log
+	failed, refused *seldom
+	alias           func(string) string
 }
 
 // openRecorder returns what writes to the configured file.
 func (a *Agent) openRecorder() (*recorder, error) {
 	l, err := audit.Open(a.cfg.Access.Audit, a.log)
-	return &recorder{l, rate.NewLimiter(rate.Every(failedEvery), failedAtOnce), a.alias}, err
+	return &recorder{l, newSeldom(l), newSeldom(l), a.alias}, err
+}
+
+// Close ends the use of the file.
+func (r *recorder) Close() error { return r.log.Close() }
+
+// seldom writes the lines of one kind, as many as are allowed. It is safe for concurrent use.
+type seldom struct {
+	log     *audit.Log
+	limit   *rate.Limiter
+	leftOut atomic.Int64 // since the last line
+}
+
+func newSeldom(l *audit.Log) *seldom {
+	return &seldom{log: l, limit: rate.NewLimiter(rate.Every(lineEvery), linesAtOnce)}
+}
+
+// write writes e, with how many lines were left out before it, or leaves it out.
+func (s *seldom) write(e audit.Event) {
+	if !s.limit.Allow() {
+		s.leftOut.Add(1)
+		return
+	}
+	e.LeftOut = int(s.leftOut.Swap(0))
+	s.log.Write(e)
 }
 
 // alias returns what a text is called where it is not to be read: the same while this process runs.
@@ -46,14 +71,14 @@ func (a *Agent) alias(text string) string {
 func (r *recorder) refuse(q *http.Request, who, repository string, action registry.Action, status int, why string) {
 	e := audit.Of(q)
 	e.Event, e.Subject, e.Repository, e.Action, e.Status, e.Reason = audit.Refused, who, repository, string(action), status, why
-	r.Write(e)
+	r.refused.write(e)
 }
 
 // loginFailed writes the line of a request whose credentials show nobody. What expires every few minutes, a token of
 // the cluster's own, is none.
 func (r *recorder) loginFailed(q *http.Request, repository string, why error) {
 	user, _, basic := q.BasicAuth()
-	if !basic && access.IsOwn(bearerOf(q)) || !r.failed.Allow() {
+	if !basic && access.IsOwn(bearerOf(q)) {
 		return
 	}
 	e := audit.Of(q)
@@ -64,7 +89,7 @@ func (r *recorder) loginFailed(q *http.Request, repository string, why error) {
 	case basic:
 		e.Subject = user
 	}
-	r.Write(e)
+	r.failed.write(e)
 }
 
 // asked is what is learned of a request while it is served.

@@ -4,11 +4,16 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"kraken/proto/audit"
 	"kraken/proto/registry"
@@ -90,7 +95,7 @@ func TestAuditOfRules(t *testing.T) {
 	base := "http://" + a.Addr() + "/v2/"
 	as(t, "", base+"other/app/manifests/v1")
 	as(t, "", base+"team/app/manifests/v1")
-	for range 3 * failedAtOnce {
+	for range 3 * linesAtOnce {
 		as(t, "Basic "+base64.StdEncoding.EncodeToString([]byte("ann:her-secret")), base+"team/app/manifests/v1")
 	}
 	got := map[string]int{}
@@ -101,10 +106,60 @@ func TestAuditOfRules(t *testing.T) {
 		got[fmt.Sprintf("%s %s %s %s %d", e.Event, e.Subject, e.Repository, e.Reference, e.Status)]++
 	}
 	failed := "login_failed unknown team/app v1 401"
-	if len(got) != 2 || got["refused node:node-7 other/app v1 403"] != 1 || got[failed] < failedAtOnce || got[failed] > 2*failedAtOnce {
+	if len(got) != 2 || got["refused node:node-7 other/app v1 403"] != 1 || got[failed] < linesAtOnce || got[failed] > 2*linesAtOnce {
 		t.Errorf("the audit has %v", got)
 	}
 	if b, _ := os.ReadFile(file); strings.Contains(string(b), "her-secret") || strings.Contains(string(b), "ann") {
 		t.Errorf("what was shown is in the audit: %s", b)
 	}
+}
+
+// Nobody fills the disk with refusals: of many, whatever they are about, some are written, and the next line says how
+// many were not. They leave no failed login out, nor these them.
+func TestAuditIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "audit.jsonl")
+		a := &Agent{cfg: Config{Access: Access{Audit: file}}, log: slog.New(slog.DiscardHandler)}
+		r, err := a.openRecorder()
+		if err != nil {
+			t.Fatal(err)
+		}
+		refuse := func(n int) {
+			for i := range n {
+				repo := fmt.Sprintf("other/app%d", i)
+				r.refuse(httptest.NewRequest(http.MethodGet, "/v2/"+repo+"/manifests/v1", nil), "node:node-7", repo, registry.ActionPull, http.StatusForbidden, "no rule")
+			}
+		}
+		fail := func(n int) {
+			for range n {
+				q := httptest.NewRequest(http.MethodGet, "/v2/team/app/manifests/v1", nil)
+				q.SetBasicAuth("ann", "wrong")
+				r.loginFailed(q, "team/app", registry.ErrUnauthorized)
+			}
+		}
+		for kind, flood := range map[string]func(int){audit.Refused: refuse, audit.LoginFailed: fail} {
+			of := func() (out []audit.Event) {
+				for _, e := range linesOf(t, file) {
+					if e.Event == kind {
+						out = append(out, e)
+					}
+				}
+				return out
+			}
+			flood(10 * linesAtOnce)
+			if n := len(of()); n != linesAtOnce {
+				t.Errorf("%s: %d lines of a flood, want %d", kind, n, linesAtOnce)
+			}
+			time.Sleep(2 * lineEvery)
+			flood(1)
+			flood(1)
+			lines := of()
+			if n := len(lines); n != linesAtOnce+2 || lines[n-2].LeftOut != 9*linesAtOnce || lines[n-1].LeftOut != 0 {
+				t.Errorf("%s: after it %d lines, the last ones %+v", kind, n, lines[max(0, n-2):])
+			}
+		}
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 }

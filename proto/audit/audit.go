@@ -26,7 +26,9 @@ type Event struct {
 	Status     int       `json:"status,omitempty"`
 	Reason     string    `json:"reason,omitempty"`
 	Outcome    string    `json:"outcome,omitempty"` // empty, or OutcomeUnknown
-	RequestID  string    `json:"request_id"`
+	// LeftOut is how many lines of this kind were not written since the last one, because there were too many.
+	LeftOut   int    `json:"left_out,omitempty"`
+	RequestID string `json:"request_id"`
 	// ClientRequestID is what the client says that the request is called.
 	ClientRequestID string `json:"client_request_id,omitempty"`
 }
