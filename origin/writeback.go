@@ -273,6 +273,9 @@ func (o *Origin) leads(ctx context.Context, d digest.Digest) bool {
 		if or.ID == o.cfg.ID {
 			return true
 		}
+		if !or.Answers() {
+			continue
+		}
 		pctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 		_, err := or.Owes(pctx, cluster.AnyRepository, d)
 		if errors.Is(err, registry.ErrUnsupported) { // of an older version

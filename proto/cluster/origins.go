@@ -106,6 +106,7 @@ type Question[T any] = transport.Question[*Origin, T]
 // Ask asks origins, the first ones of from first, until want of them have succeeded; see transport.Ask. Those that did
 // not answer in time are asked last from then on, until they have answered.
 func Ask[T any](ctx context.Context, o *Origins, from []*Origin, want int, q Question[T]) transport.Asked[*Origin, T] {
+	q.IsSilent = func(or *Origin) bool { return !or.Answers() }
 	out := transport.Ask(ctx, from, transport.Hedge{Want: want, After: o.stall / 5, Stall: o.stall}, q)
 	if ctx.Err() == nil {
 		for _, or := range out.Silent {

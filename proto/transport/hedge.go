@@ -21,6 +21,9 @@ type Question[P, T any] struct {
 	Ask func(context.Context, P) (T, error)
 	// IsFinal reports whether one party's error is everybody's answer; nil: none is.
 	IsFinal func(error) bool
+	// IsSilent reports whether a party was found not to answer lately; nil: none was. When only such ones are left they
+	// are waited for no longer than Hedge.After, once somebody has succeeded.
+	IsSilent func(P) bool
 	// Discard is given answers that came too late; nil: nothing is to be done with them.
 	Discard func(T)
 }
@@ -139,8 +142,18 @@ func (a *asking[P, T]) run() {
 
 // patience is how long to wait now for the next answer.
 func (a *asking[P, T]) patience() time.Duration {
-	if a.asked == len(a.parties) {
-		return a.h.Stall
+	if a.asked < len(a.parties) || len(a.out.Answers) > 0 && a.onlySilent() {
+		return a.h.After
 	}
-	return a.h.After
+	return a.h.Stall
+}
+
+// onlySilent reports whether all who are waited for were silent before.
+func (a *asking[P, T]) onlySilent() bool {
+	for i := range a.open {
+		if a.q.IsSilent == nil || !a.q.IsSilent(a.parties[i]) {
+			return false
+		}
+	}
+	return true
 }

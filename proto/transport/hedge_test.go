@@ -95,6 +95,38 @@ func TestAskDiscards(t *testing.T) {
 	})
 }
 
+// Those who were silent before are not waited for as long as others, once somebody has succeeded.
+func TestAskOfTheSilent(t *testing.T) {
+	for _, c := range []struct {
+		name          string
+		silent, hangs []int
+		took          time.Duration
+	}{
+		{"two hang, nobody knew", nil, []int{1, 2}, 1100 * time.Millisecond},
+		{"two hang, and did before", []int{1, 2}, []int{1, 2}, 200 * time.Millisecond},
+		{"one of them did not", []int{1}, []int{1, 2}, 1100 * time.Millisecond},
+		{"all hang, and did before", []int{0, 1, 2}, []int{0, 1, 2}, 60 * time.Second},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				began := time.Now()
+				out := Ask(ctx, []int{0, 1, 2}, Hedge{Want: 2, After: 100 * time.Millisecond, Stall: time.Second}, Question[int, int]{Ask: func(ctx context.Context, i int) (int, error) {
+					if slices.Contains(c.hangs, i) {
+						<-ctx.Done()
+						return 0, ctx.Err()
+					}
+					return i, nil
+				}, IsSilent: func(i int) bool { return slices.Contains(c.silent, i) }})
+				if took := time.Since(began); took != c.took || len(out.Answers) != 3-len(c.hangs) {
+					t.Errorf("took %s, want %s; %d answers", took, c.took, len(out.Answers))
+				}
+			})
+		})
+	}
+}
+
 // What ends the caller ends it, with the reason.
 func TestAskEndsWithItsCaller(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
