@@ -187,7 +187,7 @@ func (n *node) start() {
 	done := n.done
 	n.s.ended.Go(func() {
 		defer close(done)
-		if err := r.Run(ctx); err != nil && ctx.Err() == nil {
+		if err := r.Run(ctx); err != nil && ctx.Err() == nil && p.alive() {
 			n.s.history.violate("start", "%s ended by itself: %v", n.name, err)
 		}
 	})
