@@ -74,9 +74,9 @@ test-python: build test-setup test-tools ## tests with real clients and processe
 	cd test/python && /usr/bin/python3 -m pytest -v
 	cd test/python && SECURE=1 /usr/bin/python3 -m pytest -v
 
-chaos: check-go ## faults against a cluster of real processes under load (FAULTS=200 SEED=n KINDS=kill,hang,…); root for all kinds
+chaos: check-go ## faults against a cluster of real processes under load (FAULTS=200 SEED=n KINDS=kill,hang,… ROLES=origin,testfs,…); root for all kinds
 	@test/setup.sh chaos
-	$(GO) test -v -timeout 3h -run '^TestChaos$$' ./test/chaos -args -goals -faults $(or $(FAULTS),200) -seed $(or $(SEED),0) -kinds '$(KINDS)'
+	$(GO) test -v -timeout 3h -run '^TestChaos$$' ./test/chaos -args -goals -faults $(or $(FAULTS),200) -seed $(or $(SEED),0) -kinds '$(KINDS)' -roles '$(ROLES)'
 
 sim: check-go ## the cluster in virtual time with faults that a seed decides (SEEDS=2000, FIRST=1), or one seed with its history (SEED=n, LOG=warn)
 	$(GO) test -v -timeout 24h -run '^TestSeeds$$' ./test/sim -args $(if $(SEED),-seed $(SEED),-seeds $(or $(SEEDS),2000) -first $(or $(FIRST),1) -shrink 200) -log '$(LOG)'

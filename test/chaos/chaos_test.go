@@ -19,6 +19,7 @@ var (
 	faultsFlag = flag.Int("faults", 8, "how many faults happen")
 	goalsFlag  = flag.Bool("goals", false, "a missed goal is an error too: a request that failed because of one part, a slow start")
 	kindsFlag  = flag.String("kinds", "", "kinds of faults, separated by commas; empty: all")
+	rolesFlag  = flag.String("roles", "", "roles that have faults, separated by commas; empty: all")
 )
 
 // own says in the environment that this process is in namespaces of its own.
@@ -70,11 +71,8 @@ func TestChaos(t *testing.T) {
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())
 	}
-	var wanted func(string) bool
-	if *kindsFlag != "" {
-		list := strings.Split(*kindsFlag, ",")
-		wanted = func(kind string) bool { return contains(list, kind) }
-	}
+	listed := func(list, s string) bool { return list == "" || contains(strings.Split(list, ","), s) }
+	wanted := func(kind, role string) bool { return listed(*kindsFlag, kind) && listed(*rolesFlag, role) }
 	state := filepath.Join(dir, "cluster")
 	rep, wrong, err := Run(context.Background(), Options{
 		Dir: state, Bin: bin, Alone: alone, Seed: seed, Faults: *faultsFlag, Writers: 4, Readers: 3, Wanted: wanted, Log: t.Logf,

@@ -91,13 +91,16 @@ func (f fault) single() bool {
 }
 
 // draw returns the next fault of a seed.
-func draw(rng *rand.Rand, r *rig, wanted func(kind string) bool) (fault, error) {
+func draw(rng *rand.Rand, r *rig, wanted func(kind, role string) bool) (fault, error) {
 	var all []fault
 	for _, k := range kinds {
-		if k.alone && !r.alone || !wanted(k.name) {
+		if k.alone && !r.alone {
 			continue
 		}
 		for _, role := range k.roles {
+			if !wanted(k.name, role) {
+				continue
+			}
 			parts := r.plan.Role(role)
 			all = append(all, fault{kind: k, part: parts[rng.IntN(len(parts))], hold: time.Second + time.Duration(rng.Int64N(int64(5*time.Second)))})
 		}

@@ -20,7 +20,7 @@ type Options struct {
 	Faults   int
 	Writers  int
 	Readers  int
-	Wanted   func(kind string) bool // kinds of faults; nil: all
+	Wanted   func(kind, role string) bool // faults; nil: all
 	Log      func(format string, args ...any)
 }
 
@@ -80,7 +80,7 @@ func faults(ctx context.Context, r *rig, l *load, rep *report, o Options) error 
 	rng := rand.New(rand.NewPCG(o.Seed, 0xfa017))
 	wanted := o.Wanted
 	if wanted == nil {
-		wanted = func(string) bool { return true }
+		wanted = func(string, string) bool { return true }
 	}
 	if err := sleep(ctx, after); err != nil {
 		return err
