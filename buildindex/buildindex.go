@@ -47,6 +47,8 @@ type Index struct {
 	hearOnce      sync.Once
 	heardFrom     sync.Map      // ids of origins of which SQL has all since the start
 	hearSoon      chan struct{} // has one when another of them answers
+	forgetSoon    chan struct{} // has one when origins know a later generation
+	counted       bool          // how many origins keep each queued change; of the one goroutine that restores
 	restoreFailed bool          // the last try, of the one goroutine that restores
 	sweptBuckets  sync.Map      // names of buckets of which SQL has all names
 	lookups       lookups
@@ -71,7 +73,7 @@ func New(cfg Config, deps role.Deps) (*Index, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	x := &Index{cfg: cfg, log: deps.Log, began: time.Now(), heardOrigins: make(chan struct{}), hearSoon: make(chan struct{}, 1), tenure: tenure{begun: make(chan struct{})}, sweepPart: defaultSweepPart, keptWait: defaultKeptWait, seed: maphash.MakeSeed()}
+	x := &Index{cfg: cfg, log: deps.Log, began: time.Now(), heardOrigins: make(chan struct{}), hearSoon: make(chan struct{}, 1), forgetSoon: make(chan struct{}, 1), tenure: tenure{begun: make(chan struct{})}, sweepPart: defaultSweepPart, keptWait: defaultKeptWait, seed: maphash.MakeSeed()}
 	x.lanes = x.newLanes()
 	for i := range x.stripes {
 		x.stripes[i] = make(chan struct{}, 1)
@@ -104,6 +106,7 @@ func (x *Index) assemble(c *role.Chassis) (err error) {
 	x.m = newMetrics(c.Registry, x)
 	x.addChecks(c.Health)
 	c.Part("holder", x.hold)
+	c.Part("forget", x.forgetting)
 	c.Part("outbox", x.outbox)
 	c.Part("records", x.topUp)
 	c.Part("restore", x.restore)

@@ -154,7 +154,7 @@ func (x *Index) change(ctx context.Context, rs []cluster.NameRecord, f func(name
 	for i, r := range rs {
 		kept, err := x.storeRecord(ctx, x.signer.Sign(r), rs[0].Bytes)
 		if err != nil {
-			undo(i)
+			undo(i + 1) // a few may keep it
 			return err
 		}
 		if !kept {

@@ -84,15 +84,17 @@ func (x *Index) sure() error {
 	return nil
 }
 
-// look notes how a question to all origins has ended: whether this is the only build-index.
-func (x *Index) look(err error) {
+// look notes how a question to all origins has ended that began at a time: whether this is the only build-index. What
+// they said may be as old as that.
+func (x *Index) look(began time.Time, err error) {
 	t := &x.tenure
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if errors.Is(err, errHeld) {
+	switch {
+	case errors.Is(err, errHeld):
 		t.ended = err
-	} else {
-		t.looked = time.Now()
+	case err == nil, errors.Is(err, registry.ErrUnavailable): // where too few answered none said no
+		t.looked = began
 	}
 }
 
@@ -171,13 +173,14 @@ func (x *Index) hold(ctx context.Context) error {
 		}
 	}
 	x.log.Info("this is the only build-index", "holder", x.tenure.id)
-	for role.Pause(ctx, holdEvery) {
+	for began := time.Now(); role.Pause(ctx, time.Until(began.Add(holdEvery))); {
+		began = time.Now()
 		_, err := x.renew(ctx, holdFor)
-		x.look(err)
+		x.look(began, err)
 		if errors.Is(err, errHeld) {
 			return err
 		}
-		x.forgetAcked(ctx)
+		notify(x.forgetSoon)
 	}
 	// The next one need not wait.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), holdEvery)
@@ -197,14 +200,16 @@ func (x *Index) takeOver(ctx context.Context) error {
 	if err := x.identify(ctx); err != nil {
 		return err
 	}
+	began := time.Now()
 	latest, err := x.renew(ctx, holdFor)
 	if err != nil {
+		_, _ = x.renew(ctx, 0) // what was granted is given back: the holder may need it
 		return err
 	}
 	if err := x.compare(ctx, latest); err != nil {
 		return err
 	}
-	x.look(nil)
+	x.look(began, nil)
 	close(x.tenure.begun)
 	return nil
 }
@@ -246,16 +251,18 @@ func (x *Index) renew(ctx context.Context, length time.Duration) (latest int64, 
 	if err != nil {
 		return 0, err
 	}
-	ctx = transport.WithProgressTimeout(ctx, cluster.Stall)
 	ask := cluster.HolderRequest{Holder: x.tenure.id, For: length, Generation: state.LastGeneration}
 	all := x.origins.All()
 	answers, errs := make([]cluster.HolderResponse, len(all)), make([]error, len(all))
 	var wg sync.WaitGroup
 	for i, o := range all {
 		wg.Go(func() {
-			ask := ask
+			ask, patience := ask, cluster.Stall
 			ask.KeepPaid = !x.hasHeard(o)
-			answers[i], errs[i] = o.Hold(ctx, ask)
+			if !o.Answers() { // one that hangs must not make others' answers old
+				patience = cluster.Stall / 4
+			}
+			answers[i], errs[i] = o.Hold(transport.WithProgressTimeout(ctx, patience), ask)
 			var known *registry.Error
 			if errors.As(errs[i], &known) && (known.Status == http.StatusNotFound || known.Status == http.StatusMethodNotAllowed) {
 				answers[i], errs[i] = cluster.HolderResponse{Holder: ask.Holder}, nil // it knows no leases
@@ -301,6 +308,19 @@ func (x *Index) forgetLater(rs []cluster.NameRecord) {
 	x.tenure.mu.Lock()
 	defer x.tenure.mu.Unlock()
 	x.tenure.forget = append(x.tenure.forget, rs...)
+}
+
+// forgetting makes origins forget what may be forgotten after each renewal, until ctx is done. A renewal does not wait
+// for it.
+func (x *Index) forgetting(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-x.forgetSoon:
+			x.forgetAcked(ctx)
+		}
+	}
 }
 
 // forgetAcked makes origins forget what may be forgotten.

@@ -267,6 +267,11 @@ func TestOneOriginNamesAnother(t *testing.T) {
 	if err := y.takeOver(t.Context()); !errors.Is(err, errHeld) {
 		t.Errorf("another begins, whom one origin refuses: %v, want %v", err, errHeld)
 	}
+	for o := range 2 {
+		if h := r.origins[o].holder; h.id == y.tenure.id && time.Now().Before(h.until) {
+			t.Errorf("who may not begin keeps an origin from the holder: %+v", h)
+		}
+	}
 	named(2)
 	if _, err := r.x.renew(t.Context(), holdFor); !errors.Is(err, errHeld) {
 		t.Errorf("two of three origins name another: %v, want %v", err, errHeld)
@@ -285,13 +290,15 @@ func TestStoodStill(t *testing.T) {
 	for _, o := range r.origins[:2] { // another has begun at two of three
 		o.set(func() { o.holder = holder{id: "vm/other", until: time.Now().Add(time.Hour)} })
 	}
-	kept := r.origins[0].kept()
+	kept := []int{r.origins[0].kept(), r.origins[1].kept(), r.origins[2].kept()}
 	_, err := r.push("repo", registry.Reference{Tag: "w"}, layered(t, digest.FromString("one")), registry.PutOptions{})
 	if !errors.Is(err, registry.ErrUnavailable) || !errors.Is(err, registry.ErrHeld) {
 		t.Errorf("a push: %v, want %v", err, registry.ErrHeld)
 	}
-	if r.origins[0].kept() != kept {
-		t.Error("an origin that is another's keeps the record")
+	for i, o := range r.origins {
+		if o.kept() != kept[i] {
+			t.Errorf("origin %d keeps the record of a change that was refused", i+1)
+		}
 	}
 	r.wantTag("w", "")
 	if err := r.x.DeleteManifest(t.Context(), "repo", registry.Reference{Tag: "v"}); !errors.Is(err, registry.ErrHeld) {
@@ -321,11 +328,15 @@ func TestStoodStill(t *testing.T) {
 			t.Errorf("stood still %s, a pull: %d", what, code)
 		}
 	}
-	r.x.look(nil)
+	r.x.look(time.Now(), nil)
 	if code := pull(); code != http.StatusOK {
 		t.Errorf("a pull after origins were asked: %d", code)
 	}
-	r.x.look(errHeld)
+	r.x.look(time.Now().Add(-holdFor-time.Second), nil) // stopped while it asked: the answers are as old
+	if code := pull(); code != http.StatusServiceUnavailable {
+		t.Errorf("a pull after old answers: %d", code)
+	}
+	r.x.look(time.Now(), errHeld)
 	if code := pull(); code != http.StatusServiceUnavailable {
 		t.Errorf("a pull from one that another has followed: %d", code)
 	}

@@ -72,17 +72,17 @@ func (p *publications) tell(generation int64) {
 	}
 }
 
-// durableEvery is how often it is asked whether a blob is kept.
+// durableEvery is how often it is asked whether the bucket has a blob.
 const durableEvery = 200 * time.Millisecond
 
-// awaitDurable waits until the bucket of a repository has a blob, or as many origins owe it as there are replicas.
-// ErrTooFewCopies when that takes too long.
+// awaitDurable waits until the bucket of a repository has a blob, ErrTooFewCopies when that takes too long. That enough
+// origins say by now that they owe it is not enough: one that was killed while it committed has promised nothing.
 func (x *Index) awaitDurable(ctx context.Context, repo string, d digest.Digest) error {
 	ctx, cancel := context.WithTimeout(ctx, x.keptWait)
 	defer cancel()
 	for {
-		kept, err := x.isKept(ctx, repo, d)
-		if kept {
+		durable, err := x.isDurable(ctx, repo, d)
+		if durable {
 			return nil
 		}
 		if !role.Pause(ctx, durableEvery) {
@@ -91,8 +91,8 @@ func (x *Index) awaitDurable(ctx context.Context, repo string, d digest.Digest) 
 	}
 }
 
-// isKept asks all origins at once whether the bucket has a blob, or they owe it.
-func (x *Index) isKept(ctx context.Context, repo string, d digest.Digest) (bool, error) {
+// isDurable asks all origins at once whether the bucket has a blob.
+func (x *Index) isDurable(ctx context.Context, repo string, d digest.Digest) (durable bool, err error) {
 	origins := x.origins.All()
 	answers, errs := make([]cluster.DurableResponse, len(origins)), make([]error, len(origins))
 	var wg sync.WaitGroup
@@ -100,14 +100,10 @@ func (x *Index) isKept(ctx context.Context, repo string, d digest.Digest) (bool,
 		wg.Go(func() { answers[i], errs[i] = x.askDurable(ctx, o, repo, []digest.Digest{d}) })
 	}
 	wg.Wait()
-	owing := 0
 	for _, a := range answers {
-		if len(a.Durable) > 0 {
-			return true, nil
-		}
-		owing += len(a.Pending)
+		durable = durable || len(a.Durable) > 0
 	}
-	return owing >= x.copies(), errors.Join(errs...)
+	return durable, errors.Join(errs...)
 }
 
 // tooFew is what a client is told whose change the bucket does not have in time; err may say why.

@@ -256,6 +256,15 @@ func (x *Index) bucketIsAway(repo string) bool {
 	return l.state != "" && l.state != bucket.Ready && l.state != bucket.Unknown
 }
 
+// wrote notes that the bucket takes names, before a round with a backlog has ended.
+func (l *lane) wrote() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.state != bucket.Ready {
+		l.state, l.since = bucket.Ready, time.Now()
+	}
+}
+
 // status is what GET /writeback says of the bucket.
 func (l *lane) status() cluster.BucketState {
 	l.mu.Lock()

@@ -130,6 +130,7 @@ func (b *batch) finish(ctx context.Context, jobs []*job) error {
 		if err := b.lane.raiseMark(ctx, bucket, slices.Max(there)); err != nil { // before the rows go
 			return err
 		}
+		b.lane.wrote()
 	}
 	if err := x.published(ctx, done); err != nil {
 		return err
@@ -146,9 +147,22 @@ func (b *batch) finish(ctx context.Context, jobs []*job) error {
 		}
 	}
 	for _, j := range failed {
-		x.setRowAside(j.row, j.err)
+		if queued, err := x.isStillQueued(ctx, j.row); err != nil {
+			return err
+		} else if queued {
+			x.setRowAside(j.row, j.err)
+		}
 	}
 	return nil
+}
+
+// isStillQueued reports whether a row has not been written meanwhile, beside the one that failed.
+func (x *Index) isStillQueued(ctx context.Context, row names.OutboxRow) (bool, error) {
+	if row.Err != nil {
+		return true, nil // it can't be read, nor found by its generation
+	}
+	rows, err := x.db.Queued(ctx, row.Record.Generation)
+	return slices.ContainsFunc(rows, func(r names.OutboxRow) bool { return r.ID == row.ID }), err
 }
 
 func (x *Index) setRowAside(row names.OutboxRow, err error) {
@@ -340,9 +354,6 @@ func (x *Index) askDurable(ctx context.Context, o *cluster.Origin, repo string, 
 		return cluster.DurableResponse{}, fmt.Errorf("origin %s: %w", o.ID, errSilentOrigin)
 	}
 	out, err := o.Durable(transport.WithProgressTimeout(ctx, cluster.Stall), repo, ds)
-	if errors.Is(err, transport.ErrNoProgress) {
-		x.origins.Suspect(o)
-	}
 	if err != nil {
 		return out, fmt.Errorf("origin %s: %w", o.ID, err)
 	}

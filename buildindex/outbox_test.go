@@ -162,3 +162,22 @@ func TestManyTagsWriteOneManifest(t *testing.T) {
 		}
 	}
 }
+
+// A bucket that takes names is not taken for one that is away, although the backlog of its outage is not written yet.
+func TestBucketThatIsBack(t *testing.T) {
+	r := newRig(t)
+	r.durable(true)
+	r.must(r.x.fill(t.Context()))
+	l := r.x.lanes[0]
+	l.state = bucket.Down
+	if !r.x.bucketIsAway("repo") {
+		t.Fatal("a bucket that is down is not away")
+	}
+	r.put("v", "one")
+	rows, err := r.x.db.Outbox(t.Context(), l.name, 0, 1)
+	r.must(err)
+	r.must((&batch{lane: l, rows: rows}).run(t.Context()))
+	if r.x.bucketIsAway("repo") {
+		t.Error("a bucket that has taken a name is away")
+	}
+}

@@ -36,7 +36,7 @@ type round struct {
 	known int64 // the last generation that SQL had when the round began
 	heard []string
 	adopt []entry
-	wait  []entry // whose changes are queued, of an origin that is heard for the first time
+	wait  []entry // whose changes are queued, until these were counted
 	aside []asideRecord
 	later []cluster.Change // of those set aside, what can't be read now
 }

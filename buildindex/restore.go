@@ -53,6 +53,9 @@ func (x *Index) restore(ctx context.Context) error {
 			nextLook = time.Now().Add(reconcileEvery)
 		case late:
 			unheard = x.reconcile(ctx, slices.DeleteFunc(slices.Clone(x.origins.All()), x.hasHeard))
+			if unheard == nil && !x.counted {
+				nextLook = time.Now()
+			}
 		}
 		x.reportRestore(ctx, errors.Join(unfilled, unheard))
 		next := nextFill
@@ -205,7 +208,10 @@ func (x *Index) reconcile(ctx context.Context, origins []*cluster.Origin) error 
 	for _, id := range t.heard {
 		x.heardFrom.Store(id, true)
 	}
-	x.addShort(t.wait)
+	if !x.counted && len(t.heard) == len(x.origins.All()) {
+		x.counted = true
+		x.addShort(t.wait)
+	}
 	unheard := slices.DeleteFunc(slices.Clone(x.origins.All()), x.hasHeard)
 	if len(unheard) < x.copies() {
 		x.setHeard()
@@ -236,13 +242,13 @@ func (x *Index) hearOne(ctx context.Context, o *cluster.Origin, t *round) error 
 			if queued, err := x.isQueued(ctx, o, e); err != nil {
 				return err
 			} else if queued {
-				if first && e.err == nil {
+				if !x.counted && e.err == nil {
 					t.wait = append(t.wait, e)
 				}
 				continue
 			}
 			if !first {
-				if err := o.DeleteName(ctx, x.signer.Deletion(e.record), x.tenure.id); err != nil {
+				if err := o.DeleteName(ctx, x.signer.Deletion(e.record), x.tenure.id); err != nil && !errors.Is(err, registry.ErrHeld) {
 					return err
 				}
 				continue

@@ -51,8 +51,8 @@ func (s *short) add(r shortRecord) {
 	s.bytes += r.size()
 }
 
-// addShort takes up queued changes of a process before this one that fewer of the origins that were heard just now keep
-// than there are replicas. That others keep them too, which were not heard, does no harm.
+// addShort takes up queued changes of a process before this one that fewer origins keep than there are replicas. kept
+// is what all origins keep.
 func (x *Index) addShort(kept []entry) {
 	copies := map[recordID]int{}
 	for _, e := range kept {

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
 
 	"kraken/origin/bucket"
 	"kraken/proto/blob"
@@ -17,42 +19,77 @@ import (
 	"kraken/proto/transport"
 )
 
+const (
+	// durableFor is how long the bucket is asked for one question: less than who asks takes for silence.
+	durableFor = time.Second
+	statsOnce  = 16 // requests of one question at the same time
+)
+
 // durableIn answers which digests are in the bucket of a repository, verified. Of an object that the bucket keeps no
-// digest of, this is known a while after the first question.
+// digest of, and of what the bucket did not answer within a second, this is known a while after the first question.
 func (o *Origin) durableIn(ctx context.Context, repo string, ds []digest.Digest) (cluster.DurableResponse, error) {
 	var out cluster.DurableResponse
 	name, b, ok := o.buckets.For(repo)
 	if !ok {
 		return out, fmt.Errorf("%w: no bucket is configured for repository %s", registry.ErrDenied, repo)
 	}
+	var ask []digest.Digest
 	for _, d := range ds {
 		if m, err := o.store.Marker(d); err == nil && slices.Contains(m.Targets, name) {
 			out.Pending = append(out.Pending, d)
-			continue
-		}
-		key := name + " " + d.String()
-		right, known := o.durable.Get(key)
-		if right {
+		} else if right, _ := o.durable.Get(name + " " + d.String()); right {
 			out.Durable = append(out.Durable, d)
-			continue
+		} else {
+			ask = append(ask, d)
 		}
-		obj, err := b.Stat(ctx, layout.BlobKey(d))
-		switch {
-		case err == nil && obj.Digest == d:
-			o.durable.Add(key, true)
-			out.Durable = append(out.Durable, d)
-		case err == nil:
-			if !known {
-				o.checkInBucket(key, b, d, obj.Size)
+	}
+	if len(ask) > 0 && !o.monitor.Up(name) {
+		return out, fmt.Errorf("%w: bucket %s: %w", registry.ErrUnavailable, name, errBucketDown)
+	}
+	limit, cancel := context.WithTimeout(ctx, durableFor)
+	defer cancel()
+	there := make([]bool, len(ask))
+	g, each := errgroup.WithContext(limit)
+	g.SetLimit(statsOnce)
+	for i, d := range ask {
+		g.Go(func() (err error) {
+			if limit.Err() == nil {
+				there[i], err = o.isInBucket(each, name, b, d)
 			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil && limit.Err() == nil {
+		return out, fmt.Errorf("%w: %w", registry.ErrUnavailable, err)
+	}
+	for i, d := range ask {
+		if there[i] {
+			out.Durable = append(out.Durable, d)
+		} else {
 			out.Unknown = append(out.Unknown, d) // who asks asks again
-		case errors.Is(err, bucket.ErrNotFound):
-			out.Unknown = append(out.Unknown, d)
-		default:
-			return out, fmt.Errorf("%w: %w", registry.ErrUnavailable, err)
 		}
 	}
 	return out, nil
+}
+
+// isInBucket reports whether a bucket has a blob, by the digest that it keeps with the object. Of an object without one
+// it begins to find out.
+func (o *Origin) isInBucket(ctx context.Context, name string, b bucket.Bucket, d digest.Digest) (bool, error) {
+	key := name + " " + d.String()
+	obj, err := b.Stat(ctx, layout.BlobKey(d))
+	switch {
+	case errors.Is(err, bucket.ErrNotFound):
+		return false, nil
+	case err != nil:
+		return false, err
+	case obj.Digest == d:
+		o.durable.Add(key, true)
+		return true, nil
+	}
+	if _, known := o.durable.Get(key); !known {
+		o.checkInBucket(key, b, d, obj.Size)
+	}
+	return false, nil
 }
 
 // checkInBucket reads and hashes an object in the background, once for all who ask, and notes that it is right.

@@ -23,7 +23,7 @@ func (p *Proxy) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1.
 	if err != nil {
 		return v1.Descriptor{}, fmt.Errorf("blob %s of %s: %w", d, repo, err)
 	}
-	desc, err := transport.AskAgain(ctx, p.originPatience, isAway, func() (v1.Descriptor, error) { return p.origins.StatBlob(ctx, repo, d) })
+	desc, err := p.origins.StatBlob(ctx, repo, d)
 	if errors.Is(err, registry.ErrBlobUnknown) {
 		return v1.Descriptor{}, fmt.Errorf("blob %s of %s is a member, but no origin has it: %w", d, repo, err)
 	}
