@@ -17,9 +17,10 @@ import (
 type Descriptors struct {
 	count func() (open, limit int) // limit 0: not known
 
-	mu   sync.Mutex
-	last time.Time // of count
-	left float64   // share of the limit
+	mu          sync.Mutex
+	last        time.Time // of count
+	open, limit int       // as it was counted
+	taken       int       // by connections since
 }
 
 // countedFor is how long a count is believed: a request costs less than counting does.
@@ -46,14 +47,21 @@ func countDescriptors() (open, limit int) {
 func (d *Descriptors) share() float64 {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if time.Since(d.last) < countedFor {
-		return d.left
+	if time.Since(d.last) >= countedFor {
+		d.open, d.limit = d.count()
+		d.last, d.taken = time.Now(), 0
 	}
-	d.last, d.left = time.Now(), 1
-	if open, limit := d.count(); limit > 0 {
-		d.left = 1 - float64(open)/float64(limit)
+	if d.limit <= 0 {
+		return 1
 	}
-	return d.left
+	return 1 - float64(d.open+d.taken)/float64(d.limit)
+}
+
+// take notes a connection that was accepted: a client may open more within countedFor than there is room for.
+func (d *Descriptors) take() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.taken++
 }
 
 // Scarce reports whether less than a quarter is left: new work has to wait.
@@ -94,8 +102,12 @@ type thrifty struct {
 func (l thrifty) Accept() (net.Conn, error) {
 	for {
 		c, err := l.Listener.Accept()
-		if err != nil || !l.d.spent() {
-			return c, err
+		if err != nil {
+			return nil, err
+		}
+		l.d.take()
+		if !l.d.spent() {
+			return c, nil
 		}
 		_ = c.Close() // nobody is told
 	}

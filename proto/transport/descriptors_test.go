@@ -37,3 +37,24 @@ func TestDescriptorsAreScarce(t *testing.T) {
 		}
 	})
 }
+
+// Connections count from the moment when they are accepted, however many come before descriptors are counted again.
+func TestConnectionsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		open := 70
+		d := &Descriptors{count: func() (int, int) { return open, 100 }}
+		if d.Scarce() {
+			t.Error("70 of 100 are scarce")
+		}
+		for n := 71; n <= 100; n++ {
+			d.take()
+			if d.Scarce() != (n > 75) || d.spent() != (n > 87) {
+				t.Errorf("with %d of 100: scarce %t, spent %t", n, d.Scarce(), d.spent())
+			}
+		}
+		time.Sleep(countedFor)
+		if d.Scarce() {
+			t.Error("connections that were closed count")
+		}
+	})
+}

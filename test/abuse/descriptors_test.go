@@ -42,6 +42,20 @@ func TestDescriptors(t *testing.T) {
 	for i := range 3 { // read later
 		begin(i)
 	}
+	// What the agent opens while it fetches these comes and goes, and would hide the refusals.
+	last, same := -1, 0
+	eventually(t, 20*time.Second, func() error {
+		n := agent.descriptors(t)
+		if n == last {
+			same++
+		} else {
+			last, same = n, 0
+		}
+		if same < 5 {
+			return fmt.Errorf("%d descriptors are open, for %d looks", n, same)
+		}
+		return nil
+	})
 	served, refused, cut := 0, 0, 0
 	var conns []net.Conn
 	for range 400 {
@@ -55,7 +69,7 @@ func TestDescriptors(t *testing.T) {
 		resp, err := http.ReadResponse(bufio.NewReader(nc), nil)
 		switch {
 		case err != nil && strings.Contains(err.Error(), "timeout"):
-			t.Fatalf("no answer after %d: %v", len(conns), err)
+			t.Fatalf("no answer after %d, with %d descriptors open: %v", len(conns), agent.descriptors(t), err)
 		case err != nil:
 			cut++
 		case resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get("Retry-After") != "" && resp.Close:
