@@ -68,22 +68,26 @@ func encodePieces(boot string, synced, have blob.Bitmap) []byte {
 	return append(append([]byte(piecesHeader(boot)), synced.Bytes()...), have.Bytes()...)
 }
 
-// decodePieces returns the pieces that can be trusted in this run of the machine. What can't be read means none.
-func decodePieces(boot string, n int, b []byte) (have blob.Bitmap) {
+// decodePieces returns the pieces that were synced, and those that can be trusted in this run of the machine. What
+// can't be read means none.
+func decodePieces(boot string, n int, b []byte) (synced, have blob.Bitmap) {
 	h := piecesHeader(boot)
 	k := (n + 7) / 8
+	none := blob.NewBitmap(n)
 	if len(b) != len(h)+2*k || !bytes.HasPrefix(b, []byte(piecesMagic)) {
-		return blob.NewBitmap(n)
+		return none, blob.NewBitmap(n)
 	}
-	part := b[len(h) : len(h)+k]
-	if boot != "" && string(b[:len(h)]) == h {
-		part = b[len(h)+k:]
-	}
-	have, err := blob.ParseBitmap(n, part)
+	synced, err := blob.ParseBitmap(n, b[len(h):len(h)+k])
 	if err != nil {
-		return blob.NewBitmap(n)
+		return none, blob.NewBitmap(n)
 	}
-	return have
+	if boot == "" || string(b[:len(h)]) != h {
+		return synced, synced.Clone()
+	}
+	if have, err = blob.ParseBitmap(n, b[len(h)+k:]); err != nil {
+		return none, blob.NewBitmap(n)
+	}
+	return synced, have
 }
 
 // Partial opens a partial blob, resumed if some of it is there. ErrBusy when the whole blob is there already.
@@ -150,15 +154,16 @@ func (s *Store) openPartial(m *blob.Metainfo) (_ *Partial, fresh bool, err error
 		s: s, m: m, refs: 1, have: blob.NewBitmap(m.NumPieces()),
 		kick: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}), hash: d.Algorithm().Hash(),
 	}
+	synced := blob.NewBitmap(m.NumPieces())
 	old, merr := s.Metainfo(d)
 	if b, err := s.root.ReadFile(blobFile(d, filePieces)); err == nil && merr == nil && old.InfoHash() == m.InfoHash() {
-		p.have = decodePieces(s.root.Boot(), m.NumPieces(), b)
+		synced, p.have = decodePieces(s.root.Boot(), m.NumPieces(), b)
 	}
 	if err := s.makeBlobDir(d); err != nil {
 		return nil, false, err
 	}
 	// The pieces file comes first: data without it would look like a whole blob.
-	if err := s.writeFile(blobFile(d, filePieces), encodePieces(s.root.Boot(), p.have, p.have)); err != nil {
+	if err := s.writeFile(blobFile(d, filePieces), encodePieces(s.root.Boot(), synced, p.have)); err != nil {
 		return nil, false, err
 	}
 	if err := s.describe(m); err != nil {
@@ -178,7 +183,7 @@ func (s *Store) openPartial(m *blob.Metainfo) (_ *Partial, fresh bool, err error
 	if p.b, err = s.root.OpenFile(blobFile(d, filePieces), os.O_RDWR, 0o600); err != nil {
 		return nil, false, err
 	}
-	p.synced = p.have.Count()
+	p.synced = synced.Count()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.partials[d] = p

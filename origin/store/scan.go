@@ -113,6 +113,9 @@ func (s *Store) scanShard(ctx context.Context, algorithm, shard string) error {
 	if err != nil {
 		return err
 	}
+	if err := s.syncFound(name); err != nil {
+		return err
+	}
 	for _, e := range es {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -147,9 +150,23 @@ func (s *Store) find(d digest.Digest) error {
 		return fmt.Errorf("look for blob %s on the disk: %w", d, err)
 	} else {
 		defer root.Close()
+		if err := s.syncFound(path.Dir(blobDir(d))); err != nil {
+			return fmt.Errorf("look for blob %s on the disk: %w", d, err)
+		}
 	}
 	if err := s.visit(d, root); err != nil {
 		return fmt.Errorf("look for blob %s on the disk: %w", d, err)
+	}
+	return nil
+}
+
+// syncFound makes the folders in a folder of the store durable, and those above it: the process before may have ended
+// before it did.
+func (s *Store) syncFound(folder string) error {
+	for p := folder; p != "."; p = path.Dir(p) {
+		if err := s.syncDir(p); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -210,6 +227,11 @@ func (s *Store) examine(d digest.Digest, shard FS) (*entry, int64, error) {
 			s.log.Error("a blob that is owed to the bucket has lost its file", "digest", d)
 		}
 		return nil, 0, s.loseFolder(d, size, files)
+	}
+	if files[fileMarker] != nil || files[filePieces] != nil { // it may have been made, and not synced
+		if err := s.syncDir(blobDir(d)); err != nil {
+			return nil, 0, err
+		}
 	}
 	if files[filePieces] != nil {
 		return nil, occupied(data), nil // partial; opened when somebody wants it

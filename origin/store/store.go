@@ -229,8 +229,11 @@ func (s *Store) prepare() (err error) {
 	if s.ups, err = s.root.Sub("uploads"); err != nil {
 		return err
 	}
-	if err := s.syncDir("."); err != nil {
-		return err
+	// What the process before has made visible, and did not come to sync, counts from here on: others go by it.
+	for _, d := range []string{".", "blobs", "names", "pins", "debts", "paid"} {
+		if err := s.syncDir(d); err != nil {
+			return err
+		}
 	}
 	return errors.Join(s.findTorn(), s.scanUploads(), s.scanNames(), s.scanPins(), s.scanDebts(), s.scanPaid())
 }

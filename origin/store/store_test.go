@@ -684,15 +684,15 @@ func TestPiecesFileAfterAReboot(t *testing.T) {
 	have.Set(2)
 	have.Set(7)
 	b := encodePieces(bootID(), synced, have)
-	if got := decodePieces(bootID(), 11, b); got.Count() != 2 {
+	if _, got := decodePieces(bootID(), 11, b); got.Count() != 2 {
 		t.Errorf("the same boot trusts %d pieces, want 2", got.Count())
 	}
 	copy(b[len(piecesMagic):], "00000000-0000-0000-0000-000000000000")
-	if got := decodePieces(bootID(), 11, b); !got.Has(2) || got.Count() != 1 {
+	if _, got := decodePieces(bootID(), 11, b); !got.Has(2) || got.Count() != 1 {
 		t.Errorf("after a reboot %x is trusted, want the synced piece alone", got.Bytes())
 	}
 	for _, bad := range [][]byte{nil, b[:len(b)-1], append([]byte("x"), b...)} {
-		if got := decodePieces(bootID(), 11, bad); got.Count() != 0 {
+		if _, got := decodePieces(bootID(), 11, bad); got.Count() != 0 {
 			t.Errorf("%q is trusted", bad)
 		}
 	}
@@ -783,7 +783,7 @@ func FuzzDecodePieces(f *testing.F) {
 		if n < 0 || n > 1<<16 {
 			return
 		}
-		if got := decodePieces(bootID(), n, b); got.Len() != n {
+		if _, got := decodePieces(bootID(), n, b); got.Len() != n {
 			t.Errorf("%d pieces, want %d", got.Len(), n)
 		}
 	})

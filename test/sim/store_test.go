@@ -190,9 +190,18 @@ func openStore(d *disk, p *process) (*store.Store, error) {
 	return store.Open(store.Config{Dir: d.dir, OpenFS: d.open(p), Capacity: 1 << 20, Keep: store.Keep{Scrub: store.ScrubConfig{Off: true}}})
 }
 
+// ending is how a store ends in the middle of a call.
+type ending int
+
+const (
+	killed          ending = iota // the process alone
+	powerLoss                     // what was not synced is as a seed decides
+	killedThenPower               // the next process has looked at the disk before the power goes
+)
+
 // crashRun runs the script until call k of the file system, ends it as how says, and returns what is wrong after it,
 // and how many calls there were.
-func crashRun(dir string, k int, seed uint64, power bool) (wrong []string, calls int) {
+func crashRun(dir string, k int, seed uint64, how ending) (wrong []string, calls int) {
 	d, err := newDisk(dir, seed)
 	if err != nil {
 		return []string{err.Error()}, 0
@@ -215,27 +224,62 @@ func crashRun(dir string, k int, seed uint64, power bool) (wrong []string, calls
 		_ = x.s.Close() // of a dead process
 	}
 	d.crashAt = 0
-	if err := errors.Join(d.killed(), crashIf(d, power)); err != nil {
-		return append(wrong, err.Error()), calls
-	}
-	p = h.start()
-	s, err := openStore(d, p)
-	if err != nil {
-		return append(wrong, fmt.Sprintf("the store does not open: %v", err)), calls
-	}
-	<-s.Scanned()
 	states := []*kept{state}
 	if state.maybe != nil {
 		after := state.clone()
 		state.maybe(after)
 		states = append(states, after)
 	}
-	wrong = append(wrong, compare(s, states, power)...)
-	if err := s.Close(); err != nil {
-		wrong = append(wrong, err.Error())
+	look := func(power bool) *kept { // by a new process
+		if err := errors.Join(d.killed(), crashIf(d, power)); err != nil {
+			wrong = append(wrong, err.Error())
+			return nil
+		}
+		p := h.start()
+		defer p.kill(false)
+		s, err := openStore(d, p)
+		if err != nil {
+			wrong = append(wrong, fmt.Sprintf("the store does not open: %v", err))
+			return nil
+		}
+		<-s.Scanned()
+		wrong = append(wrong, compare(s, states, power)...)
+		said := observe(s, state)
+		if how == killedThenPower && !power {
+			p.kill(false) // it is not closed, either
+		}
+		if err := s.Close(); err != nil && p.alive() {
+			wrong = append(wrong, err.Error())
+		}
+		return said
 	}
-	p.kill(false)
+	if how == killedThenPower {
+		if said := look(false); said != nil { // others go by what it says
+			states = []*kept{said}
+		}
+	}
+	look(how != killed)
 	return wrong, calls
+}
+
+// observe returns what a store says that it keeps, of what a script has written.
+func observe(s *store.Store, of *kept) *kept {
+	k := newKept()
+	k.bytes, k.pieces = of.bytes, of.pieces
+	for d := range of.bytes {
+		_, k.whole[d] = readStored(s, d)
+		_, err := s.Marker(d)
+		k.owed[d] = err == nil
+	}
+	for _, d := range s.Pins() {
+		k.pins[d] = true
+	}
+	for _, key := range []string{"k1", "k2"} {
+		if b, err := s.Name(key); err == nil {
+			k.names[key] = string(b)
+		}
+	}
+	return k
 }
 
 func crashIf(d *disk, power bool) error {
@@ -327,30 +371,31 @@ func comparePieces(s *store.Store, m *blob.Metainfo) (wrong []string) {
 func TestStoreCrashes(t *testing.T) {
 	base := memoryDir(t)
 	runs := 0
-	one := func(k int, seed uint64, power bool) (wrong []string, calls int) {
+	one := func(k int, seed uint64, how ending) (wrong []string, calls int) {
 		runs++
 		var w watch
 		defer w.begin(t.Name())()
 		synctest.Test(t, func(*testing.T) {
 			defer w.tick(time.Now())()
-			wrong, calls = crashRun(fmt.Sprintf("%s/%d", base, runs), k, seed, power)
+			wrong, calls = crashRun(fmt.Sprintf("%s/%d", base, runs), k, seed, how)
 		})
 		for _, x := range wrong {
-			t.Errorf("crash at call %d, seed %d, power loss %t: %s", k, seed, power, x)
+			t.Errorf("crash at call %d, seed %d, ending %d: %s", k, seed, how, x)
 		}
 		return wrong, calls
 	}
-	_, calls := one(0, 1, false)
+	_, calls := one(0, 1, killed)
 	if calls < 100 {
 		t.Fatalf("the script makes %d calls only", calls)
 	}
 	seeds := uint64(*crashSeedsFlag)
 	for k := 1; k <= calls && !t.Failed(); k++ {
 		if k%3 == 0 || seeds > 1 {
-			one(k, 1, false)
+			one(k, 1, killed)
 		}
 		for seed := range seeds {
-			one(k, seed+1, true)
+			one(k, seed+1, powerLoss)
+			one(k, seed+1, killedThenPower)
 		}
 	}
 	t.Logf("%d runs, %d calls", runs, calls)
