@@ -37,23 +37,23 @@ func (x *Index) putLayer(ctx context.Context, repo string, l cluster.Layer) erro
 }
 
 func (x *Index) addLayer(ctx context.Context, repo string, l cluster.Layer) error {
+	n := cluster.MembershipName(repo, l.Digest)
+	r, err := x.record(cluster.PutName(n)) // before the wait: what is changed meanwhile is later
+	if err != nil {
+		return err
+	}
 	tooFew := l.Copies > 0 && l.Copies < x.copies()
 	if tooFew { // first: who sees the membership takes the blob for stored
 		if err := x.awaitDurable(ctx, repo, l.Digest); err != nil {
 			return err
 		}
 	}
-	n := cluster.MembershipName(repo, l.Digest)
 	unlock, err := x.lock(ctx, repo, l.Digest.String())
 	if err != nil {
 		return err
 	}
 	defer unlock()
 	ended, err := x.db.Deleted(ctx, n)
-	if err != nil {
-		return err
-	}
-	r, err := x.record(cluster.PutName(n))
 	if err != nil {
 		return err
 	}

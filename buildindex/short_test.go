@@ -2,7 +2,9 @@ package buildindex
 
 import (
 	"fmt"
+	"runtime"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -79,4 +81,27 @@ func TestShortRecords(t *testing.T) {
 	if len(s.records) > 10 || s.bytes > maxShort {
 		t.Errorf("%d records of %d bytes", len(s.records), s.bytes)
 	}
+}
+
+// A push that waits for the bucket is as old as its request: a deletion that was acknowledged meanwhile wins.
+func TestDeletedWhileItWaits(t *testing.T) {
+	r := newRig(t)
+	r.must(r.x.fill(t.Context()))
+	layer := cluster.Layer{Digest: digest.FromString("a"), Size: 1}
+	r.must(r.x.putLayer(t.Context(), "repo", layer))
+	r.x.keptWait = time.Minute
+	before, done := r.x.generation.Load(), make(chan error, 1)
+	go func() {
+		layer.Copies = 1
+		done <- r.x.putLayer(t.Context(), "repo", layer)
+	}()
+	for r.x.generation.Load() == before { // until it waits
+		runtime.Gosched()
+	}
+	r.must(r.x.deleteLayer(t.Context(), "repo", layer.Digest))
+	r.durable(true)
+	if err := <-done; err == nil {
+		t.Error("the push is acknowledged")
+	}
+	r.wantLayer(layer.Digest, false)
 }
