@@ -93,8 +93,13 @@ func (x *Index) notYet(what string) error {
 // clear no; ErrUnavailable, that it is not known now.
 func read[T any](ctx context.Context, x *Index, n cluster.Name, sql func() (T, error)) (v T, err error) {
 	what := n.String()
-	if x.unproven.isLater(n) {
-		return v, x.notYet(what)
+	if at := x.unproven.laterAt(n); at > 0 {
+		// What was written since that record was looked at is later.
+		if now, err := x.changedAt(ctx, n); err != nil {
+			return v, err
+		} else if now < at {
+			return v, x.notYet(what)
+		}
 	}
 	if x.complete(n.Repository) {
 		return sql()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -643,6 +644,19 @@ func TestRecordThatCannotBeReadNow(t *testing.T) {
 		r.must(r.x.reconcile(r.Context(), r.x.origins.All()))
 		r.reads("pushed, and records looked at", "v", mustTag(r, "v"))
 	}
+}
+
+// A tag that was pushed is known, although a round that began before notes then that an older record of it can't be
+// read.
+func TestPushedWhileARecordIsPutOff(t *testing.T) {
+	r := newRig(t)
+	r.must(r.x.fill(r.Context()))
+	old := r.x.generation.Load() + 1
+	d := r.put("v", "one")
+	r.x.unproven.setLater([]cluster.Change{cluster.PutTag("repo", "v", digest.FromString("old")).At(old)}, false)
+	r.reads("pushed later than the record", "v", d)
+	r.x.unproven.setLater([]cluster.Change{cluster.PutTag("repo", "v", digest.FromString("new")).At(math.MaxInt64)}, false)
+	r.reads("pushed before the record", "v", "")
 }
 
 func mustTag(r *rig, tag string) digest.Digest {

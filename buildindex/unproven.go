@@ -70,12 +70,11 @@ func (u *unproven) clear() {
 	u.all, u.names = false, nil
 }
 
-// isLater reports whether a record of a name is known that can't be taken over now.
-func (u *unproven) isLater(n cluster.Name) bool {
+// laterAt returns the generation of a record of a name that can't be taken over now, 0 where there is none.
+func (u *unproven) laterAt(n cluster.Name) int64 {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	_, ok := u.later[n]
-	return ok
+	return u.later[n]
 }
 
 // setLater notes the changes of a round that can't be read now. With all, no origin was left out, and others can be

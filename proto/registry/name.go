@@ -21,8 +21,8 @@ const maxName = 255
 
 // reserved are the routes that consist of words which could all be elements of a name. Below a repository of that name
 // every path would begin like a route of a shorter one: /v2/a/blobs/uploads/… is the upload sessions of a. Other
-// words of the API (manifests, blobs, …) are fine, because the one segment after them decides, and paths are read from
-// the right.
+// words of the API (manifests, blobs, …) are fine, because the one segment after them decides, and paths are read
+// from the right.
 var reserved = []string{"blobs/uploads", "tags/list"}
 
 // CheckName returns nil for a repository name, ErrNameInvalid for anything else.
