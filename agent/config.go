@@ -37,6 +37,10 @@ type Config struct {
 	// SmallBlob is the size up to which a blob is fetched straight from an origin over HTTP and not announced, default
 	// 1MiB. Blobs that were cached as small ones have no metainfo and stay out of the swarm when it is lowered.
 	SmallBlob config.Size `yaml:"small_blob" config:"positive"`
+	// OriginPatience is how long a read of a blob of the cluster's own repositories waits while no origin can give it,
+	// because origins restart or the bucket is away that alone has it, default 10s. Then it is 503. Upstreams' blobs
+	// don't wait for it: runtimes can go on at the upstream.
+	OriginPatience config.Duration `yaml:"origin_patience" config:"positive"`
 	// ManifestTTL is how long a manifest that build-index confirmed is served by digest without asking again, default
 	// 1m, and a membership of a blob. A deleted digest or blob is gone at this agent after this time. Tags are
 	// confirmed on every pull.
@@ -117,6 +121,9 @@ func (c *Config) Validate() error {
 	if c.BuildIndexWait == 0 {
 		c.BuildIndexWait = config.Duration(10 * time.Second)
 	}
+	if c.OriginPatience == 0 {
+		c.OriginPatience = config.Duration(10 * time.Second)
+	}
 	if c.Client.DialTimeout == 0 {
 		c.Client.DialTimeout = config.Duration(transport.DefaultDialTimeout)
 	}
@@ -149,6 +156,7 @@ func (c *Config) Validate() error {
 	config.NotNegative(&m, "cache.capacity", c.Cache.Capacity)
 	m.Join("cache", c.Cache.Validate())
 	config.NotNegative(&m, "small_blob", c.SmallBlob)
+	config.NotNegative(&m, "origin_patience", c.OriginPatience)
 	config.NotNegative(&m, "manifest_ttl", c.ManifestTTL)
 	config.NotNegative(&m, "build_index_wait", c.BuildIndexWait)
 	config.NotNegative(&m, "stale_tags", c.StaleTags)

@@ -26,8 +26,9 @@ var errOtherSize = errors.New("origins disagree about the size")
 //
 // Each is asked in turn, owners first. After a second turn that brought nothing the source fails, unless somebody was
 // merely silent, as an origin is that waits for the bucket: then further turns follow, each with twice the patience of
-// the one before, until nothing has come for the client's progress timeout. Who says that it does not know the blob is
-// not asked again.
+// the one before, until nothing has come for the client's progress timeout. A blob of the cluster's own whose size is
+// known is asked for until nothing has come for origin_patience: who reads it may have got its headers, and can't begin
+// anew. Who says that it does not know the blob is not asked again.
 type httpSource struct {
 	a      *Agent
 	ctx    context.Context
@@ -258,7 +259,10 @@ func (r *httpSource) widen() bool {
 // again begins another turn, after a moment where nobody was silent, or returns why there is none.
 func (r *httpSource) again() error {
 	unknown := r.count(func(o *originState) bool { return o.unknown }) > 0
-	if r.turn > 0 && (!r.silent || unknown || time.Since(r.since) >= r.limit()) {
+	idle := time.Since(r.since)
+	hopeless := !r.silent || unknown || idle >= r.limit()
+	begun := r.size >= 0 && !errors.Is(r.reasons(), errOtherSize)
+	if r.turn > 0 && hopeless && !(begun && idle < r.a.originPatience(r.repo)) {
 		return &registry.RetryError{Err: fmt.Errorf("%w: blob %s: %w", registry.ErrUnavailable, r.digest, r.reasons()), After: time.Second}
 	}
 	if !r.silent && !r.came {

@@ -407,6 +407,63 @@ func TestNobodyDelivers(t *testing.T) {
 	}
 }
 
+// TestOriginsAwayForAMoment: a blob of the cluster's own is waited for while its origins restart, or the bucket is away
+// that alone has it: before its first byte and after it, cached or relayed. One of an upstream is not, because runtimes
+// go on at the upstream.
+func TestOriginsAwayForAMoment(t *testing.T) {
+	away := func(before ...answer) []answer { return append(before, busy, busy, busy, busy, busy, serve) }
+	full := Cache{Capacity: 100}
+	for name, tc := range map[string]struct {
+		size  int
+		cache Cache
+		part  registry.Range
+		says  [][]answer
+	}{
+		"a small one":                 {10_000, Cache{}, registry.Whole, [][]answer{away(), away()}},
+		"a large one":                 {2 << 20, Cache{}, registry.Whole, [][]answer{away(), away()}},
+		"one that was begun":          {2 << 20, Cache{}, registry.Whole, [][]answer{away(resetAfter(1 << 20)), away()}},
+		"a small one, relayed":        {10_000, full, registry.Whole, [][]answer{away(), away()}},
+		"a large one, relayed":        {200_000, full, registry.Whole, [][]answer{away(), away()}},
+		"a part, relayed":             {200_000, full, registry.Range{Offset: 5, Length: -1}, [][]answer{away(), away()}},
+		"one that was begun, relayed": {200_000, full, registry.Whole, [][]answer{away(resetAfter(100_000)), away()}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := noise(29, tc.size)
+			c := newCourseWith(t, Config{Cache: tc.cache, OriginPatience: config.Duration(time.Minute)}, b, tc.says...)
+			if err := c.readsAt(tc.part.Offset); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	t.Run("an upstream's", func(t *testing.T) {
+		c := newCourseWith(t, Config{OriginPatience: config.Duration(time.Minute)}, noise(30, 10_000), away(), away())
+		c.namer.Set(cluster.Upstreams{Upstreams: []cluster.Upstream{{Registry: "docker.io"}}})
+		if _, err := c.OpenBlob(t.Context(), "docker.io/library/app", c.d, registry.Whole); !errors.Is(err, registry.ErrUnavailable) {
+			t.Errorf("%v, want %v", err, registry.ErrUnavailable)
+		}
+		c.asked([]string{"", ""}, []string{"", ""})
+	})
+}
+
+// readsAt reads the blob from off to its end.
+func (c *course) readsAt(off int64) error {
+	content, err := c.OpenBlob(c.t.Context(), "demo/app", c.d, registry.Range{Offset: off, Length: -1})
+	if err != nil {
+		return err
+	}
+	defer content.Close()
+	r := content.Reader()
+	if _, err := r.Seek(off, io.SeekStart); err != nil {
+		return err
+	}
+	got, err := io.ReadAll(r)
+	if err == nil && !bytes.Equal(got, c.blob[off:]) {
+		err = fmt.Errorf("%d other bytes, want %d", len(got), len(c.blob)-int(off))
+	}
+	return err
+}
+
 // refused asks for the blob, which does not come.
 func (c *course) refused() (status int, text string) {
 	c.t.Helper()

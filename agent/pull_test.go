@@ -286,6 +286,9 @@ func startWith(t testing.TB, cfg Config) *running {
 		cfg.BuildIndex.URL = "http://127.0.0.1:1"
 	}
 	cfg.Peer.Listen, cfg.Peer.StockPeers = "127.0.0.1:0", true
+	if cfg.OriginPatience == 0 {
+		cfg.OriginPatience = config.Duration(time.Millisecond) // nobody comes back in most tests
+	}
 	if cfg.Names == nil {
 		cfg.Names = []string{"kraken.example"}
 	}

@@ -11,10 +11,12 @@ import (
 
 	"github.com/jellydator/ttlcache/v3"
 	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"kraken/origin/store"
 	"kraken/proto/blob"
 	"kraken/proto/registry"
+	"kraken/proto/transport"
 )
 
 // relay reads one blob from its origins for one reader and keeps nothing: the way of an agent whose disk, or cache, has
@@ -43,7 +45,7 @@ func (a *Agent) relayed(ctx context.Context, repo string, d digest.Digest, rng r
 	a.m.relayed.Inc()
 	r := &relay{a: a, ctx: ctx, repo: repo, digest: d, size: -1, hash: d.Algorithm().Hash()}
 	if rng.Offset > 0 {
-		desc, err := a.origins.StatBlob(ctx, repo, d)
+		desc, err := transport.AskAgain(ctx, a.originPatience(repo), isAway, func() (v1.Descriptor, error) { return a.origins.StatBlob(ctx, repo, d) })
 		if err != nil {
 			return nil, err
 		}
@@ -75,16 +77,20 @@ func (r *relay) whole() ([]byte, error) {
 	return b, errors.Join(err, r.Close())
 }
 
-// open asks the origins for the bytes from pos on, and learns the size from the first answer.
+// open asks the origins for the bytes from pos on, and learns the size from the first answer. It waits for origins that
+// restart, or for the bucket, as a pull does.
 func (r *relay) open() error {
-	r.src = r.a.newHTTPSource(r.ctx, r.repo, r.digest, r.a.wrongOrigins(r.digest))
-	r.src.pos = r.pos
-	r.from = &counted{r.a.swarm.LimitDownload(r.ctx, r.digest, r.src), r.a.m.fromHTTP}
 	if r.pos == 0 {
 		r.hash.Reset()
 		r.hashed = 0
 	}
-	if err := r.src.open(); err != nil {
+	src, err := transport.AskAgain(r.ctx, r.a.originPatience(r.repo), isAway, func() (*httpSource, error) {
+		src := r.a.newHTTPSource(r.ctx, r.repo, r.digest, r.a.wrongOrigins(r.digest))
+		src.pos = r.pos
+		return src, src.open()
+	})
+	r.src, r.from = src, &counted{r.a.swarm.LimitDownload(r.ctx, r.digest, src), r.a.m.fromHTTP}
+	if err != nil {
 		return fmt.Errorf("relay %s: %w", r.digest, err)
 	}
 	if r.size >= 0 && r.size != r.src.size {

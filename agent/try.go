@@ -23,6 +23,7 @@ type try struct {
 	p        *pull
 	suspects []string       // of the first try, in the second: origins of which one sent other bytes; nil in the first
 	readable chan *incoming // what readers get, at most once
+	begun    bool           // readable has got it; of the goroutine that runs the try
 }
 
 // result is what came of a try.
@@ -34,6 +35,7 @@ type result struct {
 
 // publish hands the body to the owner.
 func (t *try) publish(size int64, b body) {
+	t.begun = true
 	t.readable <- &incoming{p: t.p, size: size, body: b, ended: make(chan struct{})}
 }
 
@@ -58,8 +60,32 @@ type body interface {
 	close()
 }
 
-// run brings one blob by the best way that works: swarm, else HTTP from an origin.
+// run brings one blob. One of the cluster's own repositories is looked for anew, swarm included, until its bytes come,
+// while origins restart or the bucket is away that alone has it.
 func (a *Agent) run(ctx context.Context, t *try) result {
+	var r result
+	passing := func(err error) bool { return !t.begun && r.finish == nil && r.suspects == nil && isAway(err) }
+	_, r.err = transport.AskAgain(ctx, a.originPatience(t.p.repo), passing, func() (struct{}, error) {
+		r = a.bring(ctx, t)
+		return struct{}{}, r.err
+	})
+	return r
+}
+
+// originPatience is how long the origins are asked for a blob of a repository while none can give it. Upstreams'
+// readers have somewhere else to go: theirs are asked for once.
+func (a *Agent) originPatience(repo string) time.Duration {
+	if a.isUpstreams(repo) {
+		return 0
+	}
+	return time.Duration(a.cfg.OriginPatience)
+}
+
+// isAway reports whether nobody who has the bytes can be reached.
+func isAway(err error) bool { return errors.Is(err, registry.ErrUnavailable) }
+
+// bring brings one blob by the best way that works now: swarm, else HTTP from an origin.
+func (a *Agent) bring(ctx context.Context, t *try) result {
 	p, began := t.p, time.Now()
 	if t.suspects != nil {
 		return a.overHTTP(ctx, t)

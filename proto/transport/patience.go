@@ -74,8 +74,11 @@ func (p *patient) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // AskAgain asks until the answer is no error that passing takes for one that passes, or has done so for patience, with
-// pauses that grow from 50 ms to a second. It returns the last answer, or why ctx has ended.
+// pauses that grow from 50 ms to a second: once where patience is 0. It returns the last answer, or why ctx has ended.
 func AskAgain[T any](ctx context.Context, patience time.Duration, passing func(error) bool, ask func() (T, error)) (T, error) {
+	if patience <= 0 {
+		return ask()
+	}
 	pauses := &backoff.ExponentialBackOff{InitialInterval: 50 * time.Millisecond, Multiplier: 1.5, RandomizationFactor: 0.3, MaxInterval: time.Second}
 	return backoff.Retry(ctx, func() (T, error) {
 		v, err := ask()
