@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -143,27 +144,23 @@ func (x *Index) putName(ctx context.Context, o *cluster.Origin, r cluster.NameRe
 func (x *Index) change(ctx context.Context, rs []cluster.NameRecord, f func(names.Tx) error) error {
 	// What has begun is finished: a client that goes away must not leave one place ahead of the other.
 	ctx = context.WithoutCancel(ctx)
-	undo := func(n int) {
-		for _, r := range rs[:n] {
-			x.forget(ctx, r)
-		}
-	}
 	x.writing.begin(rs)
 	defer x.writing.end(rs)
 	var waits []cluster.NameRecord
 	for i, r := range rs {
 		kept, err := x.storeRecord(ctx, x.signer.Sign(r), rs[0].Bytes)
 		if err != nil {
-			undo(i + 1) // a few may keep it
-			return err
+			for _, r := range rs[:i+1] {
+				x.retract(ctx, r) // a few may keep it
+			}
+			return err // it may yet come
 		}
 		if !kept {
 			waits = append(waits, r)
 		}
 	}
 	if len(waits) > 0 && x.bucketIsAway(rs[0].Repository) {
-		undo(len(rs))
-		return x.noBucket(rs[0].Repository)
+		return x.takeBack(ctx, rs, x.noBucket(rs[0].Repository))
 	}
 	published := x.publications.expect(waits)
 	defer x.publications.forget(waits)
@@ -179,8 +176,7 @@ func (x *Index) change(ctx context.Context, rs []cluster.NameRecord, f func(name
 		return nil
 	})
 	if err != nil {
-		undo(len(rs))
-		return x.conflict(x.full(err))
+		return x.takeBack(ctx, rs, x.conflict(x.full(err)))
 	}
 	for _, r := range rs {
 		x.unproven.written(r)
@@ -205,22 +201,63 @@ func (x *Index) conflict(err error) error {
 	return refused(c)
 }
 
-// forget takes a record back from the origins. One that can't be reached is told by the next reconciliation.
-func (x *Index) forget(ctx context.Context, r cluster.NameRecord) {
+// forget takes a record back from the origins, and reports whether all have said that they don't keep it any more.
+func (x *Index) forget(ctx context.Context, r cluster.NameRecord) bool {
 	x.short.remove(r)
 	ctx = transport.WithProgressTimeout(ctx, cluster.Stall)
+	var left atomic.Bool
 	var wg sync.WaitGroup
 	for _, o := range x.origins.All() {
 		if !o.Answers() {
+			left.Store(true)
 			continue
 		}
 		wg.Go(func() {
 			if err := o.DeleteName(ctx, x.signer.Deletion(r), x.tenure.id); err != nil {
+				left.Store(true)
 				x.log.Debug("origin still keeps a name", "origin", o.ID, "error", err)
 			}
 		})
 	}
 	wg.Wait()
+	return !left.Load()
+}
+
+// retract takes the record of a change back that was not made, and reports whether all origins have said that they
+// don't keep it any more. It stood in the place of an earlier one of the same key, as of a push that is repeated: where
+// the bucket lacks that one, origins keep it again.
+func (x *Index) retract(ctx context.Context, r cluster.NameRecord) bool {
+	gone := x.forget(ctx, r)
+	x.keepBefore(ctx, r)
+	return gone
+}
+
+// keepBefore brings the record in whose place r stood to origins once more, if its change is still queued.
+func (x *Index) keepBefore(ctx context.Context, r cluster.NameRecord) {
+	row, err := x.db.QueuedBefore(ctx, cluster.NameKey(r), r.Generation)
+	if err == nil && row.Err == nil && row.Record.Version != unrecorded {
+		var before cluster.NameRecord
+		var raw []byte
+		if before, raw, err = x.recordOfQueued(ctx, row.Record); err == nil {
+			_, err = x.storeRecord(ctx, x.signer.Sign(before), raw)
+		}
+	}
+	if ignoreMissing(err) != nil {
+		x.log.Warn("a change is in fewer places than it was, until the bucket has it", "repository", r.Repository, "tag", r.Tag, "digest", r.Digest, "error", err)
+	}
+}
+
+// recordOfQueued returns the record of a queued change as origins keep it, not signed, and the bytes of its manifest if
+// it puts one; names.ErrNotFound where that was deleted since.
+func (x *Index) recordOfQueued(ctx context.Context, r cluster.NameRecord) (_ cluster.NameRecord, raw []byte, err error) {
+	if !r.Change().PutsManifest() {
+		return r, nil, nil
+	}
+	m, err := x.db.Manifest(ctx, r.Repository, registry.Reference{Digest: r.Digest})
+	if err == nil && r.Version == cluster.NameWhole {
+		r.Bytes = m.Bytes
+	}
+	return r, m.Bytes, err
 }
 
 // record returns the record of a change that is made now, with the next generation. ErrUnavailable as from

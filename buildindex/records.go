@@ -38,7 +38,9 @@ type round struct {
 	adopt []entry
 	wait  []entry // whose changes are queued, until these were counted
 	aside []asideRecord
-	later []cluster.Change // of those set aside, what can't be read now
+
+	refusals []entry          // what origins have noted as refused, which is no change
+	later    []cluster.Change // of those set aside, what can't be read now
 }
 
 func (t *round) setAside(e entry) {

@@ -197,10 +197,14 @@ func (x *Index) reconcile(ctx context.Context, origins []*cluster.Origin) error 
 		}
 		t.heard = append(t.heard, o.ID)
 		t.adopt, t.aside, t.wait = append(t.adopt, rounds[i].adopt...), append(t.aside, rounds[i].aside...), append(t.wait, rounds[i].wait...)
+		t.refusals = append(t.refusals, rounds[i].refusals...)
 	}
 	failed := len(origins) - len(t.heard)
 	if failed >= x.copies() && !x.restored.Load() && !x.heard() {
 		return errors.Join(errs...) // part of what they keep could hide the rest
+	}
+	if err := x.takeRefused(ctx, &t); err != nil {
+		return errors.Join(append(errs, err)...)
 	}
 	if err := x.finish(ctx, &t, x.tombstones(t.adopt)); err != nil {
 		return errors.Join(append(errs, err)...)
@@ -231,10 +235,14 @@ func (x *Index) hearOne(ctx context.Context, o *cluster.Origin, t *round) error 
 		return err
 	}
 	for _, e := range entries {
+		_, refusal := e.record.Refuses()
 		aside := x.aside.has(cluster.NameKey(e.record), e.record.Generation)
 		switch {
-		case e.err != nil && !errors.Is(e.err, registry.ErrDenied):
+		case e.err != nil && (refusal || !errors.Is(e.err, registry.ErrDenied)):
 			t.setAside(e) // what it says of itself is worth nothing
+			continue
+		case refusal:
+			t.refusals = append(t.refusals, e)
 			continue
 		case x.writing.has(e.record):
 			continue
@@ -286,12 +294,9 @@ func (x *Index) signAgain(ctx context.Context, o *cluster.Origin, r cluster.Name
 	if x.signer == nil {
 		return nil
 	}
-	if r.Change().PutsManifest() && r.Version == cluster.NameWhole {
-		m, err := x.db.Manifest(ctx, r.Repository, registry.Reference{Digest: r.Digest})
-		if err != nil {
-			return ignoreMissing(err) // deleted since; the outbox forgets the record
-		}
-		r.Bytes = m.Bytes
+	r, _, err := x.recordOfQueued(ctx, r)
+	if err != nil {
+		return ignoreMissing(err) // deleted since; the outbox forgets the record
 	}
 	return o.PutName(ctx, x.signer.Sign(r), x.tenure.id)
 }

@@ -72,6 +72,12 @@ type Store interface {
 	// Queued returns the rows of the outbox that are of this generation. Deleting a manifest makes one for each of its
 	// tags.
 	Queued(ctx context.Context, generation int64) ([]OutboxRow, error)
+	// QueuedBefore returns the last row of the outbox whose record has a key (cluster.NameKey) and a lower generation,
+	// ErrNotFound when there is none.
+	QueuedBefore(ctx context.Context, key string, generation int64) (OutboxRow, error)
+
+	// Refused returns the changes that were refused although an origin may have a record of them, oldest first.
+	Refused(ctx context.Context) ([]Refused, error)
 
 	// Access returns the entries of a kind, in the order of names.
 	Access(ctx context.Context, kind string) ([]AccessEntry, error)
@@ -118,6 +124,10 @@ type Tx interface {
 	SetBucket(id int64, bucket string) error
 	// Done removes a row of the outbox. One that is not there is no error.
 	Done(id int64) error
+	// PutRefused notes that a change was refused. One that is noted stays as it is.
+	PutRefused(r Refused) error
+	// DropRefused forgets that a change was refused. One that is not noted is no error.
+	DropRefused(key string, generation int64) error
 	// PutAccess writes an entry, in the place of the one of its kind and name.
 	PutAccess(e AccessEntry) error
 	// DeleteAccess removes an entry, ErrNotFound when it is not there.
@@ -182,6 +192,14 @@ type OutboxRow struct {
 	Bucket string
 	Record cluster.NameRecord
 	Err    error
+}
+
+// Refused is a change that was refused, of which an origin may have a record.
+type Refused struct {
+	Repository string
+	Key        string // cluster.NameKey of the record
+	Generation int64
+	Since      int64 // milliseconds since 1970
 }
 
 // State describes a database.

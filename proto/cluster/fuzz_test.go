@@ -21,6 +21,7 @@ func FuzzNameRecord(f *testing.F) {
 	f.Add([]byte(`{"version":2,"kind":"manifest","repository":"a","tag":"v","digest":"` + digest.FromString("{}").String() + `","media_type":"a/b","size":2,"generation":9223372036854775806}`))
 	f.Add([]byte(`{"version":1,"kind":"deleted","repository":"a","tag":"v","generation":-1,"time":"9999-01-01T00:00:00Z","signature":"AA=="}`))
 	f.Add([]byte(`{"version":1,"kind":"layer","repository":"a","digest":"` + digest.FromString("{}").String() + `","size":-1,"generation":7}`))
+	f.Add([]byte(`{"version":1,"kind":"refused","repository":"a","digest":"` + digest.FromString("{}").String() + `","size":0,"generation":7}`))
 	public, private, err := ed25519.GenerateKey(nil)
 	if err != nil {
 		f.Fatal(err)

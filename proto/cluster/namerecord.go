@@ -20,6 +20,7 @@ const (
 	kindManifest = "manifest" // a manifest was put, by a tag or without one
 	kindLayer    = "layer"    // a blob was made a member of a repository
 	kindDeleted  = "deleted"  // a tombstone: of a tag, a manifest, or with media type "layer" of a membership
+	kindRefused  = "refused"  // no change: the record of this generation whose key the digest has is to be believed by nobody
 )
 
 // Versions of name records.
@@ -72,8 +73,26 @@ func NewRecord(c Change, now time.Time) NameRecord {
 	return r
 }
 
-// Change returns the change that r is the record of, of a name of no kind where r is of a kind that is not known. A
-// manifest that was put by a tag is a change of the tag; Changes has that of the manifest as well.
+// NewRefusal returns the record that the change of another record was refused, of which an origin that can't be reached
+// may have a copy. It is not signed.
+func NewRefusal(repo, key string, generation int64, now time.Time) NameRecord {
+	return NameRecord{
+		Version: NameWhole, Kind: kindRefused, Repository: repo, Digest: digest.NewDigestFromEncoded(digest.SHA256, key),
+		Generation: generation, Time: now.UTC(),
+	}
+}
+
+// Refuses returns the key of the record that r, a record that holds, says was refused, at r's generation. ok is false
+// where r is a change.
+func (r NameRecord) Refuses() (key string, ok bool) {
+	if r.Kind != kindRefused {
+		return "", false
+	}
+	return r.Digest.Encoded(), true
+}
+
+// Change returns the change that r is the record of, of a name of no kind where r is a refusal or of a kind that is not
+// known. A manifest that was put by a tag is a change of the tag; Changes has that of the manifest as well.
 func (r NameRecord) Change() Change {
 	var c Change
 	switch {
@@ -116,6 +135,9 @@ func NameKey(r NameRecord) string {
 	kind := r.Kind
 	if kind == kindDeleted && r.MediaType == kindLayer {
 		kind += " " + kindLayer // of two things with this digest, the membership is meant
+	}
+	if kind == kindRefused { // each is for itself
+		kind += fmt.Sprintf(" %d", r.Generation)
 	}
 	sum := sha256.Sum256([]byte(strings.Join([]string{kind, r.Repository, r.Tag, r.Digest.String()}, "\x00")))
 	return hex.EncodeToString(sum[:])
@@ -205,6 +227,11 @@ func (r NameRecord) checkKind() error {
 		}
 		if r.MediaType != "" && (r.MediaType != kindLayer || r.Digest == "") {
 			return fmt.Errorf("media type %.200q of what was deleted", r.MediaType)
+		}
+		return nil
+	case kindRefused:
+		if r.Tag != "" || r.MediaType != "" || r.Size != 0 || r.Digest.Algorithm() != digest.SHA256 {
+			return fmt.Errorf("a refusal has the key of a record, got tag %q, digest %s, media type %.200q and size %d", r.Tag, r.Digest, r.MediaType, r.Size)
 		}
 		return nil
 	}

@@ -41,6 +41,7 @@ func Run(t *testing.T, fresh func(t *testing.T) (open func() names.Store)) {
 		"outbox":                 (*suite).outbox,
 		"meta":                   (*suite).meta,
 		"access":                 (*suite).access,
+		"refused":                (*suite).refused,
 		"repositories of a blob": (*suite).layerRepositories,
 		"another store sees all": (*suite).shared,
 		"mirror":                 (*suite).mirror,
@@ -576,6 +577,21 @@ func (t *suite) outbox() {
 	if q, err := again.Queued(t.Context(), 9); err != nil || len(q) != 1 || q[0].ID != rows[1].ID {
 		t.Errorf("queued %+v, %v", q, err)
 	}
+	key := cluster.NameKey(rows[1].Record)
+	t.update(func(tx names.Tx) error {
+		return tx.Enqueue("x", cluster.NameRecord{Repository: repo, Tag: "1", Generation: 7})
+	})
+	for before, want := range map[int64]int64{8: 7, 9: 7, 10: 9} {
+		if q, err := again.QueuedBefore(t.Context(), key, before); err != nil || q.Record.Generation != want || q.Record.Tag != "1" {
+			t.Errorf("queued before %d: %+v, %v, want %d", before, q, err, want)
+		}
+	}
+	q, err := again.QueuedBefore(t.Context(), key, 8)
+	t.must(err)
+	t.update(func(tx names.Tx) error { return tx.Done(q.ID) })
+	if q, err := again.QueuedBefore(t.Context(), key, 9); !errors.Is(err, names.ErrNotFound) {
+		t.Errorf("queued before what is first: %+v, %v", q, err)
+	}
 	t.update(func(tx names.Tx) error {
 		return errors.Join(tx.Done(rows[0].ID), tx.Done(rows[1].ID), tx.Done(rows[1].ID))
 	})
@@ -671,4 +687,24 @@ func (t *suite) layerRepositories() {
 			t.Errorf("after %q: %q, want %q", last, got, want)
 		}
 	}
+}
+
+// What was refused is remembered until it is dropped, each generation for itself.
+func (t *suite) refused() {
+	a := names.Refused{Repository: repo, Key: "aa", Generation: 9, Since: 1}
+	b := names.Refused{Repository: repo, Key: "aa", Generation: 10, Since: 2}
+	again := a
+	again.Since = 3
+	t.update(func(tx names.Tx) error {
+		return errors.Join(tx.PutRefused(b), tx.PutRefused(a), tx.PutRefused(again))
+	})
+	want := func(want ...names.Refused) {
+		t.Helper()
+		if got, err := t.s.Refused(t.Context()); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%+v, %v, want %+v", got, err, want)
+		}
+	}
+	want(a, b)
+	t.update(func(tx names.Tx) error { return errors.Join(tx.DropRefused("aa", 9), tx.DropRefused("aa", 11)) })
+	want(b)
 }

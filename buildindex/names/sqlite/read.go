@@ -99,6 +99,7 @@ func (s *Store) Layers(ctx context.Context, repo string, last digest.Digest, n i
 
 // The paging queries, which tests see through EXPLAIN.
 const (
+	queryQueuedBefore = `SELECT id, bucket, record FROM outbox WHERE key = ? AND generation < ? ORDER BY generation DESC LIMIT 1`
 	queryOutbox       = `SELECT id, bucket, record FROM outbox WHERE bucket = ? AND id > ? ORDER BY id LIMIT ?`
 	queryTags         = `SELECT tag AS name FROM tags WHERE repository = ? AND tag > ? ORDER BY tag LIMIT ?`
 	queryLayers       = `SELECT digest, size FROM layers WHERE repository = ? AND digest > ? ORDER BY digest LIMIT ?`
@@ -186,6 +187,18 @@ func (s *Store) Outbox(ctx context.Context, bucket string, after int64, n int) (
 		return s.outbox(ctx, `SELECT id, bucket, record FROM outbox WHERE id > ? ORDER BY id LIMIT ?`, after, n)
 	}
 	return s.outbox(ctx, queryOutbox, bucket, after, n)
+}
+
+// QueuedBefore implements names.Store.
+func (s *Store) QueuedBefore(ctx context.Context, key string, generation int64) (names.OutboxRow, error) {
+	rows, err := s.outbox(ctx, queryQueuedBefore, key, generation)
+	if err == nil && len(rows) == 0 {
+		err = names.ErrNotFound
+	}
+	if err != nil {
+		return names.OutboxRow{}, err
+	}
+	return rows[0], nil
 }
 
 func (s *Store) outbox(ctx context.Context, query string, args ...any) (out []names.OutboxRow, err error) {

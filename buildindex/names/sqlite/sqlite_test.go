@@ -155,6 +155,7 @@ func TestPagingReadsAnIndex(t *testing.T) {
 		text string
 		args []any
 	}{
+		"queued":       {queryQueuedBefore, []any{"key", 7}},
 		"outbox":       {queryOutbox, []any{"x", 0, 100}},
 		"tags":         {queryTags, []any{"r", "", 100}},
 		"layers":       {queryLayers, []any{"r", "", 100}},

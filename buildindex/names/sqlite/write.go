@@ -229,7 +229,7 @@ func (t *transaction) Enqueue(bucket string, r cluster.NameRecord) error {
 	if err != nil {
 		return err
 	}
-	if _, err = t.exec(`INSERT INTO outbox (bucket, record, generation) VALUES (?, ?, ?)`, bucket, b, r.Generation); err != nil {
+	if _, err = t.exec(`INSERT INTO outbox (bucket, record, generation, key) VALUES (?, ?, ?, ?)`, bucket, b, r.Generation, cluster.NameKey(r)); err != nil {
 		return err
 	}
 	return t.RaiseGeneration(r.Generation)
