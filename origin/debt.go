@@ -236,14 +236,15 @@ func (o *Origin) alone() (n int) {
 
 // debtOf is the debt of a copy that comes from another origin: what that one owes of it. Nil when it owes nothing.
 func (o *Origin) debtOf(ctx context.Context, or *cluster.Origin, repo string, d digest.Digest) (*store.Marker, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	debt, err := or.Owes(ctx, repo, d)
+	if !or.Answers() {
+		return nil, fmt.Errorf("ask %s what it owes of %s: %w", or.ID, d, errNotAsked)
+	}
+	debt, err := or.Owes(transport.WithProgressTimeout(ctx, cluster.Stall), repo, d)
 	switch {
 	case errors.Is(err, registry.ErrBlobUnknown), errors.Is(err, registry.ErrUnsupported):
 		return nil, nil
 	case err != nil:
-		return nil, fmt.Errorf("ask %s what it owes of %s: %w", or.ID, d, err)
+		return nil, fmt.Errorf("ask what is owed of %s: %w", d, o.heard(or, err))
 	case len(debt.Repositories) == 0:
 		return nil, nil
 	}

@@ -53,17 +53,11 @@ func (o *Origin) findMetainfo(ctx context.Context, repo string, d digest.Digest)
 	if err == nil || !errors.Is(err, registry.ErrBlobUnknown) {
 		return m, err
 	}
-	var unsure []error
 	if o.inFlight(ctx, repo, d) != nil {
 		return nil, isArriving(d)
 	}
-	for _, or := range o.others(d) {
-		if _, err := or.LocalStat(ctx, repo, d); errors.Is(err, registry.ErrBlobUnknown) {
-			continue
-		} else if err != nil {
-			unsure = append(unsure, fmt.Errorf("origin %s: %w", or.ID, err))
-			continue
-		}
+	or, _, unsure := o.elsewhere(ctx, repo, d)
+	if or != nil {
 		if o.origins.Ring().Owns(o.cfg.ID, d) { // this owner has lost it, or never had it
 			o.Background(func(ctx context.Context) { o.copyFrom(ctx, or, repo, d) })
 		}
@@ -125,7 +119,7 @@ func isArriving(d digest.Digest) error {
 func (o *Origin) metainfoRoute(w http.ResponseWriter, r *http.Request, repo string, d digest.Digest) error {
 	switch r.Method {
 	case http.MethodGet:
-		ctx, cancel := context.WithTimeout(r.Context(), time.Second)
+		ctx, cancel := context.WithTimeout(r.Context(), otherPatience+cluster.Stall/4) // less than who asks has
 		defer cancel()
 		m, err := o.findMetainfo(ctx, repo, d)
 		if err != nil {

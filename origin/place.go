@@ -14,6 +14,7 @@ import (
 	"kraken/origin/store"
 	"kraken/proto/cluster"
 	"kraken/proto/registry"
+	"kraken/proto/transport"
 )
 
 // copyFrom heals an owner that lacks a blob which another origin has. What the other owes the bucket is owed here, too.
@@ -35,9 +36,12 @@ func (o *Origin) copyFrom(ctx context.Context, or *cluster.Origin, repo string, 
 
 // copyWithDebt copies a blob from another origin's disk to this one, with a debt where m is not nil.
 func (o *Origin) copyWithDebt(ctx context.Context, or *cluster.Origin, repo string, d digest.Digest, m *store.Marker) error {
-	c, err := or.LocalOpen(ctx, repo, d, registry.Whole)
+	if !or.Answers() {
+		return fmt.Errorf("origin %s: %w", or.ID, errNotAsked)
+	}
+	c, err := or.LocalOpen(transport.WithProgressTimeout(ctx, readStall), repo, d, registry.Whole)
 	if err != nil {
-		return err
+		return o.heard(or, err)
 	}
 	defer c.Close()
 	_, err = o.store.Ingest(ctx, d, c.Size, c.Reader(), m)

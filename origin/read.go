@@ -48,15 +48,9 @@ func (o *Origin) StatBlob(ctx context.Context, repo string, d digest.Digest) (v1
 	if f := o.inFlight(ctx, repo, d); f != nil {
 		return v1.Descriptor{Digest: d, Size: f.size}, nil
 	}
-	var unsure []error
-	for _, or := range o.others(d) {
-		desc, err := or.LocalStat(ctx, repo, d)
-		if err == nil {
-			return desc, nil
-		}
-		if !errors.Is(err, registry.ErrBlobUnknown) {
-			unsure = append(unsure, fmt.Errorf("origin %s: %w", or.ID, err))
-		}
+	or, desc, unsure := o.elsewhere(ctx, repo, d)
+	if or != nil {
+		return desc, nil
 	}
 	up, isUpstream := o.upstreamOf(ctx, repo)
 	if isUpstream && !up.registry.WriteBack {
@@ -151,18 +145,12 @@ func (o *Origin) OpenBlob(ctx context.Context, repo string, d digest.Digest, hin
 	if f := o.inFlight(ctx, repo, d); f != nil {
 		return f.open(ctx)
 	}
-	var unsure []error
-	for _, or := range o.others(d) {
-		c, err := or.LocalOpen(ctx, repo, d, hint)
-		if err == nil {
-			if o.origins.Ring().Owns(o.cfg.ID, d) {
-				o.Background(func(ctx context.Context) { o.copyFrom(ctx, or, repo, d) })
-			}
-			return c, nil
+	c, or, unsure := o.openElsewhere(ctx, repo, d, hint)
+	if c != nil {
+		if o.origins.Ring().Owns(o.cfg.ID, d) {
+			o.Background(func(ctx context.Context) { o.copyFrom(ctx, or, repo, d) })
 		}
-		if !errors.Is(err, registry.ErrBlobUnknown) {
-			unsure = append(unsure, fmt.Errorf("origin %s: %w", or.ID, err))
-		}
+		return c, nil
 	}
 	if up, isUpstream := o.upstreamOf(ctx, repo); isUpstream {
 		return o.through(ctx, up, repo, d, hint)

@@ -40,7 +40,7 @@ func (o *Origin) recover(ctx context.Context, d digest.Digest, m store.Marker, s
 			o.committed(d)
 			return false, nil
 		}
-		errs = append(errs, fmt.Errorf("origin %s: %w", or.ID, err))
+		errs = append(errs, err)
 	}
 	return false, fmt.Errorf("blob %s: %w: %w", d, errLost, errors.Join(errs...))
 }

@@ -231,15 +231,11 @@ func (o *Origin) arriving(ctx context.Context, repo string, d digest.Digest, q c
 	}
 	var unsure []error
 	if !q.Here {
-		for _, or := range o.others(d) {
-			desc, err := or.LocalStat(ctx, repo, d)
-			if err == nil {
-				return cluster.Arriving{Origin: or.ID, Size: desc.Size, Whole: true}, nil
-			}
-			if !errors.Is(err, registry.ErrBlobUnknown) {
-				unsure = append(unsure, fmt.Errorf("origin %s: %w", or.ID, err))
-			}
+		or, desc, why := o.elsewhere(ctx, repo, d)
+		if or != nil {
+			return cluster.Arriving{Origin: or.ID, Size: desc.Size, Whole: true}, nil
 		}
+		unsure = why
 	}
 	up, isUpstream := o.upstreamOf(ctx, repo)
 	if !isUpstream || up.registry.WriteBack {

@@ -18,6 +18,7 @@ import (
 	"kraken/proto/cluster"
 	"kraken/proto/layout"
 	"kraken/proto/registry"
+	"kraken/proto/transport"
 )
 
 const (
@@ -276,13 +277,12 @@ func (o *Origin) leads(ctx context.Context, d digest.Digest) bool {
 		if !or.Answers() {
 			continue
 		}
-		pctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-		_, err := or.Owes(pctx, cluster.AnyRepository, d)
+		ctx := transport.WithProgressTimeout(ctx, otherPatience)
+		_, err := or.Owes(ctx, cluster.AnyRepository, d)
 		if errors.Is(err, registry.ErrUnsupported) { // of an older version
-			_, err = or.LocalStat(pctx, cluster.AnyRepository, d)
+			_, err = or.LocalStat(ctx, cluster.AnyRepository, d)
 		}
-		cancel()
-		if err == nil {
+		if o.heard(or, err) == nil {
 			return false
 		}
 	}
