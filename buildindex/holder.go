@@ -383,36 +383,44 @@ func (x *Index) compare(ctx context.Context, latest int64) error {
 func (l *lane) readMark(ctx context.Context, b bucket.Bucket) (latest int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, markWait)
 	defer cancel()
-	l.marking <- struct{}{}
-	defer func() { <-l.marking }()
 	limit := time.Now().Add(cluster.MaxGenerationSkew).UnixMicro()
 	err = b.List(ctx, layout.GenerationsPrefix, "", func(o bucket.Object) error {
 		if n, ok := layout.ParseGenerationKey(o.Key); ok && n <= limit {
-			l.mark = max(l.mark, n)
+			latest = max(latest, n)
 		}
 		return nil
 	})
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mark = max(l.mark, latest)
 	return l.mark, err
 }
 
 // raiseMark makes a bucket know that changes up to generation n are committed, before the last of their records goes.
+// Several may do so at once: one that hangs holds up no other.
 func (l *lane) raiseMark(ctx context.Context, b bucket.Bucket, n int64) error {
-	select {
-	case l.marking <- struct{}{}:
-		defer func() { <-l.marking }()
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-	if n <= l.mark {
+	l.mu.Lock()
+	known := l.mark >= n
+	l.mu.Unlock()
+	if known {
 		return nil
 	}
 	if err := b.Put(ctx, layout.GenerationKey(n), timestamp()); err != nil {
 		return err
 	}
-	was := l.mark
-	l.mark = n
-	if was > 0 {
-		return b.Delete(ctx, layout.GenerationKey(was))
+	l.mu.Lock()
+	old := l.mark
+	switch {
+	case n > old:
+		l.mark = n
+	case n < old:
+		old = n // another has gone past it meanwhile
+	default:
+		old = 0
+	}
+	l.mu.Unlock()
+	if old > 0 {
+		return b.Delete(ctx, layout.GenerationKey(old))
 	}
 	return nil
 }

@@ -14,7 +14,6 @@ import (
 	"kraken/origin/bucket"
 	"kraken/proto/cluster"
 	"kraken/proto/layout"
-	"kraken/proto/role"
 )
 
 const (
@@ -24,7 +23,7 @@ const (
 	outboxIdle  = time.Minute      // without anything to do
 	// rowsAtOnce is how many changes are written to one bucket at the same time; each has few requests under way.
 	rowsAtOnce = 128
-	rowTimeout = time.Minute // for one row
+	rowStall   = time.Minute // for one row without any progress
 )
 
 // lane writes the changes for one bucket, and only these: what stops one bucket stops no other. The lane without a name
@@ -35,10 +34,8 @@ type lane struct {
 	kick chan struct{}
 	soon chan struct{} // has one when a client waits for a change
 
-	marking chan struct{} // full while the mark is read or written
-	mark    int64         // the last generation that the bucket knows to be committed
-
 	mu    sync.Mutex
+	mark  int64            // the last generation that the bucket knows to be committed
 	err   error            // of the last round
 	state bucket.Condition // of the bucket, as far as rounds tell
 	since time.Time        // it is in it
@@ -53,7 +50,7 @@ func (x *Index) newLanes() (out []*lane) {
 }
 
 func (x *Index) newLane(name string) *lane {
-	return &lane{x: x, name: name, kick: make(chan struct{}, 1), soon: make(chan struct{}, 1), marking: make(chan struct{}, 1)}
+	return &lane{x: x, name: name, kick: make(chan struct{}, 1), soon: make(chan struct{}, 1)}
 }
 
 // bucketOf returns the name of a repository's bucket, empty when none is configured.
@@ -169,47 +166,6 @@ func (l *lane) run(ctx context.Context) {
 			return
 		}
 	}
-}
-
-// express writes the changes that clients wait for, again and again while they wait, beside the rounds: a backlog may
-// take longer than they are patient. A row that a round writes at the same time is written twice, which changes
-// nothing.
-func (l *lane) express(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-l.soon:
-		}
-		for rows := l.awaited(ctx); len(rows) > 0; rows = l.awaited(ctx) {
-			b := &batch{lane: l, rows: rows}
-			if err := b.run(ctx); err != nil {
-				l.x.log.Debug("changes that are waited for are not in the bucket yet", "bucket", l.name, "error", err)
-			}
-			if !role.Pause(ctx, durableEvery) {
-				return
-			}
-		}
-	}
-}
-
-// awaited returns the rows of this bucket that clients wait for; none while the database is older than the bucket.
-func (l *lane) awaited(ctx context.Context) (out []names.OutboxRow) {
-	if l.x.stale.Load() {
-		return nil
-	}
-	for _, generation := range l.x.publications.awaited() {
-		rows, err := l.x.db.Queued(ctx, generation)
-		if err != nil {
-			return nil
-		}
-		for _, row := range rows {
-			if row.Bucket == l.name && row.Err == nil && len(out) < outboxBatch {
-				out = append(out, row)
-			}
-		}
-	}
-	return out
 }
 
 // report notes how the last round went, and logs when that changes.

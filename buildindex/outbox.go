@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
@@ -49,6 +50,20 @@ type job struct {
 }
 
 func (b *batch) run(ctx context.Context) error {
+	jobs := b.look(ctx)
+	var g errgroup.Group
+	g.SetLimit(rowsAtOnce)
+	for _, j := range jobs {
+		if j.err == nil && j.do != nil {
+			g.Go(func() error { j.err = b.write(ctx, j, rowStall); return nil })
+		}
+	}
+	_ = g.Wait() // each job has its own error
+	return b.finish(ctx, jobs)
+}
+
+// look finds out what the rows that are due have to write.
+func (b *batch) look(ctx context.Context) []*job {
 	x := b.lane.x
 	jobs := make([]*job, 0, len(b.rows))
 	var refs, gone []digest.Digest
@@ -64,15 +79,7 @@ func (b *batch) run(ctx context.Context) error {
 		}
 	}
 	b.ask(ctx, refs, gone)
-	var g errgroup.Group
-	g.SetLimit(rowsAtOnce)
-	for _, j := range jobs {
-		if j.err == nil && j.do != nil {
-			g.Go(func() error { j.err = b.write(ctx, j); return nil })
-		}
-	}
-	_ = g.Wait() // each job has its own error
-	return b.finish(ctx, jobs)
+	return jobs
 }
 
 // ask asks origins which blobs the bucket has, and which of those that are gone they may still link.
@@ -89,7 +96,8 @@ func (b *batch) ask(ctx context.Context, refs, gone []digest.Digest) {
 	}
 }
 
-func (b *batch) write(ctx context.Context, j *job) error {
+// write does a job, and gives it up when the bucket makes no progress with it for stall.
+func (b *batch) write(ctx context.Context, j *job, stall time.Duration) error {
 	for _, d := range j.refs {
 		if !b.durable[d] {
 			return fmt.Errorf("blob %s: %w", d, errNotDurable)
@@ -100,9 +108,9 @@ func (b *batch) write(ctx context.Context, j *job) error {
 	if !ok {
 		return fmt.Errorf("no bucket is configured for repository %s", repo)
 	}
-	ctx, cancel := context.WithTimeout(ctx, rowTimeout)
-	defer cancel()
-	return j.do(ctx, bucket)
+	ctx, moving, stop := whileMoving(ctx, bucket, stall)
+	defer stop()
+	return j.do(ctx, moving)
 }
 
 // finish forgets the rows that are done and sets those aside that failed for themselves. It returns an error when the
