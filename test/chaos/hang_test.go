@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net/http"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -17,6 +18,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"kraken/deploy/devcluster"
+	"kraken/proto/cluster"
 	"kraken/proto/registry"
 )
 
@@ -73,7 +75,24 @@ func TestHungProcess(t *testing.T) {
 			if _, err := pushImage(t.Context(), l.proxy, "hung/"+c.ID(), "second", second, nil); err != nil {
 				t.Fatal(err)
 			}
+			var evicted []imageBytes // the bucket alone has them
+			if c.Role != "testfs" {
+				for i := range len(l.agents) + 1 {
+					img := newImage(t, rng)
+					if _, err := pushImage(t.Context(), l.proxy, "hung/"+c.ID(), fmt.Sprintf("evicted-%d", i), img, nil); err != nil {
+						t.Fatal(err)
+					}
+					evict(t, r, img)
+					evicted = append(evicted, img)
+				}
+			}
 			stop()
+			for i, img := range evicted {
+				from := append(l.agents, l.proxy)[i]
+				timely(t, "pull of what only the bucket has", 0, func() error { // each of them has to find out
+					return pullImage(t.Context(), from, "hung/"+c.ID(), fmt.Sprintf("evicted-%d", i), img)
+				})
+			}
 			for i, agent := range l.agents {
 				what := fmt.Sprintf("pull by agent %d", i+1)
 				timely(t, what, 0, func() error { return pullImage(t.Context(), agent, "hung/"+c.ID(), "old", old) })
@@ -97,6 +116,31 @@ func TestHungProcess(t *testing.T) {
 			}
 			timely(t, "pull of what was pushed", 1, func() error { return pullImage(t.Context(), l.proxy, "hung/"+c.ID(), "new", img) })
 		})
+	}
+}
+
+// evict waits until the bucket has an image's layers, and removes them from all origins.
+func evict(t *testing.T, r *rig, img imageBytes) {
+	t.Helper()
+	for _, c := range r.plan.Role("origin") {
+		o, err := cluster.NewOriginClient(r.plan.URL(c), http.DefaultClient)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, b := range img.layers {
+			d := digest.FromBytes(b)
+			for deadline := time.Now().Add(30 * time.Second); ; {
+				if err = o.DeleteBlob(t.Context(), "hung/evicted", d); err == nil || errors.Is(err, registry.ErrBlobUnknown) {
+					break // it is refused while the blob is owed to the bucket
+				}
+				if time.Now().After(deadline) {
+					t.Fatalf("layer %s stays at %s: %v", d, c.ID(), err)
+				}
+				if err := sleep(t.Context(), 50*time.Millisecond); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
 	}
 }
 
