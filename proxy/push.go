@@ -7,7 +7,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -87,13 +86,16 @@ func (p *Proxy) shuffled() []*cluster.Origin {
 	return p.origins.For(digest.FromBytes(seed[:]))
 }
 
-// UploadStatus answers with the furthest copy. A copy that is behind has missed bytes and is left out of the session.
+// UploadStatus answers with the furthest copy. A copy that is behind has missed bytes and is left out of the session, as
+// one that does not answer soon after another has.
 func (p *Proxy) UploadStatus(ctx context.Context, repo, id string) (registry.Upload, error) {
 	ts, err := p.open(repo, id)
 	if err != nil {
 		return registry.Upload{}, err
 	}
-	us, errs := each(ts, func(t target) (registry.Upload, error) { return t.origin.UploadStatus(ctx, repo, t.Upload) })
+	us, errs := ask(ctx, p, ts, p.stall/5, func(ctx context.Context, t target) (registry.Upload, error) {
+		return t.origin.UploadStatus(ctx, repo, t.Upload)
+	})
 	return p.agree(repo, ts, us, errs)
 }
 
@@ -267,13 +269,13 @@ func (p *Proxy) copyBlob(ctx context.Context, repo string, b v1.Descriptor, from
 	return errors.Join(to.Replicate(ctx, repo, b.Digest, c.Size, true, c.Body), c.Close())
 }
 
-// AbortUpload ends the session on every origin.
+// AbortUpload ends the session on every origin. One that hangs ends it by itself.
 func (p *Proxy) AbortUpload(ctx context.Context, repo, id string) error {
 	ts, err := p.open(repo, id)
 	if err != nil {
 		return err
 	}
-	_, errs := each(ts, func(t target) (struct{}, error) {
+	_, errs := ask(ctx, p, ts, p.stall, func(ctx context.Context, t target) (struct{}, error) {
 		return struct{}{}, t.origin.AbortUpload(ctx, repo, t.Upload)
 	})
 	if slices.Contains(errs, nil) {
@@ -307,15 +309,30 @@ func (u uncut) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// each calls f for all of xs at once and waits.
-func each[X, Y any](xs []X, f func(X) (Y, error)) ([]Y, []error) {
-	ys, errs := make([]Y, len(xs)), make([]error, len(xs))
-	var wg sync.WaitGroup
-	for i, x := range xs {
-		wg.Go(func() { ys[i], errs[i] = f(x) })
+// ask asks all targets at once and returns what each answered, in their order. One that is silent for the stall timeout,
+// or for after once another has answered, is given up with errStalled, and asked last by others until it answers.
+func ask[T any](ctx context.Context, p *Proxy, ts []target, after time.Duration, question func(context.Context, target) (T, error)) ([]T, []error) {
+	answers, errs := make([]T, len(ts)), make([]error, len(ts))
+	var all []int
+	for i := range ts {
+		all = append(all, i)
 	}
-	wg.Wait()
-	return ys, errs
+	bounded := transport.WithProgressTimeout(ctx, p.stall)
+	asked := transport.Ask(bounded, all, transport.Hedge{Want: len(ts), Stall: after}, transport.Question[int, struct{}]{Ask: func(ctx context.Context, i int) (_ struct{}, err error) {
+		answers[i], err = question(ctx, ts[i])
+		errs[i] = err
+		return struct{}{}, err
+	}})
+	var silent []*cluster.Origin
+	for i, err := range errs {
+		if err != nil && (slices.Contains(asked.Silent, i) && ctx.Err() == nil || errors.Is(err, transport.ErrNoProgress)) {
+			errs[i] = errStalled
+			p.origins.Suspect(ts[i].origin)
+			silent = append(silent, ts[i].origin)
+		}
+	}
+	p.silent(silent)
+	return answers, errs
 }
 
 // first picks the error to answer with: what the client did wrong, if any origin says so, else that none could be

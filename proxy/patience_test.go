@@ -1,0 +1,171 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"kraken/proto/cluster"
+	"kraken/proto/registry"
+	"kraken/proto/ring"
+	"kraken/proto/transport"
+)
+
+// pipe is a listener whose connections are made in memory, so that a whole cluster fits into a bubble.
+type pipe struct {
+	conns chan net.Conn
+	ended chan struct{}
+}
+
+func (l pipe) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.ended:
+		return nil, net.ErrClosed
+	}
+}
+
+func (pipe) Addr() net.Addr { return &net.TCPAddr{} }
+
+func (l pipe) Close() error {
+	close(l.ended)
+	return nil
+}
+
+// dial makes connections to the listeners of some hosts.
+type dial map[string]pipe
+
+func (d dial) conn(ctx context.Context, _, addr string) (net.Conn, error) {
+	here, there := net.Pipe()
+	host, _, _ := net.SplitHostPort(addr)
+	select {
+	case d[host].conns <- there:
+		return here, nil
+	case <-ctx.Done():
+		return nil, errors.Join(ctx.Err(), here.Close(), there.Close())
+	}
+}
+
+const testStall = 5 * time.Second
+
+// proxyOf returns a proxy of origins with these handlers, o1 and so on. It is called in a bubble.
+func proxyOf(t *testing.T, hs ...http.HandlerFunc) *Proxy {
+	t.Helper()
+	d := dial{}
+	var members []ring.Member
+	for i, h := range hs {
+		id := fmt.Sprint("o", i+1)
+		l := pipe{make(chan net.Conn), make(chan struct{})}
+		s := &http.Server{Handler: h}
+		go func() { _ = s.Serve(l) }()
+		t.Cleanup(func() { s.Close() })
+		d[id], members = l, append(members, ring.Member{ID: id, URL: "http://" + id + ":80"})
+	}
+	hc, err := transport.NewClient(transport.ClientConfig{Dial: d.conn}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(hc.CloseIdleConnections)
+	o, err := cluster.NewOrigins(members, len(members), testStall, hc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(o.Close)
+	return &Proxy{
+		origins: o, stall: testStall, replicas: len(members), ids: newSigner("one key"), m: newMetrics(prometheus.NewRegistry()),
+		log: slog.New(slog.DiscardHandler), doubts: newDoubts(),
+	}
+}
+
+// hangs is an origin that does not answer.
+func hangs(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+
+// stands is an origin whose session has n bytes.
+func stands(n int64, after time.Duration) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		time.Sleep(after)
+		if strings.HasSuffix(r.URL.Path, "/v2/") {
+			return
+		}
+		w.Header().Set("Location", r.URL.Path)
+		w.Header().Set("Range", fmt.Sprintf("0-%d", n-1))
+		w.WriteHeader(http.StatusNoContent)
+	}
+}
+
+// session returns an upload with a copy at each origin.
+func (p *Proxy) testSession() string {
+	s := session{V: sessionVersion, Repo: "a"}
+	for _, o := range p.origins.All() {
+		s.S = append(s.S, part{o.ID, someUUID})
+	}
+	return p.ids.seal(s)
+}
+
+// A question about an upload, and its end, wait for an origin that hangs as long as for one elsewhere. It is left out
+// of what goes on, and asked last from then on.
+func TestUploadOfAnOriginThatHangs(t *testing.T) {
+	const quick = time.Millisecond
+	for _, tt := range []struct {
+		name           string
+		origins        [2]http.HandlerFunc
+		status, cancel time.Duration // that they take
+		left           []string      // in the session, none: 503
+	}{
+		{"none", [2]http.HandlerFunc{stands(7, quick), stands(7, quick)}, quick, quick, []string{"o1", "o2"}},
+		{"the first", [2]http.HandlerFunc{hangs, stands(7, quick)}, quick + testStall/5, testStall, []string{"o2"}},
+		{"the second", [2]http.HandlerFunc{stands(7, quick), hangs}, quick + testStall/5, testStall, []string{"o1"}},
+		{"both", [2]http.HandlerFunc{hangs, hangs}, testStall, testStall, nil},
+		{"one is slow", [2]http.HandlerFunc{stands(7, 4*time.Second), stands(7, 4*time.Second+900*time.Millisecond)},
+			4*time.Second + 900*time.Millisecond, 4*time.Second + 900*time.Millisecond, []string{"o1", "o2"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ask := func(what string, want time.Duration, f func(p *Proxy, id string) error) {
+					t.Helper()
+					p := proxyOf(t, tt.origins[0], tt.origins[1])
+					began := time.Now()
+					err := f(p, p.testSession())
+					if took := time.Since(began); took < want || took > want+100*time.Millisecond {
+						t.Errorf("%s took %s, want %s", what, took, want)
+					}
+					if (err == nil) != (tt.left != nil) || err != nil && !errors.Is(err, registry.ErrUnavailable) {
+						t.Errorf("%s: %v", what, err)
+					}
+					for _, o := range p.origins.All() {
+						if o.Answers() != slices.Contains(tt.left, o.ID) {
+							t.Errorf("after %s %s is taken for one that answers: %t", what, o.ID, o.Answers())
+						}
+					}
+				}
+				ask("status", tt.status, func(p *Proxy, id string) error {
+					u, err := p.UploadStatus(t.Context(), "a", id)
+					if err != nil {
+						return err
+					}
+					s, err := p.ids.unseal(u.ID)
+					var left []string
+					for _, c := range s.S {
+						left = append(left, c.Origin)
+					}
+					if u.Offset != 7 || fmt.Sprint(left) != fmt.Sprint(tt.left) {
+						t.Errorf("%d bytes at %v, want 7 at %v", u.Offset, left, tt.left)
+					}
+					return err
+				})
+				ask("cancel", tt.cancel, func(p *Proxy, id string) error { return p.AbortUpload(t.Context(), "a", id) })
+			})
+		})
+	}
+}
