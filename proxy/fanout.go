@@ -142,11 +142,21 @@ func (b *branch) put(blk *block, stall time.Duration) bool {
 	return false
 }
 
-// fanOut streams body to n destinations at once, in one pass and without storing it. send(ctx, i, r) must read r to its
-// end or return. A destination that takes nothing for stall, or does not answer for stall after another has, is
-// cancelled and left behind; the others go on. fanOut returns when every send has returned: an error for each, and the
-// error of reading body, if any.
-func fanOut(ctx context.Context, body io.Reader, n int, stall time.Duration, send func(ctx context.Context, i int, r io.Reader) error) (errs []error, readErr error) {
+// destinations are what a body is streamed to.
+type destinations struct {
+	n     int
+	stall time.Duration
+	// send gives r to destination i: it must read r to its end or return.
+	send func(ctx context.Context, i int, r io.Reader) error
+	// hangs reports whether destination i answers nothing at all for stall; it returns false when ctx ends.
+	hangs func(ctx context.Context, i int) bool
+}
+
+// fanOut streams body to all destinations at once, in one pass and without storing it. A destination that takes nothing
+// for stall is cancelled and left behind, and so is one that has not answered when others have, see await; the others
+// go on. fanOut returns when every send has returned: an error for each, and the error of reading body, if any.
+func fanOut(ctx context.Context, body io.Reader, d destinations) (errs []error, readErr error) {
+	n, stall := d.n, d.stall
 	branches := make([]*branch, n)
 	live := make([]*branch, 0, n)
 	for i := range branches {
@@ -155,7 +165,7 @@ func fanOut(ctx context.Context, body io.Reader, n int, stall time.Duration, sen
 		branches[i], live = b, append(live, b)
 		go func() {
 			defer close(b.done)
-			b.err = send(bctx, i, b)
+			b.err = d.send(bctx, i, b)
 		}()
 	}
 	for len(live) > 0 && readErr == nil {
@@ -189,7 +199,7 @@ func fanOut(ctx context.Context, body io.Reader, n int, stall time.Duration, sen
 	for _, b := range branches {
 		close(b.in)
 	}
-	await(branches, stall)
+	await(branches, d)
 	errs = make([]error, n)
 	for i, b := range branches {
 		if errs[i] = b.err; b.err != nil && errors.Is(context.Cause(b.ctx), errStalled) {
@@ -201,10 +211,11 @@ func fanOut(ctx context.Context, body io.Reader, n int, stall time.Duration, sen
 	return errs, readErr
 }
 
-// await waits until every branch is done. Once one has succeeded, those that are not after stall more, or after twice
-// the time that it took, are cancelled: what was sent to them may wait in the buffers of a connection to a machine that
-// is gone.
-func await(branches []*branch, stall time.Duration) {
+// await waits until every branch is done. What was sent to those that are not may wait in the buffers of a connection
+// to a machine that is gone, so they are cancelled once one has succeeded, after stall more, or after twice the time
+// that it took. Once one has failed, while none has succeeded, each of the others may be all there is: it is cancelled
+// if it hangs, and waited for if it is slow.
+func await(branches []*branch, d destinations) {
 	ends := make(chan *branch, len(branches))
 	for _, b := range branches {
 		go func() {
@@ -212,15 +223,23 @@ func await(branches []*branch, stall time.Duration) {
 			ends <- b
 		}()
 	}
+	var looking sync.WaitGroup
+	defer looking.Wait()
 	var over <-chan time.Time
-	began := time.Now()
+	began, looked := time.Now(), false
 	for range branches {
 		select {
 		case b := <-ends:
 			if b.err == nil && over == nil {
-				t := time.NewTimer(max(stall, time.Since(began)))
+				t := time.NewTimer(max(d.stall, time.Since(began)))
 				defer t.Stop()
 				over = t.C
+			}
+			if over == nil && !looked {
+				looked = true
+				for i, b := range branches {
+					looking.Go(func() { b.leaveIf(func(ctx context.Context) bool { return d.hangs(ctx, i) }) })
+				}
 			}
 		case <-over:
 			for _, b := range branches {
@@ -228,6 +247,27 @@ func await(branches []*branch, stall time.Duration) {
 			}
 			<-ends
 		}
+	}
+}
+
+// leaveIf cancels a branch that is not done when hangs says so, which is told when the branch is done.
+func (b *branch) leaveIf(hangs func(context.Context) bool) {
+	select {
+	case <-b.done:
+		return
+	default:
+	}
+	ctx, cancel := context.WithCancel(b.ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-b.done:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	if hangs(ctx) {
+		b.leave()
 	}
 }
 

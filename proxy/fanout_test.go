@@ -13,14 +13,19 @@ import (
 	"time"
 )
 
+// to are n destinations that do not hang.
+func to(n int, stall time.Duration, send func(ctx context.Context, i int, r io.Reader) error) destinations {
+	return destinations{n: n, stall: stall, send: send, hangs: func(context.Context, int) bool { return false }}
+}
+
 func TestFanOutCopiesToAll(t *testing.T) {
 	for _, size := range []int{0, 1, blockSize, 5*blockSize + 7} {
 		body := bytes.Repeat([]byte{7}, size)
 		got := make([]bytes.Buffer, 3)
-		errs, readErr := fanOut(t.Context(), iotest.HalfReader(bytes.NewReader(body)), 3, time.Second, func(_ context.Context, i int, r io.Reader) error {
+		errs, readErr := fanOut(t.Context(), iotest.HalfReader(bytes.NewReader(body)), to(3, time.Second, func(_ context.Context, i int, r io.Reader) error {
 			_, err := got[i].ReadFrom(r)
 			return err
-		})
+		}))
 		if readErr != nil || errors.Join(errs...) != nil {
 			t.Errorf("%d bytes: %v, %v", size, readErr, errs)
 		}
@@ -35,14 +40,14 @@ func TestFanOutCopiesToAll(t *testing.T) {
 func TestFanOutLeavesTheStalledBehind(t *testing.T) {
 	body := bytes.Repeat([]byte{7}, 20*blockSize)
 	var n int64
-	errs, readErr := fanOut(t.Context(), bytes.NewReader(body), 2, 50*time.Millisecond, func(ctx context.Context, i int, r io.Reader) (err error) {
+	errs, readErr := fanOut(t.Context(), bytes.NewReader(body), to(2, 50*time.Millisecond, func(ctx context.Context, i int, r io.Reader) (err error) {
 		if i == 0 {
 			<-ctx.Done() // takes nothing
 			return context.Cause(ctx)
 		}
 		n, err = io.Copy(io.Discard, r)
 		return err
-	})
+	}))
 	if readErr != nil || !errors.Is(errs[0], errStalled) || errs[1] != nil || n != int64(len(body)) {
 		t.Errorf("%v, %v; the other got %d of %d bytes", readErr, errs, n, len(body))
 	}
@@ -52,13 +57,13 @@ func TestFanOutGoesOnWithoutTheFailed(t *testing.T) {
 	body := bytes.Repeat([]byte{7}, 20*blockSize)
 	refused := errors.New("refused")
 	var n int64
-	errs, _ := fanOut(t.Context(), bytes.NewReader(body), 2, time.Minute, func(_ context.Context, i int, r io.Reader) (err error) {
+	errs, _ := fanOut(t.Context(), bytes.NewReader(body), to(2, time.Minute, func(_ context.Context, i int, r io.Reader) (err error) {
 		if i == 0 {
 			return refused
 		}
 		n, err = io.Copy(io.Discard, r)
 		return err
-	})
+	}))
 	if !errors.Is(errs[0], refused) || errs[1] != nil || n != int64(len(body)) {
 		t.Errorf("%v; the other got %d of %d bytes", errs, n, len(body))
 	}
@@ -67,10 +72,10 @@ func TestFanOutGoesOnWithoutTheFailed(t *testing.T) {
 func TestFanOutTellsOfABrokenBody(t *testing.T) {
 	lost := errors.New("client went away")
 	body := io.MultiReader(bytes.NewReader(make([]byte, 3*blockSize)), iotest.ErrReader(lost))
-	errs, readErr := fanOut(t.Context(), body, 2, time.Minute, func(_ context.Context, _ int, r io.Reader) error {
+	errs, readErr := fanOut(t.Context(), body, to(2, time.Minute, func(_ context.Context, _ int, r io.Reader) error {
 		_, err := io.Copy(io.Discard, r)
 		return err
-	})
+	}))
 	if !errors.Is(readErr, lost) || !errors.Is(errs[0], lost) || !errors.Is(errs[1], lost) {
 		t.Errorf("%v, %v: a destination took a cut body for a whole one", readErr, errs)
 	}
@@ -80,10 +85,10 @@ func TestFanOutTellsOfABrokenBody(t *testing.T) {
 func TestFanOutTellsCutFromEnded(t *testing.T) {
 	for _, size := range []int{0, 10, 3*blockSize + 10} {
 		body := io.MultiReader(bytes.NewReader(make([]byte, size)), iotest.ErrReader(io.ErrUnexpectedEOF))
-		errs, readErr := fanOut(t.Context(), uncut{body}, 2, time.Minute, func(_ context.Context, _ int, r io.Reader) error {
+		errs, readErr := fanOut(t.Context(), uncut{body}, to(2, time.Minute, func(_ context.Context, _ int, r io.Reader) error {
 			_, err := io.Copy(io.Discard, r)
 			return err
-		})
+		}))
 		if !errors.Is(readErr, errCut) || errs[0] == nil || errs[1] == nil {
 			t.Errorf("%d bytes: %v, %v: a destination took a cut body for a whole one", size, readErr, errs)
 		}
@@ -96,7 +101,7 @@ func TestFanOutSurvivesLateReaders(t *testing.T) {
 	var late sync.WaitGroup
 	for range 50 {
 		body := bytes.Repeat([]byte{7}, 20*blockSize)
-		fanOut(t.Context(), bytes.NewReader(body), 2, time.Minute, func(_ context.Context, i int, r io.Reader) error {
+		fanOut(t.Context(), bytes.NewReader(body), to(2, time.Minute, func(_ context.Context, i int, r io.Reader) error {
 			if i == 1 {
 				_, err := io.Copy(io.Discard, r)
 				return err
@@ -119,48 +124,74 @@ func TestFanOutSurvivesLateReaders(t *testing.T) {
 			})
 			<-reading
 			return errors.New("refused")
-		})
+		}))
 	}
 	late.Wait()
 }
 
-// A destination that took the whole body and does not answer is waited for a while after another has answered, and no
-// time at all is too long while none has.
+// A destination that took the whole body and does not answer is waited for a while after another has succeeded. After
+// another has failed it is left behind if it hangs, and no time at all is too long if it is slow, as while none has
+// answered.
 func TestFanOutLeavesBehindWhoDoesNotAnswer(t *testing.T) {
 	const stall = 5 * time.Second
+	refused := errors.New("refused")
+	type answer struct {
+		after time.Duration // 0: never
+		err   error
+		hangs bool
+	}
+	never := answer{hangs: true}
 	tests := []struct {
 		name    string
-		answers [2]time.Duration // 0: never
-		stalled [2]bool
+		answers []answer
+		stalled []bool
 		took    time.Duration
 	}{
-		{"both at once", [2]time.Duration{time.Millisecond, time.Millisecond}, [2]bool{}, time.Millisecond},
-		{"the second never", [2]time.Duration{time.Millisecond, 0}, [2]bool{1: true}, stall + time.Millisecond},
-		{"the first never", [2]time.Duration{0, time.Second}, [2]bool{0: true}, stall + time.Second},
-		{"both late", [2]time.Duration{20 * time.Second, 39 * time.Second}, [2]bool{}, 39 * time.Second},
-		{"one more than twice as late", [2]time.Duration{20 * time.Second, 41 * time.Second}, [2]bool{1: true}, 40 * time.Second},
+		{"both at once", []answer{{after: time.Millisecond}, {after: time.Millisecond}}, []bool{false, false}, time.Millisecond},
+		{"the second never", []answer{{after: time.Millisecond}, never}, []bool{false, true}, stall + time.Millisecond},
+		{"the first never", []answer{never, {after: time.Second}}, []bool{true, false}, stall + time.Second},
+		{"both late", []answer{{after: 20 * time.Second}, {after: 39 * time.Second}}, []bool{false, false}, 39 * time.Second},
+		{"one more than twice as late", []answer{{after: 20 * time.Second}, {after: 41 * time.Second}}, []bool{false, true}, 40 * time.Second},
+		{"one refuses, one hangs", []answer{{after: time.Second, err: refused}, never}, []bool{false, true}, stall + time.Second},
+		{"one refuses, one is slow", []answer{{after: 39 * time.Second}, {after: time.Second, err: refused}}, []bool{false, false}, 39 * time.Second},
+		{"one refuses, one hangs, one is slow", []answer{never, {after: time.Second, err: refused}, {after: 2 * time.Second}},
+			[]bool{true, false, false}, stall + time.Second},
+		{"two refuse, one hangs", []answer{never, {after: time.Second, err: refused}, {after: 3 * time.Second, err: refused}},
+			[]bool{true, false, false}, stall + time.Second},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				began := time.Now()
-				errs, readErr := fanOut(t.Context(), strings.NewReader("layer"), 2, stall, func(ctx context.Context, i int, r io.Reader) error {
+				d := to(len(tt.answers), stall, func(ctx context.Context, i int, r io.Reader) error {
 					if _, err := io.Copy(io.Discard, r); err != nil {
 						return err
 					}
 					var answer <-chan time.Time
-					if tt.answers[i] > 0 {
-						answer = time.After(tt.answers[i])
+					if tt.answers[i].after > 0 {
+						answer = time.After(tt.answers[i].after)
 					}
 					select {
 					case <-answer:
-						return nil
+						return tt.answers[i].err
 					case <-ctx.Done():
 						return ctx.Err()
 					}
 				})
+				d.hangs = func(ctx context.Context, i int) bool {
+					if !tt.answers[i].hangs {
+						return false
+					}
+					select {
+					case <-time.After(stall):
+						return true
+					case <-ctx.Done():
+						return false
+					}
+				}
+				errs, readErr := fanOut(t.Context(), strings.NewReader("layer"), d)
 				for i, err := range errs {
-					if errors.Is(err, errStalled) != tt.stalled[i] || err != nil && !tt.stalled[i] {
+					if errors.Is(err, errStalled) != tt.stalled[i] || !tt.stalled[i] && err != tt.answers[i].err {
 						t.Errorf("destination %d: %v", i, err)
 					}
 				}

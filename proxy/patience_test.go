@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"kraken/proto/cluster"
@@ -88,8 +90,11 @@ func proxyOf(t *testing.T, hs ...http.HandlerFunc) *Proxy {
 	}
 }
 
-// hangs is an origin that does not answer.
-func hangs(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+// hangs is an origin that takes what it is sent and does not answer.
+func hangs(_ http.ResponseWriter, r *http.Request) {
+	_, _ = io.Copy(io.Discard, r.Body) // the end of a client shows once its body was read
+	<-r.Context().Done()
+}
 
 // stands is an origin whose session has n bytes.
 func stands(n int64, after time.Duration) http.HandlerFunc {
@@ -165,6 +170,55 @@ func TestUploadOfAnOriginThatHangs(t *testing.T) {
 					return err
 				})
 				ask("cancel", tt.cancel, func(p *Proxy, id string) error { return p.AbortUpload(t.Context(), "a", id) })
+			})
+		})
+	}
+}
+
+// An origin that hangs holds up nothing that another has refused, and one that is slow is waited for: it may have the
+// only copy.
+func TestCommitThatIsRefused(t *testing.T) {
+	answer := func(status int, code string) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			if r.Method != http.MethodPut {
+				stands(7, 0)(w, r)
+				return
+			}
+			w.Header().Set("Location", r.URL.Path)
+			w.Header().Set("Range", "0-6")
+			w.WriteHeader(status)
+			fmt.Fprintf(w, `{"errors":[{"code":%q,"message":"no"}]}`, code)
+		}
+	}
+	slow := func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPut {
+			_, _ = io.Copy(io.Discard, r.Body)
+			time.Sleep(20 * time.Second)
+		}
+		answer(http.StatusBadRequest, "DIGEST_INVALID")(w, r)
+	}
+	for _, tt := range []struct {
+		name   string
+		first  http.HandlerFunc
+		second http.HandlerFunc
+		want   error
+		took   time.Duration
+	}{
+		{"another digest", hangs, answer(http.StatusBadRequest, "DIGEST_INVALID"), registry.ErrDigestInvalid, testStall},
+		{"out of order", hangs, answer(http.StatusRequestedRangeNotSatisfiable, "BLOB_UPLOAD_INVALID"), registry.ErrRangeInvalid, testStall + testStall/5},
+		{"a full disk", hangs, answer(http.StatusInsufficientStorage, "INSUFFICIENT_STORAGE"), registry.ErrStorageFull, testStall},
+		{"an unknown session", hangs, answer(http.StatusNotFound, "BLOB_UPLOAD_UNKNOWN"), registry.ErrBlobUploadUnknown, testStall},
+		{"an origin that ends", hangs, answer(http.StatusServiceUnavailable, "UNAVAILABLE"), registry.ErrUnavailable, testStall},
+		{"the other is slow", slow, answer(http.StatusServiceUnavailable, "UNAVAILABLE"), registry.ErrDigestInvalid, 20 * time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := proxyOf(t, tt.first, tt.second)
+				began := time.Now()
+				_, err := p.CommitUpload(t.Context(), "a", p.testSession(), digest.FromString("layer"), registry.Chunk{Offset: -1, Length: 5, Body: strings.NewReader("layer")})
+				if took := time.Since(began); !errors.Is(err, tt.want) || took < tt.took || took > tt.took+100*time.Millisecond {
+					t.Errorf("%v after %s, want %v after %s", err, took, tt.want, tt.took)
+				}
 			})
 		})
 	}

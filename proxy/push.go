@@ -86,8 +86,8 @@ func (p *Proxy) shuffled() []*cluster.Origin {
 	return p.origins.For(digest.FromBytes(seed[:]))
 }
 
-// UploadStatus answers with the furthest copy. A copy that is behind has missed bytes and is left out of the session, as
-// one that does not answer soon after another has.
+// UploadStatus answers with the furthest copy. A copy that is behind has missed bytes and is left out of the session,
+// as one that does not answer soon after another has.
 func (p *Proxy) UploadStatus(ctx context.Context, repo, id string) (registry.Upload, error) {
 	ts, err := p.open(repo, id)
 	if err != nil {
@@ -154,7 +154,9 @@ func (p *Proxy) WriteUpload(ctx context.Context, repo, id string, c registry.Chu
 
 // fanOut streams a body to all targets, see fanOut. Origins that were left behind are asked last until they answer.
 func (p *Proxy) fanOut(ctx context.Context, body io.Reader, ts []target, send func(ctx context.Context, i int, r io.Reader) error) ([]error, error) {
-	errs, readErr := fanOut(ctx, body, len(ts), p.stall, send)
+	errs, readErr := fanOut(ctx, body, destinations{n: len(ts), stall: p.stall, send: send, hangs: func(ctx context.Context, i int) bool {
+		return ts[i].origin.Hangs(ctx, p.stall)
+	}})
 	for i, err := range errs {
 		if errors.Is(err, errStalled) {
 			p.origins.Suspect(ts[i].origin)
@@ -309,8 +311,9 @@ func (u uncut) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// ask asks all targets at once and returns what each answered, in their order. One that is silent for the stall timeout,
-// or for after once another has answered, is given up with errStalled, and asked last by others until it answers.
+// ask asks all targets at once and returns what each answered, in their order. One that is silent for the stall
+// timeout, or for after once another has answered, is given up with errStalled, and asked last by others until it
+// answers.
 func ask[T any](ctx context.Context, p *Proxy, ts []target, after time.Duration, question func(context.Context, target) (T, error)) ([]T, []error) {
 	answers, errs := make([]T, len(ts)), make([]error, len(ts))
 	var all []int

@@ -2,6 +2,8 @@ package cluster
 
 import (
 	"context"
+	"errors"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,6 +41,23 @@ func (h *health) observe(reached bool) {
 // answers reports whether there is no reason to ask others first.
 func (h *health) answers() bool {
 	return !h.silent.Load() && h.deadUntil.Load() <= time.Now().UnixNano()
+}
+
+// Hangs asks the origin whether it answers, and reports whether it is silent for d. A refusal is an answer, also of the
+// connection: what was sent before is answered, or cut off, by who listens no more. It is false when ctx ends first.
+func (or *Origin) Hangs(ctx context.Context, d time.Duration) bool {
+	asking, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	_, err := transport.AskAgain(asking, d, isSilence, func() (struct{}, error) {
+		return struct{}{}, or.Ping(asking)
+	})
+	return isSilence(err) && ctx.Err() == nil
+}
+
+// isSilence reports whether an error is that nothing was answered, not even the attempt to connect.
+func isSilence(err error) bool {
+	var timeout net.Error
+	return errors.Is(err, transport.ErrNoProgress) || errors.Is(err, context.DeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout()
 }
 
 // prober asks origins that were silent until they answer, so that no request has to find that out.
