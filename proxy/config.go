@@ -24,8 +24,8 @@ type Config struct {
 	// BuildIndexPatience is how long requests wait for a build-index that went away, from that moment on, default 5s.
 	// While it is away for longer they fail at once, and uploads are refused before any byte.
 	BuildIndexPatience config.Duration `yaml:"build_index_patience" config:"positive"`
-	// OriginPatience is how long a read waits while no origin can give a blob, because origins restart or the bucket is
-	// away that alone has it, default 10s. Then it is 503.
+	// OriginPatience is how long a read waits for its first byte while no origin gives a blob, because origins restart,
+	// hang or are slow, or the bucket is away that alone has it, default 10s, at least StallTimeout. Then it is 503.
 	OriginPatience config.Duration `yaml:"origin_patience" config:"positive"`
 	// StallTimeout is after how long without progress an origin is left behind in an upload, default 5s.
 	StallTimeout config.Duration `yaml:"stall_timeout" config:"positive"`

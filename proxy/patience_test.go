@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -61,18 +62,23 @@ func (d dial) conn(ctx context.Context, _, addr string) (net.Conn, error) {
 
 const testStall = 5 * time.Second
 
-// proxyOf returns a proxy of origins with these handlers, o1 and so on. It is called in a bubble.
+// proxyOf returns a proxy of origins with these handlers, o1 and so on, and of a build-index where every blob of
+// content is a member. It is called in a bubble.
 func proxyOf(t *testing.T, hs ...http.HandlerFunc) *Proxy {
 	t.Helper()
 	d := dial{}
-	var members []ring.Member
-	for i, h := range hs {
-		id := fmt.Sprint("o", i+1)
+	serve := func(host string, h http.HandlerFunc) string {
 		l := pipe{make(chan net.Conn), make(chan struct{})}
 		s := &http.Server{Handler: h}
 		go func() { _ = s.Serve(l) }()
 		t.Cleanup(func() { s.Close() })
-		d[id], members = l, append(members, ring.Member{ID: id, URL: "http://" + id + ":80"})
+		d[host] = l
+		return "http://" + host + ":80"
+	}
+	var members []ring.Member
+	for i, h := range hs {
+		id := fmt.Sprint("o", i+1)
+		members = append(members, ring.Member{ID: id, URL: serve(id, h)})
 	}
 	hc, err := transport.NewClient(transport.ClientConfig{Dial: d.conn}, nil)
 	if err != nil {
@@ -84,11 +90,20 @@ func proxyOf(t *testing.T, hs ...http.HandlerFunc) *Proxy {
 		t.Fatal(err)
 	}
 	t.Cleanup(o.Close)
+	index, err := cluster.NewIndexClient(serve("index", func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(cluster.Layer{Digest: digest.FromString(content), Size: int64(len(content))})
+	}), hc)
+	if err != nil {
+		t.Fatal(err)
+	}
 	return &Proxy{
-		origins: o, stall: testStall, replicas: len(members), ids: newSigner("one key"), m: newMetrics(prometheus.NewRegistry()),
-		log: slog.New(slog.DiscardHandler), doubts: newDoubts(),
+		origins: o, index: index, stall: testStall, originPatience: 2 * testStall, replicas: len(members), ids: newSigner("one key"),
+		m: newMetrics(prometheus.NewRegistry()), log: slog.New(slog.DiscardHandler), doubts: newDoubts(),
 	}
 }
+
+// content is the blob that the origins of these tests have.
+const content = "a layer"
 
 // hangs is an origin that takes what it is sent and does not answer.
 func hangs(_ http.ResponseWriter, r *http.Request) {
@@ -218,6 +233,66 @@ func TestCommitThatIsRefused(t *testing.T) {
 				_, err := p.CommitUpload(t.Context(), "a", p.testSession(), digest.FromString("layer"), registry.Chunk{Offset: -1, Length: 5, Body: strings.NewReader("layer")})
 				if took := time.Since(began); !errors.Is(err, tt.want) || took < tt.took || took > tt.took+100*time.Millisecond {
 					t.Errorf("%v after %s, want %v after %s", err, took, tt.want, tt.took)
+				}
+			})
+		})
+	}
+}
+
+// A read waits origin_patience for its first byte, however its tries go, and then as long as bytes come.
+func TestReadThatWaits(t *testing.T) {
+	after := func(d time.Duration, h http.HandlerFunc) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			select {
+			case <-time.After(d):
+				h(w, r)
+			case <-r.Context().Done():
+			}
+		}
+	}
+	away := func(w http.ResponseWriter, r *http.Request) { registry.WriteError(w, r, registry.ErrUnavailable) }
+	slowly := func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", fmt.Sprint(len(content)))
+		w.WriteHeader(http.StatusOK)
+		for i := range len(content) {
+			_ = http.NewResponseController(w).Flush()
+			time.Sleep(4 * time.Second)
+			_, _ = io.WriteString(w, content[i:i+1])
+		}
+	}
+	for _, tt := range []struct {
+		name    string
+		origins []http.HandlerFunc
+		min     time.Duration // that the answer takes, at most patience
+		want    error
+	}{
+		{"all hang", []http.HandlerFunc{hangs, hangs, hangs}, 2 * testStall, registry.ErrUnavailable},
+		{"one that hangs", []http.HandlerFunc{hangs}, 2 * testStall, registry.ErrUnavailable},
+		{"a bucket that hangs", []http.HandlerFunc{after(4*time.Second, away), after(4*time.Second, away), after(4*time.Second, away)}, 2 * testStall, registry.ErrUnavailable},
+		{"a bucket that is away", []http.HandlerFunc{away, away, away}, testStall, registry.ErrUnavailable},
+		{"one that is slow", []http.HandlerFunc{after(8*time.Second, slowly)}, 8 * time.Second, nil},
+		{"one that is slow, one that hangs", []http.HandlerFunc{after(4*time.Second, slowly), hangs}, 4 * time.Second, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := proxyOf(t, tt.origins...)
+				began := time.Now()
+				c, err := p.OpenBlob(t.Context(), "a", digest.FromString(content), registry.Whole)
+				if took := time.Since(began); !errors.Is(err, tt.want) || took < tt.min || took > p.originPatience {
+					t.Errorf("%v after %s, want %v after %s to %s", err, took, tt.want, tt.min, p.originPatience)
+				}
+				var again *registry.RetryError
+				if err != nil {
+					if !errors.As(err, &again) {
+						t.Errorf("%v does not say when to ask again", err)
+					}
+					return
+				}
+				if got, err := io.ReadAll(c.Body); string(got) != content || err != nil {
+					t.Errorf("read %q after %s: %v", got, time.Since(began), err)
+				}
+				if err := c.Close(); err != nil {
+					t.Error(err)
 				}
 			})
 		})

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -36,15 +37,45 @@ func (p *Proxy) OpenBlob(ctx context.Context, repo string, d digest.Digest, hint
 	if err != nil {
 		return nil, fmt.Errorf("blob %s of %s: %w", d, repo, err)
 	}
-	c, err := transport.AskAgain(ctx, p.originPatience, isAway, func() (*registry.Content, error) { return p.origins.OpenBlob(ctx, repo, d, hint) })
-	if err == nil && c.Size != l.Size {
-		c.Close()
-		c, err = p.openElsewhere(ctx, repo, d, hint, l.Size)
-	}
+	c, err := openWithin(ctx, max(p.originPatience, p.stall), d, func(ctx context.Context) (*registry.Content, error) {
+		c, err := transport.AskAgain(ctx, p.originPatience, isAway, func() (*registry.Content, error) { return p.origins.OpenBlob(ctx, repo, d, hint) })
+		if err == nil && c.Size != l.Size {
+			c.Close()
+			c, err = p.openElsewhere(ctx, repo, d, hint, l.Size)
+		}
+		return c, err
+	})
 	if err != nil {
 		return nil, err
 	}
 	return p.watch(ctx, repo, c), nil
+}
+
+// errLate is that no origin gave a blob in the time that a read waits for one.
+var errLate = errors.New("no origin gave it in time")
+
+// openWithin returns the blob that open opens, ErrUnavailable when it has not done so within patience, for which its
+// context lasts. That of a blob that was opened lasts as long as ctx.
+func openWithin(ctx context.Context, patience time.Duration, d digest.Digest, open func(context.Context) (*registry.Content, error)) (*registry.Content, error) {
+	within, cancel := context.WithCancelCause(ctx)
+	t := time.AfterFunc(patience, func() { cancel(errLate) })
+	c, err := open(within)
+	if !t.Stop() && err == nil {
+		err = errors.Join(context.Cause(within), c.Close())
+	}
+	if err == nil {
+		closed := c.Close
+		c.Close = func() error {
+			defer cancel(nil)
+			return closed()
+		}
+		return c, nil
+	}
+	defer cancel(nil)
+	if context.Cause(within) == errLate {
+		err = &registry.RetryError{Err: fmt.Errorf("%w: blob %s: %w: %w", registry.ErrUnavailable, d, errLate, err), After: time.Second}
+	}
+	return nil, err
 }
 
 // isAway reports whether whoever has the bytes can't be reached: origins that restart, or the bucket where it alone has
