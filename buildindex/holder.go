@@ -347,17 +347,24 @@ func (x *Index) compare(ctx context.Context, latest int64) error {
 		return err
 	}
 	where := "origins"
-	for _, l := range x.lanes {
+	marks := make([]int64, len(x.lanes))
+	var wg sync.WaitGroup
+	for i, l := range x.lanes {
 		b, ok := x.buckets.Get(l.name)
 		if !ok {
 			continue
 		}
-		n, err := l.readMark(ctx, b)
-		if err != nil {
-			x.log.Warn("a bucket can't be asked whether the database is the latest; origins were", "bucket", l.name, "error", err)
-		}
+		wg.Go(func() { // at once: those of one store may all hang
+			var err error
+			if marks[i], err = l.readMark(ctx, b); err != nil {
+				x.log.Warn("a bucket can't be asked whether the database is the latest; origins were", "bucket", l.name, "error", err)
+			}
+		})
+	}
+	wg.Wait()
+	for i, n := range marks {
 		if n > latest {
-			latest, where = n, "bucket "+l.name
+			latest, where = n, "bucket "+x.lanes[i].name
 		}
 	}
 	if latest <= state.LastGeneration || state.LastGeneration == 0 && !x.restored.Load() {

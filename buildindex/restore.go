@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -14,6 +15,7 @@ import (
 	"kraken/origin/bucket"
 	"kraken/proto/cluster"
 	"kraken/proto/registry"
+	"kraken/proto/transport"
 )
 
 const metaRestored = "restored" // set once SQL has what the bucket and enough origins know
@@ -179,16 +181,7 @@ func (x *Index) reconcile(ctx context.Context, origins []*cluster.Origin) error 
 	if err != nil {
 		return err
 	}
-	rounds, errs := make([]round, len(origins)), make([]error, len(origins))
-	var g errgroup.Group
-	if x.heard() {
-		g.SetLimit(1) // there is time, and a list may be long
-	}
-	for i, o := range origins {
-		rounds[i].known = state.LastGeneration
-		g.Go(func() error { errs[i] = x.hearOne(ctx, o, &rounds[i]); return nil })
-	}
-	_ = g.Wait() // each origin has its own error
+	rounds, errs := x.hearEach(ctx, origins, state.LastGeneration)
 	var t round
 	for i, o := range origins {
 		if errs[i] != nil {
@@ -223,9 +216,44 @@ func (x *Index) reconcile(ctx context.Context, origins []*cluster.Origin) error 
 	return errors.Join(errs...)
 }
 
+// restWait is for how long a start waits for further origins once enough were heard, or for as long again as those
+// took.
+const restWait = cluster.Stall / 4
+
+// hearEach asks origins what they keep, and returns a round and an error of each. Until enough were heard since the
+// start they are asked at once, and the rest is given up soon after: requests wait for these answers, and who is left
+// out is heard late.
+func (x *Index) hearEach(ctx context.Context, origins []*cluster.Origin, known int64) ([]round, []error) {
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	rounds, errs := make([]round, len(origins)), make([]error, len(origins))
+	began, starts := time.Now(), !x.heard()
+	var enough atomic.Int32
+	enough.Store(int32(len(origins) - x.copies() + 1))
+	var g errgroup.Group
+	if !starts {
+		g.SetLimit(1) // there is time, and a list may be long
+	}
+	for i, o := range origins {
+		rounds[i].known = known
+		g.Go(func() error {
+			if errs[i] = x.hearOne(ctx, o, &rounds[i]); errs[i] == nil && enough.Add(-1) == 0 && starts {
+				time.AfterFunc(max(restWait, time.Since(began)), func() { giveUp(errLeftOut) })
+			}
+			return nil
+		})
+	}
+	_ = g.Wait() // each origin has its own error
+	return rounds, errs
+}
+
+// errLeftOut is an origin that takes longer than others, which are enough, at a start.
+var errLeftOut = fmt.Errorf("%w: it is heard later than others, which are enough", registry.ErrUnavailable)
+
 // hearOne adds what one origin keeps to the round, and takes back what is in the bucket. Blobs that it owes, or has
-// paid a moment ago, become members if it is asked for the first time.
+// paid a moment ago, become members if it is asked for the first time. One that hangs is given up soon.
 func (x *Index) hearOne(ctx context.Context, o *cluster.Origin, t *round) error {
+	ctx = transport.WithProgressTimeout(ctx, cluster.Stall)
 	first := !x.hasHeard(o)
 	entries, err := x.recordsOf(ctx, o)
 	if err == nil && first {

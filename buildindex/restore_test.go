@@ -39,7 +39,8 @@ type fakeOrigin struct {
 	pending []cluster.PendingBlob
 	durable bool
 	holder  holder
-	onPut   func() // unless nil, called when a record was written
+	onPut   func()                                            // unless nil, called when a record was written
+	first   func(w http.ResponseWriter, r *http.Request) bool // unless nil, called before anything else; true has answered
 }
 
 // holder is a lease as an origin gives it.
@@ -71,6 +72,12 @@ func (f *fakeOrigin) set(change func()) {
 }
 
 func (f *fakeOrigin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	f.mu.Lock()
+	first := f.first
+	f.mu.Unlock()
+	if first != nil && first(w, r) {
+		return
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.down {
