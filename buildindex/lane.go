@@ -23,7 +23,8 @@ const (
 	outboxIdle  = time.Minute      // without anything to do
 	// rowsAtOnce is how many changes are written to one bucket at the same time; each has few requests under way.
 	rowsAtOnce = 128
-	rowStall   = time.Minute // for one row without any progress
+	rowStall   = time.Minute     // for one row without any progress
+	askEvery   = 2 * time.Second // how often a bucket that nothing is written to is asked how it is, at most
 )
 
 // lane writes the changes for one bucket, and only these: what stops one bucket stops no other. The lane without a name
@@ -37,8 +38,11 @@ type lane struct {
 	mu    sync.Mutex
 	mark  int64            // the last generation that the bucket knows to be committed
 	err   error            // of the last round
-	state bucket.Condition // of the bucket, as far as rounds tell
+	state bucket.Condition // of the bucket, as it has answered last
 	since time.Time        // it is in it
+	told  bucket.Condition // what the log has of it
+	asked time.Time        // when it has answered last, or did not
+	down  error            // why it did not
 }
 
 // newLanes returns one for each bucket, and one for repositories without.
@@ -133,18 +137,13 @@ func (x *Index) drain(ctx context.Context) (left bool, err error) {
 }
 
 func (l *lane) run(ctx context.Context) {
-	if l.name != "" {
-		if b, ok := l.x.buckets.Get(l.name); ok {
-			l.report(ctx, probe(ctx, l.name, b))
-		}
-	}
+	l.report(ctx, l.ask(ctx))
 	wait := outboxPoll
 	for {
-		left, err := l.round(ctx)
+		left, err := l.turn(ctx)
 		if ctx.Err() != nil {
 			return
 		}
-		l.report(ctx, err)
 		pause := wait
 		switch {
 		case err != nil:
@@ -168,38 +167,78 @@ func (l *lane) run(ctx context.Context) {
 	}
 }
 
+// turn makes a round, and asks the bucket how it is where the round did not come to that: there was nothing to write,
+// or nothing that could be. It reports and returns what both say.
+func (l *lane) turn(ctx context.Context) (left bool, err error) {
+	began := time.Now()
+	left, err = l.round(ctx)
+	if down := l.askedSince(ctx, began); down != nil && !errors.Is(err, down) {
+		err = errors.Join(down, err)
+	}
+	l.report(ctx, err)
+	return left, err
+}
+
 // report notes how the last round went, and logs when that changes.
 func (l *lane) report(ctx context.Context, err error) {
-	l.mu.Lock()
-	was := l.err
-	l.err = err
-	state := l.conditionOf(err)
-	if state != l.state {
-		l.state, l.since = state, time.Now()
-	}
-	l.mu.Unlock()
-	if ctx.Err() != nil || (was == nil) == (err == nil) && l.conditionOf(was) == state {
+	if ctx.Err() != nil {
 		return
 	}
-	if err != nil {
+	l.mu.Lock()
+	was, told := l.err, l.told
+	l.err, l.told = err, l.state
+	l.mu.Unlock()
+	switch {
+	case err != nil && (was == nil || told != l.told):
 		l.x.log.Warn("names will be written to the bucket later; pushes go on", "bucket", l.name, "error", err)
-	} else {
+	case err == nil && was != nil:
 		l.x.log.Info("the bucket takes names again", "bucket", l.name)
 	}
 }
 
-// conditionOf returns what the error of a round says about the bucket. One of the origins says nothing against it.
-func (l *lane) conditionOf(err error) bucket.Condition {
-	switch {
-	case errors.Is(err, errNoBucket):
-		return bucket.Missing
-	case errors.Is(err, bucket.ErrUnavailable):
-		return bucket.ConditionOf(err)
+// ask asks the bucket anything and notes how it answers. It returns errNoBucket for one that does not exist.
+func (l *lane) ask(ctx context.Context) error {
+	b, ok := l.x.buckets.Get(l.name)
+	if !ok {
+		return nil
 	}
-	return bucket.Ready
+	err := probe(ctx, l.name, b)
+	if ctx.Err() == nil {
+		l.answered(err)
+	}
+	return err
 }
 
-// bucketIsAway reports whether the last round has found the bucket of a repository out of reach.
+// askedSince returns why the bucket can't be used. It asks it if it was not used since began, or, where there was
+// nothing against it, askEvery before.
+func (l *lane) askedSince(ctx context.Context, began time.Time) error {
+	l.mu.Lock()
+	asked, down := l.asked, l.down
+	l.mu.Unlock()
+	if down == nil {
+		began = began.Add(-askEvery)
+	}
+	if asked.Before(began) {
+		return l.ask(ctx)
+	}
+	return down
+}
+
+// answered notes how the bucket has answered, which alone says what state it is in.
+func (l *lane) answered(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	state := bucket.ConditionOf(err)
+	if errors.Is(err, errNoBucket) {
+		state = bucket.Missing
+	}
+	if state != l.state {
+		l.state, l.since = state, time.Now()
+	}
+	l.asked, l.down = time.Now(), err
+}
+
+// bucketIsAway reports whether the bucket of a repository did not answer when it was used or asked last.
 func (x *Index) bucketIsAway(repo string) bool {
 	name := x.bucketOf(repo)
 	i := slices.IndexFunc(x.lanes, func(l *lane) bool { return l.name == name })
@@ -210,15 +249,6 @@ func (x *Index) bucketIsAway(repo string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.state != "" && l.state != bucket.Ready && l.state != bucket.Unknown
-}
-
-// wrote notes that the bucket takes names, before a round with a backlog has ended.
-func (l *lane) wrote() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.state != bucket.Ready {
-		l.state, l.since = bucket.Ready, time.Now()
-	}
 }
 
 // status is what GET /writeback says of the bucket.

@@ -136,9 +136,9 @@ func (b *batch) finish(ctx context.Context, jobs []*job) error {
 	}
 	if bucket, ok := x.buckets.Get(b.lane.name); ok && len(there) > 0 {
 		if err := b.lane.raiseMark(ctx, bucket, slices.Max(there)); err != nil { // before the rows go
-			return err
+			return errors.Join(err, b.lane.ask(ctx))
 		}
-		b.lane.wrote()
+		b.lane.answered(nil)
 	}
 	if err := x.published(ctx, done); err != nil {
 		return err
@@ -149,10 +149,8 @@ func (b *batch) finish(ctx context.Context, jobs []*job) error {
 	if len(failed) == 0 {
 		return nil
 	}
-	if bucket, ok := x.buckets.Get(b.lane.name); ok {
-		if err := probe(ctx, b.lane.name, bucket); err != nil {
-			return err
-		}
+	if err := b.lane.ask(ctx); err != nil {
+		return err
 	}
 	for _, j := range failed {
 		if queued, err := x.isStillQueued(ctx, j.row); err != nil {

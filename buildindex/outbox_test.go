@@ -181,3 +181,56 @@ func TestBucketThatIsBack(t *testing.T) {
 		t.Error("a bucket that has taken a name is away")
 	}
 }
+
+// What is said of a bucket that does not answer, or is missing, is what it said, also where there is nothing to write
+// to it, and nothing that could be. It is known to be away then: a change that too few origins keep is taken back.
+func TestBucketThatIsNotWrittenTo(t *testing.T) {
+	for _, queued := range []bool{false, true} {
+		for want, err := range map[bucket.Condition]error{bucket.Down: bucket.ErrUnavailable, bucket.Missing: fmt.Errorf("%w: %w", bucket.ErrUnavailable, bucket.ErrMissing)} {
+			t.Run(fmt.Sprintf("%s, something waits: %t", want, queued), func(t *testing.T) {
+				r := newRig(t)
+				r.must(r.x.fill(t.Context()))
+				if queued {
+					r.put("v", "one")
+				}
+				b := &broken{fail: func(string, string) error { return err }}
+				r.through(func(real bucket.Bucket) bucket.Bucket { b.Bucket = real; return b })
+				l := r.x.lanes[0]
+				says := func() (string, error) {
+					s, err := r.x.status(t.Context())
+					r.must(err)
+					return s.Buckets[0].State, l.check(t.Context())
+				}
+				if _, err := l.turn(t.Context()); err == nil {
+					t.Error("a turn says nothing of it")
+				}
+				if s, err := says(); s != string(want) || err == nil {
+					t.Errorf("it is %q, readiness says %v", s, err)
+				}
+				r.origins[1].set(func() { r.origins[1].down = true })
+				_, err := r.push("repo", registry.Reference{Tag: "w"}, raw("", "a/w"), registry.PutOptions{})
+				if !errors.Is(err, registry.ErrUnavailable) || errors.Is(err, registry.ErrTooFewCopies) {
+					t.Errorf("a push that one origin keeps: %v", err)
+				}
+				r.wantTag("w", "")
+				r.origins[1].set(func() { r.origins[1].down = false })
+				b.set(nil)
+				if _, err := l.turn(t.Context()); err != nil {
+					t.Errorf("it is back: %v", err)
+				}
+				if s, err := says(); s != string(bucket.Ready) || err != nil {
+					t.Errorf("it is back, and %q, readiness says %v", s, err)
+				}
+				for _, o := range r.origins {
+					o.set(func() { o.down = true })
+				}
+				if _, err := l.turn(t.Context()); (err != nil) != queued {
+					t.Errorf("without origins: %v", err)
+				}
+				if s, err := says(); s != string(bucket.Ready) || (err != nil) != queued {
+					t.Errorf("without origins it is %q, readiness says %v", s, err)
+				}
+			})
+		}
+	}
+}
