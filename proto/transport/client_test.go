@@ -12,12 +12,13 @@ import (
 	"time"
 
 	"kraken/proto/config"
+	"kraken/test/pipes"
 )
 
 const patience = 10 * time.Second
 
 // overPipes is a client of NewClient's shape whose connections go over p.
-func overPipes(t *testing.T, p *pipes) *http.Client {
+func overPipes(t *testing.T, p *pipes.Listener) *http.Client {
 	t.Helper()
 	c, err := NewClient(ClientConfig{ProgressTimeout: config.Duration(patience)}, quiet())
 	if err != nil {
@@ -27,7 +28,7 @@ func overPipes(t *testing.T, p *pipes) *http.Client {
 	if !ok {
 		t.Fatalf("the client's transport is a %T", c.Transport.(*progress).next)
 	}
-	next.DialContext = p.dialContext
+	next.DialContext = p.DialContext
 	t.Cleanup(next.CloseIdleConnections)
 	return c
 }
@@ -48,7 +49,7 @@ func TestClientGivesUpOnSilence(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				c := overPipes(t, onPipes(t, tc.h))
+				c := overPipes(t, pipes.Serve(t, tc.h))
 				began := time.Now()
 				err := fetch(t, c, tc.body)
 				if !errors.Is(err, ErrNoProgress) {
@@ -75,7 +76,7 @@ func TestRequestsMayBeImpatient(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				c := overPipes(t, onPipes(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				c := overPipes(t, pipes.Serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 					if tc.first != "" {
 						w.Header().Set("Content-Length", "10")
 						_, _ = io.WriteString(w, tc.first)
@@ -133,7 +134,7 @@ func TestClientGivesUpOnUnreadUpload(t *testing.T) {
 
 func givesUpOnUnread(t *testing.T, body io.Reader) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newPipes()
+		p := pipes.Listen()
 		c := overPipes(t, p)
 		accepted := make(chan struct{})
 		go func() {
@@ -164,7 +165,7 @@ func TestSlowIsNotSilent(t *testing.T) {
 	const step = patience - time.Second
 	t.Run("slow answer", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			c := overPipes(t, onPipes(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			c := overPipes(t, pipes.Serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 				for range 5 {
 					time.Sleep(step)
 					_, _ = io.WriteString(w, "x")
@@ -178,7 +179,7 @@ func TestSlowIsNotSilent(t *testing.T) {
 	})
 	t.Run("slow source", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			c := overPipes(t, onPipes(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })))
+			c := overPipes(t, pipes.Serve(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })))
 			if err := fetch(t, c, &slowReader{n: 3, pause: 5 * patience}); err != nil {
 				t.Error(err)
 			}
@@ -187,7 +188,7 @@ func TestSlowIsNotSilent(t *testing.T) {
 	t.Run("slow source that writes by itself", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			got := make(chan int64, 1)
-			c := overPipes(t, onPipes(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			c := overPipes(t, pipes.Serve(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 				n, _ := io.Copy(io.Discard, r.Body)
 				got <- n
 			})))
@@ -201,7 +202,7 @@ func TestSlowIsNotSilent(t *testing.T) {
 	})
 	t.Run("slow reader", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			c := overPipes(t, onPipes(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			c := overPipes(t, pipes.Serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 				_, _ = io.WriteString(w, strings.Repeat("x", 300<<10))
 			})))
 			resp, err := c.Get("http://test/")
@@ -225,7 +226,7 @@ func TestSlowIsNotSilent(t *testing.T) {
 // that nobody reads yet.
 func TestAnswerBeforeTheBodyEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := overPipes(t, onPipes(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c := overPipes(t, pipes.Serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			rc := http.NewResponseController(w)
 			if err := rc.EnableFullDuplex(); err != nil {
 				t.Error(err)
@@ -249,7 +250,7 @@ func TestAnswerBeforeTheBodyEnds(t *testing.T) {
 // TestCallersCancelStaysACancel: the caller's own end is not taken for the other side's silence.
 func TestCallersCancelStaysACancel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := overPipes(t, onPipes(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })))
+		c := overPipes(t, pipes.Serve(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })))
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://test/", nil)
@@ -268,7 +269,7 @@ func TestCallersCancelStaysACancel(t *testing.T) {
 // TestConnectionsAreKept pins that answers read to their end leave a connection for the next request.
 func TestConnectionsAreKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := onPipes(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "x") }))
+		p := pipes.Serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "x") }))
 		c := overPipes(t, p)
 		for range 5 {
 			if err := fetch(t, c, nil); err != nil {
@@ -276,7 +277,7 @@ func TestConnectionsAreKept(t *testing.T) {
 			}
 			synctest.Wait()
 		}
-		if n := p.dials.Load(); n != 1 {
+		if n := p.Dials(); n != 1 {
 			t.Errorf("%d connections for five requests", n)
 		}
 	})
@@ -284,7 +285,7 @@ func TestConnectionsAreKept(t *testing.T) {
 
 func TestClientNeitherFollowsNorInflates(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := overPipes(t, onPipes(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c := overPipes(t, pipes.Serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if e := r.Header.Get("Accept-Encoding"); e != "" {
 				t.Errorf("asked for encoding %q", e)
 			}

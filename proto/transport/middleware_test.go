@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"kraken/test/pipes"
 )
 
 // fileSink is a ResponseWriter that knows sendfile, and notes what it was given for it.
@@ -143,7 +145,7 @@ func TestStalledClients(t *testing.T) {
 	t.Run("slow upload goes on", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			got := make(chan string, 1)
-			p := onPipes(t, Middleware("test", quiet(), prometheus.NewRegistry())(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			p := pipes.Serve(t, Middleware("test", quiet(), prometheus.NewRegistry())(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				b, err := io.ReadAll(r.Body)
 				if err != nil {
 					t.Error(err)
@@ -151,7 +153,7 @@ func TestStalledClients(t *testing.T) {
 				got <- string(b)
 				w.WriteHeader(http.StatusAccepted)
 			})))
-			c, err := p.dial()
+			c, err := p.Dial()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -172,13 +174,13 @@ func TestStalledClients(t *testing.T) {
 	})
 	t.Run("a byte a minute is cut, whatever came before", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			p := onPipes(t, Middleware("test", quiet(), prometheus.NewRegistry())(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			p := pipes.Serve(t, Middleware("test", quiet(), prometheus.NewRegistry())(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				if _, err := io.Copy(io.Discard, r.Body); !errors.Is(err, ErrTooSlow) {
 					t.Errorf("the body ended with %v", err)
 				}
 				w.WriteHeader(http.StatusBadRequest)
 			})))
-			c, err := p.dial()
+			c, err := p.Dial()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -207,11 +209,11 @@ func TestStalledClients(t *testing.T) {
 	t.Run("a byte a minute taken is cut", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			failed := make(chan error, 1)
-			p := onPipes(t, Middleware("test", quiet(), prometheus.NewRegistry())(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			p := pipes.Serve(t, Middleware("test", quiet(), prometheus.NewRegistry())(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 				_, err := io.Copy(w, strings.NewReader(strings.Repeat("x", 1<<20)))
 				failed <- err
 			})))
-			c, err := p.dial()
+			c, err := p.Dial()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -237,11 +239,11 @@ func TestStalledClients(t *testing.T) {
 	t.Run("stalled upload is cut", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			failed := make(chan error, 1)
-			p := onPipes(t, Middleware("test", quiet(), prometheus.NewRegistry())(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			p := pipes.Serve(t, Middleware("test", quiet(), prometheus.NewRegistry())(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 				_, err := io.Copy(io.Discard, r.Body)
 				failed <- err
 			})))
-			c, err := p.dial()
+			c, err := p.Dial()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -259,10 +261,10 @@ func TestStalledClients(t *testing.T) {
 	t.Run("slow download goes on", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			text := strings.Repeat("x", 4*chunk)
-			p := onPipes(t, Middleware("test", quiet(), prometheus.NewRegistry())(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			p := pipes.Serve(t, Middleware("test", quiet(), prometheus.NewRegistry())(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				http.ServeContent(w, r, "x.bin", time.Time{}, struct{ io.ReadSeeker }{strings.NewReader(text)})
 			})))
-			c, err := p.dial()
+			c, err := p.Dial()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -288,11 +290,11 @@ func TestStalledClients(t *testing.T) {
 	t.Run("stalled download is cut", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			failed := make(chan error, 1)
-			p := onPipes(t, Middleware("test", quiet(), prometheus.NewRegistry())(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			p := pipes.Serve(t, Middleware("test", quiet(), prometheus.NewRegistry())(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 				_, err := io.Copy(w, strings.NewReader(strings.Repeat("x", 1<<20)))
 				failed <- err
 			})))
-			c, err := p.dial()
+			c, err := p.Dial()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -332,8 +334,8 @@ func TestWorkBetweenBytes(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				p := onPipes(t, Middleware("test", quiet(), prometheus.NewRegistry())(tc.h))
-				c, err := p.dial()
+				p := pipes.Serve(t, Middleware("test", quiet(), prometheus.NewRegistry())(tc.h))
+				c, err := p.Dial()
 				if err != nil {
 					t.Fatal(err)
 				}
