@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -191,7 +190,7 @@ func TestPagingReadsAnIndex(t *testing.T) {
 	}
 }
 
-// A page costs the same in a repository of 100,000 tags, first or last, as in one of 100.
+// A page costs about the same in a repository of 100,000 tags, first or last, as in one of 100.
 func TestPagesOfManyTags(t *testing.T) {
 	s, _ := open(t)
 	const n, page = 100_000, 100
@@ -206,25 +205,24 @@ func TestPagesOfManyTags(t *testing.T) {
 		}
 	}
 	pages := map[string][2]string{"of few": {"few", ""}, "first": {"many", ""}, "last": {"many", fmt.Sprintf("v%06d", n-page-1)}}
-	took := map[string][]time.Duration{}
+	best := map[string]time.Duration{} // others use the machine, too
 	for range 100 {
 		for name, p := range pages {
 			began := time.Now()
 			tags, err := s.Tags(t.Context(), p[0], p[1], page)
+			took := time.Since(began)
 			if err != nil || len(tags) != page {
 				t.Fatalf("%s: %d tags, %v", name, len(tags), err)
 			}
-			took[name] = append(took[name], time.Since(began))
+			if best[name] == 0 || took < best[name] {
+				best[name] = took
+			}
 		}
 	}
-	median := func(name string) time.Duration {
-		slices.Sort(took[name])
-		return took[name][len(took[name])/2]
-	}
 	for _, name := range []string{"first", "last"} {
-		t.Logf("%s page of %d tags: %v, page of %d: %v", name, n, median(name), page, median("of few"))
-		if median(name) > median("of few")*3/2 {
-			t.Errorf("%s page of %d tags took %v, a page of %d %v", name, n, median(name), page, median("of few"))
+		t.Logf("%s page of %d tags: %v, page of %d: %v", name, n, best[name], page, best["of few"])
+		if best[name] > 5*best["of few"] { // and a scan takes hundreds of times
+			t.Errorf("%s page of %d tags took %v, a page of %d %v", name, n, best[name], page, best["of few"])
 		}
 	}
 }
