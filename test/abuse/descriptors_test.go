@@ -43,16 +43,9 @@ func TestDescriptors(t *testing.T) {
 		begin(i)
 	}
 	// What the agent opens while it fetches these comes and goes, and would hide the refusals.
-	last, same := -1, 0
-	eventually(t, 20*time.Second, func() error {
-		n := agent.descriptors(t)
-		if n == last {
-			same++
-		} else {
-			last, same = n, 0
-		}
-		if same < 5 {
-			return fmt.Errorf("%d descriptors are open, for %d looks", n, same)
+	eventually(t, time.Minute, func() error {
+		if n := agent.metric(t, "kraken_agent_pull_seconds_count"); n != 3 {
+			return fmt.Errorf("the agent has ended %v fetches", n)
 		}
 		return nil
 	})
