@@ -19,16 +19,19 @@ import (
 )
 
 // TestLeasesNotFetched: somebody leases the pieces of a blob that a node pulls, as fast as 66 connections go and under
-// an invented peer id each time, and fetches none. The pull takes little longer than that of another blob of the same
-// size, whether he is at another address than the node or at the same.
+// an invented peer id each time, and fetches none. The pull takes little longer than while he does so with another blob
+// of the same size, which is as much work for the machine, whether he is at another address than the node or at the
+// same.
 func TestLeasesNotFetched(t *testing.T) {
-	const size = 32 << 20
+	const size, tries = 32 << 20, 3 // others use the machine, too
 	c := start(t, options{agents: 1})
-	timed := func(attacker string) time.Duration {
+	timed := func(attacker string, same bool) time.Duration {
 		m := c.metainfo(t, "leases/app", random(size))
-		if attacker != "" {
-			defer c.hoard(t, attacker, m)()
+		hoarded := m
+		if !same {
+			hoarded = c.metainfo(t, "leases/app", random(size))
 		}
+		defer c.hoard(t, attacker, hoarded)()
 		began := time.Now()
 		resp, err := c.client(t).Get(c.Agents[0].URL + "/v2/leases/app/blobs/" + m.Digest.String())
 		if err != nil {
@@ -41,12 +44,22 @@ func TestLeasesNotFetched(t *testing.T) {
 		}
 		return time.Since(began)
 	}
-	alone := timed("")
-	for _, from := range []string{"127.0.0.2", "127.0.0.1"} {
-		beside := timed(from)
-		t.Logf("%d MiB: %s alone, %s beside leases from %s", size>>20, alone.Round(time.Millisecond), beside.Round(time.Millisecond), from)
-		if beside > 3*alone+2*time.Second {
-			t.Errorf("%d MiB took %s while %s leased and did not fetch, and %s before", size>>20, beside, from, alone)
+	host := 1
+	stranger := func() string { // of whom nothing is known yet
+		host++
+		return fmt.Sprintf("127.0.0.%d", host)
+	}
+	for who, from := range map[string]func() string{"a stranger": stranger, "the node's address": func() string { return "127.0.0.1" }} {
+		for try := 1; ; try++ {
+			apart, beside := timed(stranger(), false), timed(from(), true)
+			t.Logf("%d MiB: %s beside leases of another blob, %s beside leases by %s", size>>20, apart.Round(time.Millisecond), beside.Round(time.Millisecond), who)
+			if beside <= 3*apart+2*time.Second {
+				break
+			}
+			if try == tries {
+				t.Errorf("%d MiB took %s while %s leased and did not fetch, and %s beside leases of another blob", size>>20, beside, who, apart)
+				break
+			}
 		}
 	}
 }
