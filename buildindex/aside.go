@@ -55,16 +55,19 @@ func describe(where string, r cluster.NameRecord, err error) cluster.SetAside {
 // cut bounds what a stranger may have written.
 func cut(s string) string { return s[:min(len(s), 256)] }
 
-// load reads what an earlier process set aside.
+// load reads what an earlier process set aside. Others may list it meanwhile.
 func (a *aside) load(ctx context.Context, db names.Store) error {
-	a.rows = map[int64]*asideRow{}
 	v, err := db.Meta(ctx, metaAside)
+	var records []asideRecord
 	if err == nil && v != "" {
-		err = json.Unmarshal([]byte(v), &a.records)
+		err = json.Unmarshal([]byte(v), &records)
 	}
 	if err != nil {
 		return fmt.Errorf("records that were set aside: %w", err)
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.records, a.rows = records, map[int64]*asideRow{}
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -203,4 +204,14 @@ func TestTagRecordFindsBytesInTheBucket(t *testing.T) {
 	r.must(r.x.reconcile(t.Context(), r.x.origins.All()))
 	r.wantTag("t1", d)
 	r.wantAside(0)
+}
+
+// Readiness and metrics are asked for while a build-index that waited for the one before it opens the database.
+func TestAsideIsListedWhileItIsLoaded(t *testing.T) {
+	r := newRig(t)
+	var a aside
+	var wg sync.WaitGroup
+	wg.Go(func() { a.list(1) })
+	r.must(a.load(t.Context(), r.x.db))
+	wg.Wait()
 }
