@@ -95,8 +95,15 @@ func TestDeletedWhileItWaits(t *testing.T) {
 		layer.Copies = 1
 		done <- r.x.putLayer(t.Context(), "repo", layer)
 	}()
-	for r.x.generation.Load() == before { // until it waits
-		runtime.Gosched()
+	for limit := time.After(20 * time.Second); r.x.generation.Load() == before; { // until it waits
+		select {
+		case err := <-done:
+			t.Fatalf("the push has ended before it waits: %v", err)
+		case <-limit:
+			t.Fatal("the push does not come to wait")
+		default:
+			runtime.Gosched()
+		}
 	}
 	r.must(r.x.deleteLayer(t.Context(), "repo", layer.Digest))
 	r.durable(true)
