@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -13,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -364,18 +364,18 @@ func TestDockerRegistry(t *testing.T) {
 		}
 		t.Skip("docker-registry is not installed")
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	l.Close()
 	dir := t.TempDir()
-	cfg := fmt.Sprintf("version: 0.1\nstorage: {filesystem: {rootdirectory: %q}, delete: {enabled: true}}\nhttp: {addr: %q}\n", filepath.Join(dir, "state"), addr)
+	cfg := fmt.Sprintf("version: 0.1\nstorage: {filesystem: {rootdirectory: %q}, delete: {enabled: true}}\nhttp: {addr: \"127.0.0.1:0\"}\n", filepath.Join(dir, "state"))
 	if err := os.WriteFile(filepath.Join(dir, "config.yml"), []byte(cfg), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	said, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer said.Close()
 	cmd := exec.Command(program, "serve", filepath.Join(dir, "config.yml"))
+	cmd.Stdout, cmd.Stderr = said, said
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -383,12 +383,22 @@ func TestDockerRegistry(t *testing.T) {
 		cmd.Process.Kill()
 		cmd.Wait()
 	})
+	listening, addr := regexp.MustCompile(`listening on (127\.0\.0\.1:\d+)\D`), ""
+	for began := time.Now(); addr == ""; time.Sleep(20 * time.Millisecond) {
+		text, err := os.ReadFile(said.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m := listening.FindSubmatch(text); m != nil {
+			addr = string(m[1])
+		} else if time.Since(began) > 20*time.Second {
+			t.Fatalf("it does not say where it listens:\n%s", text)
+		}
+	}
 	ctx, repo := t.Context(), "demo/app"
 	c := plainClient(t, "http://"+addr, ClientOptions{Elsewhere: maxRedirects})
-	for began := time.Now(); c.Ping(ctx) != nil; time.Sleep(20 * time.Millisecond) {
-		if time.Since(began) > 20*time.Second {
-			t.Fatal("it does not answer")
-		}
+	if err := c.Ping(ctx); err != nil {
+		t.Fatal(err)
 	}
 	b := bytes.Repeat([]byte("0123456789"), 10_000)
 	d := digest.FromBytes(b)
