@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -36,7 +37,8 @@ type round struct {
 	known int64 // the last generation that SQL had when the round began
 	heard []string
 	adopt []entry
-	wait  []entry // whose changes are queued, until these were counted
+	bytes *sync.Map  // of manifests to adopt, by digest: of all origins of the round
+	wait  []recordID // whose changes are queued, until these were counted
 	aside []asideRecord
 
 	refusals []entry          // what origins have noted as refused, which is no change
@@ -47,20 +49,34 @@ func (t *round) setAside(e entry) {
 	t.aside = append(t.aside, asideRecord{describe(e.origin, e.record, e.err), cluster.NameKey(e.record)})
 }
 
-// recordsOf reads and checks what an origin keeps. Only a record that holds raises the counter of generations.
-func (x *Index) recordsOf(ctx context.Context, o *cluster.Origin) (out []entry, err error) {
+// eachRecord reads and checks what an origin keeps, and calls fn with each record. Nothing of the list is kept: it may
+// have gigabytes. Only a record that holds raises the counter of generations.
+func (x *Index) eachRecord(ctx context.Context, o *cluster.Origin, fn func(entry) error) error {
 	now := time.Now()
-	err = o.Names(ctx, func(line []byte) error {
+	return o.Names(ctx, func(line []byte) error {
 		r, err := cluster.ParseNameRecord(line, x.keys, now)
 		if err != nil {
 			r.Bytes = nil
 		} else {
 			x.sawGeneration(r.Generation)
 		}
-		out = append(out, entry{o.ID, r, err})
-		return nil
+		return fn(entry{o.ID, r, err})
 	})
-	return out, err
+}
+
+// bytesToKeep returns the bytes of a record that is to be adopted, one copy for all origins; nil where SQL has what it
+// says.
+func (x *Index) bytesToKeep(ctx context.Context, t *round, r cluster.NameRecord) ([]byte, error) {
+	if len(r.Bytes) == 0 {
+		return nil, nil
+	}
+	if t.known > 0 { // else SQL is empty
+		if known, err := x.known(ctx, r); err != nil || known {
+			return nil, err
+		}
+	}
+	kept, _ := t.bytes.LoadOrStore(r.Digest, r.Bytes)
+	return kept.([]byte), nil
 }
 
 // tombstones are the newest deletions of names. One that policy forbids hides nothing.

@@ -115,6 +115,7 @@ func (x *Index) takeRefused(ctx context.Context, t *round) error {
 	}
 	adopt, clean := t.adopt, len(t.heard) == len(x.origins.All())
 	t.adopt = nil
+	ctx = transport.WithProgressTimeout(ctx, cluster.Stall)
 	for _, e := range adopt {
 		if !refused[idOf(e.record)] {
 			t.adopt = append(t.adopt, e)

@@ -206,8 +206,8 @@ func (x *Index) reconcile(ctx context.Context, origins []*cluster.Origin) error 
 		x.heardFrom.Store(id, true)
 	}
 	if !x.counted && len(t.heard) == len(x.origins.All()) {
-		x.counted = true
-		x.addShort(t.wait)
+		err := x.addShort(ctx, t.wait)
+		errs, x.counted = append(errs, err), err == nil
 	}
 	unheard := slices.DeleteFunc(slices.Clone(x.origins.All()), x.hasHeard)
 	if len(unheard) < x.copies() {
@@ -228,6 +228,7 @@ func (x *Index) hearEach(ctx context.Context, origins []*cluster.Origin, known i
 	defer giveUp(nil)
 	rounds, errs := make([]round, len(origins)), make([]error, len(origins))
 	began, starts := time.Now(), !x.heard()
+	var bytes sync.Map
 	var enough atomic.Int32
 	enough.Store(int32(len(origins) - x.copies() + 1))
 	var g errgroup.Group
@@ -235,7 +236,7 @@ func (x *Index) hearEach(ctx context.Context, origins []*cluster.Origin, known i
 		g.SetLimit(1) // there is time, and a list may be long
 	}
 	for i, o := range origins {
-		rounds[i].known = known
+		rounds[i].known, rounds[i].bytes = known, &bytes
 		g.Go(func() error {
 			if errs[i] = x.hearOne(ctx, o, &rounds[i]); errs[i] == nil && enough.Add(-1) == 0 && starts {
 				time.AfterFunc(max(restWait, time.Since(began)), func() { giveUp(errLeftOut) })
@@ -255,48 +256,59 @@ var errLeftOut = fmt.Errorf("%w: it is heard later than others, which are enough
 func (x *Index) hearOne(ctx context.Context, o *cluster.Origin, t *round) error {
 	ctx = transport.WithProgressTimeout(ctx, cluster.Stall)
 	first := !x.hasHeard(o)
-	entries, err := x.recordsOf(ctx, o)
+	var old []cluster.NameDeletion
+	err := x.eachRecord(ctx, o, func(e entry) error {
+		take, err := x.sortRecord(ctx, o, e, t)
+		switch {
+		case err != nil || !take:
+			return err
+		case e.record.Generation <= t.known && !first && !x.aside.has(cluster.NameKey(e.record), e.record.Generation):
+			old = append(old, x.signer.Deletion(e.record))
+		case e.err != nil:
+			t.setAside(e)
+		default:
+			if e.record.Bytes, err = x.bytesToKeep(ctx, t, e.record); err != nil {
+				return err
+			}
+			t.adopt = append(t.adopt, e)
+		}
+		return nil
+	})
 	if err == nil && first {
 		err = x.adoptPending(ctx, o)
 	}
 	if err != nil {
 		return err
 	}
-	for _, e := range entries {
-		_, refusal := e.record.Refuses()
-		aside := x.aside.has(cluster.NameKey(e.record), e.record.Generation)
-		switch {
-		case e.err != nil && (refusal || !errors.Is(e.err, registry.ErrDenied)):
-			t.setAside(e) // what it says of itself is worth nothing
-			continue
-		case refusal:
-			t.refusals = append(t.refusals, e)
-			continue
-		case x.writing.has(e.record):
-			continue
-		case !aside && e.record.Generation <= t.known:
-			if queued, err := x.isQueued(ctx, o, e); err != nil {
-				return err
-			} else if queued {
-				if !x.counted && e.err == nil {
-					t.wait = append(t.wait, e)
-				}
-				continue
-			}
-			if !first {
-				if err := o.DeleteName(ctx, x.signer.Deletion(e.record), x.tenure.id); err != nil && !errors.Is(err, registry.ErrHeld) {
-					return err
-				}
-				continue
-			}
-		}
-		if e.err != nil {
-			t.setAside(e)
-		} else {
-			t.adopt = append(t.adopt, e)
+	for _, d := range old {
+		if err := o.DeleteName(ctx, d, x.tenure.id); err != nil && !errors.Is(err, registry.ErrHeld) {
+			return err
 		}
 	}
 	return nil
+}
+
+// sortRecord looks at a record of an origin, and reports whether it is to be taken over or back: it is of no change
+// that is under way or queued. The others it adds to the round.
+func (x *Index) sortRecord(ctx context.Context, o *cluster.Origin, e entry, t *round) (take bool, err error) {
+	_, refusal := e.record.Refuses()
+	switch {
+	case e.err != nil && (refusal || !errors.Is(e.err, registry.ErrDenied)):
+		t.setAside(e) // what it says of itself is worth nothing
+		return false, nil
+	case refusal:
+		t.refusals = append(t.refusals, e)
+		return false, nil
+	case x.writing.has(e.record):
+		return false, nil
+	case e.record.Generation > t.known || x.aside.has(cluster.NameKey(e.record), e.record.Generation):
+		return true, nil
+	}
+	queued, err := x.isQueued(ctx, o, e)
+	if queued && !x.counted && e.err == nil {
+		t.wait = append(t.wait, idOf(e.record))
+	}
+	return !queued, err
 }
 
 // isQueued reports whether the change of a record waits for the bucket. A record that nobody signed, because it was

@@ -502,9 +502,8 @@ func TestRecordsNewerThanSQL(t *testing.T) {
 	r := newRig(t)
 	r.must(r.x.fill(r.Context()))
 	a := r.put("v", "one")
-	recs, err := r.x.recordsOf(r.Context(), r.x.origins.All()[0])
-	r.must(err)
-	newer := recs[0].record
+	var newer cluster.NameRecord
+	r.must(r.x.eachRecord(r.Context(), r.x.origins.All()[0], func(e entry) error { newer = e.record; return nil }))
 	newer.Tag, newer.Generation, newer.Time = "w", newer.Generation+1, time.Now()
 	newer = r.x.signer.Sign(newer)
 	r.origins[0].set(func() { r.origins[0].names[cluster.NameKey(newer)] = newer })

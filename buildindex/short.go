@@ -36,33 +36,54 @@ const (
 	topUpEvery = 500 * time.Millisecond
 )
 
-// add keeps a record in the place of an earlier one of the same name.
-func (s *short) add(r shortRecord) {
+// add keeps a record in the place of an earlier one of the same name. It reports whether there is room for it.
+func (s *short) add(r shortRecord) (room bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	k := cluster.NameKey(r.NameRecord)
-	if !s.drop(k, r.Generation) || s.bytes+r.size() > maxShort {
-		return
+	if !s.drop(k, r.Generation) {
+		return true
+	}
+	if s.bytes+r.size() > maxShort {
+		return false
 	}
 	if s.records == nil {
 		s.records = map[string]shortRecord{}
 	}
 	s.records[k] = r
 	s.bytes += r.size()
+	return true
 }
 
-// addShort takes up queued changes of a process before this one that fewer origins keep than there are replicas. kept
-// is what all origins keep.
-func (x *Index) addShort(kept []entry) {
+// addShort takes up queued changes of a process before this one that fewer origins keep than there are replicas, as
+// many as there is room for. kept is what all origins keep.
+func (x *Index) addShort(ctx context.Context, kept []recordID) error {
 	copies := map[recordID]int{}
-	for _, e := range kept {
-		copies[idOf(e.record)]++
+	for _, id := range kept {
+		copies[id]++
 	}
-	for _, e := range kept {
-		if copies[idOf(e.record)] < x.copies() {
-			x.short.add(shortRecord{e.record, e.record.Bytes})
+	for id, n := range copies {
+		if n >= x.copies() {
+			continue
+		}
+		rows, err := x.db.Queued(ctx, id.generation)
+		if err != nil {
+			return err
+		}
+		for _, row := range rows {
+			if row.Err != nil || row.Record.Version == unrecorded || cluster.NameKey(row.Record) != id.key {
+				continue
+			}
+			r, raw, err := x.recordOfQueued(ctx, row.Record)
+			if ignoreMissing(err) != nil {
+				return err
+			}
+			if err == nil && !x.short.add(shortRecord{x.signer.Sign(r), raw}) {
+				return nil
+			}
 		}
 	}
+	return nil
 }
 
 // remove forgets a record, and earlier ones of the same name: there are enough of them, or they are not wanted any
