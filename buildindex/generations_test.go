@@ -164,6 +164,29 @@ func TestDeletedAndPushedAgain(t *testing.T) {
 	r.wantLayer(blob.Digest, true)
 }
 
+// So it is when it was pushed a third time, of which there is no record: that of the second stays until the bucket has
+// the membership.
+func TestDeletedAndPushedAgainTwice(t *testing.T) {
+	r := restoredRig(t)
+	blob := cluster.Layer{Digest: digest.FromString("blob"), Size: 4}
+	r.must(r.x.putLayer(t.Context(), "repo", blob))
+	r.publish()
+	r.must(r.x.deleteLayer(t.Context(), "repo", blob.Digest))
+	r.publish()
+	r.owe(blob)
+	r.must(r.x.putLayer(t.Context(), "repo", blob))
+	r.must(r.x.putLayer(t.Context(), "repo", blob))
+	if left, err := r.x.drain(t.Context()); err != nil || !left {
+		t.Fatalf("left %v, %v; want that the membership waits for its blob", left, err)
+	}
+	r.lose() // before the bucket knows
+	r.wantLayer(blob.Digest, true)
+	r.owe()
+	r.publish()
+	r.onlyBucket("third.db")
+	r.wantLayer(blob.Digest, true)
+}
+
 // owe makes the origins owe these blobs, which were pushed to repo, and no others.
 func (r *rig) owe(blobs ...cluster.Layer) {
 	r.durable(len(blobs) == 0)

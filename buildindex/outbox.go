@@ -238,8 +238,11 @@ func (b *batch) prepare(ctx context.Context, row names.OutboxRow) *job {
 	case c.PutsManifest():
 		b.prepareManifest(ctx, j)
 	case c.Act == cluster.Put:
+		// It is written at the generation that it has in SQL. The row is not done before that, also where it was pushed
+		// again since: of a later push there may be no record, and that of this one goes with the row.
 		l, err := b.lane.x.db.Layer(ctx, c.Repository, c.Digest)
-		if j.err = ignoreMissing(err); err == nil && l.Generation <= c.Generation {
+		if j.err = ignoreMissing(err); err == nil {
+			c := c.At(max(c.Generation, l.Generation))
 			j.refs = []digest.Digest{c.Digest}
 			j.do = func(ctx context.Context, bucket bucket.Bucket) error {
 				return putStamp(ctx, bucket, layout.Stamp{Change: c, Size: l.Size})
