@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"kraken/buildindex/names"
-	"kraken/buildindex/names/sqlite"
 	"kraken/origin/bucket"
 	"kraken/origin/upstream"
 	"kraken/proto/cluster"
@@ -128,7 +127,7 @@ func (x *Index) openDatabase(ctx context.Context) (err error) {
 		return fmt.Errorf("database: %w", err)
 	}
 	x.lockHeld = lock
-	db, err := sqlite.Open(ctx, x.cfg.Database)
+	db, err := x.cfg.OpenNames(ctx, x.cfg.Database)
 	if err != nil {
 		return err
 	}

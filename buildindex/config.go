@@ -1,11 +1,14 @@
 package buildindex
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"regexp"
 
+	"kraken/buildindex/names"
+	"kraken/buildindex/names/sqlite"
 	"kraken/origin/bucket"
 	"kraken/origin/upstream"
 	"kraken/proto/cluster"
@@ -31,6 +34,10 @@ type Config struct {
 	RecordKeys []string `yaml:"record_keys"`
 	// Upstreams are the registries outside the cluster that it mirrors, the same in the origins.
 	Upstreams upstream.Config `yaml:"upstreams"`
+	// OpenNames opens Database, nil is SQLite. Machine says on which machine and disk that is, empty asks the kernel. Set
+	// by tests.
+	OpenNames func(ctx context.Context, path string) (names.Store, error) `yaml:"-"`
+	Machine   string                                                      `yaml:"-"`
 	// Repositories are policies; the first whose pattern matches a repository applies to it.
 	Repositories []Policy `yaml:"repositories"`
 }
@@ -53,6 +60,9 @@ type Policy struct {
 func (c *Config) Validate() error {
 	var m config.Mistakes
 	c.Role = transport.RoleBuildIndex
+	if c.OpenNames == nil {
+		c.OpenNames = func(ctx context.Context, path string) (names.Store, error) { return sqlite.Open(ctx, path) }
+	}
 	c.Config.Validate(&m)
 	m.File("database", c.Database)
 	m.Join("", bucket.ValidateAll(c.Buckets))

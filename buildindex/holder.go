@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"kraken/buildindex/names"
@@ -48,11 +50,19 @@ type tenure struct {
 	told   string               // the reason that the log has
 	forget []cluster.NameRecord // that origins may forget once acked has reached them
 	looked time.Time            // when origins were asked last whether this is the only one, and none said no
+	most   time.Time            // when most of the origins were asked last that granted the lease
 	ended  error                // what ended it
 }
 
 // errHeld is that another build-index has the lease at the origins.
 var errHeld = errors.New("another build-index holds the origins")
+
+// errGone is that this build-index ends, and has given its lease back.
+var errGone = errors.New("this build-index ends: another one may have begun")
+
+// errLapsed is that another build-index may have begun, and be gone again, while this one stood still: what that one has
+// written this one does not know.
+var errLapsed = errors.New("this build-index stood still for longer than its lease, and another may have begun meanwhile: it has to begin anew")
 
 // begun reports whether this process is the only build-index.
 func (x *Index) begunTenure() bool {
@@ -71,8 +81,7 @@ func (x *Index) sure() error {
 	t := &x.tenure
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := time.Now()
-	old := max(now.Sub(t.looked), now.Round(0).Sub(t.looked.Round(0)))
+	old := elapsed(t.looked, time.Now())
 	switch {
 	case t.looked.IsZero(): // nobody holds anything here
 		return nil
@@ -85,17 +94,39 @@ func (x *Index) sure() error {
 }
 
 // look notes how a question to all origins has ended that began at a time: whether this is the only build-index. What
-// they said may be as old as that.
-func (x *Index) look(began time.Time, err error) {
+// they said may be as old as that. It returns what has ended this one.
+//
+// Where too few answered none said no. But after a time for which the lease does not hold another may have begun, and
+// have gone since, and this one does not know what that has written. After a time without most of the origins one that
+// says so is enough to end. Who stood still goes on only when most say that nobody else had the lease; what does not
+// say so once is enough, because it does not say it twice.
+func (x *Index) look(began time.Time, a answer, err error) error {
 	t := &x.tenure
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	now := time.Now()
+	stood := !t.looked.IsZero() && elapsed(t.looked, now) > holdFor
+	lapsed := !t.most.IsZero() && elapsed(t.most, now) > holdFor
+	tooFew := errors.Is(err, registry.ErrUnavailable)
 	switch {
-	case errors.Is(err, errHeld):
+	case t.ended != nil:
+	case errors.Is(err, errHeld), errors.Is(err, errGone):
 		t.ended = err
-	case err == nil, errors.Is(err, registry.ErrUnavailable): // where too few answered none said no
+	case stood && !a.kept && (err == nil || tooFew), lapsed && a.other:
+		t.ended = errLapsed
+	case stood && tooFew:
+	case err == nil, tooFew:
 		t.looked = began
 	}
+	if t.ended == nil && err == nil {
+		t.most = began
+	}
+	return t.ended
+}
+
+// elapsed is the time between two times, by the clock that only goes on or by the one on the wall: the longer one.
+func elapsed(from, to time.Time) time.Duration {
+	return max(to.Sub(from), to.Round(0).Sub(from.Round(0)))
 }
 
 // waitQuietly is how long a start may wait before the log tells of it: the parts of a cluster start in any order.
@@ -175,18 +206,26 @@ func (x *Index) hold(ctx context.Context) error {
 	x.log.Info("this is the only build-index", "holder", x.tenure.id)
 	for began := time.Now(); role.Pause(ctx, time.Until(began.Add(holdEvery))); {
 		began = time.Now()
-		_, err := x.renew(ctx, holdFor)
-		x.look(began, err)
-		if errors.Is(err, errHeld) {
+		a, err := x.ask(ctx, holdFor)
+		if err = x.look(began, a, err); err != nil {
+			if errors.Is(err, errLapsed) {
+				x.giveBack(ctx)
+			}
 			return err
 		}
 		notify(x.forgetSoon)
 	}
-	// The next one need not wait.
+	// The next one need not wait. What comes while this one drains is for that one.
+	_ = x.look(time.Now(), answer{}, errGone) // as it is meant
+	x.giveBack(ctx)
+	return nil
+}
+
+// giveBack ends the lease where this build-index has it, also when ctx is done.
+func (x *Index) giveBack(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), holdEvery)
 	defer cancel()
 	_, _ = x.renew(ctx, 0) // it ends by itself soon
-	return nil
 }
 
 // takeOver opens the database if that is still to do, asks for the lease, and looks whether SQL has all that was
@@ -209,13 +248,13 @@ func (x *Index) takeOver(ctx context.Context) error {
 	if err := x.compare(ctx, latest); err != nil {
 		return err
 	}
-	x.look(began, nil)
+	_ = x.look(began, answer{kept: true}, nil) // it begins
 	close(x.tenure.begun)
 	return nil
 }
 
-// identify gives this database a name for the lease: a restart on the same disk and machine need not wait for the end
-// of its own.
+// identify gives this database a name for the lease: a restart on the same disk, while the machine runs, need not wait
+// for the end of its own.
 func (x *Index) identify(ctx context.Context) error {
 	id, err := x.db.Meta(ctx, metaHolder)
 	if err != nil {
@@ -231,12 +270,32 @@ func (x *Index) identify(ctx context.Context) error {
 			return err
 		}
 	}
+	machine := x.cfg.Machine
+	if machine == "" {
+		if machine, err = x.machine(); err != nil {
+			return err
+		}
+	}
+	x.tenure.id = machine + "/" + id
+	return nil
+}
+
+// machine tells this machine since it was booted, and the file of its lock, from all others. The database alone does
+// not: a copy of it has the same name, and so may the machine that the copy is on.
+func (x *Index) machine() (string, error) {
 	host, err := os.Hostname()
 	if err != nil {
-		return err
+		return "", err
 	}
-	x.tenure.id = host + "/" + id
-	return nil
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", err
+	}
+	var lock syscall.Stat_t
+	if err := syscall.Fstat(int(x.lockHeld.Fd()), &lock); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%s/%s/%x-%x", host, strings.TrimSpace(string(boot)), lock.Dev, lock.Ino), nil
 }
 
 // renew asks all origins for the lease and tells them what SQL has committed. It returns the highest generation that
@@ -247,10 +306,24 @@ func (x *Index) identify(ctx context.Context) error {
 // most grant it, whatever others say: the request of one that is gone may have reached them late. A few are not enough:
 // in a restart they forget whose the lease is, and grant it to who asks first. Two never have most of the origins.
 func (x *Index) renew(ctx context.Context, length time.Duration) (latest int64, err error) {
+	a, err := x.ask(ctx, length)
+	return a.latest, err
+}
+
+// answer is what origins have said together.
+type answer struct {
+	latest int64 // the highest generation that any of them knows
+	kept   bool  // all that grant the lease remember this one as its last holder
+	other  bool  // one remembers another
+}
+
+// ask is renew. What it says of the lease is true also beside an error.
+func (x *Index) ask(ctx context.Context, length time.Duration) (out answer, err error) {
 	state, err := x.db.State(ctx)
 	if err != nil {
-		return 0, err
+		return out, err
 	}
+	out.kept = true
 	ask := cluster.HolderRequest{Holder: x.tenure.id, For: length, Generation: state.LastGeneration}
 	all := x.origins.All()
 	answers, errs := make([]cluster.HolderResponse, len(all)), make([]error, len(all))
@@ -265,7 +338,7 @@ func (x *Index) renew(ctx context.Context, length time.Duration) (latest int64, 
 			answers[i], errs[i] = o.Hold(transport.WithProgressTimeout(ctx, patience), ask)
 			var known *registry.Error
 			if errors.As(errs[i], &known) && (known.Status == http.StatusNotFound || known.Status == http.StatusMethodNotAllowed) {
-				answers[i], errs[i] = cluster.HolderResponse{Holder: ask.Holder}, nil // it knows no leases
+				answers[i], errs[i] = cluster.HolderResponse{Holder: ask.Holder, Before: ask.Holder}, nil // it knows no leases
 			}
 		})
 	}
@@ -277,10 +350,12 @@ func (x *Index) renew(ctx context.Context, length time.Duration) (latest int64, 
 		case errs[i] != nil:
 			silent = append(silent, fmt.Errorf("origin %s: %w", all[i].ID, errs[i]))
 		case a.Holder != ask.Holder:
+			out.kept, out.other = false, true
 			err = fmt.Errorf("%w: it is %.300s, as origin %s says: stop it and this one goes on", errHeld, a.Holder, all[i].ID)
 		default:
 			granted++
-			latest = max(latest, a.Generation)
+			out.kept, out.other = out.kept && a.Before == ask.Holder, out.other || a.Before != "" && a.Before != ask.Holder
+			out.latest = max(out.latest, a.Generation)
 			if !x.hasHeard(all[i]) {
 				notify(x.hearSoon)
 			}
@@ -291,15 +366,15 @@ func (x *Index) renew(ctx context.Context, length time.Duration) (latest int64, 
 	case err != nil && x.begunTenure() && most:
 		x.log.Info("an origin takes another build-index for the only one, for a moment", "says", err)
 	case err != nil:
-		return 0, err
+		return out, err
 	}
 	if len(silent) >= x.cfg.Replicas || !most {
-		return 0, fmt.Errorf("%w: too few origins answer to tell whether this is the only build-index: %w", registry.ErrUnavailable, errors.Join(silent...))
+		return out, fmt.Errorf("%w: too few origins answer to tell whether this is the only build-index: %w", registry.ErrUnavailable, errors.Join(silent...))
 	}
 	x.tenure.mu.Lock()
 	x.tenure.acked = max(x.tenure.acked, ask.Generation)
 	x.tenure.mu.Unlock()
-	return latest, nil
+	return out, nil
 }
 
 // forgetLater makes origins forget records once the last generation is known outside SQL: until then they are what

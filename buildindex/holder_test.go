@@ -120,6 +120,36 @@ func ignoreNotExist(err error) error {
 	return err
 }
 
+// A copy of the database beside it, as of a folder or of a whole machine with its name, is another build-index.
+func TestCopiedDatabaseWaits(t *testing.T) {
+	r := newRig(t)
+	r.must(r.x.takeOver(t.Context()))
+	r.stop()
+	r.copyDatabase("first.db", "copy.db")
+	r.start("first.db")
+	r.must(r.x.takeOver(t.Context()))
+	y := r.second("copy.db")
+	defer y.Close()
+	if err := y.takeOver(t.Context()); !errors.Is(err, errHeld) {
+		t.Errorf("the copy begins beside the first: %v, want %v", err, errHeld)
+	}
+}
+
+// One that has given its lease back, and drains, answers no request any more: the next one may have begun.
+func TestEndedAnswersNothing(t *testing.T) {
+	r := newRig(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- r.x.hold(ctx) }()
+	<-r.x.tenure.begun
+	r.must(r.x.sure())
+	cancel()
+	r.must(<-done)
+	if err := r.x.sure(); !errors.Is(err, registry.ErrUnavailable) {
+		t.Errorf("after its end: %v, want %v", err, registry.ErrUnavailable)
+	}
+}
+
 // An older copy of the database gives no wrong answer: what it has counts only once it was looked up. Its age is known
 // from the bucket alone, from the origins alone, and from the records of what the bucket lacks.
 func TestOlderDatabase(t *testing.T) {
@@ -328,17 +358,66 @@ func TestStoodStill(t *testing.T) {
 			t.Errorf("stood still %s, a pull: %d", what, code)
 		}
 	}
-	r.x.look(time.Now(), nil)
+	r.must(r.x.look(time.Now(), answer{kept: true}, nil))
 	if code := pull(); code != http.StatusOK {
 		t.Errorf("a pull after origins were asked: %d", code)
 	}
-	r.x.look(time.Now().Add(-holdFor-time.Second), nil) // stopped while it asked: the answers are as old
+	r.must(r.x.look(time.Now().Add(-holdFor-time.Second), answer{kept: true}, nil)) // stopped while it asked: the answers are as old
 	if code := pull(); code != http.StatusServiceUnavailable {
 		t.Errorf("a pull after old answers: %d", code)
 	}
-	r.x.look(time.Now(), errHeld)
+	_ = r.x.look(time.Now(), answer{}, errHeld)
 	if code := pull(); code != http.StatusServiceUnavailable {
 		t.Errorf("a pull from one that another has followed: %d", code)
+	}
+}
+
+// Another has begun, and is gone again or stands still itself, while this one stood still or reached nobody: though all
+// that answer grant it the lease it does not go on, because it knows nothing of what the other has written. Where nobody
+// else had the lease it does; and who stood still is not sure before most have said so.
+func TestAnotherCameBetween(t *testing.T) {
+	long := holdFor + time.Second
+	for what, c := range map[string]struct {
+		still   time.Duration // for which it did nothing
+		last    string        // whose lease each origin remembers
+		down    int           // origins
+		ended   bool
+		unsure  bool
+		without time.Duration // most of the origins
+	}{
+		"it renews in time":                          {last: "vm/other"},
+		"stood still, nobody came":                   {still: long, without: long},
+		"stood still, nobody came, most are away":    {still: long, without: long, down: 2, unsure: true},
+		"stood still":                                {still: long, without: long, last: "vm/other", ended: true},
+		"stood still, and most are away":             {still: long, without: long, last: "vm/other", down: 2, ended: true},
+		"stood still, and origins do not remember":   {still: long, without: long, last: "-", ended: true},
+		"reached nobody":                             {without: long, last: "vm/other", ended: true},
+		"reached nobody, and origins don't remember": {without: long, last: "-"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			r := newRig(t)
+			r.origins = append(r.origins, newFakeOrigin(t))
+			r.start("first.db")
+			r.must(r.x.takeOver(t.Context()))
+			for i, o := range r.origins {
+				o.set(func() {
+					if o.down = i < c.down; c.last != "" {
+						o.holder = holder{id: strings.TrimPrefix(c.last, "-"), until: time.Now().Add(-time.Second)}
+					}
+				})
+			}
+			r.x.tenure.looked = r.x.tenure.looked.Add(-c.still)
+			r.x.tenure.most = r.x.tenure.most.Add(-c.without)
+			began := time.Now()
+			a, err := r.x.ask(t.Context(), holdFor)
+			ended := r.x.look(began, a, err)
+			if (ended != nil) != c.ended {
+				t.Errorf("ended: %v, want that it is: %v", ended, c.ended)
+			}
+			if err := r.x.sure(); (err != nil) != (c.ended || c.unsure) {
+				t.Errorf("it answers: %v", err)
+			}
+		})
 	}
 }
 

@@ -54,8 +54,9 @@ func (h *holder) ask(q cluster.HolderRequest) cluster.HolderResponse {
 	if h.id != "" && h.id != q.Holder && time.Now().Before(h.until) {
 		return cluster.HolderResponse{Holder: h.id, Left: time.Until(h.until)}
 	}
+	before := h.id
 	h.id, h.until, h.generation = q.Holder, time.Now().Add(q.For), max(h.generation, q.Generation)
-	return cluster.HolderResponse{Holder: h.id, Generation: h.generation}
+	return cluster.HolderResponse{Holder: h.id, Before: before, Generation: h.generation}
 }
 
 func newFakeOrigin(t testing.TB) *fakeOrigin {

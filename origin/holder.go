@@ -24,15 +24,17 @@ type holder struct {
 // generation is known here after the next renewal.
 const paidFor = 30 * time.Second
 
-// ask gives the lease to who asks, if nobody else has it, and says whose it is and for how long.
-func (h *holder) ask(id string, length time.Duration, now time.Time) (holder string, left time.Duration) {
+// ask gives the lease to who asks, if nobody else has it, and says whose it is, for how long if it is another's, and
+// who had it before.
+func (h *holder) ask(id string, length time.Duration, now time.Time) (out cluster.HolderResponse) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.id != id && now.Before(h.until) {
-		return h.id, h.until.Sub(now)
+		return cluster.HolderResponse{Holder: h.id, Left: h.until.Sub(now)}
 	}
+	out = cluster.HolderResponse{Holder: id, Before: h.id}
 	h.id, h.until = id, now.Add(length)
-	return id, 0
+	return out
 }
 
 // admits returns registry.ErrHeld when the lease is another's than that of who asks; an empty id is not compared.
@@ -55,8 +57,7 @@ func (o *Origin) holderRoute(w http.ResponseWriter, r *http.Request, _ registry.
 	if q.Holder == "" || len(q.Holder) > 300 || q.For < 0 || q.For > cluster.MaxHolderLease || q.Generation < 0 || q.Generation > latest {
 		return fmt.Errorf("%w: want a holder, at most %s and a generation of at most %d", errBody, cluster.MaxHolderLease, latest)
 	}
-	var out cluster.HolderResponse
-	out.Holder, out.Left = o.holder.ask(q.Holder, q.For, time.Now())
+	out := o.holder.ask(q.Holder, q.For, time.Now())
 	raise := q.Generation
 	if out.Holder != q.Holder {
 		raise = 0 // it is not to be believed

@@ -187,7 +187,7 @@ type Layer struct {
 
 // HolderRequest asks an origin to let one build-index be the only one (PUT holder).
 type HolderRequest struct {
-	// Holder is the build-index that asks: the same text after its restart on the same disk and machine.
+	// Holder is the build-index that asks: the same text after its restart on the same disk of a machine that runs on.
 	Holder string `json:"holder"`
 	// For is how long the lease holds from now on; 0 ends it.
 	For time.Duration `json:"for_ns"`
@@ -203,6 +203,8 @@ type HolderResponse struct {
 	Holder string `json:"holder"`
 	// Left is how long the lease of another holds.
 	Left time.Duration `json:"left_ns,omitempty"`
+	// Before is who had the lease last, before who asks now; empty when the origin does not remember.
+	Before string `json:"before,omitempty"`
 	// Generation is the highest that any build-index has committed, as far as the origin was told.
 	Generation int64 `json:"generation"`
 }

@@ -222,12 +222,12 @@ func (s *Sim) Settle() {
 	if err := await(15*time.Minute, s.owing); err != nil && s.allKept() {
 		s.history.violate("stuck", "a quarter of an hour after all was healed: %v", err)
 	}
+	s.standBy()
 	time.Sleep(2 * time.Minute)
 	s.checkDebts()
-	for _, n := range s.origins {
+	for _, n := range s.nodes() {
 		n.lost = false
 	}
-	s.index.lost = false
 }
 
 // CheckAll reads every name by every proxy and compares; after it each has one value. when says in the history what
@@ -289,9 +289,11 @@ func (s *Sim) Restore() {
 	s.mu.Lock()
 	s.model.unpublished(func(d digest.Digest) bool { return s.mayBeLost(d.String()) })
 	s.mu.Unlock()
-	for _, n := range append([]*node{s.index}, s.origins...) {
-		n.kill(false)
-		n.wipe()
+	for _, n := range s.nodes() {
+		if n.disk != nil || n.database != "" {
+			n.kill(false)
+			n.wipe()
+		}
 	}
 	s.heal()
 	if err := await(10*time.Minute, s.owing); err != nil {

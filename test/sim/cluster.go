@@ -39,6 +39,7 @@ type Options struct {
 	Replicas int        // 0: 2
 	Dir      string     // an empty folder, best in memory
 	Log      slog.Level // of what the roles say that comes into the history
+	Twin     bool       // there is a second build-index, which is down at first
 	// Unchecked turns off the check of every step.
 	Unchecked bool
 }
@@ -46,15 +47,18 @@ type Options struct {
 // Sim is one cluster in virtual time. Its methods that stop, start and damage are for one goroutine, the test's.
 type Sim struct {
 	Options
-	rnd     *rand.Rand
-	net     *network
-	bucket  *memory
-	origins []*node
-	index   *node
-	proxies []*node
-	clients []*client
-	members []ring.Member
-	history *history
+	rnd      *rand.Rand
+	net      *network
+	bucket   *memory
+	origins  []*node
+	index    *node
+	twin     *node // the second build-index, nil where there is none
+	standsBy bool  // the other is started again once all is healed
+	serving  *node // the one of the two that the address of build-index leads to, or will once all is healed
+	proxies  []*node
+	clients  []*client
+	members  []ring.Member
+	history  *history
 
 	mu    sync.Mutex // of model
 	model *model
@@ -73,6 +77,7 @@ type node struct {
 	open func(n *node, p *process) (role.Runner, error)
 
 	p      atomic.Pointer[process] // nil while it is down
+	ended  atomic.Pointer[process] // the one that ended by itself, as it may
 	cancel context.CancelFunc
 	done   chan struct{}
 
@@ -105,6 +110,7 @@ func New(o Options) (*Sim, error) {
 	}
 	s.index = s.node("build-index", openIndex)
 	s.index.database = s.folder("build-index")
+	s.serving = s.index
 	for i := range 2 {
 		s.proxies = append(s.proxies, s.node(fmt.Sprintf("proxy-%02d", i+1), openProxy))
 	}
@@ -116,6 +122,9 @@ func New(o Options) (*Sim, error) {
 			return nil, err
 		}
 		s.clients = append(s.clients, c)
+	}
+	if o.Twin {
+		s.addTwin()
 	}
 	return s, nil
 }
@@ -132,7 +141,11 @@ func (s *Sim) folder(name string) string {
 
 // nodes are all that run a role.
 func (s *Sim) nodes() []*node {
-	return append(append(append([]*node{}, s.origins...), s.index), s.proxies...)
+	all := append(append(append([]*node{}, s.origins...), s.index), s.proxies...)
+	if s.twin != nil {
+		all = append(all, s.twin)
+	}
+	return all
 }
 
 func (n *node) base(p *process) role.Config {
@@ -160,12 +173,14 @@ func openOrigin(n *node, p *process) (role.Runner, error) {
 }
 
 func openIndex(n *node, p *process) (role.Runner, error) {
-	return buildindex.New(buildindex.Config{Config: n.base(p), Database: filepath.Join(n.database, "names.db"), Buckets: n.buckets(p)}, n.deps())
+	return buildindex.New(buildindex.Config{
+		Config: n.base(p), Database: filepath.Join(n.database, "names.db"), OpenNames: p.openNames, Machine: n.name, Buckets: n.buckets(p),
+	}, n.deps())
 }
 
 func openProxy(n *node, p *process) (role.Runner, error) {
 	return proxy.New(proxy.Config{
-		Config: n.base(p), Names: []string{"sim.test"}, BuildIndex: role.Endpoint{URL: "http://" + n.s.index.h.addr()}, UploadKey: config.NewSecret("the key that all proxies of this cluster share"),
+		Config: n.base(p), Names: []string{"sim.test"}, BuildIndex: role.Endpoint{URL: "http://" + n.s.indexAddr()}, UploadKey: config.NewSecret("the key that all proxies of this cluster share"),
 	}, n.deps())
 }
 
@@ -187,7 +202,13 @@ func (n *node) start() {
 	done := n.done
 	n.s.ended.Go(func() {
 		defer close(done)
-		if err := r.Run(ctx); err != nil && ctx.Err() == nil && p.alive() {
+		err := r.Run(ctx)
+		switch {
+		case err == nil || ctx.Err() != nil || !p.alive():
+		case n.s.mayEnd(n, err):
+			n.s.history.note("%s ends: %s", n.name, brief(err))
+			n.ended.Store(p)
+		default:
 			n.s.history.violate("start", "%s ended by itself: %v", n.name, err)
 		}
 	})
@@ -203,7 +224,7 @@ func (n *node) kill(vanish bool) {
 		return
 	}
 	var err error
-	if n == n.s.index { // now, when nobody writes
+	if n.disk == nil && n.database != "" { // now, when nobody writes
 		err = n.copyDatabase(n.database)
 	}
 	p.kill(vanish)
@@ -251,6 +272,7 @@ func (s *Sim) heal() {
 	s.net.mu.Unlock()
 	s.bucket.set(bucketUp)
 	s.bucket.slow(2*time.Millisecond, 0)
+	idle := s.reconcile()
 	for _, n := range s.nodes() {
 		if n.p.Load() != nil {
 			s.net.freeze(n.h, false)
@@ -258,7 +280,9 @@ func (s *Sim) heal() {
 		if n.disk != nil {
 			n.disk.slower(0)
 		}
-		n.start()
+		if n != idle {
+			n.start()
+		}
 	}
 	s.net.mu.Lock()
 	for _, n := range s.nodes() {
@@ -286,7 +310,11 @@ func (s *Sim) status(n *node) (w proto.WritebackStatus, err error) {
 
 // owing says who still has something to write to the bucket, or to restore.
 func (s *Sim) owing() error {
-	for _, n := range append([]*node{s.index}, s.origins...) {
+	s.supervise()
+	if err := s.answers(); err != nil {
+		return err
+	}
+	for _, n := range append([]*node{s.serving}, s.origins...) {
 		w, err := s.status(n)
 		if err != nil {
 			return fmt.Errorf("%s: %w", n.name, err)

@@ -19,13 +19,14 @@ type network struct {
 	mu    sync.Mutex
 	rnd   *rand.Rand
 	hosts map[string]*host
+	moved map[string]*host   // where connections to an address lead that is no machine's own, by the name of who connects
 	apart map[[2]string]bool // pairs of names, the smaller one first
 	late  float64            // share of segments that are lost once and sent again
 	twice float64            // share of connection attempts that arrive twice
 }
 
 func newNetwork(seed uint64) *network {
-	return &network{rnd: rand.New(rand.NewPCG(seed, 1)), hosts: map[string]*host{}, apart: map[[2]string]bool{}}
+	return &network{rnd: rand.New(rand.NewPCG(seed, 1)), hosts: map[string]*host{}, moved: map[string]*host{}, apart: map[[2]string]bool{}}
 }
 
 // host is one machine.
@@ -318,6 +319,9 @@ func (p *process) connect(ctx context.Context, addr string) (net.Conn, error) {
 	n := p.h.n
 	n.mu.Lock()
 	to, d := n.hosts[ip], n.delay()
+	if ip == movable {
+		to = n.moved[p.h.name]
+	}
 	n.mu.Unlock()
 	if to == nil {
 		return nil, syscall.EHOSTUNREACH

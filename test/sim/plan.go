@@ -13,6 +13,7 @@ import (
 type Plan struct {
 	Seed    uint64
 	Origins int
+	Twin    bool // there is a second build-index
 	Epochs  []Epoch
 }
 
@@ -58,6 +59,9 @@ const (
 	Snapshot   Action = "snapshot"
 	Revert     Action = "revert" // to the snapshot, after a kill
 	Flip       Action = "flip"   // a bit of a blob
+	Stop       Action = "stop"   // as SIGTERM does
+	Copy       Action = "copy"   // the database of Other to Node, which is killed: its snapshot where Share is not 0
+	Switch     Action = "switch" // the address of build-index leads proxies to Node
 
 	DoPush        Action = "push"
 	DoRace        Action = "race" // two pushes of one tag
@@ -67,6 +71,15 @@ const (
 	DoDeleteImage Action = "delete image"
 	DoDeleteBlob  Action = "delete blob"
 )
+
+// ofClient says that it is a client who does it.
+func (a Action) ofClient() bool {
+	switch a {
+	case DoPush, DoRace, DoPull, DoMount, DoDeleteTag, DoDeleteImage, DoDeleteBlob:
+		return true
+	}
+	return false
+}
 
 // onsets are the actions that count as faults.
 var onsets = []Action{Kill, Vanish, PowerLoss, Freeze, Part, Reset, Finish, Late, Twice, BucketDown, BucketHung, BucketSlow, DiskSlow, Wipe, Revert, Flip}
@@ -86,7 +99,11 @@ func (p Plan) Faults() (n int) {
 // String is a line a step.
 func (p Plan) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "seed %d, %d origins, %d faults\n", p.Seed, p.Origins, p.Faults())
+	second := ""
+	if p.Twin {
+		second = ", two build-indexes"
+	}
+	fmt.Fprintf(&b, "seed %d, %d origins%s, %d faults\n", p.Seed, p.Origins, second, p.Faults())
 	for i, e := range p.Epochs {
 		fmt.Fprintf(&b, "epoch %d\n", i+1)
 		for _, s := range e {
@@ -110,6 +127,10 @@ func (s Step) String() string {
 		return fmt.Sprintf("%s %d of %s by proxy %d", s.Do, s.Blob, repo, s.Proxy)
 	case DoMount:
 		return fmt.Sprintf("%s blob %d of team/%c in %s by proxy %d", s.Do, s.Blob, 'a'+s.Other, repo, s.Proxy)
+	case Switch:
+		return fmt.Sprintf("%s to node %d for %s", s.Do, s.Node, []string{"proxy 0", "proxy 1", "both proxies"}[s.Proxy])
+	case Copy:
+		return fmt.Sprintf("%s node %d from %d, %.0f", s.Do, s.Node, s.Other, s.Share)
 	case Part, Join:
 		return fmt.Sprintf("%s nodes %d and %d", s.Do, s.Node, s.Other)
 	case Late, Twice:
@@ -170,6 +191,7 @@ func (p Profile) Generate(seed uint64) Plan {
 		slices.SortStableFunc(g.steps, func(a, b Step) int { return int(a.At - b.At) })
 		out.Epochs = append(out.Epochs, g.steps)
 	}
+	p.addTwin(&out)
 	return out
 }
 

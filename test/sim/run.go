@@ -21,7 +21,7 @@ type Result struct {
 // times.
 func Run(p Plan, dir string, level slog.Level, now time.Time) Result {
 	time.Sleep(time.Until(now))
-	s, err := New(Options{Seed: p.Seed, Origins: p.Origins, Dir: dir, Log: level})
+	s, err := New(Options{Seed: p.Seed, Origins: p.Origins, Twin: p.Twin, Dir: dir, Log: level})
 	if err != nil {
 		return Result{Plan: p, Violations: []Violation{{Kind: "sim", Text: err.Error()}}}
 	}
@@ -44,6 +44,7 @@ func (s *Sim) play(e Epoch) {
 	for _, step := range e {
 		time.Sleep(step.At - time.Since(began))
 		synctest.Wait()
+		s.supervise()
 		s.step(step)
 		synctest.Wait()
 		s.checkDebts()
@@ -61,6 +62,8 @@ func (s *Sim) step(x Step) {
 	case Flip:
 		s.Flip(x.Node, s.blob(x.Blob))
 		return
+	case Switch:
+		s.history.note("%s to %s for %s", x.Do, n.name, []string{"proxy-01", "proxy-02", "both proxies"}[x.Proxy])
 	case Late, Twice:
 		s.history.note("%s %.2f", x.Do, x.Share)
 	case BucketSlow:
@@ -96,6 +99,12 @@ func (s *Sim) disturb(x Step, n, other *node) {
 		n.crash()
 	case Start:
 		n.start()
+	case Stop:
+		n.stop()
+	case Switch:
+		s.lead(n, x.Proxy)
+	case Copy:
+		n.copyOf(other, x.Share > 0)
 	case Freeze, Thaw:
 		if n.p.Load() != nil {
 			s.net.freeze(n.h, x.Do == Freeze)

@@ -27,6 +27,7 @@ func (s *Sim) Wait(d time.Duration) {
 	for end := time.Now().Add(d); time.Now().Before(end); {
 		time.Sleep(min(time.Second, time.Until(end)))
 		synctest.Wait()
+		s.supervise()
 		s.checkDebts()
 	}
 }

@@ -19,6 +19,7 @@ var (
 	seedsFlag      = flag.Int("seeds", 10, "how many seeds to run")
 	firstFlag      = flag.Uint64("first", 1, "the first seed")
 	crashSeedsFlag = flag.Int("crashes", 1, "how many power losses the store has at each call of its file system")
+	twinsFlag      = flag.Bool("twins", false, "run only those seeds that have a second build-index")
 	mostFlag       = flag.Int("most", 5, "how many failing seeds end the test")
 	shrinkFlag     = flag.Int("shrink", 0, "how many more runs may be spent on each failing plan to make it smaller")
 	logFlag        = flag.String("log", "", "level of what the roles log into histories: debug, info, warn; default none")
@@ -137,8 +138,14 @@ func TestSeeds(t *testing.T) {
 		return
 	}
 	failed := 0
-	for i := range *seedsFlag {
-		p := profile.Generate(*firstFlag + uint64(i))
+	for i, ran := uint64(0), 0; ran < *seedsFlag; i++ {
+		p := profile.Generate(*firstFlag + i)
+		if *twinsFlag && !p.Twin {
+			continue
+		}
+		if ran++; ran%50 == 0 {
+			t.Logf("%d seeds before %d, %d failed", ran-1, p.Seed, failed)
+		}
 		if r := run(t, p); len(r.Violations) > 0 {
 			report(t, r)
 			if failed++; failed == *mostFlag {
