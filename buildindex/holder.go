@@ -239,7 +239,6 @@ func (x *Index) takeOver(ctx context.Context) error {
 	if err := x.identify(ctx); err != nil {
 		return err
 	}
-	began := time.Now()
 	latest, err := x.renew(ctx, holdFor)
 	if err != nil {
 		_, _ = x.renew(ctx, 0) // what was granted is given back: the holder may need it
@@ -248,9 +247,28 @@ func (x *Index) takeOver(ctx context.Context) error {
 	if err := x.compare(ctx, latest); err != nil {
 		return err
 	}
+	began, err := x.markBegin(ctx)
+	if err != nil {
+		x.giveBack(ctx)
+		return err
+	}
 	_ = x.look(began, answer{kept: true}, nil) // it begins
 	close(x.tenure.begun)
 	return nil
+}
+
+// markBegin commits a generation of its own, and tells origins, before this build-index does anything: the database of
+// another that comes back is older then, also if this one changes nothing but to publish what that one never committed.
+// It returns when origins were asked.
+func (x *Index) markBegin(ctx context.Context) (began time.Time, err error) {
+	if n, err := x.nextGeneration(); err != nil {
+		x.log.Warn("it can't be noted that this build-index has begun", "error", err)
+	} else if err := x.db.Update(ctx, func(tx names.Tx) error { return tx.RaiseGeneration(n) }); err != nil {
+		return began, err
+	}
+	began = time.Now()
+	_, err = x.renew(ctx, holdFor)
+	return began, err
 }
 
 // identify gives this database a name for the lease: a restart on the same disk, while the machine runs, need not wait

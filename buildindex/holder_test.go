@@ -372,6 +372,35 @@ func TestStoodStill(t *testing.T) {
 	}
 }
 
+// A database that comes back after another has begun counts as an older one, whatever generations the two have: the
+// other may have taken over, and published, what this one never committed. A restart of the last one does not.
+func TestAnotherBeganBefore(t *testing.T) {
+	r := newRig(t)
+	r.must(r.x.takeOver(t.Context()))
+	r.must(r.x.fill(t.Context()))
+	r.durable(true)
+	r.put("v", "one")
+	r.publish()
+	end := func() {
+		r.x.giveBack(t.Context())
+		r.stop()
+	}
+	end()
+	r.copyDatabase("first.db", "copy.db")
+	for _, step := range []struct {
+		database string
+		stale    bool
+	}{{"copy.db", false}, {"copy.db", false}, {"first.db", true}, {"first.db", false}, {"copy.db", true}} {
+		r.start(step.database)
+		r.must(r.x.takeOver(t.Context()))
+		if r.x.stale.Load() != step.stale {
+			t.Errorf("%s is taken for older: %v", step.database, r.x.stale.Load())
+		}
+		r.must(r.x.fill(t.Context()))
+		end()
+	}
+}
+
 // Another has begun, and is gone again or stands still itself, while this one stood still or reached nobody: though all
 // that answer grant it the lease it does not go on, because it knows nothing of what the other has written. Where nobody
 // else had the lease it does; and who stood still is not sure before most have said so.
