@@ -34,8 +34,8 @@ type Config struct {
 	RecordKeys []string `yaml:"record_keys"`
 	// Upstreams are the registries outside the cluster that it mirrors, the same in the origins.
 	Upstreams upstream.Config `yaml:"upstreams"`
-	// OpenNames opens Database, nil is SQLite. Machine says on which machine and disk that is, empty asks the kernel. Set
-	// by tests.
+	// OpenNames opens Database, nil is SQLite. Machine says on which machine and disk that is, empty asks the kernel.
+	// Set by tests.
 	OpenNames func(ctx context.Context, path string) (names.Store, error) `yaml:"-"`
 	Machine   string                                                      `yaml:"-"`
 	// Repositories are policies; the first whose pattern matches a repository applies to it.

@@ -60,8 +60,8 @@ var errHeld = errors.New("another build-index holds the origins")
 // errGone is that this build-index ends, and has given its lease back.
 var errGone = errors.New("this build-index ends: another one may have begun")
 
-// errLapsed is that another build-index may have begun, and be gone again, while this one stood still: what that one has
-// written this one does not know.
+// errLapsed is that another build-index may have begun, and be gone again, while this one stood still: what that one
+// has written this one does not know.
 var errLapsed = errors.New("this build-index stood still for longer than its lease, and another may have begun meanwhile: it has to begin anew")
 
 // begun reports whether this process is the only build-index.

@@ -402,8 +402,8 @@ func TestAnotherBeganBefore(t *testing.T) {
 }
 
 // Another has begun, and is gone again or stands still itself, while this one stood still or reached nobody: though all
-// that answer grant it the lease it does not go on, because it knows nothing of what the other has written. Where nobody
-// else had the lease it does; and who stood still is not sure before most have said so.
+// that answer grant it the lease it does not go on, because it knows nothing of what the other has written. Where
+// nobody else had the lease it does; and who stood still is not sure before most have said so.
 func TestAnotherCameBetween(t *testing.T) {
 	long := holdFor + time.Second
 	for what, c := range map[string]struct {
