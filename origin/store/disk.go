@@ -2,9 +2,11 @@ package store
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -13,7 +15,7 @@ import (
 // path that is changed keeps others from it meanwhile.
 
 // claim waits until nobody else has a path claimed, and claims it. Claims are taken in the order scan, blob's folder,
-// folder above; no lock is held.
+// folder above, doubts; no lock is held.
 func (s *Store) claim(name string) (release func()) {
 	mine := make(chan struct{})
 	for {
@@ -53,7 +55,7 @@ func (s *Store) release(name string) {
 func (s *Store) makeBlobDir(d digest.Digest) error {
 	dir := blobDir(d)
 	if _, err := s.root.Stat(dir); err == nil {
-		return nil
+		return s.settle()
 	}
 	if err := s.makeShard(d); err != nil {
 		return err
@@ -95,17 +97,43 @@ func (s *Store) hasShard(shard string) bool {
 	return s.shards[shard]
 }
 
+// syncDir makes the names in a folder durable. Where that fails, what was to be made durable can be seen all the same:
+// see doubts.
 func (s *Store) syncDir(name string) error {
 	if s.cfg.Volatile {
 		s.dirty.Store(true)
 		return nil
 	}
 	f, err := s.root.Open(name)
-	if err != nil {
-		return err
+	if err == nil {
+		err = errors.Join(s.fsync(f), f.Close())
 	}
-	defer f.Close()
-	return s.fsync(f)
+	if err != nil {
+		s.doubts.made.Add(1)
+	}
+	return err
+}
+
+// doubts counts the syncs of folders that have failed: what is seen on the disk since may go with the power. So nobody
+// is told "it is there already" before settle.
+type doubts struct{ made, settled atomic.Int64 }
+
+// settle makes all that can be seen on the disk durable, where that is in doubt. It comes before each answer that goes
+// by what the disk has and not by what this process has synced.
+func (s *Store) settle() error {
+	if s.doubts.settled.Load() == s.doubts.made.Load() {
+		return nil
+	}
+	defer s.claim("doubts")()
+	made := s.doubts.made.Load()
+	if s.doubts.settled.Load() == made {
+		return nil
+	}
+	if err := s.root.SyncAll(); err != nil {
+		return fmt.Errorf("sync %s: %w", s.cfg.Dir, err)
+	}
+	s.doubts.settled.Store(made)
+	return nil
 }
 
 // writeFile replaces a small file durably: fsync, rename, fsync of the directory. In a volatile store the next syncAll

@@ -15,6 +15,9 @@ const generationFile = "generation"
 // be read counts as none: the other origins remember, too.
 func (s *Store) RaiseGeneration(n int64) (int64, error) {
 	defer s.claim(generationFile)()
+	if err := s.settle(); err != nil {
+		return 0, fmt.Errorf("last generation: %w", err)
+	}
 	b, err := s.root.ReadFile(generationFile)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return 0, fmt.Errorf("last generation: %w", err)

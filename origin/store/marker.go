@@ -41,7 +41,7 @@ func (s *Store) Mark(d digest.Digest, m Marker) error {
 // mark merges m into what is on the disk, and into the blob's entry if it has one. The blob's folder is claimed, so
 // nobody evicts it meanwhile.
 func (s *Store) mark(d digest.Digest, m Marker) (Marker, error) {
-	old, err := s.readMarker(d)
+	old, err := s.heldMarker(d)
 	if err == nil {
 		m.Created = old.Created
 		m.Targets = union(old.Targets, m.Targets)
@@ -67,12 +67,30 @@ func (s *Store) writeMarker(d digest.Digest, m Marker) error {
 	if err := s.writeFile(blobFile(d, fileMarker), b); err != nil {
 		return err
 	}
+	s.know(d, m)
+	return nil
+}
+
+// know takes a marker that is durable for what a blob owes, if it has an entry.
+func (s *Store) know(d digest.Digest, m Marker) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if e := s.entries[d]; e != nil {
 		e.marked, e.marker = true, &m
 	}
-	return nil
+}
+
+// heldMarker is readMarker of a marker that is durable, and known: a change before this one may have failed after it
+// could be seen. The blob's folder is claimed.
+func (s *Store) heldMarker(d digest.Digest) (Marker, error) {
+	m, err := s.readMarker(d)
+	if err == nil {
+		err = s.settle()
+	}
+	if err == nil {
+		s.know(d, m)
+	}
+	return m, err
 }
 
 func union(a, b []string) []string {
@@ -170,7 +188,7 @@ func (s *Store) Unmark(d digest.Digest, m Marker, target string) error {
 		return fmt.Errorf("unmark: %w", err)
 	}
 	defer s.claim(blobDir(d))()
-	now, err := s.readMarker(d)
+	now, err := s.heldMarker(d)
 	if errors.Is(err, fs.ErrNotExist) {
 		return s.payWithoutBytes(d, m, target)
 	}

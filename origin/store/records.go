@@ -42,21 +42,37 @@ const (
 )
 
 // ChangeName does with a record what decide says of the one that is held, with no other change of it between. decide is
-// called once, with what Name returns; ReplaceName comes with the new record. What it says is durable when ChangeName
-// returns.
+// called once, with what Name returns, which is durable then; ReplaceName comes with the new record. What it says is
+// durable when ChangeName returns.
 func (s *Store) ChangeName(key string, decide func(held []byte, err error) (NameChange, []byte)) error {
 	f, err := nameFile(key)
 	if err != nil {
 		return err
 	}
 	defer s.claim(f)()
-	switch what, b := decide(s.Name(key)); what {
+	switch what, b := decide(s.heldName(key)); what {
 	case ReplaceName:
 		return s.putName(f, key, b)
 	case RemoveName:
 		return s.deleteName(f, key)
 	}
 	return nil
+}
+
+// heldName is Name of a record that is durable, and listed: a change before this one may have failed after the record
+// could be seen. The caller has claimed its file.
+func (s *Store) heldName(key string) ([]byte, error) {
+	b, err := s.Name(key)
+	if err == nil {
+		err = s.settle()
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.names[key] = struct{}{}
+	return b, nil
 }
 
 // putName writes a record. The caller has claimed the file f.

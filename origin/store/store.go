@@ -109,9 +109,10 @@ type Store struct {
 	removeAll func(name string) error
 	fsync     func(*os.File) error
 
-	scan  scanState
-	scrub scrubState
-	lost  atomic.Int64 // blobs whose file was removed or changed by others
+	doubts doubts
+	scan   scanState
+	scrub  scrubState
+	lost   atomic.Int64 // blobs whose file was removed or changed by others
 
 	ctx  context.Context // of the scan, and of who waits for room; ends with Close
 	stop context.CancelFunc

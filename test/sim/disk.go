@@ -40,6 +40,7 @@ type disk struct {
 	boots   int // of the machine
 	calls   int // of the file system that change or sync something
 	crashAt int // the call at which everything fails, 0 for never
+	failAt  int // the call that fails alone, 0 for none
 }
 
 // inode is a file or folder: of a file what was synced of its content, of a folder its durable names.
@@ -358,6 +359,13 @@ func (d *disk) killed() error {
 		return err
 	}
 	return os.Rename(old, d.dir)
+}
+
+// crashFrom makes everything fail from a call on.
+func (d *disk) crashFrom(call int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.crashAt = call
 }
 
 // slower adds to the time of each sync.

@@ -36,20 +36,26 @@ type fileSystem struct {
 	dir  string // of root below the disk's
 }
 
-var errCrashed = errors.New("the machine has crashed")
+var (
+	errCrashed = errors.New("the machine has crashed")
+	errIO      = errors.New("input/output error")
+)
 
 // step is the time that one call takes, and the moment at which it may be the last one.
 func (f *fileSystem) step(sync bool) error {
 	f.d.mu.Lock()
 	f.d.calls++
-	crashed := f.d.crashAt > 0 && f.d.calls >= f.d.crashAt
+	crashed, failed := f.d.crashAt > 0 && f.d.calls >= f.d.crashAt, f.d.calls == f.d.failAt
 	t := time.Duration(f.d.rnd.IntN(200)) * time.Microsecond
 	if sync {
 		t += f.d.slow + time.Duration(f.d.rnd.IntN(5000))*time.Microsecond
 	}
 	f.d.mu.Unlock()
-	if crashed {
+	switch {
+	case crashed:
 		return errCrashed
+	case failed:
+		return errIO
 	}
 	return f.p.sleep(context.Background(), t)
 }

@@ -28,6 +28,8 @@ type kept struct {
 	names  map[string]string
 	maybe  func(*kept) // the change under way, nil for none
 	pieces map[digest.Digest]*blob.Metainfo
+
+	generation int64 // of names
 }
 
 func newKept() *kept {
@@ -36,7 +38,7 @@ func newKept() *kept {
 }
 
 func (k *kept) clone() *kept {
-	return &kept{bytes: k.bytes, whole: maps.Clone(k.whole), owed: maps.Clone(k.owed), pins: maps.Clone(k.pins), names: maps.Clone(k.names), pieces: k.pieces}
+	return &kept{bytes: k.bytes, whole: maps.Clone(k.whole), owed: maps.Clone(k.owed), pins: maps.Clone(k.pins), names: maps.Clone(k.names), pieces: k.pieces, generation: k.generation}
 }
 
 // script is what is done to a store until its disk crashes.
@@ -45,17 +47,36 @@ type script struct {
 	k   *kept
 	ctx context.Context
 	err error
+	// failed says that the disk has failed a call. The script ends, by end, with the next one that says what is kept:
+	// it may be the same once more.
+	failed bool
+	end    func() error
 }
 
-// do makes one call, whose change counts once it has returned.
+// do makes one call, whose change counts once it has returned; nil is that of one that says nothing. One that the disk
+// has failed is made once more.
 func (x *script) do(call func() error, change func(*kept)) {
 	if x.err != nil {
 		return
 	}
 	x.k.maybe = change
-	if x.err = call(); x.err == nil {
-		change(x.k)
-		x.k.maybe = nil
+	x.err = call()
+	if errors.Is(x.err, errIO) {
+		x.failed = true
+		if x.err = call(); x.err != nil { // who made it is told so
+			x.err = errCrashed
+		}
+	}
+	if x.err != nil {
+		return
+	}
+	x.k.maybe = nil
+	if change == nil {
+		return
+	}
+	change(x.k)
+	if x.failed {
+		x.err = x.end()
 	}
 }
 
@@ -87,19 +108,39 @@ func (x *script) upload(n, size int, again bool) digest.Digest {
 	x.do(func() (err error) {
 		u, err = x.s.NewUpload(store.UploadOptions{Size: int64(size), Note: "team/a"})
 		return err
-	}, func(*kept) {})
+	}, nil)
 	for at := 0; at < size; at += 3000 {
 		part := b[at:min(at+3000, size)]
 		x.do(func() error {
 			_, err := u.Write(x.ctx, int64(at), bytes.NewReader(part))
 			return err
-		}, func(*kept) {})
+		}, nil)
 	}
 	x.do(func() error {
 		_, err := u.Commit(x.ctx, d, owedTo("team/a"))
 		return err
 	}, func(k *kept) { k.whole[d], k.owed[d] = true, true })
 	return d
+}
+
+// put stores a name record, as origins do: one that is held already stays.
+func (x *script) put(key, value string) {
+	x.do(func() error {
+		return x.s.ChangeName(key, func(held []byte, err error) (store.NameChange, []byte) {
+			if err == nil && string(held) == value {
+				return store.LeaveName, nil
+			}
+			return store.ReplaceName, []byte(value)
+		})
+	}, func(k *kept) { k.names[key] = value })
+}
+
+// raise makes the generation of names at least n.
+func (x *script) raise(n int64) {
+	x.do(func() error {
+		_, err := x.s.RaiseGeneration(n)
+		return err
+	}, func(k *kept) { k.generation = n })
 }
 
 // partial fetches a blob piece by piece, and commits it unless it is to stay one.
@@ -117,8 +158,8 @@ func (x *script) partial(n, size int, commit bool) {
 	x.do(func() (err error) {
 		p, err = x.s.Partial(m)
 		return err
-	}, func(*kept) {})
-	if x.err != nil {
+	}, nil)
+	if p == nil {
 		return
 	}
 	for i := range m.NumPieces() {
@@ -126,16 +167,17 @@ func (x *script) partial(n, size int, commit bool) {
 		x.do(func() error {
 			_, err := p.WriteAt(b[off:off+m.PieceSize(i)], off)
 			return errors.Join(err, p.MarkVerified(i))
-		}, func(*kept) {})
+		}, nil)
 		if i%2 == 1 {
-			x.do(p.Flush, func(*kept) {})
+			x.do(p.Flush, nil)
 		}
 	}
 	if commit {
 		x.do(func() error {
 			_, err := p.Commit(x.ctx)
 			return err
-		}, func(k *kept) { k.whole[d] = true })
+		}, nil)
+		x.do(func() error { return x.s.Mark(d, *owedTo("team/a")) }, func(k *kept) { k.whole[d], k.owed[d] = true, true })
 	}
 	_ = p.Close() // after a crash it fails
 }
@@ -149,11 +191,13 @@ func (x *script) run() {
 	x.do(func() error {
 		_, err := x.s.ComputeMetainfo(x.ctx, a)
 		return err
-	}, func(*kept) {})
-	x.do(func() error { return x.s.PutName("k1", []byte("one")) }, func(k *kept) { k.names["k1"] = "one" })
-	x.do(func() error { return x.s.PutName("k2", []byte("two")) }, func(k *kept) { k.names["k2"] = "two" })
-	x.do(func() error { return x.s.PutName("k1", []byte("three")) }, func(k *kept) { k.names["k1"] = "three" })
+	}, nil)
+	x.put("k1", "one")
+	x.put("k2", "two")
+	x.put("k1", "three")
 	x.do(func() error { return x.s.DeleteName("k2") }, func(k *kept) { delete(k.names, "k2") })
+	x.raise(7)
+	x.raise(9)
 	x.do(func() error { return x.s.Pin(b) }, func(k *kept) { k.pins[b] = true })
 	x.do(func() error { return x.s.Pin(a) }, func(k *kept) { k.pins[a] = true })
 	x.do(func() error { return x.s.Unpin(a) }, func(k *kept) { delete(k.pins, a) })
@@ -197,6 +241,7 @@ const (
 	killed          ending = iota // the process alone
 	powerLoss                     // what was not synced is as a seed decides
 	killedThenPower               // the next process has looked at the disk before the power goes
+	failedThenPower               // the call fails and no other; what was cut by that is done again, and then the power goes
 )
 
 // crashRun runs the script until call k of the file system, ends it as how says, and returns what is wrong after it,
@@ -210,10 +255,21 @@ func crashRun(dir string, k int, seed uint64, how ending) (wrong []string, calls
 	p := h.start()
 	state := newKept()
 	x := &script{k: state, ctx: context.Background()}
-	d.crashAt = k
+	if how == failedThenPower {
+		d.failAt = k
+	} else {
+		d.crashAt = k
+	}
+	x.end = func() error {
+		wrong = append(wrong, listed(x.s, state)...)
+		d.crashFrom(1)
+		return errCrashed
+	}
 	if x.s, x.err = openStore(d, p); x.err == nil {
 		<-x.s.Scanned()
 		x.run()
+	} else if errors.Is(x.err, errIO) {
+		x.err = nil
 	}
 	if x.err != nil && !errors.Is(x.err, errCrashed) {
 		wrong = append(wrong, fmt.Sprintf("the script failed: %v", x.err))
@@ -223,7 +279,7 @@ func crashRun(dir string, k int, seed uint64, how ending) (wrong []string, calls
 	if x.s != nil {
 		_ = x.s.Close() // of a dead process
 	}
-	d.crashAt = 0
+	d.crashAt, d.failAt = 0, 0
 	states := []*kept{state}
 	if state.maybe != nil {
 		after := state.clone()
@@ -262,6 +318,22 @@ func crashRun(dir string, k int, seed uint64, how ending) (wrong []string, calls
 	return wrong, calls
 }
 
+// listed says what a store keeps and does not tell of when it is asked for all.
+func listed(s *store.Store, k *kept) (wrong []string) {
+	names, marked := s.Names(), s.Marked()
+	for key := range k.names {
+		if !slices.Contains(names, key) {
+			wrong = append(wrong, fmt.Sprintf("name %s is kept and not listed", key))
+		}
+	}
+	for d := range k.owed {
+		if k.owed[d] && !slices.Contains(marked, d) {
+			wrong = append(wrong, fmt.Sprintf("blob %s is owed and not listed", short(d.String())))
+		}
+	}
+	return wrong
+}
+
 // observe returns what a store says that it keeps, of what a script has written.
 func observe(s *store.Store, of *kept) *kept {
 	k := newKept()
@@ -279,6 +351,7 @@ func observe(s *store.Store, of *kept) *kept {
 			k.names[key] = string(b)
 		}
 	}
+	k.generation, _ = s.RaiseGeneration(0)
 	return k
 }
 
@@ -321,6 +394,9 @@ func compare(s *store.Store, states []*kept, power bool) (wrong []string) {
 		if all(func(k *kept) bool { return !k.pins[d] }) && slices.Contains(pins, d) && !power {
 			bad("blob %s is pinned", short(d.String()))
 		}
+	}
+	if n, err := s.RaiseGeneration(0); err != nil || all(func(k *kept) bool { return n < k.generation }) {
+		bad("the generation is %d, %v", n, err)
 	}
 	for _, key := range []string{"k1", "k2"} {
 		b, err := s.Name(key)
@@ -367,7 +443,7 @@ func comparePieces(s *store.Store, m *blob.Metainfo) (wrong []string) {
 }
 
 // TestStoreCrashes ends a store at every call of its file system that changes something, with and without the loss of
-// what was not synced.
+// what was not synced, or has that call fail alone.
 func TestStoreCrashes(t *testing.T) {
 	base := memoryDir(t)
 	runs := 0
@@ -396,6 +472,7 @@ func TestStoreCrashes(t *testing.T) {
 		for seed := range seeds {
 			one(k, seed+1, powerLoss)
 			one(k, seed+1, killedThenPower)
+			one(k, seed+1, failedThenPower)
 		}
 	}
 	t.Logf("%d runs, %d calls", runs, calls)
