@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"kraken/origin/bucket"
 	"kraken/proto/blob"
@@ -20,10 +22,61 @@ import (
 )
 
 const (
-	// durableFor is how long the bucket is asked for one question: less than who asks takes for silence.
+	// durableFor is how long the bucket is waited for with one question: less than who asks takes for silence.
 	durableFor = time.Second
-	statsOnce  = 16 // requests of one question at the same time
+	looksOnce  = 32 // requests to one bucket at the same time
 )
+
+// looks are the requests that buckets are asked what they have with.
+type looks struct {
+	mu    sync.Mutex
+	under map[string]*look         // "bucket digest" → under way
+	slots map[string]chan struct{} // of each bucket
+	log   rate.Sometimes
+}
+
+// look is one of them, for all who ask the same. It belongs to the origin: one that outlasts a question is an answer to
+// the next.
+type look struct {
+	done  chan struct{} // closed when the rest is known
+	there bool
+	err   error // the bucket is down
+}
+
+// join returns the look for a key that is under way, or a new one: then it is mine, to be ended.
+func (l *looks) join(key string) (_ *look, mine bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if x := l.under[key]; x != nil {
+		return x, false
+	}
+	if l.under == nil {
+		l.under = map[string]*look{}
+	}
+	x := &look{done: make(chan struct{})}
+	l.under[key] = x
+	return x, true
+}
+
+func (l *looks) end(key string, x *look) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.under, key)
+	close(x.done)
+}
+
+// of returns the slots of a bucket.
+func (l *looks) of(name string) chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.slots == nil {
+		l.slots = map[string]chan struct{}{}
+	}
+	if l.slots[name] == nil {
+		l.slots[name] = make(chan struct{}, looksOnce)
+	}
+	return l.slots[name]
+}
 
 // durableIn answers which digests are in the bucket of a repository, verified. Of an object that the bucket keeps no
 // digest of, and of what the bucket did not answer within a second, this is known a while after the first question.
@@ -43,23 +96,14 @@ func (o *Origin) durableIn(ctx context.Context, repo string, ds []digest.Digest)
 			ask = append(ask, d)
 		}
 	}
-	if len(ask) > 0 && !o.monitor.Up(name) {
+	if len(ask) == 0 {
+		return out, nil
+	}
+	if !o.monitor.Up(name) {
 		return out, fmt.Errorf("%w: bucket %s: %w", registry.ErrUnavailable, name, errBucketDown)
 	}
-	limit, cancel := context.WithTimeout(ctx, durableFor)
-	defer cancel()
-	there := make([]bool, len(ask))
-	g, each := errgroup.WithContext(limit)
-	g.SetLimit(statsOnce)
-	for i, d := range ask {
-		g.Go(func() (err error) {
-			if limit.Err() == nil {
-				there[i], err = o.isInBucket(each, name, b, d)
-			}
-			return err
-		})
-	}
-	if err := g.Wait(); err != nil && limit.Err() == nil {
+	there, err := o.lookFor(ctx, name, b, ask)
+	if err != nil {
 		return out, fmt.Errorf("%w: %w", registry.ErrUnavailable, err)
 	}
 	for i, d := range ask {
@@ -70,6 +114,79 @@ func (o *Origin) durableIn(ctx context.Context, repo string, ds []digest.Digest)
 		}
 	}
 	return out, nil
+}
+
+// lookFor reports of which blobs a bucket said, within durableFor, that it has them. The error is that the bucket is
+// down: what it does not tell of one blob is unknown of that one.
+func (o *Origin) lookFor(ctx context.Context, name string, b bucket.Bucket, ds []digest.Digest) ([]bool, error) {
+	limit, cancel := context.WithTimeout(ctx, durableFor)
+	defer cancel()
+	under, there := make([]*look, len(ds)), make([]bool, len(ds))
+	from := rand.IntN(len(ds)) // what a slow bucket lacks must not keep it from being asked for the rest
+	for n := 0; n < len(ds) && limit.Err() == nil; n++ {
+		i := (from + n) % len(ds)
+		under[i] = o.look(limit, name, b, ds[i])
+	}
+	for i, l := range under {
+		if l == nil {
+			continue
+		}
+		select {
+		case <-l.done:
+		case <-limit.Done():
+		}
+		select {
+		case <-l.done:
+			if l.err != nil {
+				return nil, l.err
+			}
+			there[i] = l.there
+		default:
+		}
+	}
+	return there, nil
+}
+
+// look begins to look for a blob in a bucket, unless somebody does: once for all who ask. It waits for a slot, no
+// longer than limit; what has begun goes on after it.
+func (o *Origin) look(limit context.Context, name string, b bucket.Bucket, d digest.Digest) *look {
+	key, slots := name+" "+d.String(), o.looks.of(name)
+	l, mine := o.looks.join(key)
+	if !mine {
+		return l
+	}
+	if l.there, _ = o.durable.Get(key); l.there { // one has ended since
+		o.looks.end(key, l)
+		return l
+	}
+	select {
+	case slots <- struct{}{}:
+	case <-limit.Done():
+		o.looks.end(key, l)
+		return l
+	}
+	end := func() {
+		<-slots
+		o.looks.end(key, l)
+	}
+	begun := o.Background(func(ctx context.Context) {
+		defer end()
+		var err error
+		l.there, err = o.isInBucket(ctx, name, b, d)
+		switch {
+		case err == nil || ctx.Err() != nil:
+		case o.monitor.Failed(ctx, name, err):
+			l.err = fmt.Errorf("bucket %s: %w: %w", name, errBucketDown, err)
+		default:
+			o.looks.log.Do(func() {
+				o.log.Warn("the bucket does not tell whether it has a blob; what refers to it is not written", "bucket", name, "digest", d, "error", err)
+			})
+		}
+	})
+	if !begun {
+		end()
+	}
+	return l
 }
 
 // isInBucket reports whether a bucket has a blob, by the digest that it keeps with the object. Of an object without one

@@ -49,6 +49,7 @@ type Origin struct {
 	patience    time.Duration      // with an upstream's first byte
 	fetches     map[fetchID]*fetch
 	durable     *lru.Cache[string, bool]             // "bucket digest" that are in the bucket, verified; false: other bytes are
+	looks       looks                                // for what is in the buckets
 	vouching    sync.Map                             // digest → true while it is hashed before its debt is taken over
 	vouched     *lru.Cache[digest.Digest, time.Time] // when one was hashed for that, and was right
 	checking    sync.Map                             // "bucket digest" → true while the bucket's bytes are hashed
@@ -91,6 +92,7 @@ func New(cfg Config, deps role.Deps) (*Origin, error) {
 		segments: make(segmentSlots, maxSegments), answers: newAnswers(), waiting: upstream.NewBudget("blobs of upstreams are waited for", maxAsking),
 		behind: upstream.NewBudget("blobs of upstreams are waited for without a reader", maxBehind), patience: upstreamPatience,
 		refusals: rate.Sometimes{First: 3, Interval: 10 * time.Second},
+		looks:    looks{log: rate.Sometimes{First: 3, Interval: 10 * time.Second}},
 		fetches:  map[fetchID]*fetch{},
 		checks:   make(chan struct{}, 2),
 		kick:     make(chan struct{}, 1), retry: map[digest.Digest]retry{},
