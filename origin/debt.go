@@ -222,18 +222,6 @@ func (o *Origin) give(ctx context.Context, or *cluster.Origin, d digest.Digest, 
 	return nil
 }
 
-// alone counts the debts that fewer origins than there are replicas were found to have.
-func (o *Origin) alone() (n int) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for _, r := range o.retry {
-		if r.alone {
-			n++
-		}
-	}
-	return n
-}
-
 // debtOf is the debt of a copy that comes from another origin: what that one owes of it. Nil when it owes nothing.
 func (o *Origin) debtOf(ctx context.Context, or *cluster.Origin, repo string, d digest.Digest) (*store.Marker, error) {
 	if !or.Answers() {

@@ -38,13 +38,19 @@ func (h *heads) Stat(ctx context.Context, key string) (bucket.Object, error) {
 	return h.stat(ctx, key)
 }
 
-// asked is an origin that answers what a bucket has, and nothing else.
-func asked(t *testing.T, b bucket.Bucket) *Origin {
+// withBuckets is an origin without others that has a store and buckets, and no listeners. A repository's bucket is that
+// whose name it begins with.
+func withBuckets(t *testing.T, buckets map[string]bucket.Bucket) *Origin {
 	t.Helper()
-	o := &Origin{log: slog.New(slog.DiscardHandler), checks: make(chan struct{}, 2)}
+	o := &Origin{log: slog.New(slog.DiscardHandler), checks: make(chan struct{}, 2), kick: make(chan struct{}, 1)}
+	o.cfg.ID, o.cfg.WritebackWorkers = "a", 1
+	var cfgs []bucket.Config
+	for name, b := range buckets {
+		cfgs = append(cfgs, bucket.Config{Name: name, URL: "mem://", Driver: b, Repositories: name + ".*"})
+	}
 	err := role.Open(role.Config{Role: transport.RoleOrigin, Origins: []ring.Member{{ID: "a", URL: "http://127.0.0.1:1"}}, Replicas: 1},
 		role.Deps{Log: o.log, Registry: prometheus.NewRegistry()}, time.Second, func(c *role.Chassis) (err error) {
-			o.Chassis = c
+			o.Chassis, o.origins, o.m = c, c.Origins, newMetrics(c.Registry, o)
 			if o.durable, err = lru.New[string, bool](1000); err != nil {
 				return err
 			}
@@ -52,7 +58,7 @@ func asked(t *testing.T, b bucket.Bucket) *Origin {
 				return err
 			}
 			<-o.store.Scanned()
-			o.buckets, err = bucket.OpenAll(t.Context(), []bucket.Config{{Name: "b", URL: "mem://", Driver: b}}, nil)
+			o.buckets, err = bucket.OpenAll(t.Context(), cfgs, nil)
 			o.monitor = bucket.NewMonitor(o.buckets, layout.ProbeKey, o.log, func() int { return 0 }, func() {})
 			return err
 		})
@@ -88,10 +94,10 @@ func TestDurableInASlowBucket(t *testing.T) {
 			i := slices.IndexFunc(ds, func(d digest.Digest) bool { return layout.BlobKey(d) == key })
 			return bucket.Object{Key: key, Size: 1, Digest: ds[i]}, nil
 		}}
-		o := asked(t, b)
+		o := withBuckets(t, map[string]bucket.Bucket{"b": b})
 		for range 10 {
 			began := time.Now()
-			out, err := o.durableIn(t.Context(), "repo", ds)
+			out, err := o.durableIn(t.Context(), "b/repo", ds)
 			if err != nil || len(out.Durable)+len(out.Unknown) != len(ds) {
 				t.Fatalf("%d durable, %d unknown of %d, %v", len(out.Durable), len(out.Unknown), len(ds), err)
 			}
@@ -127,7 +133,7 @@ func TestDurableBesideOneThatIsRefused(t *testing.T) {
 			}
 			return bucket.Object{Key: key, Size: 1, Digest: ds[i]}, nil
 		}}
-		out, err := asked(t, b).durableIn(t.Context(), "repo", ds)
+		out, err := withBuckets(t, map[string]bucket.Bucket{"b": b}).durableIn(t.Context(), "b/repo", ds)
 		if err != nil || len(out.Durable) != len(ds)-1 || !slices.Equal(out.Unknown, ds[3:4]) {
 			t.Errorf("%d durable, unknown %v, %v", len(out.Durable), out.Unknown, err)
 		}

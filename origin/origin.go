@@ -70,16 +70,9 @@ type Origin struct {
 
 	holder holder // the build-index that may be the only one
 
-	mu      sync.Mutex
-	lastErr error // of write-back
-	retry   map[digest.Digest]retry
-}
+	tries tries // of write-back
 
-// retry is when to try a blob again.
-type retry struct {
-	at    time.Time
-	delay time.Duration
-	alone bool // fewer origins than replicas were found to owe it
+	mu sync.Mutex // guards fetches
 }
 
 // New opens the store, binds the listeners and finds what is to be written back. Run serves.
@@ -95,7 +88,7 @@ func New(cfg Config, deps role.Deps) (*Origin, error) {
 		looks:    looks{log: rate.Sometimes{First: 3, Interval: 10 * time.Second}},
 		fetches:  map[fetchID]*fetch{},
 		checks:   make(chan struct{}, 2),
-		kick:     make(chan struct{}, 1), retry: map[digest.Digest]retry{},
+		kick:     make(chan struct{}, 1),
 	}
 	o.leases.spread = o.turns.spread
 	if err := role.Open(cfg.Config, deps, cluster.Stall, o.assemble); err != nil {

@@ -60,9 +60,7 @@ func (o *Origin) dropRotten(ctx context.Context, d digest.Digest) error {
 
 // rotten is told by the store of a blob that it has dropped because its bytes were wrong.
 func (o *Origin) rotten(d digest.Digest) {
-	o.mu.Lock()
-	delete(o.retry, d)
-	o.mu.Unlock()
+	o.tries.forget(d)
 	if _, owed := o.store.Lost(d); owed {
 		o.wake() // write-back finds the bytes elsewhere
 		return

@@ -40,7 +40,9 @@ func (o *Origin) writeback(ctx context.Context) error {
 	t := time.NewTicker(writebackIdle)
 	defer t.Stop()
 	for {
-		for _, d := range o.store.Marked() {
+		marked := o.store.Marked()
+		o.tries.keep(marked)
+		for _, d := range marked {
 			if !o.due(d) {
 				continue
 			}
@@ -74,45 +76,41 @@ func (o *Origin) due(d digest.Digest) bool {
 	if _, busy := o.busy.Load(d); busy {
 		return false
 	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return time.Now().After(o.retry[d].at)
+	return o.tries.due(d)
 }
 
 // workOff does what one marked blob needs and notes when to look again.
 func (o *Origin) workOff(ctx context.Context, d digest.Digest) {
 	m, err := o.store.Marker(d)
-	if err != nil {
-		return // paid meanwhile
+	if errors.Is(err, store.ErrNotFound) {
+		o.tries.forget(d) // meanwhile
+		return
 	}
-	wait, alone, err := o.workOnce(ctx, d, m)
+	wait, alone := time.Duration(0), true
+	if err == nil {
+		wait, alone, err = o.workOnce(ctx, d, m)
+	}
 	if ctx.Err() != nil {
 		return
 	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
 	if err == nil && wait == 0 {
-		delete(o.retry, d)
-		o.lastErr = nil
+		o.tries.forget(d)
 		return
 	}
-	r := o.retry[d]
-	r.alone = alone
-	r.delay = min(max(2*r.delay, time.Second), maxBackoff)
-	switch {
-	case err == nil:
-		r.delay = min(r.delay, wait)
-	case errors.Is(err, errBucketDown):
-		o.lastErr = err
-	case isLater(err): // an origin that is well verifies a large copy before it owes it
-		o.log.Info("write-back goes on later", "digest", d, "in", r.delay, "reason", err)
-	default:
-		o.lastErr = err
-		o.m.writebackErrors.Inc()
-		o.log.Warn("write-back will be tried again", "digest", d, "in", r.delay, "error", err)
+	later := isLater(err) && !errors.Is(err, errBucketDown)
+	told := err
+	if later {
+		told = nil
 	}
-	r.at = time.Now().Add(r.delay)
-	o.retry[d] = r
+	in := o.tries.note(d, wait, alone, told)
+	switch {
+	case err == nil || errors.Is(err, errBucketDown):
+	case later: // an origin that is well verifies a large copy before it owes it
+		o.log.Info("write-back goes on later", "digest", d, "in", in, "reason", err)
+	default:
+		o.m.writebackErrors.Inc()
+		o.log.Warn("write-back will be tried again", "digest", d, "in", in, "error", err)
+	}
 }
 
 // isLater reports whether an error is only that somebody asked to come back.
@@ -222,12 +220,7 @@ func (o *Origin) blame(ctx context.Context, target string, err error) error {
 
 // bucketIsBack makes all that is owed be tried now.
 func (o *Origin) bucketIsBack() {
-	o.mu.Lock()
-	for d, r := range o.retry {
-		r.at, r.delay = time.Time{}, 0
-		o.retry[d] = r
-	}
-	o.mu.Unlock()
+	o.tries.allDue()
 	o.wake()
 }
 
@@ -316,19 +309,21 @@ func (o *Origin) upload(ctx context.Context, d digest.Digest, b bucket.Bucket) e
 // status is what is left to write back. It is answered from memory.
 func (o *Origin) status() cluster.WritebackStatus {
 	n, oldest := o.store.Debts()
-	s := cluster.WritebackStatus{Pending: n, Names: o.store.NumNames(), Scanning: o.store.Scanning(), Lost: o.store.NumLost(), Alone: o.alone()}
+	alone, err := o.tries.state()
+	s := cluster.WritebackStatus{Pending: n, Names: o.store.NumNames(), Scanning: o.store.Scanning(), Lost: o.store.NumLost(), Alone: alone}
 	if s.Scanning {
 		s.Pending++ // there may be more: nobody must take 0 for an answer yet
 	}
 	if !oldest.IsZero() {
 		s.Oldest = oldest.Format(time.RFC3339)
 	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.lastErr != nil {
-		s.Error = o.lastErr.Error()
+	if err != nil {
+		s.Error = err.Error()
 	}
 	for _, b := range o.monitor.States() {
+		if errors.Is(err, errBucketDown) && b.Err != nil {
+			s.Error = fmt.Sprintf("bucket %s: %v: %v", b.Name, errBucketDown, b.Err)
+		}
 		s.Buckets = append(s.Buckets, cluster.NewBucketState(b.Name, string(b.Condition), b.Since, b.Err))
 	}
 	return s
