@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"os"
 	"strings"
@@ -45,13 +46,13 @@ type tenure struct {
 	begun  chan struct{} // closed when it is
 	acked  int64         // changes up to this generation are known to be committed outside SQL
 	mu     sync.Mutex
-	reason error                // why it has not begun
-	waits  time.Time            // since when
-	told   string               // the reason that the log has
-	forget []cluster.NameRecord // that origins may forget once acked has reached them
-	looked time.Time            // when origins were asked last whether this is the only one, and none said no
-	most   time.Time            // when most of the origins were asked last that granted the lease
-	ended  error                // what ended it
+	reason error     // why it has not begun
+	waits  time.Time // since when
+	told   string    // the reason that the log has
+	forget forgets   // what origins may forget once acked has reached it
+	looked time.Time // when origins were asked last whether this is the only one, and none said no
+	most   time.Time // when most of the origins were asked last that granted the lease
+	ended  error     // what ended it
 }
 
 // errHeld is that another build-index has the lease at the origins.
@@ -400,7 +401,11 @@ func (x *Index) ask(ctx context.Context, length time.Duration) (out answer, err 
 func (x *Index) forgetLater(rs []cluster.NameRecord) {
 	x.tenure.mu.Lock()
 	defer x.tenure.mu.Unlock()
-	x.tenure.forget = append(x.tenure.forget, rs...)
+	for _, r := range rs {
+		if !x.tenure.forget.add(r) {
+			x.short.remove(r)
+		}
+	}
 }
 
 // forgetting makes origins forget what may be forgotten after each renewal, until ctx is done. A renewal does not wait
@@ -419,17 +424,52 @@ func (x *Index) forgetting(ctx context.Context) error {
 // forgetAcked makes origins forget what may be forgotten.
 func (x *Index) forgetAcked(ctx context.Context) {
 	x.tenure.mu.Lock()
-	var now, later []cluster.NameRecord
-	for _, r := range x.tenure.forget {
-		if r.Generation <= x.tenure.acked {
-			now = append(now, r)
-		} else {
-			later = append(later, r)
-		}
-	}
-	x.tenure.forget = later
+	now := x.tenure.forget.take(x.tenure.acked)
 	x.tenure.mu.Unlock()
 	x.forgetAll(ctx, now)
+}
+
+// maxForget bounds how many records wait for origins to be told the last generation. What is beyond is taken back by the
+// comparison of each minute.
+const maxForget = 1 << 14
+
+// forgets are records that wait to be forgotten: of each key the last, because an origin forgets those before with it.
+type forgets struct {
+	by    map[string]cluster.NameRecord // by cluster.NameKey
+	least int64                         // no record is of a lower generation
+}
+
+// add reports whether there is room for a record.
+func (f *forgets) add(r cluster.NameRecord) bool {
+	k := cluster.NameKey(r)
+	was, ok := f.by[k]
+	switch {
+	case ok && was.Generation >= r.Generation:
+		return true
+	case !ok && len(f.by) >= maxForget:
+		return false
+	case len(f.by) == 0:
+		f.by, f.least = map[string]cluster.NameRecord{}, r.Generation
+	}
+	f.by[k], f.least = r, min(f.least, r.Generation)
+	return true
+}
+
+// take takes out the records up to a generation.
+func (f *forgets) take(upTo int64) (out []cluster.NameRecord) {
+	if len(f.by) == 0 || f.least > upTo {
+		return nil
+	}
+	f.least = math.MaxInt64
+	for k, r := range f.by {
+		if r.Generation <= upTo {
+			out = append(out, r)
+			delete(f.by, k)
+		} else {
+			f.least = min(f.least, r.Generation)
+		}
+	}
+	return out
 }
 
 // compare looks whether SQL has everything that was ever committed, as origins and buckets remember it. If not it is an

@@ -521,3 +521,47 @@ func TestWaitingIsToldOnce(t *testing.T) {
 		}
 	})
 }
+
+// While too few origins answer to be told the last generation, the records of what goes into the bucket do not pile up:
+// of each key there is the last, and of very many keys some are left to the comparison of each minute.
+func TestRecordsToForgetAreBounded(t *testing.T) {
+	r := newRig(t)
+	r.must(r.x.takeOver(t.Context()))
+	r.must(r.x.fill(t.Context()))
+	r.durable(true)
+	moved := func(tag string, generation int64) cluster.NameRecord {
+		return cluster.NewRecord(cluster.DeleteName(cluster.TagName("other", tag)).At(generation), time.Now())
+	}
+	after := r.x.generation.Load() + 1<<40
+	for n := range int64(10) {
+		r.x.forgetLater([]cluster.NameRecord{moved("often", after+n), moved("often", after-n)})
+	}
+	if n := len(r.x.tenure.forget.by); n != 1 {
+		t.Errorf("of one key %d records are kept", n)
+	}
+	if f := r.x.tenure.forget.take(after + 8); len(f) != 0 {
+		t.Errorf("%+v is to be forgotten before its generation is known", f)
+	}
+	if f := r.x.tenure.forget.take(after + 9); len(f) != 1 || f[0].Generation != after+9 {
+		t.Errorf("%+v is to be forgotten, want the last", f)
+	}
+	for i := range maxForget + 100 {
+		r.x.forgetLater([]cluster.NameRecord{moved(fmt.Sprint(i), after)})
+	}
+	r.put("v", "one")
+	r.publish()
+	if n := len(r.x.tenure.forget.by); n != maxForget {
+		t.Errorf("%d records are kept, want %d", n, maxForget)
+	}
+	_, err := r.x.renew(t.Context(), holdFor)
+	r.must(err)
+	r.x.forgetAcked(t.Context())
+	if r.origins[0].kept() == 0 {
+		t.Fatal("there was room")
+	}
+	r.x.writing = writing{} // some time later
+	r.must(r.x.reconcile(t.Context(), r.x.origins.All()))
+	if n := r.origins[0].kept() + r.origins[1].kept(); n != 0 {
+		t.Errorf("%d records of what the bucket has stay at origins", n)
+	}
+}
