@@ -44,12 +44,13 @@ const (
 type tenure struct {
 	id     string
 	begun  chan struct{} // closed when it is
-	acked  int64         // changes up to this generation are known to be committed outside SQL
+	asked  int64         // renewals that have begun
+	acked  int64         // the last of them that succeeded: what was committed before is known outside SQL
 	mu     sync.Mutex
 	reason error     // why it has not begun
 	waits  time.Time // since when
 	told   string    // the reason that the log has
-	forget forgets   // what origins may forget once acked has reached it
+	forget forgets   // what origins may forget after a renewal that began later
 	looked time.Time // when origins were asked last whether this is the only one, and none said no
 	most   time.Time // when most of the origins were asked last that granted the lease
 	ended  error     // what ended it
@@ -338,6 +339,10 @@ type answer struct {
 
 // ask is renew. What it says of the lease is true also beside an error.
 func (x *Index) ask(ctx context.Context, length time.Duration) (out answer, err error) {
+	x.tenure.mu.Lock()
+	x.tenure.asked++
+	renewal := x.tenure.asked
+	x.tenure.mu.Unlock()
 	state, err := x.db.State(ctx)
 	if err != nil {
 		return out, err
@@ -391,18 +396,18 @@ func (x *Index) ask(ctx context.Context, length time.Duration) (out answer, err 
 		return out, fmt.Errorf("%w: too few origins answer to tell whether this is the only build-index: %w", registry.ErrUnavailable, errors.Join(silent...))
 	}
 	x.tenure.mu.Lock()
-	x.tenure.acked = max(x.tenure.acked, ask.Generation)
+	x.tenure.acked = max(x.tenure.acked, renewal)
 	x.tenure.mu.Unlock()
 	return out, nil
 }
 
-// forgetLater makes origins forget records once the last generation is known outside SQL: until then they are what
-// tells that SQL is older.
+// forgetLater makes origins forget records of changes that are committed, after a renewal that begins later: until then
+// they are what tells that SQL is older.
 func (x *Index) forgetLater(rs []cluster.NameRecord) {
 	x.tenure.mu.Lock()
 	defer x.tenure.mu.Unlock()
 	for _, r := range rs {
-		if !x.tenure.forget.add(r) {
+		if !x.tenure.forget.add(r, x.tenure.asked) {
 			x.short.remove(r)
 		}
 	}
@@ -429,44 +434,50 @@ func (x *Index) forgetAcked(ctx context.Context) {
 	x.forgetAll(ctx, now)
 }
 
-// maxForget bounds how many records wait for origins to be told the last generation. What is beyond is taken back by the
-// comparison of each minute.
+// maxForget bounds how many records wait for origins to be told the last generation. What is beyond is taken back by
+// the comparison of each minute.
 const maxForget = 1 << 14
 
 // forgets are records that wait to be forgotten: of each key the last, because an origin forgets those before with it.
 type forgets struct {
-	by    map[string]cluster.NameRecord // by cluster.NameKey
-	least int64                         // no record is of a lower generation
+	by    map[string]leftover // by cluster.NameKey
+	least int64               // no record came before this renewal
 }
 
-// add reports whether there is room for a record.
-func (f *forgets) add(r cluster.NameRecord) bool {
+// leftover is a record whose change was committed before a renewal that had not begun when it came.
+type leftover struct {
+	cluster.NameRecord
+	renewal int64 // the last that had begun
+}
+
+// add takes up a record after a renewal has begun. It reports whether there is room.
+func (f *forgets) add(r cluster.NameRecord, renewal int64) bool {
 	k := cluster.NameKey(r)
 	was, ok := f.by[k]
 	switch {
-	case ok && was.Generation >= r.Generation:
-		return true
 	case !ok && len(f.by) >= maxForget:
 		return false
 	case len(f.by) == 0:
-		f.by, f.least = map[string]cluster.NameRecord{}, r.Generation
+		f.by, f.least = map[string]leftover{}, renewal
+	case ok && was.Generation > r.Generation:
+		r = was.NameRecord // with which the other goes, and not before that may
 	}
-	f.by[k], f.least = r, min(f.least, r.Generation)
+	f.by[k], f.least = leftover{r, renewal}, min(f.least, renewal)
 	return true
 }
 
-// take takes out the records up to a generation.
-func (f *forgets) take(upTo int64) (out []cluster.NameRecord) {
-	if len(f.by) == 0 || f.least > upTo {
+// take takes out the records that came before a renewal began.
+func (f *forgets) take(renewal int64) (out []cluster.NameRecord) {
+	if len(f.by) == 0 || f.least >= renewal {
 		return nil
 	}
 	f.least = math.MaxInt64
 	for k, r := range f.by {
-		if r.Generation <= upTo {
-			out = append(out, r)
+		if r.renewal < renewal {
+			out = append(out, r.NameRecord)
 			delete(f.by, k)
 		} else {
-			f.least = min(f.least, r.Generation)
+			f.least = min(f.least, r.renewal)
 		}
 	}
 	return out
@@ -536,7 +547,7 @@ func (l *lane) readMark(ctx context.Context, b bucket.Bucket) (latest int64, err
 	return l.mark, err
 }
 
-// raiseMark makes a bucket know that changes up to generation n are committed, before the last of their records goes.
+// raiseMark makes a bucket know that SQL stands at generation n at least, before records of what was committed go.
 // Several may do so at once: one that hangs holds up no other.
 func (l *lane) raiseMark(ctx context.Context, b bucket.Bucket, n int64) error {
 	l.mu.Lock()

@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"kraken/buildindex/names"
 	"kraken/origin/bucket"
 	"kraken/proto/cluster"
 	"kraken/proto/registry"
@@ -533,29 +534,29 @@ func TestRecordsToForgetAreBounded(t *testing.T) {
 		return cluster.NewRecord(cluster.DeleteName(cluster.TagName("other", tag)).At(generation), time.Now())
 	}
 	after := r.x.generation.Load() + 1<<40
+	f := &r.x.tenure.forget
 	for n := range int64(10) {
 		r.x.forgetLater([]cluster.NameRecord{moved("often", after+n), moved("often", after-n)})
+		r.x.tenure.asked++
 	}
-	if n := len(r.x.tenure.forget.by); n != 1 {
+	if n := len(f.by); n != 1 {
 		t.Errorf("of one key %d records are kept", n)
 	}
-	if f := r.x.tenure.forget.take(after + 8); len(f) != 0 {
-		t.Errorf("%+v is to be forgotten before its generation is known", f)
+	if out := f.take(r.x.tenure.asked - 1); len(out) != 0 {
+		t.Errorf("%+v is to be forgotten before it is known that it was committed", out)
 	}
-	if f := r.x.tenure.forget.take(after + 9); len(f) != 1 || f[0].Generation != after+9 {
-		t.Errorf("%+v is to be forgotten, want the last", f)
+	if out := f.take(r.x.tenure.asked); len(out) != 1 || out[0].Generation != after+9 {
+		t.Errorf("%+v is to be forgotten, want the last", out)
 	}
 	for i := range maxForget + 100 {
 		r.x.forgetLater([]cluster.NameRecord{moved(fmt.Sprint(i), after)})
 	}
 	r.put("v", "one")
 	r.publish()
-	if n := len(r.x.tenure.forget.by); n != maxForget {
+	if n := len(f.by); n != maxForget {
 		t.Errorf("%d records are kept, want %d", n, maxForget)
 	}
-	_, err := r.x.renew(t.Context(), holdFor)
-	r.must(err)
-	r.x.forgetAcked(t.Context())
+	*f = forgets{}
 	if r.origins[0].kept() == 0 {
 		t.Fatal("there was room")
 	}
@@ -563,5 +564,72 @@ func TestRecordsToForgetAreBounded(t *testing.T) {
 	r.must(r.x.reconcile(t.Context(), r.x.origins.All()))
 	if n := r.origins[0].kept() + r.origins[1].kept(); n != 0 {
 		t.Errorf("%d records of what the bucket has stay at origins", n)
+	}
+}
+
+// A database that goes back to between two commits is known to be older, although what was committed last is of an
+// earlier generation: from the bucket alone, and from the origins alone.
+func TestOlderByAnEarlierGeneration(t *testing.T) {
+	for _, known := range []string{"bucket", "origins"} {
+		t.Run(known, func(t *testing.T) {
+			r := newRig(t)
+			r.must(r.x.takeOver(t.Context()))
+			r.must(r.x.fill(t.Context()))
+			r.durable(true)
+			rec, err := r.x.record(cluster.PutTag("repo", "slow", digest.FromString("")))
+			r.must(err)
+			r.put("fast", "one")
+			renew := func() {
+				r.publish()
+				_, err := r.x.renew(t.Context(), holdFor)
+				r.must(err)
+				r.x.forgetAcked(t.Context())
+			}
+			renew()
+			r.stop()
+			r.copyDatabase("first.db", "between.db")
+			r.start("first.db")
+			r.must(r.x.takeOver(t.Context()))
+			r.must(r.x.fill(t.Context()))
+			b := raw("", "a/slow")
+			p, err := parseManifest("", b)
+			r.must(err)
+			rec.Digest, rec.MediaType, rec.Size, rec.Bytes = digest.FromBytes(b), p.mediaType, int64(len(b)), b
+			_, err = r.x.storeRecord(t.Context(), r.x.signer.Sign(rec), b)
+			r.must(err)
+			r.must(r.x.db.Update(t.Context(), func(tx names.Tx) error { return errors.Join(r.x.apply(tx, rec, p), r.x.enqueue(tx, rec)) }))
+			r.publish()
+			if r.x.forgetAcked(t.Context()); r.origins[0].kept() == 0 {
+				t.Error("a record is forgotten before anybody was told of its commit")
+			}
+			renew()
+			if n := r.origins[0].kept(); n != 0 {
+				t.Errorf("an origin keeps %d records", n)
+			}
+			r.stop()
+			r.copyDatabase("between.db", "first.db")
+			for _, o := range r.origins {
+				o.set(func() {
+					if known == "bucket" {
+						o.holder = holder{}
+					}
+				})
+			}
+			unheard := &broken{}
+			unheard.set(func(call, key string) error {
+				if known == "origins" && call == "list" && strings.Contains(key, "/kraken/generation/") {
+					return bucket.ErrUnavailable
+				}
+				return nil
+			})
+			r.wrap = func(b bucket.Bucket) bucket.Bucket { unheard.Bucket = b; return unheard }
+			r.start("first.db")
+			r.must(r.x.takeOver(t.Context()))
+			if !r.x.stale.Load() {
+				t.Error("it is not known to be older")
+			}
+			r.must(r.x.fill(t.Context()))
+			r.wantTag("slow", rec.Digest)
+		})
 	}
 }

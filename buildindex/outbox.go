@@ -135,7 +135,11 @@ func (b *batch) finish(ctx context.Context, jobs []*job) error {
 		}
 	}
 	if bucket, ok := x.buckets.Get(b.lane.name); ok && len(there) > 0 {
-		if err := b.lane.raiseMark(ctx, bucket, slices.Max(there)); err != nil { // before the rows go
+		state, err := x.db.State(ctx) // later changes may have been committed before these
+		if err != nil {
+			return err
+		}
+		if err := b.lane.raiseMark(ctx, bucket, state.LastGeneration); err != nil { // before the rows go
 			return errors.Join(err, b.lane.ask(ctx))
 		}
 		b.lane.answered(nil)

@@ -118,7 +118,7 @@ type Tx interface {
 	DeleteLayer(repo string, d digest.Digest, generation int64) error
 
 	// Enqueue adds a change to the outbox of a bucket, without the bytes of a manifest, and raises the last generation
-	// to the change's.
+	// to the change's, or by one: it tells what was committed before from what was after, in whatever order.
 	Enqueue(bucket string, r cluster.NameRecord) error
 	// SetBucket says which bucket's a row of the outbox is. One that is not there is no error.
 	SetBucket(id int64, bucket string) error
@@ -204,7 +204,7 @@ type Refused struct {
 
 // State describes a database.
 type State struct {
-	LastGeneration int64 // the highest of any change that was committed, deletions as well
+	LastGeneration int64 // at least that of any change that was committed, and higher after each Enqueue
 	OutboxRows     int
 }
 

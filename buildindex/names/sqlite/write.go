@@ -232,7 +232,8 @@ func (t *transaction) Enqueue(bucket string, r cluster.NameRecord) error {
 	if _, err = t.exec(`INSERT INTO outbox (bucket, record, generation, key) VALUES (?, ?, ?, ?)`, bucket, b, r.Generation, cluster.NameKey(r)); err != nil {
 		return err
 	}
-	return t.RaiseGeneration(r.Generation)
+	_, err = t.exec(`UPDATE last_generation SET generation = max(generation + 1, ?)`, r.Generation)
+	return err
 }
 
 // SetBucket implements names.Tx.
