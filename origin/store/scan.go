@@ -32,6 +32,7 @@ const (
 // scanState is how far the scan is.
 type scanState struct {
 	running atomic.Bool
+	synced  atomic.Bool                // what the process before has left is durable
 	done    chan struct{}              // closed when all was found
 	seen    map[digest.Digest]struct{} // that were looked at, by the scan or for a lookup; under the store's lock
 }
@@ -79,6 +80,9 @@ func (s *Store) runScan(ctx context.Context) {
 
 // scanAll looks at every blob's folder, several at once.
 func (s *Store) scanAll(ctx context.Context) error {
+	if err := s.syncLeft(); err != nil {
+		return err
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(scanWorkers)
 	algorithms, err := fs.ReadDir(s.root.FS(), "blobs")
@@ -111,9 +115,6 @@ func (s *Store) scanShard(ctx context.Context, algorithm, shard string) error {
 	defer root.Close()
 	es, err := fs.ReadDir(root.FS(), ".")
 	if err != nil {
-		return err
-	}
-	if err := s.syncFound(name); err != nil {
 		return err
 	}
 	for _, e := range es {
@@ -150,7 +151,7 @@ func (s *Store) find(d digest.Digest) error {
 		return fmt.Errorf("look for blob %s on the disk: %w", d, err)
 	} else {
 		defer root.Close()
-		if err := s.syncFound(path.Dir(blobDir(d))); err != nil {
+		if err := s.syncFound(path.Dir(blobDir(d))); err != nil { // those above are: see prepare
 			return fmt.Errorf("look for blob %s on the disk: %w", d, err)
 		}
 	}
@@ -160,15 +161,26 @@ func (s *Store) find(d digest.Digest) error {
 	return nil
 }
 
-// syncFound makes the folders in a folder of the store durable, and those above it: the process before may have ended
-// before it did.
-func (s *Store) syncFound(folder string) error {
-	for p := folder; p != "."; p = path.Dir(p) {
-		if err := s.syncDir(p); err != nil {
-			return err
-		}
+// syncLeft makes durable, by one call, all that the process before has left: it may have ended before it did, and what
+// the scan finds counts.
+func (s *Store) syncLeft() error {
+	if s.cfg.Volatile || s.scan.synced.Load() {
+		return nil
 	}
+	if err := s.root.SyncAll(); err != nil {
+		return fmt.Errorf("sync %s: %w", s.cfg.Dir, err)
+	}
+	s.scan.synced.Store(true)
 	return nil
+}
+
+// syncFound makes what is in a folder durable that a lookup has found: it does not wait for syncLeft, which may write
+// what others have left in the page cache, too.
+func (s *Store) syncFound(folder string) error {
+	if s.scan.synced.Load() {
+		return nil
+	}
+	return s.syncDir(folder)
 }
 
 func (s *Store) wasSeen(d digest.Digest) bool {
@@ -229,7 +241,7 @@ func (s *Store) examine(d digest.Digest, shard FS) (*entry, int64, error) {
 		return nil, 0, s.loseFolder(d, size, files)
 	}
 	if files[fileMarker] != nil || files[filePieces] != nil { // it may have been made, and not synced
-		if err := s.syncDir(blobDir(d)); err != nil {
+		if err := s.syncFound(blobDir(d)); err != nil {
 			return nil, 0, err
 		}
 	}

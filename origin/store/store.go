@@ -231,7 +231,17 @@ func (s *Store) prepare() (err error) {
 		return err
 	}
 	// What the process before has made visible, and did not come to sync, counts from here on: others go by it.
-	for _, d := range []string{".", "blobs", "names", "pins", "debts", "paid"} {
+	folders := []string{".", "blobs", "names", "pins", "debts", "paid"}
+	algorithms, err := fs.ReadDir(s.root.FS(), "blobs")
+	if err != nil {
+		return err
+	}
+	for _, a := range algorithms {
+		if a.IsDir() {
+			folders = append(folders, path.Join("blobs", a.Name()))
+		}
+	}
+	for _, d := range folders {
 		if err := s.syncDir(d); err != nil {
 			return err
 		}

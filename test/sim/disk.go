@@ -29,6 +29,7 @@ type disk struct {
 
 	mu     sync.Mutex
 	slow   time.Duration // is added to each sync
+	all    time.Duration // is added to each sync of all
 	gen    int
 	dir    string // of this generation
 	root   *inode // names as the process sees them
@@ -373,6 +374,20 @@ func (d *disk) slower(by time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.slow = by
+}
+
+// hasCrashed reports whether everything fails.
+func (d *disk) hasCrashed() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.crashAt > 0 && d.calls >= d.crashAt
+}
+
+// slowerAll adds to the time of each sync of all.
+func (d *disk) slowerAll(by time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.all = by
 }
 
 // wipe puts an empty disk in the place of this one.

@@ -246,6 +246,12 @@ func (f *fileSystem) SyncAll() error {
 		return err
 	}
 	f.d.mu.Lock()
+	all := f.d.all
+	f.d.mu.Unlock()
+	if err := f.p.sleep(context.Background(), all); err != nil {
+		return err
+	}
+	f.d.mu.Lock()
 	defer f.d.mu.Unlock()
 	for _, o := range f.d.ops {
 		o.apply()
