@@ -107,13 +107,12 @@ func (a *aside) replace(heard []string, now []asideRecord) (fresh []asideRecord,
 
 // save makes the list durable: a record on it is not taken back when later changes have raised the counter above it.
 func (a *aside) save(ctx context.Context, db names.Store) error {
-	a.mu.Lock()
-	b, err := json.Marshal(a.records)
-	a.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	return db.Update(ctx, func(tx names.Tx) error { return tx.SetMeta(metaAside, string(b)) })
+	return db.Update(ctx, func(tx names.Tx) error {
+		a.mu.Lock() // inside the write: of two the later one has the later list
+		b, err := json.Marshal(a.records)
+		a.mu.Unlock()
+		return errors.Join(err, tx.SetMeta(metaAside, string(b)))
+	})
 }
 
 // due reports whether an outbox row may be tried now.

@@ -42,23 +42,24 @@ type Index struct {
 	began      time.Time
 	lanes      []*lane
 
-	heardOrigins  chan struct{} // closed when enough origins were heard since the start
-	hearOnce      sync.Once
-	heardFrom     sync.Map      // ids of origins of which SQL has all since the start
-	hearSoon      chan struct{} // has one when another of them answers
-	forgetSoon    chan struct{} // has one when origins know a later generation
-	counted       bool          // how many origins keep each queued change; of the one goroutine that restores
-	restoreFailed bool          // the last try, of the one goroutine that restores
-	sweptBuckets  sync.Map      // names of buckets of which SQL has all names
-	lookups       lookups
-	unproven      unproven
-	tenure        tenure
-	short         short
-	writing       writing
-	publications  publications
-	sweepPart     int
-	keptWait      time.Duration
-	lockHeld      *os.File // the lock beside the database
+	heardOrigins chan struct{} // closed when enough origins were heard since the start
+	hearOnce     sync.Once
+	heardFrom    sync.Map      // ids of origins of which SQL has all since the start
+	hearSoon     chan struct{} // has one when another of them answers
+	forgetSoon   chan struct{} // has one when origins know a later generation
+	lookSoon     chan struct{} // has one when all origins can be counted
+	counted      atomic.Bool   // how many origins keep each queued change
+	unknown      unknown
+	sweptBuckets sync.Map // names of buckets of which SQL has all names
+	lookups      lookups
+	unproven     unproven
+	tenure       tenure
+	short        short
+	writing      writing
+	publications publications
+	sweepPart    int
+	keptWait     time.Duration
+	lockHeld     *os.File // the lock beside the database
 
 	aside   aside               // what can't go on for a reason of its own
 	signer  *cluster.NameSigner // nil where none is configured
@@ -72,7 +73,7 @@ func New(cfg Config, deps role.Deps) (*Index, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	x := &Index{cfg: cfg, log: deps.Log, began: time.Now(), heardOrigins: make(chan struct{}), hearSoon: make(chan struct{}, 1), forgetSoon: make(chan struct{}, 1), tenure: tenure{begun: make(chan struct{})}, sweepPart: defaultSweepPart, keptWait: defaultKeptWait, seed: maphash.MakeSeed()}
+	x := &Index{cfg: cfg, log: deps.Log, began: time.Now(), heardOrigins: make(chan struct{}), hearSoon: make(chan struct{}, 1), lookSoon: make(chan struct{}, 1), forgetSoon: make(chan struct{}, 1), tenure: tenure{begun: make(chan struct{})}, sweepPart: defaultSweepPart, keptWait: defaultKeptWait, seed: maphash.MakeSeed()}
 	x.lanes = x.newLanes()
 	for i := range x.stripes {
 		x.stripes[i] = make(chan struct{}, 1)

@@ -15,6 +15,7 @@ import (
 	"kraken/origin/bucket"
 	"kraken/proto/cluster"
 	"kraken/proto/registry"
+	"kraken/proto/role"
 	"kraken/proto/transport"
 )
 
@@ -26,68 +27,111 @@ const (
 	restoreMax     = 5 * time.Second // between tries of a restoration
 )
 
-// restore makes SQL know what the buckets and the records that origins keep say, then compares SQL with these records
-// now and then, until ctx is done.
+// restore makes SQL know what the buckets and the records that origins keep say, compares SQL with these records now
+// and then, and hears an origin that was away when it is back, until ctx is done. None of the three waits for another:
+// a bucket may take hours, and the list of an origin minutes.
 func (x *Index) restore(ctx context.Context) error {
 	select {
 	case <-x.tenure.begun:
 	case <-ctx.Done():
 		return nil
 	}
-	wait := restoreMin
-	var nextFill, nextLook time.Time // zero: now
-	var unfilled, unheard error      // of the last try
-	for late := false; ; {
-		if !time.Now().Before(nextFill) {
-			unfilled = x.fill(ctx)
-			nextFill = time.Now().Add(reconcileEvery)
-			if unfilled != nil {
-				nextFill, wait = time.Now().Add(wait), min(2*wait, restoreMax)
-			} else {
-				wait = restoreMin
-			}
-		}
-		switch {
-		case !x.heard(): // fill sees to that
-			nextLook = nextFill
-		case !time.Now().Before(nextLook):
-			unheard = x.reconcile(ctx, x.origins.All())
-			nextLook = time.Now().Add(reconcileEvery)
-		case late:
-			unheard = x.reconcile(ctx, slices.DeleteFunc(slices.Clone(x.origins.All()), x.hasHeard))
-			if unheard == nil && !x.counted {
-				nextLook = time.Now()
-			}
-		}
-		x.reportRestore(ctx, errors.Join(unfilled, unheard))
-		next := nextFill
-		if nextLook.Before(next) {
-			next = nextLook
-		}
-		timer := time.NewTimer(time.Until(next))
-		select {
-		case <-ctx.Done():
-		case <-x.hearSoon:
-			late = true
-		case <-timer.C:
-			late = false
-		}
-		timer.Stop()
-		if ctx.Err() != nil {
-			return nil
+	var wg sync.WaitGroup
+	wg.Go(func() { x.filling(ctx) })
+	wg.Go(func() { x.looking(ctx) })
+	wg.Go(func() { x.hearingLate(ctx) })
+	wg.Wait()
+	return nil
+}
+
+// filling restores until SQL has all.
+func (x *Index) filling(ctx context.Context) {
+	for wait := restoreMin; ; wait = min(2*wait, restoreMax) {
+		err := x.fill(ctx)
+		x.unknown.report(ctx, x, "fill", err)
+		if err == nil || !role.Pause(ctx, wait) {
+			return
 		}
 	}
 }
 
-// reportRestore logs an error once, until there is none.
-func (x *Index) reportRestore(ctx context.Context, err error) {
-	if ctx.Err() != nil || (err != nil) == x.restoreFailed {
+// looking compares SQL with what all origins keep, each minute once enough were heard.
+func (x *Index) looking(ctx context.Context) {
+	select {
+	case <-x.heardOrigins:
+	case <-ctx.Done():
 		return
 	}
-	x.restoreFailed = err != nil
-	if err != nil {
-		x.log.Warn("not all names that buckets and origins keep are known", "restored", x.restored.Load(), "error", err)
+	for {
+		x.unknown.report(ctx, x, "look", x.reconcile(ctx, x.origins.All()))
+		timer := time.NewTimer(reconcileEvery)
+		select {
+		case <-ctx.Done():
+		case <-x.lookSoon:
+		case <-timer.C:
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// hearingLate hears origins that enough others were heard before, each for itself as soon as it answers.
+func (x *Index) hearingLate(ctx context.Context) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	var hearing sync.Map // ids
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-x.hearSoon:
+		}
+		for _, o := range x.origins.All() {
+			if !x.heard() || x.hasHeard(o) { // fill sees to the first
+				continue
+			}
+			if _, busy := hearing.LoadOrStore(o.ID, true); busy {
+				continue
+			}
+			wg.Go(func() {
+				defer hearing.Delete(o.ID)
+				err := x.reconcile(ctx, []*cluster.Origin{o})
+				x.unknown.report(ctx, x, "origin "+o.ID, err)
+				if err == nil && !x.counted.Load() {
+					notify(x.lookSoon)
+				}
+			})
+		}
+	}
+}
+
+// unknown is why SQL may not have all that buckets and origins keep, by what was tried. It is safe for concurrent use.
+type unknown struct {
+	mu   sync.Mutex
+	errs map[string]error // of the last tries
+}
+
+// report notes how a try has ended. It is logged when there is an error, once, and when there is none any more.
+func (u *unknown) report(ctx context.Context, x *Index, what string, err error) {
+	if ctx.Err() != nil {
+		return
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	before := len(u.errs)
+	if err == nil {
+		delete(u.errs, what)
+	} else if u.errs == nil {
+		u.errs = map[string]error{what: err}
 	} else {
+		u.errs[what] = err
+	}
+	switch {
+	case before == 0 && len(u.errs) > 0:
+		x.log.Warn("not all names that buckets and origins keep are known", "restored", x.restored.Load(), "error", err)
+	case before > 0 && len(u.errs) == 0:
 		x.log.Info("all names that buckets and origins keep are known")
 	}
 }
@@ -205,9 +249,10 @@ func (x *Index) reconcile(ctx context.Context, origins []*cluster.Origin) error 
 	for _, id := range t.heard {
 		x.heardFrom.Store(id, true)
 	}
-	if !x.counted && len(t.heard) == len(x.origins.All()) {
+	if !x.counted.Load() && len(t.heard) == len(x.origins.All()) {
 		err := x.addShort(ctx, t.wait)
-		errs, x.counted = append(errs, err), err == nil
+		errs = append(errs, err)
+		x.counted.Store(err == nil)
 	}
 	unheard := slices.DeleteFunc(slices.Clone(x.origins.All()), x.hasHeard)
 	if len(unheard) < x.copies() {
@@ -305,7 +350,7 @@ func (x *Index) sortRecord(ctx context.Context, o *cluster.Origin, e entry, t *r
 		return true, nil
 	}
 	queued, err := x.isQueued(ctx, o, e)
-	if queued && !x.counted && e.err == nil {
+	if queued && !x.counted.Load() && e.err == nil {
 		t.wait = append(t.wait, idOf(e.record))
 	}
 	return !queued, err

@@ -13,6 +13,7 @@ const metaHearing = "hearing"
 // forgot a record still has it, and without the bucket nothing tells such a record from one that was never published.
 type unproven struct {
 	mu    sync.Mutex
+	done  bool                   // SQL has what the buckets have
 	all   bool                   // an earlier process has begun to restore
 	names map[cluster.Name]bool  // that came from records
 	later map[cluster.Name]int64 // of which a record of this generation can't be read now: not even the bucket knows better
@@ -22,6 +23,9 @@ type unproven struct {
 func (u *unproven) add(r cluster.NameRecord) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	if u.done {
+		return
+	}
 	if u.names == nil {
 		u.names = map[cluster.Name]bool{}
 	}
@@ -67,7 +71,7 @@ func (u *unproven) has(n cluster.Name) bool {
 func (u *unproven) clear() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.all, u.names = false, nil
+	u.done, u.all, u.names = true, false, nil
 }
 
 // laterAt returns the generation of a record of a name that can't be taken over now, 0 where there is none.
