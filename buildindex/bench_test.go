@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -254,4 +256,34 @@ func (r *rig) onlyLinks(b bucket.Bucket) {
 	for _, d := range blobs {
 		r.must(b.Put(r.Context(), layout.BlobKey(d), link(d)))
 	}
+}
+
+// BenchmarkDeletions fills an empty database from a bucket that has nothing but the stamps of deleted images: a tag and
+// a manifest each, in repositories with names of 20 bytes. It says what a deletion costs in the bucket and in SQL.
+func BenchmarkDeletions(b *testing.B) {
+	r := newRig(b)
+	set := memory(b)
+	_, real, _ := set.For("any")
+	n, size := max(b.N, 20_000), 0
+	for i := range n {
+		repo := fmt.Sprintf("team-%03d/service-%03d", i%100, i%1000)
+		for k, name := range []cluster.Name{cluster.TagName(repo, fmt.Sprintf("build-%08d", i)), cluster.ManifestName(repo, digest.FromString(fmt.Sprint(i)))} {
+			s := layout.Stamp{Change: cluster.DeleteName(name).At(time.Now().UnixMicro() + int64(k))}
+			body := timestamp()
+			size += len(s.Key()) + body.Len()
+			r.must(real.Put(b.Context(), s.Key(), body))
+		}
+	}
+	r.buckets = slowly(set)
+	r.start("second.db")
+	b.ResetTimer()
+	began := time.Now()
+	r.must(r.x.fill(b.Context()))
+	took := time.Since(began)
+	r.stop()
+	file, err := os.Stat(filepath.Join(r.dir, "second.db"))
+	r.must(err)
+	b.ReportMetric(float64(2*n)/took.Seconds(), "deletions/s")
+	b.ReportMetric(float64(size)/float64(2*n), "bucket-bytes/deletion")
+	b.ReportMetric(float64(file.Size())/float64(2*n), "sql-bytes/deletion")
 }
