@@ -93,7 +93,11 @@ func (x *Index) storeRecord(ctx context.Context, r cluster.NameRecord, raw []byt
 		x.log.Warn("a change waits for the bucket, because fewer origins keep it than configured", "repository", r.Repository, "tag", r.Tag, "digest", r.Digest, "copies", copies, "error", err)
 		return false, nil
 	}
-	return false, &registry.RetryError{Err: fmt.Errorf("%w: too few origins keep the name: %w", registry.ErrUnavailable, err), After: time.Second}
+	err = fmt.Errorf("too few origins keep the name: %w", err)
+	if errors.Is(err, registry.ErrHeld) {
+		return false, isAway(err)
+	}
+	return false, &registry.RetryError{Err: fmt.Errorf("%w: %w", registry.ErrUnavailable, err), After: time.Second}
 }
 
 // noBucket is the refusal of a change that the bucket can't make up for.
@@ -196,7 +200,7 @@ func (x *Index) conflict(err error) error {
 		return err
 	case c.Kind == names.ErrNewer:
 		x.sawGeneration(c.Now.Generation)
-		return fmt.Errorf("%w: %w", registry.ErrUnavailable, err)
+		return isAway(err)
 	}
 	return refused(c)
 }

@@ -65,7 +65,7 @@ func (mi *mirror) join(q question, key string, limit time.Duration, f func(conte
 	if !mi.x.Background(func(ctx context.Context) { mi.fly(ctx, q, key, fl, limit, f) }) {
 		delete(mi.flights, key)
 		free()
-		return nil, fmt.Errorf("%w: this build-index ends", registry.ErrUnavailable)
+		return nil, isAway(errors.New("this build-index ends"))
 	}
 	return fl, nil
 }

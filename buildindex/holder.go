@@ -88,11 +88,18 @@ func (x *Index) sure() error {
 	case t.looked.IsZero(): // nobody holds anything here
 		return nil
 	case t.ended != nil:
-		return fmt.Errorf("%w: %w", registry.ErrUnavailable, t.ended)
+		return isAway(t.ended)
 	case old > holdFor:
-		return fmt.Errorf("%w: this build-index stood still for %s: origins are asked whether it is still the only one", registry.ErrUnavailable, old.Round(time.Second))
+		return isAway(fmt.Errorf("this build-index stood still for %s: origins are asked whether it is still the only one", old.Round(time.Second)))
 	}
 	return nil
+}
+
+// isAway returns the ErrUnavailable of a build-index that begins or ends, is not sure to be the only one, or does not
+// know yet what there is of a name: whoever has patience with a restart waits. What is away beside it (origins, a
+// bucket, an upstream) is no such error.
+func isAway(err error) error {
+	return &registry.RetryError{Err: fmt.Errorf("%w: %w", registry.ErrUnavailable, err), After: time.Second, Away: true}
 }
 
 // look notes how a question to all origins has ended that began at a time: whether this is the only build-index. What
@@ -183,9 +190,9 @@ func (x *Index) whenBegun(next http.Handler) http.Handler {
 			return
 		}
 		if err == nil {
-			err = fmt.Errorf("%w: %w", registry.ErrUnavailable, x.checkTenure(r.Context()))
+			err = isAway(x.checkTenure(r.Context()))
 		}
-		registry.WriteError(w, r, &registry.RetryError{Err: err, After: time.Second})
+		dialect().WriteError(w, r, err)
 	})
 }
 

@@ -28,9 +28,16 @@ func (x *Index) handler(reg *prometheus.Registry) (http.Handler, error) {
 	r.Get("/readiness", x.Health.Readiness)
 	r.MethodNotAllowed(registry.UnknownMethod)
 	r.Mount("/", x.whenBegun(registry.Server{
-		Dialect: cluster.Dialect(), Manifests: x, ManifestWriter: x, Tags: x, Catalog: x, Referrers: x, Extension: extension, Log: x.log,
+		Dialect: dialect(), Manifests: x, ManifestWriter: x, Tags: x, Catalog: x, Referrers: x, Extension: extension, Log: x.log,
 	}.Handler()))
 	return r, nil
+}
+
+// dialect is that of all roles, and says in a 503 whether it is the build-index that is away.
+func dialect() registry.Dialect {
+	d := cluster.Dialect()
+	d.Away = cluster.AwayHeader
+	return d
 }
 
 func (x *Index) adminRoutes(m *http.ServeMux) {

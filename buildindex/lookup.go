@@ -86,7 +86,7 @@ func (x *Index) awaitHeard(ctx context.Context, what string) error {
 
 // notYet is the answer for what SQL does not know yet.
 func (x *Index) notYet(what string) error {
-	return &registry.RetryError{Err: fmt.Errorf("%w: %s: names are being restored", registry.ErrUnavailable, what), After: time.Second}
+	return isAway(fmt.Errorf("%s: names are being restored", what))
 }
 
 // read returns what SQL says of a name, after the bucket was asked where SQL does not know. names.ErrNotFound is a
@@ -118,7 +118,7 @@ func read[T any](ctx context.Context, x *Index, n cluster.Name, sql func() (T, e
 		return v, x.notYet(what)
 	}
 	if err := x.lookUp(ctx, n); err != nil {
-		return v, &registry.RetryError{Err: fmt.Errorf("%w: %s: names are being restored: %w", registry.ErrUnavailable, what, err), After: time.Second}
+		return v, isAway(fmt.Errorf("%s: names are being restored: %w", what, err))
 	}
 	return sql()
 }

@@ -53,7 +53,7 @@ func New(cfg Config, deps role.Deps) (*Proxy, error) {
 // assemble puts the proxy on its chassis.
 func (p *Proxy) assemble(c *role.Chassis, cfg Config) (err error) {
 	p.Chassis, p.origins = c, c.Origins
-	if p.index, err = cluster.NewIndexClient(cfg.BuildIndex.URL, transport.Patient(c.Client, time.Duration(cfg.BuildIndexPatience))); err != nil {
+	if p.index, err = cluster.NewIndexClient(cfg.BuildIndex.URL, transport.Patient(c.Client, time.Duration(cfg.BuildIndexPatience), cluster.IsAway)); err != nil {
 		return fmt.Errorf("build_index: %w", err)
 	}
 	now, err := cluster.NewIndexClient(cfg.BuildIndex.URL, c.Client)

@@ -35,7 +35,16 @@ const (
 	PeerHeader = "Kraken-Peer"
 	// WritebackHeader makes who is given a copy of a blob owe it to the bucket too.
 	WritebackHeader = "Kraken-Writeback"
+	// AwayHeader is in each 503 of a build-index, "true" or "false": whether it is the build-index itself that is away
+	// for a moment.
+	AwayHeader = "Kraken-Away"
 )
+
+// IsAway reports whether an answer says that the build-index is away for a moment: it begins or ends, is not sure to be
+// the only one, or is restoring the name. So is a 503 that does not say, of an older version or of whoever is between.
+func IsAway(resp *http.Response) bool {
+	return resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get(AwayHeader) != "false"
+}
 
 // Dialect returns what makes a registry's client and server speak the extension.
 func Dialect() registry.Dialect {

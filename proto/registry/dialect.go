@@ -17,6 +17,8 @@ type Dialect struct {
 	Digest, Size, Source, Offset string
 	// KeepTags is the header of PutOptions.KeepTags, with the value true.
 	KeepTags string
+	// Away is the header of each ErrUnavailable: RetryError.Away, true or false.
+	Away string
 	// Decorate, unless nil, adds to each request of a Client.
 	Decorate func(*http.Request)
 	// Check, unless nil, refuses requests to a Server.

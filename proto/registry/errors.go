@@ -78,6 +78,9 @@ type RetryError struct {
 	After time.Duration
 	// Expected says that this is how things go, and no trouble that the log has to tell of.
 	Expected bool
+	// Away says that the server itself is away for a moment, and not what it would have asked: whoever has patience
+	// with it asks again. Sent as Dialect.Away.
+	Away bool
 }
 
 func (e *RetryError) Error() string { return e.Err.Error() }

@@ -108,7 +108,7 @@ func (s Server) serve(w http.ResponseWriter, r *http.Request) {
 	if s.Mirror && reads(r) {
 		err = ofMirror(err)
 	}
-	s.Dialect.writeError(w, r, err)
+	s.Dialect.WriteError(w, r, err)
 }
 
 func expected(err error) bool {
@@ -277,10 +277,11 @@ func messageOf(kind *Error, err error) string {
 // WriteError answers by the table, and says nothing of addresses. A *RangeError adds the session's Location and Range,
 // a *RetryError Retry-After, a *ChallengeError its challenges.
 func WriteError(w http.ResponseWriter, r *http.Request, err error) {
-	Dialect{}.writeError(w, r, err)
+	Dialect{}.WriteError(w, r, err)
 }
 
-func (d Dialect) writeError(w http.ResponseWriter, r *http.Request, err error) {
+// WriteError is the function WriteError, with what this dialect adds.
+func (d Dialect) WriteError(w http.ResponseWriter, r *http.Request, err error) {
 	kind := KindOf(err)
 	h := w.Header()
 	var re *RangeError
@@ -298,6 +299,9 @@ func (d Dialect) writeError(w http.ResponseWriter, r *http.Request, err error) {
 		h.Set("Retry-After", strconv.Itoa(max(1, int(retry.After.Round(time.Second)/time.Second))))
 	} else if kind == ErrUnavailable || kind == ErrTooManyRequests {
 		h.Set("Retry-After", "1")
+	}
+	if d.Away != "" && kind == ErrUnavailable {
+		h.Set(d.Away, strconv.FormatBool(retry != nil && retry.Away))
 	}
 	message := messageOf(kind, err)
 	b, jerr := json.Marshal(errorBody{[]errorDetail{{Code: kind.Code, Message: message}}})
