@@ -22,43 +22,8 @@ import (
 	"kraken/proto/registry"
 	"kraken/proto/ring"
 	"kraken/proto/transport"
+	"kraken/test/pipes"
 )
-
-// pipe is a listener whose connections are made in memory, so that a whole cluster fits into a bubble.
-type pipe struct {
-	conns chan net.Conn
-	ended chan struct{}
-}
-
-func (l pipe) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conns:
-		return c, nil
-	case <-l.ended:
-		return nil, net.ErrClosed
-	}
-}
-
-func (pipe) Addr() net.Addr { return &net.TCPAddr{} }
-
-func (l pipe) Close() error {
-	close(l.ended)
-	return nil
-}
-
-// dial makes connections to the listeners of some hosts.
-type dial map[string]pipe
-
-func (d dial) conn(ctx context.Context, _, addr string) (net.Conn, error) {
-	here, there := net.Pipe()
-	host, _, _ := net.SplitHostPort(addr)
-	select {
-	case d[host].conns <- there:
-		return here, nil
-	case <-ctx.Done():
-		return nil, errors.Join(ctx.Err(), here.Close(), there.Close())
-	}
-}
 
 const testStall = 5 * time.Second
 
@@ -66,21 +31,19 @@ const testStall = 5 * time.Second
 // content is a member. It is called in a bubble.
 func proxyOf(t *testing.T, hs ...http.HandlerFunc) *Proxy {
 	t.Helper()
-	d := dial{}
+	dial := map[string]transport.DialFunc{}
 	serve := func(host string, h http.HandlerFunc) string {
-		l := pipe{make(chan net.Conn), make(chan struct{})}
-		s := &http.Server{Handler: h}
-		go func() { _ = s.Serve(l) }()
-		t.Cleanup(func() { s.Close() })
-		d[host] = l
-		return "http://" + host + ":80"
+		dial[host+":80"] = pipes.Serve(t, h).DialContext
+		return "http://" + host
 	}
 	var members []ring.Member
 	for i, h := range hs {
 		id := fmt.Sprint("o", i+1)
 		members = append(members, ring.Member{ID: id, URL: serve(id, h)})
 	}
-	hc, err := transport.NewClient(transport.ClientConfig{Dial: d.conn}, nil)
+	hc, err := transport.NewClient(transport.ClientConfig{Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		return dial[addr](ctx, network, addr)
+	}}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
