@@ -45,9 +45,9 @@ func TestSaysWhetherItIsAway(t *testing.T) {
 		o.down, o.holder = false, holder{id: "vm/other", until: time.Now().Add(time.Hour)}
 	})
 	want("another has begun", http.MethodDelete, "v", "true")
-	r.x.look(time.Now().Add(-holdFor-time.Second), nil)
+	r.must(r.x.look(time.Now().Add(-holdFor-time.Second), answer{kept: true}, nil))
 	want("stood still", http.MethodGet, "v", "true")
-	r.x.look(time.Now(), errHeld)
+	_ = r.x.look(time.Now(), answer{}, errHeld)
 	want("another has followed", http.MethodGet, "v", "true")
 }
 
