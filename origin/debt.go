@@ -85,20 +85,21 @@ func (o *Origin) takeDebt(ctx context.Context, d digest.Digest, debt cluster.Deb
 }
 
 // hashedInDebt is the size in bytes up to which a blob is hashed before the answer to who hands its debt over: a larger
-// one takes longer than other origins wait.
-const hashedInDebt = 256 << 20
+// one takes longer than other origins wait, and is hashed in the background.
+const hashedInDebt = 64 << 20
 
-// vouchedFor is how long a blob that was hashed is believed to be right: who hands a debt over asks again and again
-// while another owner is down.
-const vouchedFor = 10 * time.Minute
+// vouchedFor is how long a large blob that was hashed is believed to be right: longer than who hands a debt over takes
+// to ask again.
+const vouchedFor = time.Minute
 
 // vouch hashes a blob before this origin owes it in the place of another: that one drops its copy, and this one may
-// have rotted. ErrBlobUnknown when it has; ErrUnavailable while a large one is being hashed.
+// have rotted. ErrBlobUnknown when it has; ErrUnavailable while a large one is being hashed. Who is about to drop its
+// copy asks once, when all others owe the blob already; what was found before that is out of date.
 func (o *Origin) vouch(ctx context.Context, d digest.Digest, debt cluster.Debt) error {
 	m, err := o.store.Marker(d)
 	owes := err == nil && !slices.ContainsFunc(debt.Repositories, func(r string) bool { return !slices.Contains(m.Repositories, r) })
 	last, ok := o.vouched.Get(d)
-	if owes && !debt.Leaving || ok && time.Since(last) < vouchedFor {
+	if owes && !debt.Leaving || ok && debt.Size > hashedInDebt && time.Since(last) < vouchedFor {
 		r, err := o.store.Open(d) // the file may be gone, or short
 		if err != nil {
 			return wire(err)
@@ -110,7 +111,6 @@ func (o *Origin) vouch(ctx context.Context, d digest.Digest, debt cluster.Debt) 
 		if err != nil {
 			return wire(err)
 		}
-		o.vouched.Add(d, time.Now())
 		return r.Close()
 	}
 	if debt.Size <= hashedInDebt {
@@ -121,7 +121,9 @@ func (o *Origin) vouch(ctx context.Context, d digest.Digest, debt cluster.Debt) 
 			defer o.vouching.Delete(d)
 			if err := hash(ctx); err != nil {
 				o.log.Warn("a blob was not verified, so its debt is not taken over", "digest", d, "error", err)
+				return
 			}
+			o.vouched.Add(d, time.Now())
 		})
 	}
 	return &registry.RetryError{Err: fmt.Errorf("%w: blob %s is being verified", registry.ErrUnavailable, d), After: time.Second, Expected: true}

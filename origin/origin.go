@@ -51,7 +51,7 @@ type Origin struct {
 	durable     *lru.Cache[string, bool]             // "bucket digest" that are in the bucket, verified; false: other bytes are
 	looks       looks                                // for what is in the buckets
 	vouching    sync.Map                             // digest → true while it is hashed before its debt is taken over
-	vouched     *lru.Cache[digest.Digest, time.Time] // when one was hashed for that, and was right
+	vouched     *lru.Cache[digest.Digest, time.Time] // when a large one was hashed for that, and was right
 	checking    sync.Map                             // "bucket digest" → true while the bucket's bytes are hashed
 	checks      chan struct{}                        // a slot for each of these
 	upstreams   *upstream.Set

@@ -76,10 +76,13 @@ func trouble(errs []error) error {
 }
 
 // moveToOwners hands a blob that was pushed before its digest was known over to those whose it is, then drops it here.
-// Until all of them owe it this origin keeps it, and lookups find it by walking the rendezvous order.
+// Until all of them owe it this origin keeps it, and lookups find it by walking the rendezvous order. They hash their
+// copies last, once each: while one is away this origin asks again and again.
 func (o *Origin) moveToOwners(ctx context.Context, d digest.Digest, m store.Marker) error {
-	if err := o.spread(ctx, d, m, true); err != nil {
-		return err
+	for _, leaving := range []bool{false, true} {
+		if err := o.spread(ctx, d, m, leaving); err != nil {
+			return err
+		}
 	}
 	for _, target := range slices.Clone(m.Targets) {
 		if err := o.store.Unmark(d, m, target); err != nil {

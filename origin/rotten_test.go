@@ -107,6 +107,47 @@ func TestDebts(t *testing.T) {
 	}
 }
 
+// A debt is not taken over from who drops its copy when this one has rotted, however lately that was looked at.
+func TestRottenCopyIsNoReasonToLeave(t *testing.T) {
+	o, c := alone(t)
+	content := bytes.Repeat([]byte("a layer "), 1<<10)
+	d := digest.FromBytes(content)
+	if err := c.Replicate(t.Context(), "r/one", d, int64(len(content)), true, bytes.NewReader(content)); err != nil {
+		t.Fatal(err)
+	}
+	debt := cluster.Debt{Repositories: []string{"r/one"}, Size: int64(len(content)), Leaving: true}
+	if err := c.TakeDebt(t.Context(), d, debt); err != nil {
+		t.Fatal(err)
+	}
+	damage(t, o, d)
+	if err := c.TakeDebt(t.Context(), d, debt); !errors.Is(err, registry.ErrBlobUnknown) {
+		t.Errorf("%v, want %v", err, registry.ErrBlobUnknown)
+	}
+}
+
+// damage flips a bit of a blob on an origin's disk.
+func damage(t *testing.T, o *Origin, d digest.Digest) {
+	t.Helper()
+	r, err := o.store.Open(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	f, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", r.File().Fd()), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	b := make([]byte, 1)
+	if _, err := f.ReadAt(b, 1); err != nil {
+		t.Fatal(err)
+	}
+	b[0] ^= 1
+	if _, err := f.WriteAt(b, 1); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A blob that has become whole between a look at the disk and the beginning of a fetch is not fetched again.
 func TestWhatHasBecomeWholeIsNotFetched(t *testing.T) {
 	o, c := alone(t)
