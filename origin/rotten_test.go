@@ -67,13 +67,7 @@ func TestDebts(t *testing.T) {
 	if err := c.TakeDebt(t.Context(), d, debt); !errors.Is(err, registry.ErrBlobUnknown) {
 		t.Errorf("a blob that is not here: %v, want ErrBlobUnknown", err)
 	}
-	// A bucket that can't be written to.
-	if err := os.RemoveAll(filepath.Join(filepath.Dir(o.cfg.Dir), "bucket")); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(filepath.Dir(o.cfg.Dir), "bucket"), nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	withoutBucket(t, o)
 	if err := c.Replicate(t.Context(), "r", d, int64(len(content)), false, bytes.NewReader(content)); err != nil {
 		t.Fatal(err)
 	}
@@ -110,6 +104,7 @@ func TestDebts(t *testing.T) {
 // A debt is not taken over from who drops its copy when this one has rotted, however lately that was looked at.
 func TestRottenCopyIsNoReasonToLeave(t *testing.T) {
 	o, c := alone(t)
+	withoutBucket(t, o) // which would heal it
 	content := bytes.Repeat([]byte("a layer "), 1<<10)
 	d := digest.FromBytes(content)
 	if err := c.Replicate(t.Context(), "r/one", d, int64(len(content)), true, bytes.NewReader(content)); err != nil {
@@ -122,6 +117,18 @@ func TestRottenCopyIsNoReasonToLeave(t *testing.T) {
 	damage(t, o, d)
 	if err := c.TakeDebt(t.Context(), d, debt); !errors.Is(err, registry.ErrBlobUnknown) {
 		t.Errorf("%v, want %v", err, registry.ErrBlobUnknown)
+	}
+}
+
+// withoutBucket makes an origin's bucket one that can't be read or written.
+func withoutBucket(t *testing.T, o *Origin) {
+	t.Helper()
+	dir := filepath.Join(filepath.Dir(o.cfg.Dir), "bucket")
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(dir, nil, 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -72,6 +72,16 @@ func (s *Store) OpenYielding(d digest.Digest) (*Reader, error) {
 // OpenVerified is Open that reads and hashes the blob first, which is worth it for small ones. One that has rotted is
 // removed, and what it owes stays owed: ErrNotFound.
 func (s *Store) OpenVerified(ctx context.Context, d digest.Digest) (*Reader, error) {
+	r, err := s.openVerified(ctx, d)
+	if errors.Is(err, ErrDigestMismatch) { // right bytes have come in the place of those that were read
+		r, err = s.openVerified(ctx, d)
+	}
+	return r, err
+}
+
+// openVerified is one try of OpenVerified. ErrDigestMismatch where the bytes that it has read were wrong, and those
+// that are there are right.
+func (s *Store) openVerified(ctx context.Context, d digest.Digest) (*Reader, error) {
 	r, err := s.Open(d)
 	if err != nil {
 		return nil, err
@@ -85,7 +95,7 @@ func (s *Store) OpenVerified(ctx context.Context, d digest.Digest) (*Reader, err
 	}
 	err = errors.Join(err, r.Close())
 	switch serr := s.Scrub(ctx, d); {
-	case serr == nil: // the disk has the right bytes, and gave others, or none
+	case serr == nil: // the disk has the right bytes, and gave others, or none, or others are there by now
 		return nil, errors.Join(fmt.Errorf("open blob %s: %w", d, ErrDigestMismatch), err)
 	case errors.Is(serr, ErrDigestMismatch), errors.Is(serr, ErrNotFound):
 		return nil, fmt.Errorf("%w: %s", ErrNotFound, d)
