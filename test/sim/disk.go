@@ -362,6 +362,13 @@ func (d *disk) killed() error {
 	return os.Rename(old, d.dir)
 }
 
+// called is how many calls there were so far.
+func (d *disk) called() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.calls
+}
+
 // crashFrom makes everything fail from a call on.
 func (d *disk) crashFrom(call int) {
 	d.mu.Lock()

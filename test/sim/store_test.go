@@ -275,7 +275,7 @@ func crashRun(dir string, k int, seed uint64, how ending) (wrong []string, calls
 	if x.err != nil && !errors.Is(x.err, errCrashed) {
 		wrong = append(wrong, fmt.Sprintf("the script failed: %v", x.err))
 	}
-	calls = d.calls
+	calls = d.called() // its scan may go on yet
 	p.kill(false)
 	if x.s != nil {
 		_ = x.s.Close() // of a dead process
