@@ -23,7 +23,7 @@ import (
 // of the same size, which is as much work for the machine, whether he is at another address than the node or at the
 // same.
 func TestLeasesNotFetched(t *testing.T) {
-	const size, tries = 32 << 20, 3 // others use the machine, too
+	const size = 32 << 20
 	c := start(t, options{agents: 1})
 	timed := func(attacker string, same bool) time.Duration {
 		m := c.metainfo(t, "leases/app", random(size))
@@ -50,16 +50,10 @@ func TestLeasesNotFetched(t *testing.T) {
 		return fmt.Sprintf("127.0.0.%d", host)
 	}
 	for who, from := range map[string]func() string{"a stranger": stranger, "the node's address": func() string { return "127.0.0.1" }} {
-		for try := 1; ; try++ {
-			apart, beside := timed(stranger(), false), timed(from(), true)
-			t.Logf("%d MiB: %s beside leases of another blob, %s beside leases by %s", size>>20, apart.Round(time.Millisecond), beside.Round(time.Millisecond), who)
-			if beside <= 3*apart+2*time.Second {
-				break
-			}
-			if try == tries {
-				t.Errorf("%d MiB took %s while %s leased and did not fetch, and %s beside leases of another blob", size>>20, beside, who, apart)
-				break
-			}
+		apart, beside := timed(stranger(), false), timed(from(), true)
+		t.Logf("%d MiB: %s beside leases of another blob, %s beside leases by %s", size>>20, apart.Round(time.Millisecond), beside.Round(time.Millisecond), who)
+		if beside > 3*apart+5*time.Second { // without the budgets of leases it is 20 s
+			t.Errorf("%d MiB took %s while %s leased and did not fetch, and %s beside leases of another blob", size>>20, beside, who, apart)
 		}
 	}
 }
