@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -20,15 +21,17 @@ const otherPatience = cluster.Stall / 2
 // errNotAsked is why an origin that has not answered lately may have a blob.
 var errNotAsked = errors.New("it has not answered lately and was not asked")
 
-// elsewhere returns another origin that has a blob on its disk, with its size, nil where none says so. unsure is why
-// some may have it all the same: those that don't answer are not waited for, since the bucket, or whoever asks this
-// origin, may do without them.
-func (o *Origin) elsewhere(ctx context.Context, repo string, d digest.Digest) (or *cluster.Origin, desc v1.Descriptor, unsure []error) {
+// elsewhere returns another origin, none of but, that has a blob on its disk, with its size, nil where none says so.
+// unsure is why some may have it all the same: those that don't answer are not waited for, since the bucket, or whoever
+// asks this origin, may do without them.
+func (o *Origin) elsewhere(ctx context.Context, repo string, d digest.Digest, but ...string) (or *cluster.Origin, desc v1.Descriptor, unsure []error) {
 	var asked []*cluster.Origin
 	for _, or := range o.others(d) {
-		if or.Answers() {
+		switch {
+		case slices.Contains(but, or.ID):
+		case or.Answers():
 			asked = append(asked, or)
-		} else {
+		default:
 			unsure = append(unsure, fmt.Errorf("origin %s: %w", or.ID, errNotAsked))
 		}
 	}
@@ -53,15 +56,22 @@ func (o *Origin) elsewhere(ctx context.Context, repo string, d digest.Digest) (o
 // openElsewhere opens a blob at another origin that has it on its disk. It returns nil where none could, and why some
 // may have it all the same.
 func (o *Origin) openElsewhere(ctx context.Context, repo string, d digest.Digest, hint registry.Range) (c *registry.Content, or *cluster.Origin, unsure []error) {
-	or, _, unsure = o.elsewhere(ctx, repo, d)
-	if or == nil {
-		return nil, nil, unsure
+	var failed []string
+	var why []error
+	for {
+		or, _, unsure = o.elsewhere(ctx, repo, d, failed...)
+		if or == nil {
+			return nil, nil, append(why, unsure...)
+		}
+		c, err := or.LocalOpen(transport.WithProgressTimeout(ctx, readStall), repo, d, hint)
+		if err == nil {
+			return c, or, nil
+		}
+		if err = o.heard(or, err); !errors.Is(err, registry.ErrBlobUnknown) { // its copy was rotten, or went just now
+			why = append(why, err)
+		}
+		failed = append(failed, or.ID)
 	}
-	c, err := or.LocalOpen(transport.WithProgressTimeout(ctx, readStall), repo, d, hint)
-	if err != nil {
-		return nil, nil, append(unsure, o.heard(or, err))
-	}
-	return c, or, nil
 }
 
 // heard returns the error of another origin with its name, nil for nil. One that was silent is not asked again until it

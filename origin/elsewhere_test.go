@@ -113,3 +113,33 @@ func TestNowhereBesideASilentOrigin(t *testing.T) {
 		}
 	}
 }
+
+// TestNextWhereOneHasLostIt: where an origin says that it has a blob, and does not give it, the next one does.
+func TestNextWhereOneHasLostIt(t *testing.T) {
+	b := bytes.Repeat([]byte("a layer "), 1000)
+	gives := func(get bool) string {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodGet && !get {
+				registry.WriteError(w, r, registry.ErrBlobUnknown)
+				return
+			}
+			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(b))
+		}))
+		t.Cleanup(s.Close)
+		return s.URL
+	}
+	for i, urls := range [][2]string{{gives(false), gives(true)}, {gives(true), gives(false)}} {
+		_, c := alone(t, func(cfg *Config) {
+			cfg.Replicas, cfg.Origins = 2, []ring.Member{{ID: "origin-01", URL: "http://127.0.0.1:1"}, {ID: "origin-02", URL: urls[0]}, {ID: "origin-03", URL: urls[1]}}
+		})
+		content, err := c.OpenBlob(t.Context(), "demo/app", digest.FromBytes(b), registry.Whole)
+		if err != nil {
+			t.Errorf("order %d: %v", i, err)
+			continue
+		}
+		got, err := io.ReadAll(content.Reader())
+		if err = errors.Join(err, content.Close()); err != nil || !bytes.Equal(got, b) {
+			t.Errorf("order %d: %d bytes, %v", i, len(got), err)
+		}
+	}
+}
